@@ -1,1 +1,12 @@
-//! Hearth.
+//! What every Hearth binary shares: the choice of a backend, progress, logging, exit codes and safe writing of files.
+//!
+//! Libraries (`models`, `datasets`) choose no backend and print nothing; the binaries do, and they do it here, so that
+//! `train` and `infer` have the same flags, the same messages and the same exit codes.
+
+#![deny(missing_docs)]
+
+pub mod backend;
+pub mod exit;
+pub mod files;
+pub mod logging;
+pub mod progress;

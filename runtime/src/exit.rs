@@ -1,0 +1,118 @@
+//! Exit codes, and the frame around every binary's `main`.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed; standard error says why |
+//! | 2 | the command line is wrong (clap's code) |
+//! | 3 | some inputs failed; the results of the others were given |
+//! | 101 | a bug: Hearth panicked |
+//!
+//! A reader that closes the pipe (`infer classify … | head -1`) ends the program as it ends any Unix tool, by the
+//! signal SIGPIPE (141 in a shell), and not with a panic.
+
+use std::io::Write;
+
+/// How a binary ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExitCode {
+    /// Done: 0.
+    Success,
+    /// Failed: 1.
+    Failure,
+    /// The command line is wrong: 2, as clap has it.
+    Usage,
+    /// Some inputs failed, and the results of the others were given: 3.
+    SomeInputsFailed,
+}
+
+impl ExitCode {
+    /// The number that the operating system gets.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::SomeInputsFailed => 3,
+        }
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        code.code().into()
+    }
+}
+
+impl std::process::Termination for ExitCode {
+    fn report(self) -> std::process::ExitCode {
+        self.into()
+    }
+}
+
+/// A section for `--help` (`#[command(after_long_help = runtime::exit::HELP)]`).
+pub const HELP: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 3 some inputs failed, results for the \
+                        others were given.";
+
+/// Runs a binary's `main`: restores the usual effect of a closed pipe, and prints an error as one line,
+/// `error: what: cause: cause`, on standard error.
+///
+/// ```no_run
+/// use runtime::exit::{self, ExitCode};
+///
+/// fn main() -> ExitCode {
+///     exit::run(|| {
+///         println!("done");
+///         Ok(ExitCode::Success)
+///     })
+/// }
+/// ```
+pub fn run(main: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+    end_on_closed_pipe();
+    report(main(), &mut std::io::stderr())
+}
+
+/// The exit code of a result; an error goes to `stderr` first.
+fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(stderr, "error: {error:#}");
+            ExitCode::Failure
+        }
+    }
+}
+
+/// Rust's runtime ignores SIGPIPE, which turns a closed standard output into a panic of `println!`. Sockets are not
+/// affected: the standard library sends on them without the signal.
+fn end_on_closed_pipe() {
+    #[cfg(unix)]
+    // SAFETY: `signal` with SIG_DFL installs no handler of ours, and this runs before any other thread starts.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_printed_as_one_chain_and_ends_with_1() {
+        let mut printed = Vec::new();
+        let failed = Err(anyhow!("No such file or directory")).context("cannot read a.pth");
+        assert_eq!(report(failed, &mut printed), ExitCode::Failure);
+        assert_eq!(String::from_utf8_lossy(&printed), "error: cannot read a.pth: No such file or directory\n");
+    }
+
+    #[test]
+    fn a_code_is_passed_on_in_silence() {
+        let mut printed = Vec::new();
+        assert_eq!(report(Ok(ExitCode::SomeInputsFailed), &mut printed), ExitCode::SomeInputsFailed);
+        assert_eq!(ExitCode::SomeInputsFailed.code(), 3);
+        assert!(printed.is_empty());
+    }
+}
