@@ -35,7 +35,7 @@ use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use ureq::Agent;
 
-use crate::Preprocess;
+use crate::{Architecture, Card, Preprocess};
 
 /// How far a published size, rounded to 0.001 MiB, may be from the true one, in bytes.
 const SIZE_TOLERANCE: u64 = 1024;
@@ -47,11 +47,11 @@ const MAX_FAILURES: u32 = 5;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Published {
-    /// The architecture's name: `resnet50`.
-    pub model: String,
+    /// The network.
+    pub architecture: Architecture,
     /// Which of its weights: `IMAGENET1K_V2`.
     pub weights: String,
-    /// Whether the bare name of the model means these weights.
+    /// Whether the bare name of the architecture means these weights.
     pub default: bool,
     /// Where the publisher has the file.
     pub url: String,
@@ -102,9 +102,19 @@ pub enum Stored {
 }
 
 impl Published {
-    /// `MODEL.WEIGHTS`, as [`find`] takes it.
+    /// `ARCHITECTURE.WEIGHTS`, as [`find`] takes it.
     pub fn name(&self) -> String {
-        format!("{}.{}", self.model, self.weights)
+        format!("{}.{}", self.architecture.name(), self.weights)
+    }
+
+    /// The built-in model card: ImageNet's classes, and the preprocessing that the publisher's accuracy was got with.
+    pub fn card(&self) -> Card {
+        let origin = format!("{} ({})", self.name(), self.url);
+        Card {
+            preprocess: self.preprocess.clone(),
+            transform_input: self.transform_input,
+            ..Card::of(self.architecture, 1000, origin)
+        }
     }
 
     /// The file's name, which is the end of its URL.
@@ -148,15 +158,16 @@ pub fn published() -> &'static [Published] {
     &TABLE
 }
 
-/// The published weights of that name: `MODEL` for the model's default ones, or `MODEL.WEIGHTS`, whatever the case.
+/// The published weights of that name, whatever its case: `ARCHITECTURE` for its default ones, or
+/// `ARCHITECTURE.WEIGHTS`.
 ///
 /// # Errors
 /// [`Error::UnknownName`], with the nearest names.
 pub fn find(name: &str) -> Result<&'static Published, Error> {
     let wanted = name.to_ascii_lowercase();
     let is_wanted = |entry: &&Published| match wanted.split_once('.') {
-        Some((model, weights)) => entry.model == model && entry.weights.eq_ignore_ascii_case(weights),
-        None => entry.default && entry.model == wanted,
+        Some((model, weights)) => entry.architecture.name() == model && entry.weights.eq_ignore_ascii_case(weights),
+        None => entry.default && entry.architecture.name() == wanted,
     };
     published()
         .iter()
@@ -170,11 +181,12 @@ fn nearest(wanted: &str) -> Vec<String> {
         Some((model, _)) => (model, true),
         None => (wanted, false),
     };
-    let of_model: Vec<String> = published().iter().filter(|e| e.model == model).map(Published::name).collect();
+    let of_model: Vec<String> =
+        published().iter().filter(|entry| entry.architecture.name() == model).map(Published::name).collect();
     if !of_model.is_empty() {
         return of_model;
     }
-    let name = |entry: &Published| if has_version { entry.name() } else { entry.model.clone() };
+    let name = |entry: &Published| if has_version { entry.name() } else { entry.architecture.name().to_string() };
     let mut names: Vec<String> = published().iter().map(name).collect();
     names.dedup();
     // What merely lacks its end is nearer than what is spelled otherwise.

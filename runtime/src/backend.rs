@@ -207,12 +207,6 @@ impl BackendSpec {
 
     /// The device, without a check that it is there.
     fn open(&self) -> Device {
-        let index = match self.selector {
-            DeviceSelector::Index(i) => i,
-            _ => 0,
-        };
-        // Which of these two is used depends on the features.
-        let _ = index;
         match self.backend {
             #[cfg(feature = "flex")]
             Backend::Flex => Device::flex(),
@@ -228,9 +222,9 @@ impl BackendSpec {
             #[cfg(feature = "webgpu")]
             Backend::WebGpu => Device::webgpu(self.kind()),
             #[cfg(feature = "cuda")]
-            Backend::Cuda => Device::cuda(index),
+            Backend::Cuda => Device::cuda(self.index()),
             #[cfg(feature = "rocm")]
-            Backend::Rocm => Device::rocm(index),
+            Backend::Rocm => Device::rocm(self.index()),
             #[cfg(feature = "tch")]
             #[allow(deprecated)] // As long as Burn ships it.
             Backend::Tch => match self.selector {
@@ -240,6 +234,15 @@ impl BackendSpec {
             },
             #[allow(unreachable_patterns)] // Reachable unless every feature is on.
             absent => unreachable!("`{absent}` is not compiled in, which `device` has checked"),
+        }
+    }
+
+    /// The GPU that the selector names.
+    #[cfg(any(feature = "cuda", feature = "rocm"))]
+    fn index(&self) -> usize {
+        match self.selector {
+            DeviceSelector::Index(i) => i,
+            _ => 0,
         }
     }
 

@@ -115,4 +115,41 @@ mod tests {
         assert_eq!(ExitCode::SomeInputsFailed.code(), 3);
         assert!(printed.is_empty());
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_closed_pipe_ends_the_program_by_its_signal_and_without_a_panic() {
+        use std::io::{BufRead, BufReader, Read};
+        use std::os::unix::process::ExitStatusExt;
+        use std::process::{Command, Stdio};
+
+        const CHILD: &str = "RUNTIME_TEST_CLOSED_PIPE";
+        // The child prints for ever, which only the closed pipe can end.
+        if std::env::var_os(CHILD).is_some() {
+            run(|| {
+                eprintln!("ready");
+                loop {
+                    println!("a result");
+                }
+            });
+        }
+        let name = "exit::tests::a_closed_pipe_ends_the_program_by_its_signal_and_without_a_panic";
+        let mut child = Command::new(std::env::current_exe().expect("the test's own file"))
+            .args(["--exact", "--nocapture", name])
+            .env(CHILD, "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the test runs itself");
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let mut line = String::new();
+        stderr.read_line(&mut line).expect("readable");
+        assert_eq!(line, "ready\n");
+        drop(child.stdout.take());
+        let status = child.wait().expect("it ends");
+        assert_eq!(status.signal(), Some(libc::SIGPIPE), "{status}");
+        let mut rest = String::new();
+        stderr.read_to_string(&mut rest).expect("readable");
+        assert_eq!(rest, "");
+    }
 }

@@ -190,12 +190,14 @@ fn every_entry_is_consistent() {
             assert!(size > params * bytes, "{}: {size} bytes cannot hold {params} parameters", entry.name());
         }
         assert_eq!(entry.acc1.is_none(), entry.features_only);
+        let json = entry.card().to_json();
+        assert_eq!(Card::from_json(&json, Path::new("card")).expect("its card is valid"), entry.card());
     }
-    let models: HashSet<_> = published().iter().map(|entry| entry.model.as_str()).collect();
+    let models: HashSet<_> = published().iter().map(|entry| entry.architecture.name()).collect();
     for model in models {
-        let defaults = published().iter().filter(|entry| entry.model == model && entry.default).count();
+        let defaults = published().iter().filter(|entry| entry.architecture.name() == model && entry.default).count();
         assert_eq!(defaults, 1, "{model}");
-        assert_eq!(find(model).expect("found by its model").model, model);
+        assert_eq!(find(model).expect("found by its model").architecture.name(), model);
     }
     assert_eq!(published().len(), 30);
 }
