@@ -405,7 +405,11 @@ fn edit_distance(a: &str, b: &str) -> usize {
 /// GPU runtimes panic, on this thread or on one of their own, where there is no driver or no such device.
 fn quietly<T>(open: impl FnOnce() -> T) -> std::result::Result<T, String> {
     use std::panic::{self, AssertUnwindSafe};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    // The hook belongs to the whole process: one at a time.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _hook = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
 
     let first_message = Arc::new(Mutex::new(None::<String>));
     let seen = Arc::clone(&first_message);
