@@ -9,7 +9,8 @@
 //! | `flex` (default) | Burn's own CPU kernels | none (`flex:0` is the CPU) |
 //! | `ndarray` | the older CPU backend, deprecated by Burn and slow; a cross-check | none (`ndarray:0` is the CPU) |
 //! | `wgpu` | any GPU, by whichever graphics API the machine offers | see below |
-//! | `vulkan`, `metal`, `webgpu` | as `wgpu`, pinned to that graphics API | see below |
+//! | `vulkan`, `metal` | as `wgpu`, pinned to that graphics API | see below |
+//! | `webgpu` | as `wgpu`, pinned to WebGPU, which only a browser has: a native program cannot open it | see below |
 //! | `cuda` | NVIDIA GPUs | `cuda:N`: the Nth GPU as CUDA counts them, from 0 (default 0) |
 //! | `rocm` | AMD GPUs | `rocm:N`: the Nth GPU as HIP counts them, from 0 (default 0) |
 //! | `tch` | LibTorch, deprecated by Burn | `tch` or `tch:cpu`: CPU; `tch:N`: the Nth CUDA GPU; `tch:mps` |
@@ -37,7 +38,7 @@ pub enum Backend {
     Vulkan,
     /// wgpu pinned to Metal (Apple).
     Metal,
-    /// wgpu pinned to WebGPU.
+    /// wgpu pinned to WebGPU, which only a browser has.
     WebGpu,
     /// NVIDIA GPUs through CUDA.
     Cuda,
@@ -263,7 +264,8 @@ impl BackendSpec {
     fn advice(&self) -> &'static str {
         match self.backend {
             Backend::Flex | Backend::NdArray => "this is the CPU and should always work: please report it",
-            Backend::Wgpu | Backend::Vulkan | Backend::WebGpu => {
+            Backend::WebGpu => "WebGPU is the browser's API; a native program takes `--backend wgpu` or `vulkan`",
+            Backend::Wgpu | Backend::Vulkan => {
                 "is a GPU with a Vulkan driver there (`vulkaninfo --summary` lists the adapters)? `:integrated0` \
                  names an integrated GPU, `:cpu` a software adapter (Debian: mesa-vulkan-drivers); `--backend flex` \
                  needs no GPU"
