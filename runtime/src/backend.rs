@@ -432,7 +432,7 @@ fn quietly<T>(open: impl FnOnce() -> T) -> std::result::Result<T, String> {
 /// The flag `--backend`, the same in every binary: put `#[command(flatten)] backend: BackendArgs` into its arguments.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct BackendArgs {
-    /// The compute backend and its device, NAME[:DEVICE]
+    /// The compute backend and its device
     ///
     /// Among those that this binary was built with: `flex` (CPU) always, unless it was left out; others by cargo
     /// features of their names: ndarray, wgpu, vulkan, metal, webgpu, cuda, rocm, tch. DEVICE is the index of a GPU
