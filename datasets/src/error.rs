@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::Location;
+
 /// Shorthand for a result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -18,4 +20,72 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+
+    /// A path, pattern or URL that is no data set this crate knows.
+    #[error("{spec}: no data set found; looked for {looked_for}")]
+    Unrecognised {
+        /// What the caller gave.
+        spec: String,
+        /// Everything that would have been accepted.
+        looked_for: String,
+    },
+
+    /// The data lacks the split that was asked for.
+    #[error("{container}: no {split} split; {hint}")]
+    MissingSplit {
+        /// The data set.
+        container: String,
+        /// The name of the split.
+        split: &'static str,
+        /// What to do about it.
+        hint: String,
+    },
+
+    /// A data set whose layout contradicts itself or is unusable: no samples, empty classes, unknown classes.
+    #[error("{container}: {cause}")]
+    Layout {
+        /// The folder, archive or URL.
+        container: String,
+        /// What is wrong and what to do.
+        cause: String,
+    },
+
+    /// Bytes that are not what the format says they should be.
+    #[error("{location}: {cause}")]
+    Corrupt {
+        /// The archive, member and offset.
+        location: Location,
+        /// What is wrong with it.
+        cause: String,
+    },
+
+    /// A sample index beyond the end of its source.
+    #[error("sample {index} of {len}: out of range")]
+    OutOfRange {
+        /// The index asked for.
+        index: usize,
+        /// The number of samples.
+        len: usize,
+    },
+
+    /// Data that only a build with another cargo feature can read.
+    #[error("{spec}: this build cannot read it; build with `--features {feature}`")]
+    NeedsFeature {
+        /// What the caller gave.
+        spec: String,
+        /// The cargo feature.
+        feature: &'static str,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] from the path and what the system said.
+    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
+    /// An [`Error::Layout`] from anything that prints.
+    pub(crate) fn layout(container: impl ToString, cause: impl Into<String>) -> Self {
+        Self::Layout { container: container.to_string(), cause: cause.into() }
+    }
 }

@@ -10,7 +10,8 @@
 //! their timing, or what came before.
 
 mod error;
+pub mod imagenet;
 pub mod source;
 
 pub use error::{Error, Result};
-pub use source::{Class, Location, Source};
+pub use source::{Class, Location, OpenOptions, Opened, Source, SourceKind, Split, open};

@@ -1,6 +1,35 @@
 //! Where samples come from: an index of a sample's bytes and its label.
+//!
+//! [`open`] recognises what a path, a pattern or a URL holds; one module a kind does the reading.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+mod archive;
+mod folder;
+mod index;
+mod names;
+mod open;
+mod packed;
+mod pattern;
+mod read_at;
+mod subset;
+mod tar;
+
+pub use folder::Folder;
+pub use open::{OpenOptions, Opened, SourceKind, Split, open};
+pub use packed::Packed;
+pub use read_at::{LocalFile, ReadAt};
+pub use subset::Subset;
+pub use tar::tar_header;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use crate::Result;
 
@@ -84,4 +113,51 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
         (**self).read(index, buffer)
     }
+}
+
+/// The largest encoded sample that is read: beyond it a size is an error rather than an allocation.
+pub const MAX_SAMPLE_BYTES: u64 = 512 << 20;
+
+/// `work(0)`, …, `work(count - 1)` on several threads, in order; of several errors the first by number counts.
+pub(crate) fn parallel<T: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let worker = || {
+        let mut done = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            let result = work(index);
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            done.push((index, result));
+        }
+        done
+    };
+    let mut results: Vec<(usize, Result<T>)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(count)).map(|_| scope.spawn(worker)).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        workers.into_iter().flat_map(join).collect()
+    });
+    results.sort_unstable_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The check that every [`Source`] makes of an index that comes from outside.
+pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
+    if index < len { Ok(()) } else { Err(crate::Error::OutOfRange { index, len }) }
+}
+
+/// The file extensions of images, in lower case.
+pub const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+
+/// Whether a file name ends like an image's, in any case.
+pub fn is_image_name(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, extension)| IMAGE_EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }

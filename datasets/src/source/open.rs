@@ -1,0 +1,306 @@
+//! From a path, a pattern or a URL to the source it stands for.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use super::{LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name, pattern, subset::Chain};
+use crate::{Error, Result};
+
+/// Which part of a data set to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Split {
+    /// What a network is trained on.
+    #[default]
+    Train,
+    /// What it is measured on.
+    Val,
+    /// Everything there is, train first.
+    All,
+}
+
+impl Split {
+    /// `train`, `val` or `all`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Val => "val",
+            Split::All => "all",
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Split {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Split::Train, Split::Val, Split::All]
+            .into_iter()
+            .find(|split| split.name() == text)
+            .ok_or_else(|| format!("`{text}` is no split; there are train, val and all"))
+    }
+}
+
+/// How a data set is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SourceKind {
+    /// The official archives of ImageNet, `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
+    Archive,
+    /// Class folders, with `train` and `val` above them or without.
+    Folder,
+    /// Kaggle's ImageNet: `ILSVRC/Data/CLS-LOC` with `LOC_val_solution.csv`.
+    Kaggle,
+    /// Images without labels: one file, a folder of files, a pattern.
+    Images,
+}
+
+impl SourceKind {
+    /// All kinds, in the order in which a path is tried.
+    pub const ALL: [SourceKind; 4] = [SourceKind::Archive, SourceKind::Kaggle, SourceKind::Folder, SourceKind::Images];
+
+    /// The name, as `--source` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceKind::Archive => "archive",
+            SourceKind::Folder => "folder",
+            SourceKind::Kaggle => "kaggle",
+            SourceKind::Images => "images",
+        }
+    }
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for SourceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        SourceKind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let names: Vec<_> = SourceKind::ALL.iter().map(|kind| kind.name()).collect();
+            format!("`{text}` is no kind of source; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// How [`open`] opens a data set. `OpenOptions::default()` opens the training split of whatever it finds.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// The part to open.
+    pub split: Split,
+    /// The kind, where recognising it is not wanted.
+    pub kind: Option<SourceKind>,
+    /// The share of the training data that becomes the validation split where the data has none of its own, drawn by
+    /// class (see [`Subset::split`]). `None`: such data has no validation split.
+    pub val_fraction: Option<f64>,
+    /// The seed of that draw.
+    pub seed: u64,
+    /// Classes without training images are noted instead of refused.
+    pub allow_empty_classes: bool,
+    /// Where indices of archives are kept; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
+    pub index_cache: Option<PathBuf>,
+}
+
+impl OpenOptions {
+    /// The options for one split, all else at its default.
+    pub fn split(split: Split) -> Self {
+        Self { split, ..Self::default() }
+    }
+}
+
+/// What [`open`] found.
+#[derive(Clone)]
+pub struct Opened {
+    /// The samples.
+    pub source: Arc<dyn Source>,
+    /// The kind of data.
+    pub kind: SourceKind,
+    /// The split that was opened.
+    pub split: Split,
+    /// What a user should know but need not stop for, a sentence each: empty classes, files left out.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("kind", &self.kind)
+            .field("split", &self.split)
+            .field("samples", &self.source.len())
+            .field("classes", &self.source.classes().len())
+            .field("notes", &self.notes)
+            .finish()
+    }
+}
+
+/// A source and what is to be noted about it.
+pub(super) struct Part {
+    pub source: Arc<dyn Source>,
+    pub notes: Vec<String>,
+}
+
+/// Opens a part when it is asked for: nobody indexes the training archive to read the validation images.
+pub(super) type OpenPart<'a> = Box<dyn FnOnce() -> Result<Part> + 'a>;
+
+/// What a kind finds at a path, before a split is chosen.
+pub(super) enum Found<'a> {
+    /// Data with splits of its own, or at least one of them.
+    Divided { container: String, train: Option<OpenPart<'a>>, val: Option<OpenPart<'a>> },
+    /// Data without.
+    Whole(OpenPart<'a>),
+}
+
+/// Opens the data set that `spec` stands for.
+///
+/// A path is looked at in this order, and the first that fits is opened; `options.kind` asks for one:
+///
+/// | kind | path |
+/// |---|---|
+/// | `archive` | a folder with `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` or both, or one such file by any name |
+/// | `kaggle` | a folder with `ILSVRC/Data/CLS-LOC/{train,val}`, or one of the folders on the way down |
+/// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (also `training`; `valid`, `validation`, `test`), or with `CLASS/…` |
+/// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
+///
+/// Data with a `train` and a `val` part opens the one that `options.split` names, and both for [`Split::All`]. Data
+/// without parts is opened whole for `Train` and `All`, and has no `Val`, unless `options.val_fraction` splits it; the
+/// same goes for data that has a `train` part alone. Images without labels are opened whole whatever the split.
+///
+/// # Errors
+/// [`Error::Unrecognised`] names what was looked for; [`Error::MissingSplit`], [`Error::Layout`] (no samples, empty
+/// classes, classes that only `val` knows), [`Error::Io`].
+pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
+    let path = Path::new(spec);
+    let (kind, found) = recognise(spec, path, options)?;
+    let part = select(spec, found, options, kind)?;
+    log::debug!("{spec}: {kind}, {} samples of {} classes", part.source.len(), part.source.classes().len());
+    Ok(Opened { source: part.source, kind, split: options.split, notes: part.notes })
+}
+
+fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
+    let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
+    let mut looked_for = Vec::new();
+
+    if !path.exists() && pattern::is_pattern(spec) {
+        let files = pattern::local_files(spec)?;
+        let is_image = |path: &PathBuf| path.to_str().is_some_and(is_image_name);
+        if wanted(SourceKind::Images) && files.iter().any(is_image) {
+            let files: Vec<_> = files.into_iter().filter(is_image).collect();
+            return Ok((SourceKind::Images, whole(move || folder::Folder::files(&files))));
+        }
+        looked_for.push("images among the files that match the pattern");
+        return Err(unrecognised(spec, &looked_for));
+    }
+
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if metadata.is_file() {
+        if wanted(SourceKind::Archive) && spec.ends_with(".tar") {
+            let file: Arc<dyn ReadAt> = Arc::new(LocalFile::open(path)?);
+            if let Some(archives) = archive::recognise(&file)? {
+                return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
+            }
+            looked_for.push("a tar of one tar a class, or of ILSVRC2012_val_….JPEG");
+        }
+        if wanted(SourceKind::Images) && is_image_name(spec) {
+            return Ok((SourceKind::Images, whole(move || folder::Folder::files(&[path.to_owned()]))));
+        }
+        looked_for.push("an image file (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
+        return Err(unrecognised(spec, &looked_for));
+    }
+
+    if wanted(SourceKind::Archive) {
+        if let Some(archives) = archive::local_archives(path)? {
+            return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
+        }
+        looked_for.push("ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar");
+    }
+    if wanted(SourceKind::Kaggle) {
+        if let Some(root) = folder::kaggle_root(path) {
+            return Ok((SourceKind::Kaggle, folder::find_kaggle(root, options)?));
+        }
+        looked_for.push("Kaggle's ILSVRC/Data/CLS-LOC");
+    }
+    if wanted(SourceKind::Folder) {
+        if let Some(found) = folder::find_classes(path, options)? {
+            return Ok((SourceKind::Folder, found));
+        }
+        looked_for.push("train/CLASS/IMAGE and val/CLASS/IMAGE, CLASS/IMAGE");
+    }
+    if wanted(SourceKind::Images) {
+        if folder::holds_image(path)? {
+            return Ok((SourceKind::Images, whole(move || folder::Folder::images(path))));
+        }
+        looked_for.push("images (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
+    }
+    Err(unrecognised(spec, &looked_for))
+}
+
+fn unrecognised(spec: &str, looked_for: &[&str]) -> Error {
+    Error::Unrecognised { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
+}
+
+fn whole<'a, S: Source + 'static>(open: impl FnOnce() -> Result<S> + 'a) -> Found<'a> {
+    Found::Whole(Box::new(move || Ok(Part { source: Arc::new(open()?), notes: Vec::new() })))
+}
+
+/// Opens the split that the options ask for.
+fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind) -> Result<Part> {
+    let (container, train, val) = match found {
+        Found::Whole(open) => {
+            let part = open()?;
+            if kind == SourceKind::Images {
+                return Ok(part);
+            }
+            return draw_split(spec, part, options);
+        }
+        Found::Divided { container, train, val } => (container, train, val),
+    };
+    let missing = |split: Split, hint: &str| Error::MissingSplit {
+        container: container.clone(),
+        split: split.name(),
+        hint: hint.to_owned(),
+    };
+    match (options.split, train, val) {
+        (Split::Train, Some(train), Some(_)) => train(),
+        (Split::Train | Split::Val, Some(train), None) => draw_split(&container, train()?, options),
+        (Split::Train, None, _) => Err(missing(Split::Train, "there is validation data alone")),
+        (Split::Val, _, Some(val)) => val(),
+        (Split::All, Some(train), Some(val)) => {
+            let (train, val) = (train()?, val()?);
+            let notes = [train.notes, val.notes].concat();
+            Ok(Part { source: Arc::new(Chain::new(vec![train.source, val.source])), notes })
+        }
+        (Split::All, Some(part), None) | (Split::All, None, Some(part)) => part(),
+        (split, None, None) => Err(missing(split, "there is neither training nor validation data")),
+    }
+}
+
+/// The split of data that has none of its own.
+fn draw_split(container: &str, part: Part, options: &OpenOptions) -> Result<Part> {
+    let Part { source, notes } = part;
+    let source: Arc<dyn Source> = match (options.split, options.val_fraction) {
+        (Split::All, _) | (Split::Train, None) => source,
+        (Split::Val, None) => {
+            return Err(Error::MissingSplit {
+                container: container.to_owned(),
+                split: Split::Val.name(),
+                hint: "hold back a share of the training data (val fraction), or open all of it".to_owned(),
+            });
+        }
+        (Split::Train, Some(fraction)) => Arc::new(Subset::split(source, fraction, options.seed)?.0),
+        (Split::Val, Some(fraction)) => Arc::new(Subset::split(source, fraction, options.seed)?.1),
+    };
+    Ok(Part { source, notes })
+}

@@ -1,0 +1,157 @@
+//! Bytes at an offset: the one thing archives, shards and tables ask of a file, wherever it lies.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::UNIX_EPOCH,
+};
+
+use crate::{Error, Result};
+
+/// A file of fixed length that many threads read at any offset.
+#[allow(clippy::len_without_is_empty, reason = "an empty file is no special case to any caller")]
+pub trait ReadAt: Send + Sync + fmt::Debug {
+    /// The path or URL as the user gave it, for messages.
+    fn name(&self) -> &str;
+
+    /// What tells this file from all others: an absolute path, a URL.
+    fn identity(&self) -> &str;
+
+    /// What changes when the content does: size and time, an entity tag.
+    fn version(&self) -> &str;
+
+    /// The length in bytes.
+    fn len(&self) -> u64;
+
+    /// How many reads at a time are worth while.
+    fn parallel_reads(&self) -> usize {
+        thread::available_parallelism().map_or(1, usize::from).min(8)
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] where the file ends before, and whatever the system says.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl<R: ReadAt + ?Sized> ReadAt for Arc<R> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn identity(&self) -> &str {
+        (**self).identity()
+    }
+    fn version(&self) -> &str {
+        (**self).version()
+    }
+    fn len(&self) -> u64 {
+        (**self).len()
+    }
+    fn parallel_reads(&self) -> usize {
+        (**self).parallel_reads()
+    }
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_exact_at(buffer, offset)
+    }
+}
+
+/// A file on this machine, read by `pread`.
+#[derive(Debug)]
+pub struct LocalFile {
+    path: PathBuf,
+    name: String,
+    identity: String,
+    version: String,
+    len: u64,
+    /// `None` where there are more files than a process may hold open: then each read opens it.
+    file: Option<File>,
+}
+
+impl LocalFile {
+    /// Opens a file and keeps it open.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a path that is no readable file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        Self::describe(path, Some(file))
+    }
+
+    /// A file that each read opens and closes: for shards by the thousand.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a path that is no file.
+    pub fn reopened(path: &Path) -> Result<Self> {
+        Self::describe(path, None)
+    }
+
+    fn describe(path: &Path, file: Option<File>) -> Result<Self> {
+        let failed = |source| Error::io(path, source);
+        let metadata = match &file {
+            Some(file) => file.metadata(),
+            None => fs::metadata(path),
+        }
+        .map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(io::Error::other("is not a file")));
+        }
+        let modified = metadata.modified().map_err(failed)?;
+        // A time before 1970 counts backwards.
+        let nanoseconds = match modified.duration_since(UNIX_EPOCH) {
+            Ok(after) => after.as_nanos() as i128,
+            Err(before) => -(before.duration().as_nanos() as i128),
+        };
+        let identity = fs::canonicalize(path).map_err(failed)?.to_string_lossy().into_owned();
+        let len = metadata.len();
+        let name = path.display().to_string();
+        Ok(Self { path: path.to_owned(), name, identity, version: format!("{len} bytes, {nanoseconds} ns"), len, file })
+    }
+}
+
+impl ReadAt for LocalFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+    fn version(&self) -> &str {
+        &self.version
+    }
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match &self.file {
+            Some(file) => read_exact_at(file, buffer, offset),
+            None => read_exact_at(&File::open(&self.path)?, buffer, offset),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    // `seek_read` moves the cursor but reads at the offset it is given, so threads do not disturb each other.
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buffer = &mut buffer[count..];
+                offset += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
