@@ -1,1 +1,44 @@
-//! Hearth.
+//! The classic image classifiers as Burn modules: AlexNet, VGG, GoogLeNet, Inception v3, ResNet and their kin, with
+//! their published weights and the model card that says how a network wants its images.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use models::{Architecture, NetworkConfig};
+//!
+//! let device = Device::flex();
+//! let network = NetworkConfig::new(Architecture::ResNet20).init(&device);
+//! let logits = network.forward(Tensor::zeros([1, 3, 32, 32], &device));
+//! assert_eq!(logits.dims(), [1, 10]);
+//! ```
+
+pub mod alexnet;
+mod architecture;
+mod blocks;
+mod card;
+pub mod cifar_resnet;
+mod error;
+mod files;
+pub mod googlenet;
+pub mod googlenet_2014;
+pub mod hub;
+pub mod inception_v3;
+mod network;
+mod ops;
+pub mod resnet;
+pub mod tap;
+pub mod vgg;
+pub mod weights;
+
+pub use architecture::{Architecture, NetworkConfig};
+pub use blocks::{ConvNorm, Layer};
+pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize};
+pub use error::{Error, Result};
+pub use network::{Entry, Network, Output};
+pub use weights::{Strictness, Weights};
+
+/// The candidate most like `name`, for "did you mean".
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = candidates.map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    (best.0 >= 0.7).then_some(best.1)
+}

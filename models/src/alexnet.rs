@@ -1,0 +1,102 @@
+//! AlexNet.
+//!
+//! Papers: [ImageNet Classification with Deep Convolutional Neural Networks] (Krizhevsky et al., 2012) and, for the
+//! variant here, [One weird trick for parallelizing convolutional neural networks] (Krizhevsky, 2014).
+//!
+//! **NOTE** As in torchvision this is the one-tower network of 2014: 64–192–384–256–256 channels, no local response
+//! normalisation, no groups.
+//!
+//! [ImageNet Classification with Deep Convolutional Neural Networks]: https://papers.nips.cc/paper/4824
+//! [One weird trick for parallelizing convolutional neural networks]: https://arxiv.org/abs/1404.5997
+
+use burn::{
+    config::Config,
+    module::Module,
+    nn::{Dropout, DropoutConfig, Linear, LinearConfig, Relu, conv::Conv2dConfig},
+    tensor::{Device, Tensor, module::adaptive_avg_pool2d},
+};
+
+use crate::{
+    blocks::{Layer, dropout_relu_features, fresh_linear, max_pool, padding},
+    ops,
+    tap::Tap,
+};
+
+/// Configuration of [`AlexNet`].
+#[derive(Config, Debug)]
+pub struct AlexNetConfig {
+    /// The number of classes.
+    #[config(default = 1000)]
+    pub num_classes: usize,
+    /// The probability of dropping a unit before each of the two hidden linear maps.
+    #[config(default = 0.5)]
+    pub dropout: f64,
+}
+
+/// AlexNet: five convolutions, three linear maps. Input at least 63 × 63.
+#[derive(Module, Debug)]
+pub struct AlexNet {
+    /// Convolutions, ReLUs and poolings.
+    pub features: Vec<Layer>,
+    /// Dropout, linear, ReLU, dropout, linear, ReLU, linear.
+    pub classifier: (Dropout, Linear, Relu, Dropout, Linear, Relu, Linear),
+}
+
+/// What comes before each convolution, and the convolution: `(pool first, channels out, kernel, stride, padding)`.
+const CONVOLUTIONS: [(bool, usize, usize, usize, usize); 5] =
+    [(false, 64, 11, 4, 2), (true, 192, 5, 1, 2), (true, 384, 3, 1, 1), (false, 256, 3, 1, 1), (false, 256, 3, 1, 1)];
+
+impl AlexNetConfig {
+    /// Weights drawn as PyTorch does by default: uniform ±1/√fan_in, biases too.
+    pub fn init(&self, device: &Device) -> AlexNet {
+        let mut features = Vec::new();
+        let mut channels = 3;
+        for (pool, out, kernel, stride, pad) in CONVOLUTIONS {
+            if pool {
+                features.push(Layer::MaxPool(max_pool(3, 2, 0, false)));
+            }
+            let conv = Conv2dConfig::new([channels, out], [kernel, kernel])
+                .with_stride([stride, stride])
+                .with_padding(padding([pad, pad]));
+            features.extend([Layer::Conv(conv.init(device)), Layer::Relu(Relu::new())]);
+            channels = out;
+        }
+        features.push(Layer::MaxPool(max_pool(3, 2, 0, false)));
+
+        let dropout = || DropoutConfig::new(self.dropout).init();
+        let classifier = (
+            dropout(),
+            LinearConfig::new(256 * 6 * 6, 4096).init(device),
+            Relu::new(),
+            dropout(),
+            LinearConfig::new(4096, 4096).init(device),
+            Relu::new(),
+            LinearConfig::new(4096, self.num_classes).init(device),
+        );
+        AlexNet { features, classifier }
+    }
+}
+
+impl AlexNet {
+    /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
+    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        let mut x = x;
+        for (i, layer) in self.features.iter().enumerate() {
+            x = tap.stage(&format!("features.{i}"), layer.forward(x));
+        }
+        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [6, 6]));
+        let x = self.classifier.0.forward(x.flatten(1, 3)); // [n, 256 · 6 · 6]
+        dropout_relu_features(x, &self.classifier.1, &self.classifier.3, &self.classifier.4)
+    }
+
+    /// The vector of [`features`](Self::features) `[n, 4096]` → logits `[n, classes]`.
+    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(&self.classifier.6, x)
+    }
+
+    /// The same network with a fresh last layer for `num_classes`.
+    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+        self.classifier.6 = fresh_linear(&self.classifier.6, num_classes, device);
+        self
+    }
+}

@@ -1,0 +1,176 @@
+//! What several architectures are made of.
+
+use burn::{
+    module::Module,
+    nn::{
+        BatchNorm, BatchNormConfig, Dropout, Initializer, Linear, LinearConfig, PaddingConfig2d, Relu,
+        conv::{Conv2d, Conv2dConfig},
+        pool::{MaxPool2d, MaxPool2dConfig},
+    },
+    tensor::{Device, Tensor, activation::relu},
+};
+
+use crate::ops;
+
+/// Same number of pixels on all four sides, by axis: `[vertical, horizontal]`.
+pub(crate) fn padding([vertical, horizontal]: [usize; 2]) -> PaddingConfig2d {
+    match (vertical, horizontal) {
+        (0, 0) => PaddingConfig2d::Valid,
+        _ => PaddingConfig2d::Explicit(vertical, horizontal, vertical, horizontal),
+    }
+}
+
+/// A square max pooling.
+pub(crate) fn max_pool(kernel: usize, stride: usize, pad: usize, ceil_mode: bool) -> MaxPool2d {
+    MaxPool2dConfig::new([kernel, kernel])
+        .with_strides([stride, stride])
+        .with_padding(padding([pad, pad]))
+        .with_ceil_mode(ceil_mode)
+        .init()
+}
+
+/// PyTorch's `kaiming_normal_(mode="fan_out", nonlinearity="relu")` for a convolution.
+///
+/// **NOTE** PyTorch counts `channels_out · kh · kw` as fan-out whatever the number of groups; Burn's `KaimingNormal`
+/// divides by the groups. ResNeXt is initialised as torchvision does it, so the deviation is spelled out here.
+pub(crate) fn kaiming_fan_out(channels_out: usize, kernel: [usize; 2]) -> Initializer {
+    let fan_out = channels_out * kernel[0] * kernel[1];
+    Initializer::Normal { mean: 0.0, std: (2.0 / fan_out as f64).sqrt() }
+}
+
+/// A copy of `linear` for `outputs` classes with fresh weights and biases, PyTorch's default (uniform ±1/√fan_in).
+pub(crate) fn fresh_linear(linear: &Linear, outputs: usize, device: &Device) -> Linear {
+    let inputs = linear.weight.lazy_shape()[0];
+    LinearConfig::new(inputs, outputs).init(device)
+}
+
+/// One step of a plain column of layers; its index in the column is its name, as in torchvision's `Sequential`.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A column has tens of layers, not millions.
+pub enum Layer {
+    /// 2-D convolution.
+    Conv(Conv2d),
+    /// Batch normalisation over `[n, h, w]`.
+    BatchNorm(BatchNorm),
+    /// max(0, x).
+    Relu(Relu),
+    /// Max pooling.
+    MaxPool(MaxPool2d),
+}
+
+impl Layer {
+    /// `[n, c, h, w]` → `[n, c', h', w']`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Layer::Conv(conv) => ops::conv2d(conv, x),
+            Layer::BatchNorm(bn) => bn.forward(x),
+            Layer::Relu(relu) => relu.forward(x),
+            Layer::MaxPool(pool) => pool.forward(x),
+        }
+    }
+}
+
+/// The classifier of AlexNet and VGG: three linear maps with dropout and ReLU between them. The tuples' indices are
+/// torchvision's names (`classifier.0` to `classifier.6`).
+pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Dropout, second: &Linear) -> Tensor<2> {
+    let x = relu(ops::linear(first, x));
+    relu(ops::linear(second, dropout.forward(x)))
+}
+
+/// Configuration of a [`ConvNorm`] block.
+#[derive(Debug, Clone)]
+pub(crate) struct ConvNormConfig {
+    pub channels: [usize; 2],
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    pub padding: [usize; 2],
+    /// BatchNorm after the convolution, or a bias in it.
+    pub norm: bool,
+    pub initializer: Initializer,
+}
+
+impl ConvNormConfig {
+    /// A `kernel × kernel` convolution, stride 1, no padding, followed by BatchNorm and ReLU.
+    pub fn new(channels: [usize; 2], kernel: usize) -> Self {
+        Self {
+            channels,
+            kernel: [kernel, kernel],
+            stride: 1,
+            padding: [0, 0],
+            norm: true,
+            initializer: Initializer::Normal { mean: 0.0, std: 0.01 },
+        }
+    }
+
+    pub fn with_kernel(mut self, kernel: [usize; 2], padding: [usize; 2]) -> Self {
+        (self.kernel, self.padding) = (kernel, padding);
+        self
+    }
+
+    pub fn with_stride(mut self, stride: usize) -> Self {
+        self.stride = stride;
+        self
+    }
+
+    pub fn with_padding(mut self, pad: usize) -> Self {
+        self.padding = [pad, pad];
+        self
+    }
+
+    pub fn with_norm(mut self, norm: bool) -> Self {
+        self.norm = norm;
+        self
+    }
+
+    pub fn with_initializer(mut self, initializer: Initializer) -> Self {
+        self.initializer = initializer;
+        self
+    }
+
+    pub fn init(&self, device: &Device) -> ConvNorm {
+        let mut conv = Conv2dConfig::new(self.channels, self.kernel)
+            .with_stride([self.stride, self.stride])
+            .with_padding(padding(self.padding))
+            .with_bias(false)
+            .with_initializer(self.initializer.clone())
+            .init(device);
+        if !self.norm {
+            // The 2014 network starts its biases at 0.2.
+            conv.bias = Some(Initializer::Constant { value: 0.2 }.init([self.channels[1]], device));
+        }
+        // torchvision's GoogLeNet and Inception v3 both use 1e-3 here, not PyTorch's 1e-5.
+        let bn = self.norm.then(|| BatchNormConfig::new(self.channels[1]).with_epsilon(1e-3).init(device));
+        ConvNorm { conv, bn }
+    }
+}
+
+/// Convolution → normalisation → ReLU (torchvision's `BasicConv2d`); without a norm the convolution has a bias.
+#[derive(Module, Debug)]
+pub struct ConvNorm {
+    /// The convolution.
+    pub conv: Conv2d,
+    /// Batch normalisation, eps 1e-3.
+    pub bn: Option<BatchNorm>,
+}
+
+impl ConvNorm {
+    /// `[n, c_in, h, w]` → `[n, c_out, h', w']`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = ops::conv2d(&self.conv, x);
+        relu(match &self.bn {
+            Some(bn) => bn.forward(x),
+            None => x,
+        })
+    }
+}
+
+/// Moves an input that was normalised with ImageNet's mean and deviation to ±1 (mean 0.5, deviation 0.5), which is
+/// what networks ported from TensorFlow were trained on (torchvision's `transform_input`). `[n, 3, h, w]`, RGB.
+pub(crate) fn to_plus_minus_one(x: Tensor<4>) -> Tensor<4> {
+    let device = x.device();
+    let [mean, std] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
+    let scale: [f32; 3] = std.map(|s: f64| (s / 0.5) as f32);
+    let shift: [f32; 3] = mean.map(|m: f64| ((m - 0.5) / 0.5) as f32);
+    let channel = |values: [f32; 3]| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
+    x * channel(scale) + channel(shift)
+}

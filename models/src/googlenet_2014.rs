@@ -1,0 +1,181 @@
+//! GoogLeNet as the paper describes it and BVLC trained it.
+//!
+//! Paper: [Going Deeper with Convolutions](https://arxiv.org/abs/1409.4842) (Szegedy et al., 2014). Biases, local
+//! response normalisation, true 5×5 branches, two auxiliary classifiers.
+//!
+//! **NOTE** Where the paper is silent this follows BVLC's Caffe model, whose weights it takes: poolings round their
+//! output size up, the first three poolings and `pool4` are 3×3 with stride 2, LRN has size 5, alpha 1e-4, beta 0.75.
+//! Those weights want BGR pixels from 0 to 255 minus (104, 117, 123); their model card says so.
+
+use burn::{
+    config::Config,
+    module::Module,
+    nn::{Dropout, DropoutConfig, Initializer, Linear, LinearConfig, LocalResponseNormConfig},
+    tensor::{
+        Device, Tensor,
+        module::{adaptive_avg_pool2d, avg_pool2d},
+        ops::AvgPoolOptions,
+    },
+};
+
+use crate::{
+    blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool},
+    googlenet::{INCEPTION, Inception, InceptionAux, InceptionConfig},
+    ops,
+    tap::{Capture, Tap},
+};
+
+/// Configuration of [`GoogLeNet2014`].
+#[derive(Config, Debug)]
+pub struct GoogLeNet2014Config {
+    /// The number of classes.
+    #[config(default = 1000)]
+    pub num_classes: usize,
+    /// Build the two auxiliary classifiers of training.
+    #[config(default = true)]
+    pub aux_logits: bool,
+    /// The probability of dropping a unit of the feature vector.
+    #[config(default = 0.4)]
+    pub dropout: f64,
+    /// The same in the auxiliary classifiers.
+    #[config(default = 0.7)]
+    pub dropout_aux: f64,
+}
+
+/// The GoogLeNet of 2014. Input at least 15 × 15; the paper's is 224 × 224.
+#[derive(Module, Debug)]
+#[allow(missing_docs)] // The same names as [`GoogLeNet`](crate::googlenet::GoogLeNet), in order of the forward pass.
+pub struct GoogLeNet2014 {
+    pub conv1: ConvNorm,
+    pub conv2: ConvNorm,
+    pub conv3: ConvNorm,
+    pub inception3a: Inception,
+    pub inception3b: Inception,
+    pub inception4a: Inception,
+    pub inception4b: Inception,
+    pub inception4c: Inception,
+    pub inception4d: Inception,
+    pub inception4e: Inception,
+    pub inception5a: Inception,
+    pub inception5b: Inception,
+    pub aux1: Option<InceptionAux>,
+    pub aux2: Option<InceptionAux>,
+    pub dropout: Dropout,
+    pub fc: Linear,
+}
+
+impl GoogLeNet2014Config {
+    /// Weights drawn as BVLC's Caffe model does (the paper does not say): uniform ±√(3/fan_in); the biases of
+    /// convolutions and hidden linear maps 0.2, those of classifiers 0.
+    pub fn init(&self, device: &Device) -> GoogLeNet2014 {
+        let conv = |channels, kernel| {
+            ConvNormConfig::new(channels, kernel)
+                .with_padding(kernel / 2)
+                .with_norm(false)
+                .with_initializer(caffe_xavier())
+        };
+        let inception = |i: usize| InceptionConfig::paper(INCEPTION[i], caffe_xavier()).init(device);
+        let aux = |channels| {
+            self.aux_logits.then(|| InceptionAux {
+                conv: conv([channels, 128], 1).init(device),
+                fc1: caffe_linear(128 * 4 * 4, 1024, 0.2, device),
+                fc2: caffe_linear(1024, self.num_classes, 0.0, device),
+                dropout: DropoutConfig::new(self.dropout_aux).init(),
+            })
+        };
+        GoogLeNet2014 {
+            conv1: conv([3, 64], 7).with_stride(2).init(device),
+            conv2: conv([64, 64], 1).init(device),
+            conv3: conv([64, 192], 3).init(device),
+            inception3a: inception(0),
+            inception3b: inception(1),
+            inception4a: inception(2),
+            inception4b: inception(3),
+            inception4c: inception(4),
+            inception4d: inception(5),
+            inception4e: inception(6),
+            inception5a: inception(7),
+            inception5b: inception(8),
+            aux1: aux(512),
+            aux2: aux(528),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            fc: caffe_linear(1024, self.num_classes, 0.0, device),
+        }
+    }
+}
+
+/// Caffe's "xavier" filler: uniform ±√(3/fan_in).
+fn caffe_xavier() -> Initializer {
+    Initializer::KaimingUniform { gain: 1.0, fan_out_only: false }
+}
+
+fn caffe_linear(inputs: usize, outputs: usize, bias: f64, device: &Device) -> Linear {
+    let config = LinearConfig::new(inputs, outputs).with_bias(false).with_initializer(caffe_xavier());
+    Linear { bias: Some(Initializer::Constant { value: bias }.init([outputs], device)), ..config.init(device) }
+}
+
+impl GoogLeNet2014 {
+    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 1024]`.
+    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        let pool = max_pool(3, 2, 0, true);
+        let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75).init();
+
+        let x = tap.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
+        let x = tap.stage("maxpool1", pool.forward(x)); // [n, 64, h/4, w/4]
+        let x = tap.stage("norm1", norm.forward(x));
+        let x = tap.stage("conv2", self.conv2.forward(x));
+        let x = tap.stage("conv3", self.conv3.forward(x));
+        let x = tap.stage("norm2", norm.forward(x));
+        let x = tap.stage("maxpool2", pool.forward(x)); // [n, 192, h/8, w/8]
+        let x = tap.stage("inception3a", self.inception3a.forward(x));
+        let x = tap.stage("inception3b", self.inception3b.forward(x));
+        let x = tap.stage("maxpool3", pool.forward(x)); // [n, 480, h/16, w/16]
+        let x = tap.stage("inception4a", self.inception4a.forward(x));
+        let x = tap.stage("inception4b", self.inception4b.forward(x));
+        let x = tap.stage("inception4c", self.inception4c.forward(x));
+        let x = tap.stage("inception4d", self.inception4d.forward(x));
+        let x = tap.stage("inception4e", self.inception4e.forward(x));
+        let x = tap.stage("maxpool4", pool.forward(x)); // [n, 832, h/32, w/32]
+        let x = tap.stage("inception5a", self.inception5a.forward(x));
+        let x = tap.stage("inception5b", self.inception5b.forward(x));
+        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
+    }
+
+    /// The vector of [`features`](Self::features) `[n, 1024]` → logits `[n, classes]`.
+    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(&self.fc, x)
+    }
+
+    /// Images `[n, 3, h, w]` → logits and the auxiliary logits of 4a and 4d, each `[n, classes]`.
+    pub fn forward_aux(&self, x: Tensor<4>) -> (Tensor<2>, Vec<(&'static str, Tensor<2>)>) {
+        let mut stages = Capture::new(&["inception4a", "inception4d"]);
+        let logits = self.head(self.features(x, &mut stages));
+        let mut aux = Vec::new();
+        for (name, head, at) in [("aux1", &self.aux1, "inception4a"), ("aux2", &self.aux2, "inception4d")] {
+            if let (Some(head), Some(x)) = (head, stages.take(at)) {
+                aux.push((name, head.forward(aux_pool(x))));
+            }
+        }
+        (logits, aux)
+    }
+
+    /// The same network with fresh last layers for `num_classes`, in the auxiliary classifiers too.
+    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+        self.fc = fresh_linear(&self.fc, num_classes, device);
+        for aux in [&mut self.aux1, &mut self.aux2].into_iter().flatten() {
+            aux.fc2 = fresh_linear(&aux.fc2, num_classes, device);
+        }
+        self
+    }
+}
+
+/// The 4 × 4 map that the auxiliary classifiers of the paper see: 5 × 5 average pooling with stride 3 of a 14 × 14 map.
+///
+/// **NOTE** The paper's heads exist for 224 × 224 inputs only; another size of map is pooled adaptively to 4 × 4.
+fn aux_pool(x: Tensor<4>) -> Tensor<4> {
+    match x.dims() {
+        [_, _, 14, 14] => avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])),
+        _ => adaptive_avg_pool2d(x, [4, 4]),
+    }
+}

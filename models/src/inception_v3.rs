@@ -1,0 +1,392 @@
+//! Inception v3.
+//!
+//! Paper: [Rethinking the Inception Architecture for Computer Vision](https://arxiv.org/abs/1512.00567)
+//! (Szegedy et al., 2015).
+//!
+//! **NOTE** Fields are spelt as torchvision spells its modules, capitals and all, so that keys need no map.
+
+#![allow(non_snake_case)]
+
+use burn::{
+    config::Config,
+    module::Module,
+    nn::{Dropout, DropoutConfig, Initializer, Linear},
+    tensor::{
+        Device, Tensor,
+        module::{adaptive_avg_pool2d, avg_pool2d},
+        ops::AvgPoolOptions,
+    },
+};
+
+use crate::{
+    blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool, to_plus_minus_one},
+    googlenet::normal_linear,
+    ops,
+    tap::{Capture, Tap},
+};
+
+/// Configuration of [`InceptionV3`].
+#[derive(Config, Debug)]
+pub struct InceptionV3Config {
+    /// The number of classes.
+    #[config(default = 1000)]
+    pub num_classes: usize,
+    /// Build the auxiliary classifier of training.
+    #[config(default = true)]
+    pub aux_logits: bool,
+    /// Map inputs that were normalised with ImageNet's statistics to ±1; the published weights want it.
+    #[config(default = false)]
+    pub transform_input: bool,
+    /// The probability of dropping a unit of the feature vector.
+    #[config(default = 0.5)]
+    pub dropout: f64,
+}
+
+/// Inception v3: a stem, eleven Inception modules, an auxiliary classifier. Input at least 75 × 75; the paper's is
+/// 299 × 299.
+#[derive(Module, Debug)]
+#[allow(missing_docs)] // In order of the forward pass.
+pub struct InceptionV3 {
+    pub Conv2d_1a_3x3: ConvNorm,
+    pub Conv2d_2a_3x3: ConvNorm,
+    pub Conv2d_2b_3x3: ConvNorm,
+    pub Conv2d_3b_1x1: ConvNorm,
+    pub Conv2d_4a_3x3: ConvNorm,
+    pub Mixed_5b: InceptionA,
+    pub Mixed_5c: InceptionA,
+    pub Mixed_5d: InceptionA,
+    pub Mixed_6a: InceptionB,
+    pub Mixed_6b: InceptionC,
+    pub Mixed_6c: InceptionC,
+    pub Mixed_6d: InceptionC,
+    pub Mixed_6e: InceptionC,
+    pub AuxLogits: Option<InceptionAux>,
+    pub Mixed_7a: InceptionD,
+    pub Mixed_7b: InceptionE,
+    pub Mixed_7c: InceptionE,
+    pub dropout: Dropout,
+    pub fc: Linear,
+    /// Whether the input is mapped to ±1 first.
+    #[module(skip)]
+    pub transform_input: bool,
+}
+
+/// A `kernel × kernel` convolution with norm and ReLU; weights normal with deviation 0.1.
+fn conv(channels: [usize; 2], kernel: usize) -> ConvNormConfig {
+    ConvNormConfig::new(channels, kernel).with_initializer(Initializer::Normal { mean: 0.0, std: 0.1 })
+}
+
+/// 1 × k, padded to keep the map's size.
+fn row(channels: [usize; 2], k: usize) -> ConvNormConfig {
+    conv(channels, 1).with_kernel([1, k], [0, k / 2])
+}
+
+/// k × 1, padded to keep the map's size.
+fn column(channels: [usize; 2], k: usize) -> ConvNormConfig {
+    conv(channels, 1).with_kernel([k, 1], [k / 2, 0])
+}
+
+/// 3 × 3 average pooling that keeps the map's size; zeros of the border count.
+fn average(x: Tensor<4>) -> Tensor<4> {
+    avg_pool2d(x, AvgPoolOptions::new([3, 3]).with_stride([1, 1]).with_padding([1, 1]).with_count_include_pad(true))
+}
+
+impl InceptionV3Config {
+    /// Weights drawn as torchvision does: normal with deviation 0.1, 0.001 in the auxiliary classifier's linear map
+    /// (truncated at ±2, which is 20 deviations away); biases PyTorch's default.
+    pub fn init(&self, device: &Device) -> InceptionV3 {
+        InceptionV3 {
+            Conv2d_1a_3x3: conv([3, 32], 3).with_stride(2).init(device),
+            Conv2d_2a_3x3: conv([32, 32], 3).init(device),
+            Conv2d_2b_3x3: conv([32, 64], 3).with_padding(1).init(device),
+            Conv2d_3b_1x1: conv([64, 80], 1).init(device),
+            Conv2d_4a_3x3: conv([80, 192], 3).init(device),
+            Mixed_5b: InceptionA::new(192, 32, device),
+            Mixed_5c: InceptionA::new(256, 64, device),
+            Mixed_5d: InceptionA::new(288, 64, device),
+            Mixed_6a: InceptionB::new(288, device),
+            Mixed_6b: InceptionC::new(128, device),
+            Mixed_6c: InceptionC::new(160, device),
+            Mixed_6d: InceptionC::new(160, device),
+            Mixed_6e: InceptionC::new(192, device),
+            AuxLogits: self.aux_logits.then(|| InceptionAux::new(768, self.num_classes, device)),
+            Mixed_7a: InceptionD::new(768, device),
+            Mixed_7b: InceptionE::new(1280, device),
+            Mixed_7c: InceptionE::new(2048, device),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            fc: normal_linear(2048, self.num_classes, 0.1, device),
+            transform_input: self.transform_input,
+        }
+    }
+}
+
+impl InceptionV3 {
+    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 2048]`.
+    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        let x = if self.transform_input { to_plus_minus_one(x) } else { x };
+
+        // Shapes for 299 × 299.
+        let x = tap.stage("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(x)); // [n, 32, 149, 149]
+        let x = tap.stage("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x)); // [n, 32, 147, 147]
+        let x = tap.stage("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x)); // [n, 64, 147, 147]
+        let x = tap.stage("maxpool1", max_pool(3, 2, 0, false).forward(x)); // [n, 64, 73, 73]
+        let x = tap.stage("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x)); // [n, 80, 73, 73]
+        let x = tap.stage("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x)); // [n, 192, 71, 71]
+        let x = tap.stage("maxpool2", max_pool(3, 2, 0, false).forward(x)); // [n, 192, 35, 35]
+        let x = tap.stage("Mixed_5b", self.Mixed_5b.forward(x)); // [n, 256, 35, 35]
+        let x = tap.stage("Mixed_5c", self.Mixed_5c.forward(x)); // [n, 288, 35, 35]
+        let x = tap.stage("Mixed_5d", self.Mixed_5d.forward(x)); // [n, 288, 35, 35]
+        let x = tap.stage("Mixed_6a", self.Mixed_6a.forward(x)); // [n, 768, 17, 17]
+        let x = tap.stage("Mixed_6b", self.Mixed_6b.forward(x));
+        let x = tap.stage("Mixed_6c", self.Mixed_6c.forward(x));
+        let x = tap.stage("Mixed_6d", self.Mixed_6d.forward(x));
+        let x = tap.stage("Mixed_6e", self.Mixed_6e.forward(x));
+        let x = tap.stage("Mixed_7a", self.Mixed_7a.forward(x)); // [n, 1280, 8, 8]
+        let x = tap.stage("Mixed_7b", self.Mixed_7b.forward(x)); // [n, 2048, 8, 8]
+        let x = tap.stage("Mixed_7c", self.Mixed_7c.forward(x));
+        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        self.dropout.forward(x.flatten(1, 3)) // [n, 2048]
+    }
+
+    /// The vector of [`features`](Self::features) `[n, 2048]` → logits `[n, classes]`.
+    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(&self.fc, x)
+    }
+
+    /// Images `[n, 3, h, w]` → logits and the auxiliary logits of `Mixed_6e`, each `[n, classes]`.
+    pub fn forward_aux(&self, x: Tensor<4>) -> (Tensor<2>, Vec<(&'static str, Tensor<2>)>) {
+        let mut stages = Capture::new(&["Mixed_6e"]);
+        let logits = self.head(self.features(x, &mut stages));
+        let aux = match (&self.AuxLogits, stages.take("Mixed_6e")) {
+            (Some(head), Some(x)) => vec![("AuxLogits", head.forward(x))],
+            _ => vec![],
+        };
+        (logits, aux)
+    }
+
+    /// The same network with fresh last layers for `num_classes`, in the auxiliary classifier too.
+    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+        self.fc = fresh_linear(&self.fc, num_classes, device);
+        if let Some(aux) = &mut self.AuxLogits {
+            aux.fc = fresh_linear(&aux.fc, num_classes, device);
+        }
+        self
+    }
+}
+
+/// 1×1, 5×5, double 3×3 and average pooling (figure 5 of the paper).
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionA {
+    pub branch1x1: ConvNorm,
+    pub branch5x5_1: ConvNorm,
+    pub branch5x5_2: ConvNorm,
+    pub branch3x3dbl_1: ConvNorm,
+    pub branch3x3dbl_2: ConvNorm,
+    pub branch3x3dbl_3: ConvNorm,
+    pub branch_pool: ConvNorm,
+}
+
+impl InceptionA {
+    fn new(channels: usize, pool_features: usize, device: &Device) -> Self {
+        Self {
+            branch1x1: conv([channels, 64], 1).init(device),
+            branch5x5_1: conv([channels, 48], 1).init(device),
+            branch5x5_2: conv([48, 64], 5).with_padding(2).init(device),
+            branch3x3dbl_1: conv([channels, 64], 1).init(device),
+            branch3x3dbl_2: conv([64, 96], 3).with_padding(1).init(device),
+            branch3x3dbl_3: conv([96, 96], 3).with_padding(1).init(device),
+            branch_pool: conv([channels, pool_features], 1).init(device),
+        }
+    }
+
+    /// `[n, c, h, w]` → `[n, 224 + pool features, h, w]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let branch1x1 = self.branch1x1.forward(x.clone());
+        let branch5x5 = self.branch5x5_2.forward(self.branch5x5_1.forward(x.clone()));
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
+        let branch_pool = self.branch_pool.forward(average(x));
+        Tensor::cat(vec![branch1x1, branch5x5, branch3x3dbl, branch_pool], 1)
+    }
+}
+
+/// 3×3, double 3×3 and max pooling, all with stride 2 (figure 10).
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionB {
+    pub branch3x3: ConvNorm,
+    pub branch3x3dbl_1: ConvNorm,
+    pub branch3x3dbl_2: ConvNorm,
+    pub branch3x3dbl_3: ConvNorm,
+}
+
+impl InceptionB {
+    fn new(channels: usize, device: &Device) -> Self {
+        Self {
+            branch3x3: conv([channels, 384], 3).with_stride(2).init(device),
+            branch3x3dbl_1: conv([channels, 64], 1).init(device),
+            branch3x3dbl_2: conv([64, 96], 3).with_padding(1).init(device),
+            branch3x3dbl_3: conv([96, 96], 3).with_stride(2).init(device),
+        }
+    }
+
+    /// `[n, c, h, w]` → `[n, 480 + c, (h − 1)/2, (w − 1)/2]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let branch3x3 = self.branch3x3.forward(x.clone());
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
+        let branch_pool = max_pool(3, 2, 0, false).forward(x);
+        Tensor::cat(vec![branch3x3, branch3x3dbl, branch_pool], 1)
+    }
+}
+
+/// 1×1, factored 7×7, double factored 7×7 and average pooling (figure 6).
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionC {
+    pub branch1x1: ConvNorm,
+    pub branch7x7_1: ConvNorm,
+    pub branch7x7_2: ConvNorm,
+    pub branch7x7_3: ConvNorm,
+    pub branch7x7dbl_1: ConvNorm,
+    pub branch7x7dbl_2: ConvNorm,
+    pub branch7x7dbl_3: ConvNorm,
+    pub branch7x7dbl_4: ConvNorm,
+    pub branch7x7dbl_5: ConvNorm,
+    pub branch_pool: ConvNorm,
+}
+
+impl InceptionC {
+    fn new(c7: usize, device: &Device) -> Self {
+        Self {
+            branch1x1: conv([768, 192], 1).init(device),
+            branch7x7_1: conv([768, c7], 1).init(device),
+            branch7x7_2: row([c7, c7], 7).init(device),
+            branch7x7_3: column([c7, 192], 7).init(device),
+            branch7x7dbl_1: conv([768, c7], 1).init(device),
+            branch7x7dbl_2: column([c7, c7], 7).init(device),
+            branch7x7dbl_3: row([c7, c7], 7).init(device),
+            branch7x7dbl_4: column([c7, c7], 7).init(device),
+            branch7x7dbl_5: row([c7, 192], 7).init(device),
+            branch_pool: conv([768, 192], 1).init(device),
+        }
+    }
+
+    /// `[n, 768, h, w]` → `[n, 768, h, w]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let branch1x1 = self.branch1x1.forward(x.clone());
+        let branch7x7 = self.branch7x7_2.forward(self.branch7x7_1.forward(x.clone()));
+        let branch7x7 = self.branch7x7_3.forward(branch7x7);
+        let branch7x7dbl = self.branch7x7dbl_2.forward(self.branch7x7dbl_1.forward(x.clone()));
+        let branch7x7dbl = self.branch7x7dbl_4.forward(self.branch7x7dbl_3.forward(branch7x7dbl));
+        let branch7x7dbl = self.branch7x7dbl_5.forward(branch7x7dbl);
+        let branch_pool = self.branch_pool.forward(average(x));
+        Tensor::cat(vec![branch1x1, branch7x7, branch7x7dbl, branch_pool], 1)
+    }
+}
+
+/// 3×3, factored 7×7 with 3×3 and max pooling, all with stride 2.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionD {
+    pub branch3x3_1: ConvNorm,
+    pub branch3x3_2: ConvNorm,
+    pub branch7x7x3_1: ConvNorm,
+    pub branch7x7x3_2: ConvNorm,
+    pub branch7x7x3_3: ConvNorm,
+    pub branch7x7x3_4: ConvNorm,
+}
+
+impl InceptionD {
+    fn new(channels: usize, device: &Device) -> Self {
+        Self {
+            branch3x3_1: conv([channels, 192], 1).init(device),
+            branch3x3_2: conv([192, 320], 3).with_stride(2).init(device),
+            branch7x7x3_1: conv([channels, 192], 1).init(device),
+            branch7x7x3_2: row([192, 192], 7).init(device),
+            branch7x7x3_3: column([192, 192], 7).init(device),
+            branch7x7x3_4: conv([192, 192], 3).with_stride(2).init(device),
+        }
+    }
+
+    /// `[n, c, h, w]` → `[n, 512 + c, (h − 1)/2, (w − 1)/2]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let branch3x3 = self.branch3x3_2.forward(self.branch3x3_1.forward(x.clone()));
+        let branch7x7x3 = self.branch7x7x3_2.forward(self.branch7x7x3_1.forward(x.clone()));
+        let branch7x7x3 = self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(branch7x7x3));
+        let branch_pool = max_pool(3, 2, 0, false).forward(x);
+        Tensor::cat(vec![branch3x3, branch7x7x3, branch_pool], 1)
+    }
+}
+
+/// 1×1, 3×3 and double 3×3 that fork into 1×3 and 3×1, and average pooling (figure 7).
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionE {
+    pub branch1x1: ConvNorm,
+    pub branch3x3_1: ConvNorm,
+    pub branch3x3_2a: ConvNorm,
+    pub branch3x3_2b: ConvNorm,
+    pub branch3x3dbl_1: ConvNorm,
+    pub branch3x3dbl_2: ConvNorm,
+    pub branch3x3dbl_3a: ConvNorm,
+    pub branch3x3dbl_3b: ConvNorm,
+    pub branch_pool: ConvNorm,
+}
+
+impl InceptionE {
+    fn new(channels: usize, device: &Device) -> Self {
+        Self {
+            branch1x1: conv([channels, 320], 1).init(device),
+            branch3x3_1: conv([channels, 384], 1).init(device),
+            branch3x3_2a: row([384, 384], 3).init(device),
+            branch3x3_2b: column([384, 384], 3).init(device),
+            branch3x3dbl_1: conv([channels, 448], 1).init(device),
+            branch3x3dbl_2: conv([448, 384], 3).with_padding(1).init(device),
+            branch3x3dbl_3a: row([384, 384], 3).init(device),
+            branch3x3dbl_3b: column([384, 384], 3).init(device),
+            branch_pool: conv([channels, 192], 1).init(device),
+        }
+    }
+
+    /// `[n, c, h, w]` → `[n, 2048, h, w]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let branch1x1 = self.branch1x1.forward(x.clone());
+        let branch3x3 = self.branch3x3_1.forward(x.clone());
+        let branch3x3a = self.branch3x3_2a.forward(branch3x3.clone());
+        let branch3x3b = self.branch3x3_2b.forward(branch3x3);
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let branch3x3dbl_a = self.branch3x3dbl_3a.forward(branch3x3dbl.clone());
+        let branch3x3dbl_b = self.branch3x3dbl_3b.forward(branch3x3dbl);
+        let branch_pool = self.branch_pool.forward(average(x));
+        Tensor::cat(vec![branch1x1, branch3x3a, branch3x3b, branch3x3dbl_a, branch3x3dbl_b, branch_pool], 1)
+    }
+}
+
+/// The auxiliary classifier over a 17 × 17 map.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct InceptionAux {
+    pub conv0: ConvNorm,
+    pub conv1: ConvNorm,
+    pub fc: Linear,
+}
+
+impl InceptionAux {
+    fn new(channels: usize, num_classes: usize, device: &Device) -> Self {
+        Self {
+            conv0: conv([channels, 128], 1).init(device),
+            conv1: conv([128, 768], 5).init(device),
+            fc: normal_linear(768, num_classes, 0.001, device),
+        }
+    }
+
+    /// `[n, 768, h, w]`, at least 17 × 17 → `[n, classes]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
+        let x = avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])); // [n, 768, 5, 5]
+        let x = self.conv1.forward(self.conv0.forward(x)); // [n, 768, 1, 1]
+        let x = adaptive_avg_pool2d(x, [1, 1]);
+        ops::linear(&self.fc, x.flatten(1, 3))
+    }
+}

@@ -1,0 +1,225 @@
+//! Any of the networks, behind one type.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Bool, Device, Int, Tensor},
+};
+
+use crate::{
+    alexnet::AlexNet, cifar_resnet::CifarResNet, googlenet::GoogLeNet, googlenet_2014::GoogLeNet2014,
+    inception_v3::InceptionV3, resnet::ResNet, tap::Tap, vgg::Vgg,
+};
+
+/// An image classifier. Built by [`NetworkConfig`](crate::NetworkConfig).
+///
+/// Inputs are images `[n, 3, h, w]`, normalised as the [model card](crate::Card) says. On an autodiff device the
+/// network runs in training mode (dropout, batch statistics), elsewhere in evaluation mode; `network.valid()` leads
+/// from the first to the second.
+#[derive(Module, Debug)]
+#[allow(missing_docs, clippy::large_enum_variant)]
+pub enum Network {
+    AlexNet(AlexNet),
+    Vgg(Vgg),
+    GoogLeNet(GoogLeNet),
+    GoogLeNet2014(GoogLeNet2014),
+    InceptionV3(InceptionV3),
+    ResNet(ResNet),
+    CifarResNet(CifarResNet),
+}
+
+/// What a network says of a batch while training.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Logits `[n, classes]`.
+    pub logits: Tensor<2>,
+    /// The auxiliary classifiers' logits `[n, classes]` by torchvision's name, in order of depth; empty where the
+    /// network has none.
+    pub aux: Vec<(&'static str, Tensor<2>)>,
+}
+
+/// Does the same with whichever network it is.
+macro_rules! each {
+    ($network:expr, $inner:ident => $body:expr) => {
+        match $network {
+            Network::AlexNet($inner) => $body,
+            Network::Vgg($inner) => $body,
+            Network::GoogLeNet($inner) => $body,
+            Network::GoogLeNet2014($inner) => $body,
+            Network::InceptionV3($inner) => $body,
+            Network::ResNet($inner) => $body,
+            Network::CifarResNet($inner) => $body,
+        }
+    };
+}
+
+impl Network {
+    /// Images `[n, 3, h, w]` → logits `[n, classes]`.
+    ///
+    /// # Panics
+    /// Where the input is smaller than the architecture's [`min_size`](crate::Architecture::min_size).
+    pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
+        self.forward_tapped(images, &mut ())
+    }
+
+    /// Like [`forward`](Self::forward), with a [`Tap`] that sees each stage's output.
+    pub fn forward_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        self.head(self.features_tapped(images, tap))
+    }
+
+    /// Images `[n, 3, h, w]` → logits and the auxiliary classifiers' logits.
+    pub fn forward_aux(&self, images: Tensor<4>) -> Output {
+        let (logits, aux) = match self {
+            Network::GoogLeNet(network) => network.forward_aux(images),
+            Network::GoogLeNet2014(network) => network.forward_aux(images),
+            Network::InceptionV3(network) => network.forward_aux(images),
+            _ => (self.forward(images), vec![]),
+        };
+        Output { logits, aux }
+    }
+
+    /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, features]`.
+    pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
+        self.features_tapped(images, &mut ())
+    }
+
+    /// Like [`features`](Self::features), with a [`Tap`].
+    pub fn features_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        each!(self, network => network.features(images, tap))
+    }
+
+    /// The vectors of [`features`](Self::features) `[n, features]` → logits `[n, classes]`.
+    pub fn head(&self, features: Tensor<2>) -> Tensor<2> {
+        each!(self, network => network.head(features))
+    }
+
+    /// The same network with a fresh classifier for `num_classes` (auxiliary ones too): the weights below stay, the
+    /// last linear map is drawn anew, uniform ±1/√fan_in.
+    pub fn with_classes(self, num_classes: usize, device: &Device) -> Self {
+        match self {
+            Network::AlexNet(network) => Network::AlexNet(network.with_classes(num_classes, device)),
+            Network::Vgg(network) => Network::Vgg(network.with_classes(num_classes, device)),
+            Network::GoogLeNet(network) => Network::GoogLeNet(network.with_classes(num_classes, device)),
+            Network::GoogLeNet2014(network) => Network::GoogLeNet2014(network.with_classes(num_classes, device)),
+            Network::InceptionV3(network) => Network::InceptionV3(network.with_classes(num_classes, device)),
+            Network::ResNet(network) => Network::ResNet(network.with_classes(num_classes, device)),
+            Network::CifarResNet(network) => Network::CifarResNet(network.with_classes(num_classes, device)),
+        }
+    }
+
+    /// The key of the last linear map: `fc`, `classifier.6` or `linear`.
+    pub fn head_key(&self) -> &'static str {
+        match self {
+            Network::AlexNet(_) | Network::Vgg(_) => "classifier.6",
+            Network::CifarResNet(_) => "linear",
+            _ => "fc",
+        }
+    }
+
+    /// The number of classes.
+    pub fn num_classes(&self) -> usize {
+        let linear = match self {
+            Network::AlexNet(network) => &network.classifier.6,
+            Network::Vgg(network) => &network.classifier.6,
+            Network::GoogLeNet(network) => &network.fc,
+            Network::GoogLeNet2014(network) => &network.fc,
+            Network::InceptionV3(network) => &network.fc,
+            Network::ResNet(network) => &network.fc,
+            Network::CifarResNet(network) => &network.linear,
+        };
+        linear.weight.lazy_shape()[1]
+    }
+
+    /// The state of the network: every parameter and running statistic by torchvision's key, in the module's order,
+    /// without initialising any.
+    pub fn entries(&self) -> Vec<Entry> {
+        let mut visitor = Keys::default();
+        self.visit(&mut visitor);
+        visitor.entries
+    }
+
+    /// The number of trainable parameters, auxiliary classifiers included (running statistics are not parameters).
+    pub fn num_parameters(&self) -> usize {
+        self.entries().iter().filter(|entry| !entry.is_statistic()).map(Entry::len).sum()
+    }
+}
+
+/// One tensor of a network's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// torchvision's key: `layer1.0.bn1.weight`.
+    pub key: String,
+    /// Burn's path of it: `ResNet.layer1.0.Basic.bn1.gamma`.
+    pub path: String,
+    /// The shape as PyTorch has it: a linear map is `[out, in]`.
+    pub shape: Vec<usize>,
+    /// A weight that Burn keeps as `[in, out]`.
+    pub(crate) is_linear: bool,
+}
+
+impl Entry {
+    /// A running statistic of BatchNorm rather than a parameter.
+    pub fn is_statistic(&self) -> bool {
+        self.key.ends_with(".running_mean") || self.key.ends_with(".running_var")
+    }
+
+    /// The number of values.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Collects keys and shapes. Enum variants do not show in PyTorch's keys; norms call their parameters weight and bias;
+/// linear maps are transposed.
+#[derive(Default)]
+struct Keys {
+    path: Vec<(String, String)>,
+    entries: Vec<Entry>,
+}
+
+impl Keys {
+    fn push(&mut self, mut shape: Vec<usize>) {
+        let container = |(_, container): &(String, String)| container.clone();
+        let module = self.path.iter().rev().map(container).find(|c| c.starts_with("Struct:"));
+        let shown = self.path.iter().filter(|(_, container)| !container.starts_with("Enum:"));
+        let mut names: Vec<&str> = shown.map(|(name, _)| name.as_str()).collect();
+        match (module.as_deref(), names.last_mut()) {
+            (Some("Struct:BatchNorm"), Some(last)) => {
+                *last = match *last {
+                    "gamma" => "weight",
+                    "beta" => "bias",
+                    other => other,
+                }
+            }
+            _ => {}
+        }
+        let is_linear = module.as_deref() == Some("Struct:Linear") && shape.len() == 2;
+        if is_linear {
+            shape.reverse();
+        }
+        let path: Vec<&str> = self.path.iter().map(|(name, _)| name.as_str()).collect();
+        self.entries.push(Entry { key: names.join("."), path: path.join("."), shape, is_linear });
+    }
+}
+
+impl ModuleVisitor for Keys {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.push((name.to_string(), container_type.to_string()));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.push(param.lazy_shape().to_vec());
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.push(param.lazy_shape().to_vec());
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.push(param.lazy_shape().to_vec());
+    }
+}

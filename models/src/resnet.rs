@@ -1,0 +1,232 @@
+//! ResNet, ResNeXt and Wide ResNet.
+//!
+//! Papers: [Deep Residual Learning for Image Recognition](https://arxiv.org/abs/1512.03385) (He et al., 2015),
+//! [Aggregated Residual Transformations for Deep Neural Networks](https://arxiv.org/abs/1611.05431) (Xie et al., 2016),
+//! [Wide Residual Networks](https://arxiv.org/abs/1605.07146) (Zagoruyko & Komodakis, 2016).
+//!
+//! **NOTE** As in torchvision a bottleneck strides in its 3×3 convolution, not in the first 1×1 as the paper has it
+//! ("ResNet v1.5").
+
+use burn::{
+    config::Config,
+    module::Module,
+    nn::{
+        BatchNorm, BatchNormConfig, Linear, LinearConfig,
+        conv::{Conv2d, Conv2dConfig},
+    },
+    tensor::{Device, Tensor, activation::relu, module::adaptive_avg_pool2d},
+};
+
+use crate::{
+    blocks::{fresh_linear, kaiming_fan_out, max_pool, padding},
+    ops,
+    tap::Tap,
+};
+
+/// Configuration of [`ResNet`].
+#[derive(Config, Debug)]
+pub struct ResNetConfig {
+    /// Residual blocks in each of the four layers.
+    pub layers: [usize; 4],
+    /// Bottleneck blocks (1×1, 3×3, 1×1) instead of basic ones (3×3, 3×3).
+    pub bottleneck: bool,
+    /// Groups of the 3×3 convolution (ResNeXt's cardinality).
+    #[config(default = 1)]
+    pub groups: usize,
+    /// Channels per group of the first layer's 3×3 convolution.
+    #[config(default = 64)]
+    pub width_per_group: usize,
+    /// The number of classes.
+    #[config(default = 1000)]
+    pub num_classes: usize,
+}
+
+/// ResNet: a stem, four layers of residual blocks, one linear map. Any input size.
+#[derive(Module, Debug)]
+#[allow(missing_docs)] // The fields are torchvision's module names, in order of the forward pass.
+pub struct ResNet {
+    pub conv1: Conv2d,
+    pub bn1: BatchNorm,
+    pub layer1: Vec<Block>,
+    pub layer2: Vec<Block>,
+    pub layer3: Vec<Block>,
+    pub layer4: Vec<Block>,
+    pub fc: Linear,
+}
+
+impl ResNetConfig {
+    /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, the linear map PyTorch's default.
+    pub fn init(&self, device: &Device) -> ResNet {
+        let expansion = if self.bottleneck { 4 } else { 1 };
+        let mut channels = 64;
+        let mut layer = |planes: usize, blocks: usize, stride: usize| {
+            let mut block = |stride| {
+                let out = planes * expansion;
+                let config = BlockConfig { channels: [channels, out], planes, stride };
+                channels = out;
+                self.block(&config, device)
+            };
+            let mut layer = vec![block(stride)];
+            layer.extend((1..blocks).map(|_| block(1)));
+            layer
+        };
+        ResNet {
+            conv1: conv([3, 64], 7, 2, 1, device),
+            bn1: BatchNormConfig::new(64).init(device),
+            layer1: layer(64, self.layers[0], 1),
+            layer2: layer(128, self.layers[1], 2),
+            layer3: layer(256, self.layers[2], 2),
+            layer4: layer(512, self.layers[3], 2),
+            fc: LinearConfig::new(512 * expansion, self.num_classes).init(device),
+        }
+    }
+
+    fn block(&self, config: &BlockConfig, device: &Device) -> Block {
+        let BlockConfig { channels: [input, output], planes, stride } = *config;
+        let norm = |channels| BatchNormConfig::new(channels).init(device);
+        let downsample =
+            (stride != 1 || input != output).then(|| (conv([input, output], 1, stride, 1, device), norm(output)));
+        if !self.bottleneck {
+            return Block::Basic(BasicBlock {
+                conv1: conv([input, planes], 3, stride, 1, device),
+                bn1: norm(planes),
+                conv2: conv([planes, planes], 3, 1, 1, device),
+                bn2: norm(planes),
+                downsample,
+            });
+        }
+        let width = planes * self.width_per_group / 64 * self.groups;
+        Block::Bottleneck(Bottleneck {
+            conv1: conv([input, width], 1, 1, 1, device),
+            bn1: norm(width),
+            conv2: conv([width, width], 3, stride, self.groups, device),
+            bn2: norm(width),
+            conv3: conv([width, output], 1, 1, 1, device),
+            bn3: norm(output),
+            downsample,
+        })
+    }
+}
+
+struct BlockConfig {
+    channels: [usize; 2],
+    planes: usize,
+    stride: usize,
+}
+
+/// A convolution without bias that keeps the size of the map (before its stride).
+fn conv(channels: [usize; 2], kernel: usize, stride: usize, groups: usize, device: &Device) -> Conv2d {
+    Conv2dConfig::new(channels, [kernel, kernel])
+        .with_stride([stride, stride])
+        .with_padding(padding([kernel / 2, kernel / 2]))
+        .with_groups(groups)
+        .with_bias(false)
+        .with_initializer(kaiming_fan_out(channels[1], [kernel, kernel]))
+        .init(device)
+}
+
+impl ResNet {
+    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 512]` (`[n, 2048]` with bottlenecks).
+    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        let x = tap.stage("conv1", ops::conv2d(&self.conv1, x)); // [n, 64, h/2, w/2]
+        let x = tap.stage("bn1", self.bn1.forward(x));
+        let x = tap.stage("relu", relu(x));
+        let x = tap.stage("maxpool", max_pool(3, 2, 1, false).forward(x)); // [n, 64, h/4, w/4]
+        let x = tap.stage("layer1", forward_blocks(&self.layer1, x));
+        let x = tap.stage("layer2", forward_blocks(&self.layer2, x)); // [n, ·, h/8, w/8]
+        let x = tap.stage("layer3", forward_blocks(&self.layer3, x)); // [n, ·, h/16, w/16]
+        let x = tap.stage("layer4", forward_blocks(&self.layer4, x)); // [n, ·, h/32, w/32]
+        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        x.flatten(1, 3)
+    }
+
+    /// The vector of [`features`](Self::features) → logits `[n, classes]`.
+    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::linear(&self.fc, x)
+    }
+
+    /// The same network with a fresh last layer for `num_classes`.
+    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+        self.fc = fresh_linear(&self.fc, num_classes, device);
+        self
+    }
+}
+
+fn forward_blocks(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
+    blocks.iter().fold(x, |x, block| block.forward(x))
+}
+
+/// A residual block.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // At most 50 to a network.
+pub enum Block {
+    /// 3×3, 3×3.
+    Basic(BasicBlock),
+    /// 1×1, 3×3, 1×1.
+    Bottleneck(Bottleneck),
+}
+
+impl Block {
+    /// `[n, c, h, w]` → `[n, c', h/stride, w/stride]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Block::Basic(block) => block.forward(x),
+            Block::Bottleneck(block) => block.forward(x),
+        }
+    }
+}
+
+/// The projection of a shortcut whose ends differ: 1×1 convolution and norm.
+type Downsample = Option<(Conv2d, BatchNorm)>;
+
+fn shortcut(downsample: &Downsample, x: Tensor<4>) -> Tensor<4> {
+    match downsample {
+        Some((conv, bn)) => bn.forward(ops::conv2d(conv, x)),
+        None => x,
+    }
+}
+
+/// Two 3×3 convolutions and a shortcut.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct BasicBlock {
+    pub conv1: Conv2d,
+    pub bn1: BatchNorm,
+    pub conv2: Conv2d,
+    pub bn2: BatchNorm,
+    pub downsample: Downsample,
+}
+
+impl BasicBlock {
+    /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let identity = shortcut(&self.downsample, x.clone());
+        let out = relu(self.bn1.forward(ops::conv2d(&self.conv1, x)));
+        let out = self.bn2.forward(ops::conv2d(&self.conv2, out));
+        relu(out + identity)
+    }
+}
+
+/// A 1×1 convolution down, a 3×3, a 1×1 up to four times the planes, and a shortcut.
+#[derive(Module, Debug)]
+#[allow(missing_docs)]
+pub struct Bottleneck {
+    pub conv1: Conv2d,
+    pub bn1: BatchNorm,
+    pub conv2: Conv2d,
+    pub bn2: BatchNorm,
+    pub conv3: Conv2d,
+    pub bn3: BatchNorm,
+    pub downsample: Downsample,
+}
+
+impl Bottleneck {
+    /// `[n, c, h, w]` → `[n, 4 · planes, h/stride, w/stride]`.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let identity = shortcut(&self.downsample, x.clone());
+        let out = relu(self.bn1.forward(ops::conv2d(&self.conv1, x)));
+        let out = relu(self.bn2.forward(ops::conv2d(&self.conv2, out)));
+        let out = self.bn3.forward(ops::conv2d(&self.conv3, out));
+        relu(out + identity)
+    }
+}
