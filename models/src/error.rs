@@ -78,4 +78,7 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// Published weights could not be had.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::Error),
 }

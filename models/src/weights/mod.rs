@@ -5,10 +5,12 @@
 //! | `.pth`, `.pt`, `.th`: zip, legacy pickle and tar; nested dictionaries; nothing from a pickle is executed | yes | |
 //! | `.safetensors`, torchvision's names and layouts, or Caffe's layer names (BVLC GoogLeNet) | yes | yes |
 //! | `.bpk`, Burn's records | yes | by Burn (`Module::into_record`) |
+//! | `.caffemodel`, as BVLC published GoogLeNet | yes | |
 //!
 //! The kind is told from a file's content, not its name. Stored f16, bf16 and f64 values become f32. What a file
 //! writes carries its [`Card`] inside.
 
+mod caffe;
 mod caffe_names;
 mod mismatch;
 
@@ -88,6 +90,7 @@ impl Weights {
                 let (tensors, metadata) = read_burnpack(path)?;
                 (tensors, metadata, true)
             }
+            head if caffe::is_caffemodel(head) => (read_caffe(path)?, HashMap::new(), false),
             _ => (read_pytorch(path)?, HashMap::new(), false),
         };
         tensors.retain(|key, _| !key.ends_with("num_batches_tracked"));
@@ -281,6 +284,20 @@ fn read_pytorch(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
         cause: error.to_string(),
     })?;
     Ok(reader.into_tensors().into_iter().map(|(key, tensor)| (key, bridge::from_pytorch(tensor))).collect())
+}
+
+fn read_caffe(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })?;
+    let blobs = caffe::read(&bytes).map_err(|error| Error::Format {
+        path: path.to_path_buf(),
+        kind: "a caffemodel",
+        cause: error.to_string(),
+    })?;
+    let pack = |blob: caffe::Blob| {
+        let data = TensorData::new(blob.values, blob.shape);
+        (blob.name.clone(), bridge::from_data(data, blob.name, None))
+    };
+    Ok(blobs.into_iter().map(pack).collect())
 }
 
 type Tensors = (BTreeMap<String, PackTensor>, HashMap<String, String>);
