@@ -25,6 +25,7 @@ pub mod inception_v3;
 mod network;
 mod ops;
 pub mod resnet;
+mod summary;
 pub mod tap;
 pub mod vgg;
 pub mod weights;
@@ -34,6 +35,7 @@ pub use blocks::{ConvNorm, Layer};
 pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize};
 pub use error::{Error, Result};
 pub use network::{Entry, Network, Output};
+pub use summary::{Stage, Summary};
 pub use weights::{Strictness, Weights};
 
 /// The candidate most like `name`, for "did you mean".

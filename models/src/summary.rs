@@ -1,0 +1,148 @@
+//! A network at a glance: its stages with their output shapes, parameters and multiply-adds.
+
+use std::fmt;
+
+use burn::tensor::{Device, Tensor};
+
+use crate::{Architecture, Network, Result, ops};
+
+/// The stages of a network for one input size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Which network.
+    pub architecture: Architecture,
+    /// Height and width of the input in pixels.
+    pub input_size: [usize; 2],
+    /// In order of the forward pass; the classifier and the auxiliary classifiers last.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// torchvision's name of it.
+    pub name: String,
+    /// The shape of its output without the batch: `[c, h, w]` or `[features]`.
+    pub output: Vec<usize>,
+    /// The number of its parameters.
+    pub parameters: usize,
+    /// The multiply-adds of its convolutions and linear maps for one image; those of auxiliary classifiers, which only
+    /// training runs, are not counted.
+    pub multiply_adds: u64,
+}
+
+impl Summary {
+    /// Runs one blank image through the network and looks at every stage.
+    ///
+    /// # Errors
+    /// Where the network does not accept inputs of this size.
+    pub fn of(architecture: Architecture, network: &Network, [h, w]: [usize; 2], device: &Device) -> Result<Self> {
+        architecture.check_input([h, w])?;
+        let mut stages: Vec<Stage> = Vec::new();
+        let mut before = ops::multiply_adds();
+        let mut stage = |name: &str, output: Vec<usize>| {
+            let now = ops::multiply_adds();
+            stages.push(Stage { name: name.to_string(), output, parameters: 0, multiply_adds: now - before });
+            before = now;
+        };
+        let images = Tensor::zeros([1, 3, h, w], device);
+        let logits = network.forward_tapped(images, &mut |name: &str, x: &Tensor<4>| stage(name, x.dims()[1..].to_vec()));
+        let head = network.head_key().split('.').next().unwrap_or_default();
+        stage(head, logits.dims()[1..].to_vec());
+
+        for entry in network.entries().iter().filter(|entry| !entry.is_statistic()) {
+            let within = |stage: &Stage| entry.key.strip_prefix(&stage.name).is_some_and(|rest| rest.starts_with('.'));
+            match stages.iter_mut().find(|stage| within(stage)) {
+                Some(stage) => stage.parameters += entry.len(),
+                None => {
+                    let name = entry.key.split('.').next().unwrap_or_default().to_string();
+                    let output = vec![network.num_classes()];
+                    stages.push(Stage { name, output, parameters: entry.len(), multiply_adds: 0 });
+                }
+            }
+        }
+        Ok(Self { architecture, input_size: [h, w], stages })
+    }
+
+    /// The number of parameters, auxiliary classifiers included.
+    pub fn parameters(&self) -> usize {
+        self.stages.iter().map(|stage| stage.parameters).sum()
+    }
+
+    /// Multiply-adds of a forward pass of one image.
+    pub fn multiply_adds(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.multiply_adds).sum()
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [h, w] = self.input_size;
+        writeln!(f, "{}, input 3 × {h} × {w}\n", self.architecture)?;
+        let width = self.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0).max(5);
+        writeln!(f, "{:<width$}  {:>17}  {:>12}  {:>15}", "stage", "output", "parameters", "multiply-adds")?;
+        for stage in &self.stages {
+            let output: Vec<String> = stage.output.iter().map(usize::to_string).collect();
+            let (parameters, cost) = (grouped(stage.parameters as u64), grouped(stage.multiply_adds));
+            writeln!(f, "{:<width$}  {:>17}  {parameters:>12}  {cost:>15}", stage.name, output.join(" × "))?;
+        }
+        let (parameters, cost) = (grouped(self.parameters() as u64), grouped(self.multiply_adds()));
+        write!(f, "{:<width$}  {:>17}  {parameters:>12}  {cost:>15}", "total", "")
+    }
+}
+
+/// 1234567 as `1,234,567`; nothing as `-`.
+fn grouped(n: u64) -> String {
+    if n == 0 {
+        return "-".to_string();
+    }
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NetworkConfig, hub};
+
+    #[test]
+    fn parameters_and_multiply_adds_are_those_torchvision_publishes() {
+        let device = Device::flex();
+        let small = [Architecture::AlexNet, Architecture::GoogLeNet, Architecture::ResNet18, Architecture::ResNeXt50];
+        for architecture in small {
+            let entry = hub::published().iter().find(|entry| entry.architecture == architecture).unwrap();
+            let network = NetworkConfig::new(architecture).with_aux_logits(false).init(&device);
+            let summary = Summary::of(architecture, &network, [224, 224], &device).unwrap();
+            let gmacs = summary.multiply_adds() as f64 / 1e9;
+            assert!((gmacs - entry.gmacs.unwrap()).abs() < 0.0006, "{architecture}: {gmacs}, {:?}", entry.gmacs);
+            assert_eq!(Some(summary.parameters() as u64), entry.num_params.map(|n| n as u64), "{architecture}");
+            assert_eq!(summary.parameters(), network.num_parameters());
+        }
+    }
+
+    #[test]
+    fn auxiliary_classifiers_have_rows_of_their_own() {
+        let device = Device::flex();
+        let architecture = Architecture::GoogLeNet2014;
+        let network = NetworkConfig::new(architecture).with_num_classes(10).init(&device);
+        let summary = Summary::of(architecture, &network, [64, 64], &device).unwrap();
+        let last: Vec<&str> = summary.stages.iter().rev().take(3).map(|stage| stage.name.as_str()).collect();
+        assert_eq!(last, ["aux2", "aux1", "fc"]);
+        assert_eq!(grouped(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn an_input_too_small_is_an_error() {
+        let device = Device::flex();
+        let network = NetworkConfig::new(Architecture::AlexNet).init(&device);
+        let error = Summary::of(Architecture::AlexNet, &network, [32, 224], &device).unwrap_err();
+        assert!(error.to_string().contains("at least 63 × 63"), "{error}");
+    }
+}
