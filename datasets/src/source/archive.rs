@@ -50,11 +50,7 @@ pub(super) fn recognise(file: &Arc<dyn ReadAt>) -> Result<Option<Archives>> {
 }
 
 /// The splits of the official archives.
-pub(super) fn find<'a>(
-    container: String,
-    [train, val]: Archives,
-    options: &'a OpenOptions,
-) -> Found<'a> {
+pub(super) fn find<'a>(container: String, [train, val]: Archives, options: &'a OpenOptions) -> Found<'a> {
     let cache = IndexCache::new(options.index_cache.as_deref());
     let train_part = train.clone().map(|file| {
         let cache = cache.clone();

@@ -12,6 +12,7 @@ mod pattern;
 mod read_at;
 mod subset;
 mod tar;
+mod webdataset;
 
 pub use folder::Folder;
 pub use open::{OpenOptions, Opened, SourceKind, Split, open};

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name, pattern, subset::Chain};
+use super::{LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name, pattern, subset::Chain, webdataset};
 use crate::{Error, Result};
 
 /// Which part of a data set to open.
@@ -56,6 +56,8 @@ impl FromStr for Split {
 pub enum SourceKind {
     /// The official archives of ImageNet, `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
     Archive,
+    /// WebDataset shards.
+    WebDataset,
     /// Class folders, with `train` and `val` above them or without.
     Folder,
     /// Kaggle's ImageNet: `ILSVRC/Data/CLS-LOC` with `LOC_val_solution.csv`.
@@ -66,12 +68,14 @@ pub enum SourceKind {
 
 impl SourceKind {
     /// All kinds, in the order in which a path is tried.
-    pub const ALL: [SourceKind; 4] = [SourceKind::Archive, SourceKind::Kaggle, SourceKind::Folder, SourceKind::Images];
+    pub const ALL: [SourceKind; 5] =
+        [SourceKind::Archive, SourceKind::WebDataset, SourceKind::Kaggle, SourceKind::Folder, SourceKind::Images];
 
     /// The name, as `--source` takes it.
     pub fn name(self) -> &'static str {
         match self {
             SourceKind::Archive => "archive",
+            SourceKind::WebDataset => "webdataset",
             SourceKind::Folder => "folder",
             SourceKind::Kaggle => "kaggle",
             SourceKind::Images => "images",
@@ -170,6 +174,7 @@ pub(super) enum Found<'a> {
 /// | kind | path |
 /// |---|---|
 /// | `archive` | a folder with `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` or both, or one such file by any name |
+/// | `webdataset` | a folder of `.tar` files, one of them, or a pattern (`imagenet-train-{0000..1023}.tar`, `shards/*.tar`) |
 /// | `kaggle` | a folder with `ILSVRC/Data/CLS-LOC/{train,val}`, or one of the folders on the way down |
 /// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (also `training`; `valid`, `validation`, `test`), or with `CLASS/…` |
 /// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
@@ -195,6 +200,11 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
 
     if !path.exists() && pattern::is_pattern(spec) {
         let files = pattern::local_files(spec)?;
+        if wanted(SourceKind::WebDataset) && files.iter().all(|path| path.extension().is_some_and(|e| e == "tar")) {
+            let shards = webdataset::local_shards(&files)?;
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+        }
+        looked_for.push("tar files alone");
         let is_image = |path: &PathBuf| path.to_str().is_some_and(is_image_name);
         if wanted(SourceKind::Images) && files.iter().any(is_image) {
             let files: Vec<_> = files.into_iter().filter(is_image).collect();
@@ -213,6 +223,10 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             }
             looked_for.push("a tar of one tar a class, or of ILSVRC2012_val_….JPEG");
         }
+        if wanted(SourceKind::WebDataset) && spec.ends_with(".tar") {
+            let shards = webdataset::local_shards(&[path.to_owned()])?;
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+        }
         if wanted(SourceKind::Images) && is_image_name(spec) {
             return Ok((SourceKind::Images, whole(move || folder::Folder::files(&[path.to_owned()]))));
         }
@@ -225,6 +239,14 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
         }
         looked_for.push("ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar");
+    }
+    if wanted(SourceKind::WebDataset) {
+        let shards = webdataset::shards_in(path)?;
+        if !shards.is_empty() {
+            let shards = webdataset::local_shards(&shards)?;
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+        }
+        looked_for.push("shards (*.tar)");
     }
     if wanted(SourceKind::Kaggle) {
         if let Some(root) = folder::kaggle_root(path) {

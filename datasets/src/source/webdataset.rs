@@ -1,0 +1,516 @@
+//! WebDataset shards: tar archives in which the members that share a name up to its first dot are one sample.
+//!
+//! ```text
+//! imagenet-train-0000.tar: n01440764_10026.jpg  n01440764_10026.cls  n02085620_7.jpg  n02085620_7.cls …
+//! ```
+//!
+//! The image is the member `.jpg`, `.jpeg`, `.png` or `.webp`; the label is the number in `.cls`, or the field `label`
+//! of `.json`, a number or a class's name. A key is the shard's name and the image's:
+//! `imagenet-train-0000/n01440764_10026.jpg`.
+//!
+//! Classes are, in this order: those of `manifest.json` beside the shards, as our own writer leaves it; all
+//! 1000 of ImageNet, where the samples' names prove that the numbers are its labels; the names in `.json`, sorted;
+//! the numbers from 0 to the largest label.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+
+use super::{
+    Class, LocalFile, ReadAt, Split,
+    index::{IndexCache, Table},
+    names::Labels,
+    open::{Found, OpenOptions, OpenPart, Part},
+    packed::{Packed, sample_size},
+    parallel,
+    tar::{Member, Tar},
+};
+use crate::{Error, Result, imagenet};
+
+/// The extensions of a sample's image.
+const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+/// The longest `.cls` or `.json` that is read.
+const MAX_LABEL_BYTES: u64 = 1 << 20;
+
+/// With more shards than this each read opens its own.
+const MAX_OPEN_FILES: usize = 64;
+
+/// The shards of a set with what is known of their classes.
+pub(super) struct Shards {
+    pub files: Vec<Arc<dyn ReadAt>>,
+    pub classes: Option<Vec<Class>>,
+}
+
+/// The part of a manifest that a reader needs.
+#[derive(Deserialize)]
+struct Manifest {
+    classes: Vec<ManifestClass>,
+}
+
+#[derive(Deserialize)]
+struct ManifestClass {
+    id: String,
+    name: String,
+}
+
+/// Opens local shards. A `manifest.json` beside the first one names the classes.
+pub(super) fn local_shards(paths: &[PathBuf]) -> Result<Shards> {
+    let open = |path: &PathBuf| {
+        let file = if paths.len() > MAX_OPEN_FILES { LocalFile::reopened(path) } else { LocalFile::open(path) };
+        file.map(|file| Arc::new(file) as Arc<dyn ReadAt>)
+    };
+    let files = paths.iter().map(open).collect::<Result<_>>()?;
+    let manifest = paths.first().and_then(|path| path.parent()).map(|folder| folder.join("manifest.json"));
+    let classes = match manifest.filter(|path| path.is_file()) {
+        Some(path) => {
+            let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
+            manifest_classes(&path.display().to_string(), &bytes)?
+        }
+        None => None,
+    };
+    Ok(Shards { files, classes })
+}
+
+/// The classes of a manifest; `None` for a file of that name that is something else.
+pub(super) fn manifest_classes(name: &str, bytes: &[u8]) -> Result<Option<Vec<Class>>> {
+    match serde_json::from_slice::<Manifest>(bytes) {
+        Ok(manifest) if manifest.classes.is_empty() => Ok(None),
+        Ok(manifest) => Ok(Some(manifest.classes.into_iter().map(|c| Class { id: c.id, name: c.name }).collect())),
+        Err(error) if error.is_data() => {
+            log::debug!("{name}: is no manifest of shards: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(Error::layout(name, format!("is not valid JSON: {error}"))),
+    }
+}
+
+/// The tar files in a folder, sorted by name.
+pub(super) fn shards_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut shards = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|source| Error::io(folder, source))? {
+        let path = entry.map_err(|source| Error::io(folder, source))?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.extension().is_some_and(|extension| extension == "tar") && !is_hidden && path.is_file() {
+            shards.push(path);
+        }
+    }
+    shards.sort_unstable();
+    Ok(shards)
+}
+
+/// The split that a file's name speaks of: a part `train` of it, or `val`, `valid`, `validation`, `test`.
+pub(super) fn split_of(name: &str) -> Option<Split> {
+    let file = name.rsplit(['/', '\\']).next()?.to_lowercase();
+    file.split(|c: char| !c.is_alphanumeric()).find_map(|part| match part {
+        "train" | "training" => Some(Split::Train),
+        "val" | "valid" | "validation" | "test" => Some(Split::Val),
+        _ => None,
+    })
+}
+
+/// The splits of a set of shards by their names; shards that speak of none are whole.
+pub(super) fn find<'a>(container: String, shards: Shards, options: &'a OpenOptions) -> Found<'a> {
+    let part_of = |split| shards.files.iter().filter(|file| split_of(file.name()) == split).cloned().collect();
+    let parts: [Vec<_>; 3] = [Some(Split::Train), Some(Split::Val), None].map(part_of);
+    let [train, val, other] = parts;
+    let cache = IndexCache::new(options.index_cache.as_deref());
+    if train.is_empty() && val.is_empty() {
+        let name = container.clone();
+        return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, &cache)));
+    }
+    let part = |mine: Vec<Arc<dyn ReadAt>>, others: Vec<Arc<dyn ReadAt>>| {
+        let (name, cache, classes) = (container.clone(), cache.clone(), shards.classes.clone());
+        let left_out = other.len();
+        let open = move || {
+            let mut part = open_part(&name, mine, &others, classes, &cache)?;
+            if left_out > 0 {
+                part.notes.push(format!("{name}: {left_out} shards that name no split are left out"));
+            }
+            Ok(part)
+        };
+        (Box::new(open)) as OpenPart<'a>
+    };
+    let train_part = (!train.is_empty()).then(|| part(train.clone(), val.clone()));
+    let val_part = (!val.is_empty()).then(|| part(val, train));
+    Found::Divided { container, train: train_part, val: val_part }
+}
+
+/// Opens some shards. Where only the labels tell the classes, those of the `others` count too.
+fn open_part(
+    container: &str,
+    files: Vec<Arc<dyn ReadAt>>,
+    others: &[Arc<dyn ReadAt>],
+    known: Option<Vec<Class>>,
+    cache: &IndexCache,
+) -> Result<Part> {
+    let mut tables = index_all(&files, cache)?;
+    if tables.iter().all(|table| table.names.len() == 0) {
+        return Err(Error::layout(container, format!("no images in {} shards; looked for {IMAGES:?}", files.len())));
+    }
+    let notes = tables.iter_mut().flat_map(|table| std::mem::take(&mut table.notes)).collect();
+    let filled = || files.iter().zip(&tables).filter(|(_, table)| table.names.len() > 0);
+    let (with, without): (Vec<_>, Vec<_>) = filled().partition(|(_, table)| !table.labels.is_empty());
+    let labels = match (with.first(), without.first()) {
+        (_, None) => None,
+        (None, _) => Some((Vec::new(), Labels::Absent)),
+        (Some((with, _)), Some((without, _))) => {
+            return Err(Error::layout(without.name(), format!("has no labels while {} has", with.name())));
+        }
+    };
+    let (classes, labels) = match labels {
+        Some(unlabelled) => unlabelled,
+        None => {
+            let classes = match known {
+                Some(classes) => classes,
+                None if tables.iter().all(|table| table.label_names.is_empty()) && are_of_imagenet(&tables) => {
+                    imagenet::classes().to_vec()
+                }
+                None => {
+                    let others = index_all(others, cache)?;
+                    classes_of(container, tables.iter().chain(&others))?
+                }
+            };
+            let labels = label_all(&files, &tables, &classes)?;
+            (classes, labels)
+        }
+    };
+    let packed = Packed::new(files.into_iter().zip(tables).collect(), classes, labels)?;
+    Ok(Part { source: Arc::new(packed), notes })
+}
+
+fn index_all(files: &[Arc<dyn ReadAt>], cache: &IndexCache) -> Result<Vec<Table>> {
+    let threads = files.iter().map(|file| file.parallel_reads()).max().unwrap_or(1);
+    parallel(files.len(), threads, |shard| {
+        let file = &files[shard];
+        cache.get(file, "webdataset", || index(file))
+    })
+}
+
+/// Whether the samples' names prove that the labels are ImageNet's: some begin with a wnid or are those of validation
+/// images, and all such have the label that they should.
+fn are_of_imagenet(tables: &[Table]) -> bool {
+    let mut proved = false;
+    for table in tables {
+        for (index, &label) in table.labels.iter().enumerate() {
+            let key = table.names.get(index);
+            let name = key.rsplit('/').next().unwrap_or_default();
+            let by_wnid = || imagenet::class_index(name.get(..9)?);
+            let expected = imagenet::val_number(name).and_then(imagenet::val_label).or_else(by_wnid);
+            if label as usize >= imagenet::CLASSES || expected.is_some_and(|expected| expected != label) {
+                return false;
+            }
+            proved |= expected.is_some();
+        }
+    }
+    proved
+}
+
+/// The classes that the labels themselves tell of.
+fn classes_of<'a>(container: &str, tables: impl Iterator<Item = &'a Table>) -> Result<Vec<Class>> {
+    let (mut names, mut count, mut are_numbers) = (BTreeSet::new(), 0, false);
+    for table in tables.filter(|table| !table.labels.is_empty()) {
+        are_numbers |= table.label_names.is_empty();
+        names.extend(&table.label_names);
+        count = count.max(table.labels.iter().max().map_or(0, |&label| label + 1));
+    }
+    match (names.is_empty(), are_numbers) {
+        (false, true) => Err(Error::layout(container, "some labels are numbers and some are names")),
+        (false, false) => Ok(names.into_iter().map(|id| imagenet::named_class(id)).collect()),
+        (true, _) => Ok((0..count).map(|id| imagenet::named_class(&id.to_string())).collect()),
+    }
+}
+
+/// The labels of all samples as indices into the classes.
+fn label_all(files: &[Arc<dyn ReadAt>], tables: &[Table], classes: &[Class]) -> Result<Labels> {
+    let by_id: HashMap<&str, u32> = classes.iter().map(|class| class.id.as_str()).zip(0..).collect();
+    let mut labels = Vec::with_capacity(tables.iter().map(|table| table.labels.len()).sum());
+    for (file, table) in files.iter().zip(tables) {
+        let unknown = |label: &dyn std::fmt::Display| {
+            Error::layout(file.name(), format!("label {label} is none of the {} classes", classes.len()))
+        };
+        let map = |name: &String| by_id.get(name.as_str()).copied().ok_or_else(|| unknown(name));
+        let names: Vec<u32> = table.label_names.iter().map(map).collect::<Result<_>>()?;
+        for &label in &table.labels {
+            let label = if names.is_empty() { label } else { names[label as usize] };
+            if label as usize >= classes.len() {
+                return Err(unknown(&label));
+            }
+            labels.push(label);
+        }
+    }
+    Ok(Labels::PerSample(labels))
+}
+
+/// A label as a shard has it.
+#[derive(Debug, PartialEq, Eq)]
+enum Label {
+    Number(u32),
+    Name(String),
+}
+
+/// The sample that is being read.
+#[derive(Default)]
+struct Sample {
+    stem: String,
+    image: Option<(Member, String)>,
+    cls: Option<Label>,
+    json: Option<Label>,
+}
+
+/// Reads a shard's headers and labels.
+fn index(file: &Arc<dyn ReadAt>) -> Result<Table> {
+    let name = file.name().rsplit(['/', '\\']).next().unwrap_or_default();
+    let base = format!("{}/", name.strip_suffix(".tar").unwrap_or(name));
+    let mut tar = Tar::new(file);
+    let mut shard = Shard::default();
+    let mut sample = Sample::default();
+    while let Some(member) = tar.next_file()? {
+        let folder = member.name.rfind('/').map_or(0, |slash| slash + 1);
+        let dot = member.name[folder..].find('.').map_or(member.name.len(), |dot| folder + dot);
+        let stem = &member.name[..dot];
+        let extension = member.name[dot..].trim_start_matches('.').to_lowercase();
+        if stem != sample.stem {
+            shard.push(&tar, std::mem::take(&mut sample))?;
+            sample.stem = stem.to_owned();
+        }
+        match extension.as_str() {
+            "cls" => sample.cls = Some(cls_label(&mut tar, &member)?),
+            "json" => sample.json = json_label(&mut tar, &member)?,
+            image if IMAGES.contains(&image) => {
+                if let Some((first, _)) = &sample.image {
+                    let cause = format!("is the second image of its sample; the first is {}", first.name);
+                    return Err(at(&tar, &member, cause));
+                }
+                sample.image = Some((member.clone(), member.name[dot..].to_owned()));
+            }
+            _ => {}
+        }
+    }
+    shard.push(&tar, sample)?;
+    if !tar.marked_end {
+        let note = "ends without the mark that a tar ends with; it may have been cut off between two members";
+        shard.notes.push(format!("{}: {note}", file.name()));
+    }
+    if shard.without_image > 0 {
+        shard.notes.push(format!("{}: {} samples have no image and are left out", file.name(), shard.without_image));
+    }
+    shard.into_table(file.name(), &base)
+}
+
+/// What was read of a shard so far.
+#[derive(Default)]
+struct Shard {
+    names: Vec<String>,
+    seen: HashSet<String>,
+    offsets: Vec<u64>,
+    sizes: Vec<u32>,
+    labels: Vec<Option<Label>>,
+    without_image: usize,
+    notes: Vec<String>,
+}
+
+impl Shard {
+    fn push(&mut self, tar: &Tar<'_>, sample: Sample) -> Result<()> {
+        let Some((image, extension)) = sample.image else {
+            self.without_image += usize::from(!sample.stem.is_empty());
+            return Ok(());
+        };
+        if !self.seen.insert(sample.stem.clone()) {
+            return Err(at(tar, &image, "its sample is there twice in this shard".to_owned()));
+        }
+        self.sizes.push(sample_size(image.size).map_err(|cause| at(tar, &image, cause))?);
+        self.offsets.push(image.offset);
+        self.names.push(format!("{}{extension}", sample.stem));
+        self.labels.push(sample.cls.or(sample.json));
+        Ok(())
+    }
+
+    fn into_table(self, file: &str, base: &str) -> Result<Table> {
+        let mut table = Table { offsets: self.offsets, sizes: self.sizes, notes: self.notes, ..Table::default() };
+        table.names.push_group(base, &self.names)?;
+        if self.labels.iter().all(Option::is_none) {
+            return Ok(table);
+        }
+        let mut numbers: HashMap<String, u32> = HashMap::new();
+        for (label, name) in self.labels.into_iter().zip(&self.names) {
+            let label = match label {
+                Some(Label::Number(number)) if numbers.is_empty() => number,
+                Some(Label::Name(name)) if !numbers.is_empty() || table.labels.is_empty() => {
+                    let next = numbers.len() as u32;
+                    *numbers.entry(name).or_insert_with_key(|name| {
+                        table.label_names.push(name.clone());
+                        next
+                    })
+                }
+                Some(_) => return Err(Error::layout(file, "some labels are numbers and some are names")),
+                None => return Err(Error::layout(file, format!("{name} has no label while others have"))),
+            };
+            table.labels.push(label);
+        }
+        Ok(table)
+    }
+}
+
+fn at(tar: &Tar<'_>, member: &Member, cause: String) -> Error {
+    tar.corrupt(Some(member.name.clone().into()), member.offset, cause)
+}
+
+/// The content of a label member.
+fn content(tar: &mut Tar<'_>, member: &Member) -> Result<Vec<u8>> {
+    if member.size > MAX_LABEL_BYTES {
+        return Err(at(tar, member, format!("has {} bytes; a label may have {MAX_LABEL_BYTES}", member.size)));
+    }
+    let mut bytes = vec![0; member.size as usize];
+    tar.read(member.offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn cls_label(tar: &mut Tar<'_>, member: &Member) -> Result<Label> {
+    let bytes = content(tar, member)?;
+    let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+    number.map(Label::Number).ok_or_else(|| at(tar, member, "is no label: not a number from 0 on".to_owned()))
+}
+
+/// The field `label` of a `.json`; none where it has no such field.
+fn json_label(tar: &mut Tar<'_>, member: &Member) -> Result<Option<Label>> {
+    #[derive(Deserialize)]
+    struct Json {
+        label: Option<serde_json::Value>,
+    }
+    let bytes = content(tar, member)?;
+    let json: Json = serde_json::from_slice(&bytes).map_err(|e| at(tar, member, format!("is no JSON object: {e}")))?;
+    let Some(value) = json.label.filter(|value| !value.is_null()) else { return Ok(None) };
+    let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).map(Label::Number);
+    let label = number.or_else(|| value.as_str().map(|name| Label::Name(name.to_owned())));
+    label.map(Some).ok_or_else(|| at(tar, member, format!("label {value} is neither a number from 0 on nor a name")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Opened, Source, SourceKind, open, tar::testing::archive},
+        *,
+    };
+
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
+    fn set(shards: &[(&str, Files<'_>)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, files) in shards {
+            fs::write(folder.path().join(name), archive(files)).unwrap();
+        }
+        folder
+    }
+
+    fn open_set(folder: &tempfile::TempDir, pattern: &str, split: Split) -> Result<Opened> {
+        let index_cache = Some(folder.path().join("cache"));
+        open(folder.path().join(pattern).to_str().unwrap(), &OpenOptions { split, index_cache, ..Default::default() })
+    }
+
+    fn samples(source: &dyn Source) -> Vec<(String, Option<u32>, String)> {
+        let mut bytes = Vec::new();
+        let mut sample = |index| {
+            source.read(index, &mut bytes).unwrap();
+            let text = String::from_utf8(bytes.clone()).unwrap();
+            (source.key(index).into_owned(), source.label(index), text)
+        };
+        (0..source.len()).map(&mut sample).collect()
+    }
+
+    fn row(key: &str, label: u32, text: &str) -> (String, Option<u32>, String) {
+        (key.to_owned(), Some(label), text.to_owned())
+    }
+
+    #[test]
+    fn shards_of_a_folder_or_a_pattern_are_read_by_split() {
+        let folder = set(&[
+            ("x-train-0001.tar", &[("b.png", "two"), ("b.json", r#"{"label": 2, "more": [1]}"#)]),
+            ("x-train-0000.tar", &[("a.cls", "0\n"), ("a.jpg", "one"), ("c.txt", "no image")]),
+            ("x-validation-0000.tar", &[("dir.with.dot/v.JPEG", "val"), ("dir.with.dot/v.cls", "1")]),
+        ]);
+        let train = [row("x-train-0000/a.jpg", 0, "one"), row("x-train-0001/b.png", 2, "two")];
+        for pattern in ["", "x-train-{0000..0001}.tar", "x-train-*.tar"] {
+            for _ in 0..2 {
+                let opened = open_set(&folder, pattern, Split::Train).unwrap();
+                assert_eq!((opened.kind, samples(&opened.source)), (SourceKind::WebDataset, train.to_vec()));
+                assert_eq!(opened.notes.len(), 1, "the sample without an image: {:?}", opened.notes);
+            }
+        }
+        let val = open_set(&folder, "", Split::Val).unwrap();
+        assert_eq!(samples(&val.source), [row("x-validation-0000/dir.with.dot/v.JPEG", 1, "val")]);
+        assert_eq!(val.source.classes().len(), 3, "the classes are those of both splits");
+        assert!(matches!(open_set(&folder, "x-train-*.tar", Split::Val), Err(Error::MissingSplit { .. })));
+        let missing = open_set(&folder, "x-train-{0000..0002}.tar", Split::Train).unwrap_err();
+        assert!(missing.to_string().contains("x-train-0002.tar"), "{missing}");
+    }
+
+    #[test]
+    fn names_manifests_and_imagenets_own_keys_give_the_classes() {
+        let ids = |opened: Opened| opened.source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>();
+        let named = set(&[(
+            "s.tar",
+            &[("a.jpg", ""), ("a.json", r#"{"label":"owl"}"#), ("b.jpg", ""), ("b.json", r#"{"label":"cat"}"#)],
+        )]);
+        let opened = open_set(&named, "s.tar", Split::Train).unwrap();
+        assert_eq!([opened.source.label(0), opened.source.label(1)], [Some(1), Some(0)]);
+        assert_eq!(ids(opened), ["cat", "owl"]);
+
+        let imagenet = set(&[(
+            "s.tar",
+            &[
+                ("n02085620_1.jpg", ""),
+                ("n02085620_1.cls", "151"),
+                ("ILSVRC2012_val_00000001.jpg", ""),
+                ("ILSVRC2012_val_00000001.cls", "65"),
+            ],
+        )]);
+        assert_eq!(ids(open_set(&imagenet, "", Split::All).unwrap()).len(), 1000);
+        let shifted = set(&[("s.tar", &[("n02085620_1.jpg", ""), ("n02085620_1.cls", "2")])]);
+        assert_eq!(ids(open_set(&shifted, "", Split::All).unwrap()), ["0", "1", "2"]);
+
+        fs::write(shifted.path().join("manifest.json"), r#"{"classes":[{"id":"a","name":"A"},{"id":"b","name":"B"}]}"#)
+            .unwrap();
+        let error = open_set(&shifted, "", Split::All).unwrap_err().to_string();
+        assert!(error.contains("label 2 is none of the 2 classes"), "{error}");
+
+        let unlabelled = set(&[("s.tar", &[("a.jpg", ""), ("b.webp", "")])]);
+        let opened = open_set(&unlabelled, "", Split::Train).unwrap();
+        assert_eq!((opened.source.len(), opened.source.label(0), opened.source.classes().len()), (2, None, 0));
+    }
+
+    #[test]
+    fn broken_shards_are_refused_with_member_and_offset() {
+        let says = |files: Files<'_>, expected: &[&str]| {
+            let folder = set(&[("s.tar", files)]);
+            let error = open_set(&folder, "", Split::Train).unwrap_err().to_string();
+            for expected in expected.iter().chain(&["s.tar"]) {
+                assert!(error.contains(expected), "{error} should contain {expected}");
+            }
+        };
+        says(&[("a.jpg", ""), ("a.cls", "x")], &["a.cls @ 1024", "not a number"]);
+        says(&[("a.jpg", ""), ("a.cls", "-1")], &["not a number"]);
+        says(&[("a.jpg", ""), ("a.json", "{")], &["a.json @ 1024", "no JSON object"]);
+        says(&[("a.jpg", ""), ("a.json", r#"{"label":1.5}"#)], &["label 1.5"]);
+        says(&[("a.jpg", ""), ("a.png", "")], &["a.png @ 1024", "second image"]);
+        says(&[("a.jpg", ""), ("b.jpg", ""), ("a.jpg", "")], &["a.jpg", "twice"]);
+        says(&[("a.jpg", ""), ("a.cls", "1"), ("b.jpg", "")], &["b.jpg has no label"]);
+        says(&[("a.jpg", ""), ("a.cls", "1"), ("b.jpg", ""), ("b.json", r#"{"label":"x"}"#)], &["some are names"]);
+        says(&[("a.jpg", ""), ("a.json", r#"{"label":"x"}"#), ("b.jpg", ""), ("b.cls", "1")], &["some are names"]);
+        says(&[("../a.jpg", "")], &["out of the archive"]);
+        let folder = set(&[("t-0.tar", &[("a.jpg", ""), ("a.cls", "1")]), ("t-1.tar", &[("b.jpg", "")])]);
+        let error = open_set(&folder, "", Split::Train).unwrap_err().to_string();
+        assert!(error.contains("t-1.tar: has no labels while"), "{error}");
+        let empty = set(&[("s.tar", &[])]);
+        assert!(open_set(&empty, "", Split::Train).unwrap_err().to_string().contains("no images in 1 shards"));
+        let bytes = archive(&[("a.jpg", "0123456789")]);
+        fs::write(empty.path().join("s.tar"), &bytes[..515]).unwrap();
+        let error = open_set(&empty, "", Split::Train).unwrap_err().to_string();
+        assert!(error.contains("a.jpg @ 0: says 10 bytes but only 3 are left"), "{error}");
+    }
+}
