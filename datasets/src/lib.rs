@@ -9,9 +9,14 @@
 //! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: never of the number of workers,
 //! their timing, or what came before.
 
+pub mod digits;
 mod error;
 pub mod imagenet;
+pub mod rng;
 pub mod source;
 
+pub use digits::Digits;
 pub use error::{Error, Result};
 pub use source::{Class, Location, OpenOptions, Opened, Source, SourceKind, Split, open};
+pub use rng::SampleRng;
+pub use source::{Class, Location, Source};
