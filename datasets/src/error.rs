@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use crate::Location;
+use crate::{DecodeError, Location};
 
 /// Shorthand for a result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -88,4 +89,10 @@ impl Error {
     pub(crate) fn layout(container: impl ToString, cause: impl Into<String>) -> Self {
         Self::Layout { container: container.to_string(), cause: cause.into() }
     }
+    /// A sample's bytes are not an image that can be decoded.
+    #[error("cannot decode {location}: {cause}")]
+    Decode {
+        /// The sample.
+        #[source]
+        cause: DecodeError,
 }

@@ -9,12 +9,15 @@
 //! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: never of the number of workers,
 //! their timing, or what came before.
 
+pub mod decode;
 pub mod digits;
 mod error;
 pub mod imagenet;
 pub mod rng;
 pub mod source;
+pub mod transforms;
 
+pub use decode::{DecodeError, Limits, decode, probe};
 pub use digits::Digits;
 pub use error::{Error, Result};
 pub use source::{Class, Location, OpenOptions, Opened, Source, SourceKind, Split, open};

@@ -1,0 +1,311 @@
+//! Huffman decoding: the time of a JPEG decoder goes here.
+
+use super::{DecodeError, Result, ZIGZAG, broken};
+
+/// The entropy-coded data of one scan without its byte stuffing, cut at the restart markers.
+#[derive(Default)]
+pub(super) struct Segments {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Segments {
+    /// Takes the data at the start of `bytes` up to the next marker; returns how many bytes that was.
+    pub fn split(&mut self, bytes: &[u8]) -> usize {
+        self.bytes.clear();
+        self.ends.clear();
+        let mut at = 0;
+        loop {
+            let plain = memchr::memchr(0xff, &bytes[at..]).unwrap_or(bytes.len() - at);
+            self.bytes.extend_from_slice(&bytes[at..at + plain]);
+            at += plain;
+            match bytes[at..] {
+                [0xff, 0x00, ..] => {
+                    self.bytes.push(0xff);
+                    at += 2;
+                }
+                [0xff, 0xd0..=0xd7, ..] => {
+                    self.ends.push(self.bytes.len());
+                    at += 2;
+                }
+                [0xff, 0xff, ..] => at += 1,
+                _ => break,
+            }
+        }
+        self.ends.push(self.bytes.len());
+        at
+    }
+
+    /// The bits of segment `index`.
+    pub fn get(&self, index: usize) -> Result<Bits<'_>> {
+        let end = *self.ends.get(index).ok_or_else(|| broken("a missing restart marker"))?;
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        Ok(Bits { data: &self.bytes[start..end], at: 0, buffer: 0, count: 0 })
+    }
+}
+
+/// Bits of a code that one look into the table decides.
+const LOOK: u32 = 10;
+
+/// A table entry that stands for a code without its value.
+const NO_VALUE: u32 = 1 << 15;
+
+/// A run that ends any block.
+const END_OF_BLOCK: u32 = 64;
+
+/// A Huffman table.
+pub(super) struct Huffman {
+    /// By the next [`LOOK`] bits: 0 where the code is longer; else bits 0–7 are the bits to take, bits 8–14 the run of
+    /// zeros, and bits 16–31 the value (signed); with [`NO_VALUE`], they are the value's number of bits.
+    fast: Box<[u32; 1 << LOOK]>,
+    /// By code length: the first code beyond it, aligned to 16 bits.
+    limits: [u32; 17],
+    /// By code length: what to add to a code to index `symbols`.
+    offsets: [i32; 17],
+    symbols: [u8; 256],
+}
+
+impl Huffman {
+    /// A table from the number of codes of each length, 1 to 16, and the symbols in code order.
+    pub fn new(counts: &[u8; 16], list: &[u8], dc: bool) -> Result<Self> {
+        let mut table = Self { fast: Box::new([0; 1 << LOOK]), limits: [0; 17], offsets: [0; 17], symbols: [0; 256] };
+        let invalid = || broken("an impossible Huffman table");
+        table.symbols.get_mut(..list.len()).ok_or_else(invalid)?.copy_from_slice(list);
+        let (mut code, mut index) = (0u32, 0usize);
+        for length in 1..=16u32 {
+            let count = u32::from(counts[length as usize - 1]);
+            table.offsets[length as usize] = index as i32 - code as i32;
+            for _ in 0..count {
+                if code >= 1 << length {
+                    return Err(invalid());
+                }
+                if length <= LOOK {
+                    table.fill(code, length, list[index], dc);
+                }
+                code += 1;
+                index += 1;
+            }
+            table.limits[length as usize] = code << (16 - length);
+            code <<= 1;
+        }
+        Ok(table)
+    }
+
+    /// Fills the fast entries that start with `code`.
+    fn fill(&mut self, code: u32, length: u32, symbol: u8, dc: bool) {
+        let (run, size) = if dc { (0, u32::from(symbol)) } else { (u32::from(symbol >> 4), u32::from(symbol & 15)) };
+        let spare = LOOK - length;
+        for tail in 0..1 << spare {
+            self.fast[(code << spare | tail) as usize] = if size == 0 {
+                // A run of 16 zeros is 15 zeros and a value of zero.
+                let run = if !dc && run != 15 { END_OF_BLOCK } else { run };
+                length | run << 8
+            } else if size <= spare {
+                let value = extend(tail >> (spare - size), size);
+                length + size | run << 8 | (value as u32) << 16
+            } else {
+                length | run << 8 | NO_VALUE | size << 16
+            };
+        }
+    }
+}
+
+/// The signed value of `size` bits (T.81 F.2.2.1).
+#[inline(always)]
+fn extend(bits: u32, size: u32) -> i32 {
+    let bits = bits as i32;
+    if size > 0 && bits < 1 << (size - 1) { bits - (1 << size) + 1 } else { bits }
+}
+
+/// A reader of bits, most significant first. Behind the end come zeros, and [`Bits::overrun`] tells.
+pub(super) struct Bits<'a> {
+    data: &'a [u8],
+    /// The next byte that `buffer` does not hold in full.
+    at: usize,
+    /// The next bits, from the top.
+    buffer: u64,
+    /// How many bits of the buffer count.
+    count: u32,
+}
+
+impl Bits<'_> {
+    /// Makes at least 56 bits available.
+    #[inline(always)]
+    pub fn refill(&mut self) {
+        if let Some(next) = self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            self.buffer |= u64::from_be_bytes(*next) >> self.count;
+            self.at = self.at.wrapping_add(((63 - self.count) >> 3) as usize);
+            self.count |= 56;
+        } else {
+            self.refill_slowly();
+        }
+    }
+
+    #[cold]
+    fn refill_slowly(&mut self) {
+        while self.count <= 56 {
+            let byte = self.data.get(self.at).copied().unwrap_or(0);
+            self.buffer |= u64::from(byte) << (56 - self.count);
+            self.at += 1;
+            self.count += 8;
+        }
+    }
+
+    /// The next `n` bits, 1 to 32, which stay.
+    #[inline(always)]
+    fn peek(&self, n: u32) -> u32 {
+        (self.buffer >> (64 - n)) as u32
+    }
+
+    #[inline(always)]
+    fn consume(&mut self, n: u32) {
+        self.buffer <<= n;
+        self.count = self.count.wrapping_sub(n);
+    }
+
+    /// Takes `n` bits, 0 to 16, of those available.
+    #[inline(always)]
+    pub fn take(&mut self, n: u32) -> u32 {
+        let bits = (self.buffer >> 32 >> (32 - n)) as u32;
+        self.consume(n);
+        bits
+    }
+
+    /// The signed value of `size` bits of those available.
+    #[inline(always)]
+    pub fn value(&mut self, size: u32) -> i32 {
+        extend(self.take(size), size)
+    }
+
+    /// One bit.
+    #[inline(always)]
+    pub fn bit(&mut self) -> u32 {
+        if self.count == 0 {
+            self.refill();
+        }
+        self.take(1)
+    }
+
+    /// Whether more bits were taken than there are.
+    pub fn overrun(&self) -> bool {
+        self.at * 8 > self.data.len() * 8 + self.count as usize
+    }
+
+    /// One symbol, by its code alone. At least 16 bits must be available.
+    #[inline(always)]
+    pub fn symbol(&mut self, table: &Huffman) -> Result<u8> {
+        let next = self.peek(16);
+        for length in 1..=16 {
+            if next < table.limits[length] {
+                self.consume(length as u32);
+                let code = (next >> (16 - length)) as i32;
+                return Ok(table.symbols[(code + table.offsets[length]) as usize & 255]);
+            }
+        }
+        Err(bad_code())
+    }
+
+    /// A DC difference.
+    #[inline(always)]
+    fn difference(&mut self, table: &Huffman) -> Result<i32> {
+        self.refill();
+        let entry = table.fast[self.peek(LOOK) as usize];
+        if entry != 0 && entry & NO_VALUE == 0 {
+            self.consume(entry & 0xff);
+            return Ok(entry as i32 >> 16);
+        }
+        self.slow_difference(table)
+    }
+
+    #[inline(never)]
+    pub fn slow_difference(&mut self, table: &Huffman) -> Result<i32> {
+        self.refill();
+        let size = u32::from(self.symbol(table)?);
+        if size > 15 {
+            return Err(bad_code());
+        }
+        Ok(extend(self.take(size), size))
+    }
+
+    /// An AC run and value that the fast table does not hold.
+    #[inline(always)]
+    fn slow_coefficient(&mut self, table: &Huffman, entry: u32) -> Result<(usize, i32)> {
+        self.refill();
+        let (run, size) = if entry != 0 {
+            self.consume(entry & 0xff);
+            (entry >> 8 & 0x7f, entry >> 16)
+        } else {
+            let symbol = u32::from(self.symbol(table)?);
+            let (run, size) = (symbol >> 4, symbol & 15);
+            (if size == 0 && run != 15 { END_OF_BLOCK } else { run }, size)
+        };
+        Ok((run as usize, extend(self.take(size), size)))
+    }
+
+    /// One baseline block: dequantised coefficients in natural order. Returns the last zigzag position in use.
+    #[inline(always)]
+    pub fn block(
+        &mut self,
+        dc: &Huffman,
+        ac: &Huffman,
+        prediction: &mut i32,
+        quant: &[u16; 64],
+        block: &mut [i16; 64],
+    ) -> Result<usize> {
+        *prediction = prediction.wrapping_add(self.difference(dc)?);
+        block[0] = (*prediction as i16).wrapping_mul(quant[0] as i16);
+        let mut at = 1usize;
+        let mut last = 0;
+        loop {
+            self.refill();
+            // Two codes of the fast table fit what is available.
+            for _ in 0..2 {
+                let entry = ac.fast[self.peek(LOOK) as usize];
+                let (run, value) = if entry != 0 && entry & NO_VALUE == 0 {
+                    self.consume(entry & 0xff);
+                    ((entry >> 8 & 0x7f) as usize, entry as i32 >> 16)
+                } else {
+                    self.slow_coefficient(ac, entry)?
+                };
+                at = at.wrapping_add(run);
+                if at > 63 {
+                    return Ok(last);
+                }
+                block[usize::from(ZIGZAG[at]) & 63] = (value as i16).wrapping_mul(quant[at] as i16);
+                last = at;
+                at = at.wrapping_add(1);
+                if at > 63 {
+                    return Ok(last);
+                }
+            }
+        }
+    }
+
+    /// Parses one baseline block and keeps nothing but the prediction.
+    #[inline(always)]
+    pub fn skip_block(&mut self, dc: &Huffman, ac: &Huffman, prediction: &mut i32) -> Result<()> {
+        *prediction = prediction.wrapping_add(self.difference(dc)?);
+        let mut at = 1usize;
+        loop {
+            self.refill();
+            for _ in 0..2 {
+                let entry = ac.fast[self.peek(LOOK) as usize];
+                let run = if entry != 0 && entry & NO_VALUE == 0 {
+                    self.consume(entry & 0xff);
+                    (entry >> 8 & 0x7f) as usize
+                } else {
+                    self.slow_coefficient(ac, entry)?.0
+                };
+                at = at.wrapping_add(run).wrapping_add(1);
+                if at > 63 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cold]
+fn bad_code() -> DecodeError {
+    broken("a code that its Huffman table does not hold")
+}

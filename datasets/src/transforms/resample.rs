@@ -1,0 +1,244 @@
+//! Resampling by separable convolution in fixed point: Pillow's `Image.resize`, pixel for pixel.
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+/// How pixels between pixels are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// The closest pixel. For rotations and the like; [`Resize`](super::Resize) accepts it too.
+    Nearest,
+    /// The triangle filter: torchvision's default for resizing.
+    #[default]
+    Bilinear,
+    /// Keys' cubic filter (a = −0.5).
+    Bicubic,
+}
+
+/// A rectangle of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rect {
+    /// First column.
+    pub left: u32,
+    /// First row.
+    pub top: u32,
+    /// Columns.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+impl Rect {
+    /// The whole of an image.
+    pub fn of(image: &RgbImage) -> Self {
+        Self { left: 0, top: 0, width: image.width(), height: image.height() }
+    }
+}
+
+/// Resizes an image to `width × height`, as Pillow's `Image.resize` does.
+///
+/// With `antialias`, the filter widens with the reduction, as Pillow's always does. Without, it is the interpolation
+/// between the two (bilinear) or four (bicubic, a = −0.75) nearest pixels, as on torch's tensors.
+pub fn resize(image: &RgbImage, width: u32, height: u32, interpolation: Interpolation, antialias: bool) -> RgbImage {
+    let out = Rect { left: 0, top: 0, width, height };
+    resample(image, Rect::of(image), (width, height), out, interpolation, antialias)
+}
+
+/// Crops `crop` out of the image and resizes it to `width × height`: torchvision's `resized_crop`.
+///
+/// # Panics
+/// Where `crop` is empty or reaches beyond the image.
+pub fn resized_crop(image: &RgbImage, crop: Rect, width: u32, height: u32, interpolation: Interpolation) -> RgbImage {
+    resample(image, crop, (width, height), Rect { left: 0, top: 0, width, height }, interpolation, true)
+}
+
+/// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is computed.
+pub(crate) fn resample(
+    image: &RgbImage,
+    crop: Rect,
+    size: (u32, u32),
+    out: Rect,
+    interpolation: Interpolation,
+    antialias: bool,
+) -> RgbImage {
+    assert!(crop.width > 0 && crop.height > 0 && size.0 > 0 && size.1 > 0, "an empty image cannot be resized");
+    assert!(crop.left + crop.width <= image.width() && crop.top + crop.height <= image.height(), "crop out of bounds");
+    let columns = Taps::new(crop.width, size.0, out.left, out.width, interpolation, antialias);
+    let rows = Taps::new(crop.height, size.1, out.top, out.height, interpolation, antialias);
+    let mut result = vec![0; out.width as usize * out.height as usize * 3];
+    pulp::Arch::new().dispatch(|| convolve(image, crop, &columns, &rows, &mut result));
+    RgbImage::from_raw(out.width, out.height, result).expect("three bytes for each pixel")
+}
+
+/// Fraction bits of a weight: a sum of 8-bit pixels with weights that overshoot (bicubic) still fits 32 bits.
+const PRECISION: u32 = 32 - 8 - 2;
+
+/// For each output position along one axis: the first input position and the weights from there on.
+struct Taps {
+    first: Vec<usize>,
+    /// `count` weights an output position, padded with zeros.
+    weights: Vec<i32>,
+    count: usize,
+    /// Whether output equals input.
+    identity: bool,
+}
+
+impl Taps {
+    /// The weights for positions `from..from + len` of `output` positions over `input` positions.
+    fn new(input: u32, output: u32, from: u32, len: u32, interpolation: Interpolation, antialias: bool) -> Self {
+        let scale = f64::from(input) / f64::from(output);
+        let stretch = if antialias { scale.max(1.0) } else { 1.0 };
+        let cubic = if antialias { -0.5 } else { -0.75 };
+        let radius = match interpolation {
+            Interpolation::Nearest => 0.0,
+            Interpolation::Bilinear => stretch,
+            Interpolation::Bicubic => 2.0 * stretch,
+        };
+        // A filter that reaches beyond the input needs no more weights than there are positions.
+        let count = (radius.ceil() as usize * 2 + 1).min(input as usize);
+        let (mut first, mut weights) = (Vec::with_capacity(len as usize), vec![0; len as usize * count]);
+        let mut exact = vec![0.0; count];
+        for (position, weights) in (from..from + len).zip(weights.chunks_exact_mut(count)) {
+            let center = (f64::from(position) + 0.5) * scale;
+            if interpolation == Interpolation::Nearest {
+                first.push((center as usize).min(input as usize - 1));
+                weights[0] = 1 << PRECISION;
+                continue;
+            }
+            let low = (center - radius + 0.5).max(0.0) as usize;
+            let high = ((center + radius + 0.5) as usize).min(input as usize);
+            let taps = (high - low).min(count);
+            let mut sum = 0.0;
+            for (tap, weight) in exact[..taps].iter_mut().enumerate() {
+                let x = (((low + tap) as f64 - center + 0.5) * (1.0 / stretch)).abs();
+                *weight = match interpolation {
+                    Interpolation::Bicubic => keys(x, cubic),
+                    _ => (1.0 - x).max(0.0),
+                };
+                sum += *weight;
+            }
+            // Where the last position has fewer weights than `count`, start earlier and pad in front.
+            let start = low.min(input as usize - count);
+            for (weight, exact) in weights[low - start..].iter_mut().zip(&exact[..taps]) {
+                *weight = (exact / sum * f64::from(1 << PRECISION)).round() as i32;
+            }
+            first.push(start);
+        }
+        Self { first, weights, count, identity: input == output && from == 0 && len == output }
+    }
+
+    /// The input positions that any output position needs.
+    fn span(&self) -> std::ops::Range<usize> {
+        let start = self.first.iter().copied().min().unwrap_or(0);
+        start..self.first.iter().copied().max().map_or(0, |last| last + self.count)
+    }
+}
+
+/// Keys' cubic convolution kernel.
+fn keys(x: f64, a: f64) -> f64 {
+    if x < 1.0 {
+        ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    } else {
+        0.0
+    }
+}
+
+/// Rounds a fixed-point sum to a pixel.
+#[inline(always)]
+fn to_u8(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+const HALF: i32 = 1 << (PRECISION - 1);
+
+/// Rows that the horizontal pass handles together, and the bytes of one column of them, padded to a power of two.
+const ROWS: usize = 4;
+const LANES: usize = ROWS * 4;
+
+/// Both passes, horizontal first, with 8-bit pixels in between as in Pillow.
+#[inline(always)]
+fn convolve(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps, result: &mut [u8]) {
+    let stride = image.width() as usize * 3;
+    let span = rows.span();
+    let source = |row: usize| {
+        let start = (crop.top as usize + row) * stride + crop.left as usize * 3;
+        &image.as_raw()[start..start + crop.width as usize * 3]
+    };
+    let width = columns.first.len() * 3;
+    if rows.identity && columns.identity {
+        result.chunks_exact_mut(width).enumerate().for_each(|(row, out)| out.copy_from_slice(source(row)));
+        return;
+    }
+    let mut between = vec![0; span.len() * width];
+    if columns.identity {
+        between.chunks_exact_mut(width).zip(span.clone()).for_each(|(out, row)| out.copy_from_slice(source(row)));
+    } else {
+        let mut block = vec![0u8; crop.width as usize * LANES];
+        for (group, out) in between.chunks_mut(width * ROWS).enumerate() {
+            let first = span.start + group * ROWS;
+            let rows = out.len() / width;
+            interleave(std::array::from_fn(|row| source(first + row.min(rows - 1))), &mut block);
+            horizontal(&block, columns, out, width);
+        }
+    }
+    for ((first, weights), out) in
+        rows.first.iter().zip(rows.weights.chunks_exact(rows.count)).zip(result.chunks_exact_mut(width))
+    {
+        vertical(&between[(first - span.start) * width..], weights, out);
+    }
+}
+
+/// Puts the pixels of [`ROWS`] rows side by side, column by column, each padded to four bytes.
+#[inline(always)]
+fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
+    for (row, pixels) in rows.into_iter().enumerate() {
+        for (column, pixel) in block.chunks_exact_mut(LANES).zip(pixels.chunks_exact(3)) {
+            column[row * 4..row * 4 + 4].copy_from_slice(&[pixel[0], pixel[1], pixel[2], 0]);
+        }
+    }
+}
+
+/// One group of rows, convolved along the columns.
+#[inline(always)]
+fn horizontal(block: &[u8], columns: &Taps, out: &mut [u8], width: usize) {
+    for (x, (first, weights)) in columns.first.iter().zip(columns.weights.chunks_exact(columns.count)).enumerate() {
+        let mut sums = [HALF; LANES];
+        for (column, weight) in block[first * LANES..].chunks_exact(LANES).zip(weights) {
+            for (sum, value) in sums.iter_mut().zip(column) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        let pixels = sums.map(to_u8);
+        for (row, pixel) in out.chunks_exact_mut(width).zip(pixels.chunks_exact(4)) {
+            row[x * 3..x * 3 + 3].copy_from_slice(&pixel[..3]);
+        }
+    }
+}
+
+/// One output row: a weighted sum of the rows that `between` starts with.
+#[inline(always)]
+fn vertical(between: &[u8], weights: &[i32], out: &mut [u8]) {
+    const BLOCK: usize = 64;
+    let width = out.len();
+    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+        let mut sums = [HALF; BLOCK];
+        for (row, weight) in between.chunks(width).zip(weights) {
+            let row = &row[block * BLOCK..];
+            if let Some(row) = row.first_chunk::<BLOCK>() {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(*value) * weight;
+                }
+            } else {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += i32::from(*value) * weight;
+                }
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = to_u8(sum);
+        }
+    }
+}
