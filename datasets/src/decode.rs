@@ -11,6 +11,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use self::jpeg::Window;
+use crate::transforms::Rect;
 use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, RgbImage,
     codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder},
@@ -77,7 +79,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_pixels: 1024 * 1024 * 1024 / 4 / 3, max_bytes: 1 << 30 }
+        Self { max_pixels: 89_478_485, max_bytes: 1 << 30 }
     }
 }
 
@@ -245,25 +247,92 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     let format = Format::of(bytes)?;
     contain_panics(format, || {
         if format == Format::Jpeg {
-            return jpeg::decode(bytes, limits, |right, bottom| jpeg::Window {
-                left: 0,
-                top: 0,
-                right,
-                bottom,
-                block: 8,
-            });
+            return jpeg::decode(bytes, limits, |right, bottom| Window { left: 0, top: 0, right, bottom, block: 8 });
         }
         let header = probe(bytes)?;
-        if header.width == 0 || header.height == 0 {
-            return Err(format.broken(format_args!("{} × {} pixels", header.width, header.height)));
-        }
-        // The decoded channels and the RGB8 copy.
-        let bytes_per_pixel = 4 * u64::from(header.bits.div_ceil(8)) + 3;
-        limits.check(header.width, header.height, bytes_per_pixel)?;
+        header.check(limits)?;
         let decoder = decoder(format, bytes, limits)?;
         let image = DynamicImage::from_decoder(decoder).map_err(|cause| image_error(format, cause))?;
         Ok(to_rgb(image))
     })
+}
+
+/// A part of an image, decoded by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Region {
+    /// The pixels that the part touches, at the scale they were decoded at.
+    pub image: RgbImage,
+    /// Where the part begins in `image`, in fractions of its pixels.
+    pub left: f64,
+    /// Where the part begins in `image`, in fractions of its pixels.
+    pub top: f64,
+    /// The part's width, in fractions of pixels of `image`.
+    pub width: f64,
+    /// The part's height, in fractions of pixels of `image`.
+    pub height: f64,
+}
+
+/// Decodes the part `crop` of an image, for a resize to `target` (width, height).
+///
+/// Of a JPEG, only what the part needs is transformed, and at 1/2, 1/4 or 1/8 where the part is at least that much
+/// larger than the target on both sides. At the full scale the pixels are those of [`decode`]. Damage in rows below
+/// the part goes unnoticed. Other formats are decoded whole.
+///
+/// # Errors
+/// Any [`DecodeError`]; [`DecodeError::Broken`] where `crop` is empty or reaches beyond the image.
+pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limits) -> Result<Region> {
+    let format = Format::of(bytes)?;
+    let outside = |width: u32, height: u32| {
+        crop.width == 0
+            || crop.height == 0
+            || crop.left.checked_add(crop.width).is_none_or(|right| right > width)
+            || crop.top.checked_add(crop.height).is_none_or(|bottom| bottom > height)
+    };
+    let error = || format.broken("the part to decode reaches beyond the image");
+    let [left, top, width, height] = [crop.left, crop.top, crop.width, crop.height].map(f64::from);
+    if format != Format::Jpeg {
+        let whole = decode(bytes, limits)?;
+        if outside(whole.width(), whole.height()) {
+            return Err(error());
+        }
+        let image = image::imageops::crop_imm(&whole, crop.left, crop.top, crop.width, crop.height).to_image();
+        return Ok(Region { image, left: 0.0, top: 0.0, width, height });
+    }
+    limits.check_bytes(bytes.len() as u64)?;
+    contain_panics(format, || {
+        let header = probe(bytes)?;
+        if outside(header.width, header.height) {
+            return Err(error());
+        }
+        let enough = |block: u32| {
+            u64::from(crop.width) * u64::from(block) >= 8 * u64::from(target.0)
+                && u64::from(crop.height) * u64::from(block) >= 8 * u64::from(target.1)
+        };
+        let block = [1, 2, 4].into_iter().find(|&block| enough(block)).unwrap_or(8);
+        let [l, t, w, h] = [crop.left, crop.top, crop.width, crop.height].map(|side| side as usize);
+        let window = Window { left: l, top: t, right: l + w, bottom: t + h, block: block as usize };
+        let image = jpeg::decode(bytes, limits, |_, _| window)?;
+        let (scale, scaled) = (f64::from(block) / 8.0, window.scaled());
+        Ok(Region {
+            image,
+            left: left * scale - scaled.left as f64,
+            top: top * scale - scaled.top as f64,
+            width: width * scale,
+            height: height * scale,
+        })
+    })
+}
+
+impl Header {
+    /// Checks the announced size against the limits.
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        if self.width == 0 || self.height == 0 {
+            return Err(self.format.broken(format_args!("{} × {} pixels", self.width, self.height)));
+        }
+        // The decoded channels and the RGB8 copy.
+        let bytes_per_pixel = 4 * u64::from(self.bits.div_ceil(8)) + 3;
+        limits.check(self.width, self.height, if self.format == Format::Jpeg { 0 } else { bytes_per_pixel })
+    }
 }
 
 /// The `image` crate's decoder, with `limits` set.

@@ -95,4 +95,12 @@ impl Error {
         /// The sample.
         #[source]
         cause: DecodeError,
+    },
+    /// A transform's parameter is out of its range.
+    #[error("transform {name}: {cause}")]
+    Transform {
+        /// The transform's name.
+        name: &'static str,
+        /// What is wrong.
+        cause: &'static str,
 }

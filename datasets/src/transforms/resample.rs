@@ -53,7 +53,23 @@ pub fn resized_crop(image: &RgbImage, crop: Rect, width: u32, height: u32, inter
     resample(image, crop, (width, height), Rect { left: 0, top: 0, width, height }, interpolation, true)
 }
 
-/// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is computed.
+/// Resizes the part `part` (left, top, width, height, in fractions of pixels) of an image that holds nothing else but
+/// the pixels it touches.
+pub(crate) fn resample_part(
+    image: &RgbImage,
+    [left, top, width, height]: [f64; 4],
+    size: (u32, u32),
+    interpolation: Interpolation,
+    antialias: bool,
+) -> RgbImage {
+    let filter = Filter { interpolation, antialias };
+    let columns = Taps::new(image.width(), (left, width), size.0, 0..size.0, filter);
+    let rows = Taps::new(image.height(), (top, height), size.1, 0..size.1, filter);
+    run(image, Rect::of(image), &columns, &rows)
+}
+
+/// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is
+/// computed.
 pub(crate) fn resample(
     image: &RgbImage,
     crop: Rect,
@@ -64,11 +80,25 @@ pub(crate) fn resample(
 ) -> RgbImage {
     assert!(crop.width > 0 && crop.height > 0 && size.0 > 0 && size.1 > 0, "an empty image cannot be resized");
     assert!(crop.left + crop.width <= image.width() && crop.top + crop.height <= image.height(), "crop out of bounds");
-    let columns = Taps::new(crop.width, size.0, out.left, out.width, interpolation, antialias);
-    let rows = Taps::new(crop.height, size.1, out.top, out.height, interpolation, antialias);
-    let mut result = vec![0; out.width as usize * out.height as usize * 3];
-    pulp::Arch::new().dispatch(|| convolve(image, crop, &columns, &rows, &mut result));
-    RgbImage::from_raw(out.width, out.height, result).expect("three bytes for each pixel")
+    let filter = Filter { interpolation, antialias };
+    let whole = |side: u32| (0.0, f64::from(side));
+    let columns = Taps::new(crop.width, whole(crop.width), size.0, out.left..out.left + out.width, filter);
+    let rows = Taps::new(crop.height, whole(crop.height), size.1, out.top..out.top + out.height, filter);
+    run(image, crop, &columns, &rows)
+}
+
+fn run(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps) -> RgbImage {
+    let (width, height) = (columns.first.len(), rows.first.len());
+    let mut result = vec![0; width * height * 3];
+    pulp::Arch::new().dispatch(|| convolve(image, crop, columns, rows, &mut result));
+    RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
+}
+
+/// What decides the weights.
+#[derive(Clone, Copy)]
+struct Filter {
+    interpolation: Interpolation,
+    antialias: bool,
 }
 
 /// Fraction bits of a weight: a sum of 8-bit pixels with weights that overshoot (bicubic) still fits 32 bits.
@@ -85,9 +115,16 @@ struct Taps {
 }
 
 impl Taps {
-    /// The weights for positions `from..from + len` of `output` positions over `input` positions.
-    fn new(input: u32, output: u32, from: u32, len: u32, interpolation: Interpolation, antialias: bool) -> Self {
-        let scale = f64::from(input) / f64::from(output);
+    /// The weights for the positions `wanted` of `output` positions, which lie over `length` of the `input` positions
+    /// from `start` on.
+    fn new(
+        input: u32,
+        (start, length): (f64, f64),
+        output: u32,
+        wanted: std::ops::Range<u32>,
+        Filter { interpolation, antialias }: Filter,
+    ) -> Self {
+        let scale = length / f64::from(output);
         let stretch = if antialias { scale.max(1.0) } else { 1.0 };
         let cubic = if antialias { -0.5 } else { -0.75 };
         let radius = match interpolation {
@@ -97,10 +134,10 @@ impl Taps {
         };
         // A filter that reaches beyond the input needs no more weights than there are positions.
         let count = (radius.ceil() as usize * 2 + 1).min(input as usize);
-        let (mut first, mut weights) = (Vec::with_capacity(len as usize), vec![0; len as usize * count]);
+        let (mut first, mut weights) = (Vec::with_capacity(wanted.len()), vec![0; wanted.len() * count]);
         let mut exact = vec![0.0; count];
-        for (position, weights) in (from..from + len).zip(weights.chunks_exact_mut(count)) {
-            let center = (f64::from(position) + 0.5) * scale;
+        for (position, weights) in wanted.clone().zip(weights.chunks_exact_mut(count)) {
+            let center = start + (f64::from(position) + 0.5) * scale;
             if interpolation == Interpolation::Nearest {
                 first.push((center as usize).min(input as usize - 1));
                 weights[0] = 1 << PRECISION;
@@ -118,14 +155,15 @@ impl Taps {
                 };
                 sum += *weight;
             }
-            // Where the last position has fewer weights than `count`, start earlier and pad in front.
-            let start = low.min(input as usize - count);
-            for (weight, exact) in weights[low - start..].iter_mut().zip(&exact[..taps]) {
+            // Where the last position has fewer weights than `count`, begin earlier and pad in front.
+            let begin = low.min(input as usize - count);
+            for (weight, exact) in weights[low - begin..].iter_mut().zip(&exact[..taps]) {
                 *weight = (exact / sum * f64::from(1 << PRECISION)).round() as i32;
             }
-            first.push(start);
+            first.push(begin);
         }
-        Self { first, weights, count, identity: input == output && from == 0 && len == output }
+        let identity = start == 0.0 && length == f64::from(input) && input == output && wanted == (0..output);
+        Self { first, weights, count, identity }
     }
 
     /// The input positions that any output position needs.
@@ -208,7 +246,7 @@ fn horizontal(block: &[u8], columns: &Taps, out: &mut [u8], width: usize) {
         let mut sums = [HALF; LANES];
         for (column, weight) in block[first * LANES..].chunks_exact(LANES).zip(weights) {
             for (sum, value) in sums.iter_mut().zip(column) {
-                *sum += i32::from(*value) * weight;
+                *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
             }
         }
         let pixels = sums.map(to_u8);
@@ -229,11 +267,11 @@ fn vertical(between: &[u8], weights: &[i32], out: &mut [u8]) {
             let row = &row[block * BLOCK..];
             if let Some(row) = row.first_chunk::<BLOCK>() {
                 for (sum, value) in sums.iter_mut().zip(row) {
-                    *sum += i32::from(*value) * weight;
+                    *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
                 }
             } else {
                 for (sum, value) in sums.iter_mut().zip(row) {
-                    *sum += i32::from(*value) * weight;
+                    *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
                 }
             }
         }
