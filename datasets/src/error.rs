@@ -103,4 +103,24 @@ impl Error {
         name: &'static str,
         /// What is wrong.
         cause: &'static str,
+    },
+
+    /// Settings of a loader that contradict each other or the source.
+    #[error("cannot load: {what}")]
+    InvalidLoader {
+        /// What is wrong, and what to change.
+        what: String,
+    /// Not one sample of an epoch could be read and decoded.
+    #[error("none of {bad} samples could be read and decoded; the first: {cause}")]
+    NoGoodSample {
+        /// How many were tried.
+        bad: u64,
+        /// What was wrong with the first.
+        cause: String,
+    /// A worker thread panicked: a defect of this program, not of the data.
+    #[error("a worker panicked over {what}: {message}; please report this")]
+    WorkerPanicked {
+        /// The sample or batch in its hands.
+        /// The panic's message.
+        message: String,
 }

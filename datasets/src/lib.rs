@@ -9,17 +9,24 @@
 //! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: never of the number of workers,
 //! their timing, or what came before.
 
+mod batch;
 pub mod decode;
 pub mod digits;
 mod error;
 pub mod imagenet;
+pub mod loader;
+pub mod meters;
 pub mod rng;
+pub mod sampler;
 pub mod source;
 pub mod transforms;
 
+pub use batch::ImageBatch;
 pub use decode::{DecodeError, Limits, decode, probe};
 pub use digits::Digits;
 pub use error::{Error, Result};
 pub use source::{Class, Location, OpenOptions, Opened, Source, SourceKind, Split, open};
+pub use loader::{BadSamples, ImageLoader, LoaderBuilder, Preprocess, SampleContext};
 pub use rng::SampleRng;
+pub use sampler::Order;
 pub use source::{Class, Location, Source};

@@ -1,0 +1,334 @@
+//! The loader: from a source to batches, in an order and with pixels that depend on the seed alone.
+//!
+//! Workers take samples in the order of the epoch and write each into its own place of a batch; the consumer takes
+//! finished batches in order. So the same batches come in the same order whatever the number of workers. What is in
+//! flight is bounded in bytes ([`LoaderBuilder::memory_bytes`]).
+//!
+//! # When something fails
+//! Burn's iterators yield results. An unreadable sample is treated as the [`BadSamples`] policy says. Whatever the
+//! policy, a panic on a worker and a batch that cannot be built are yielded as an error, once, in the place where the
+//! batch would have come; the iterator ends after it. No failure ends an epoch without an error.
+//!
+//! Dropping an iterator stops its workers and waits until each has finished the sample in its hands.
+
+mod batches;
+mod policy;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use burn::{
+    data::dataloader::{DataLoader, DataLoaderIterator},
+    tensor::Device,
+};
+use image::RgbImage;
+
+pub use self::{
+    batches::Batches,
+    policy::{BadSample, BadSamples, Incidents},
+};
+use crate::{
+    Error, ImageBatch, Result, Source,
+    meters::{MeterReading, Meters, Stopwatch},
+    sampler::{Order, Sampler, SamplerOptions},
+};
+
+/// What a sample's random choices depend on, besides the sample itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleContext {
+    /// The loader's seed, or one made from it where an epoch repeats the sample.
+    pub seed: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The sample's index in the source.
+    pub index: u64,
+}
+
+/// From encoded bytes to pixels of the batch's size: decode and transform.
+pub trait Preprocess: Send + Sync {
+    /// Height and width of every image that [`process`](Preprocess::process) returns.
+    fn output_size(&self) -> [usize; 2];
+
+    /// Decodes and transforms one sample. The result is a function of the arguments alone.
+    ///
+    /// Implementations charge their time to the stages by [`Stopwatch::lap`]; what they leave is charged to
+    /// [`Stage::Transform`](crate::meters::Stage::Transform).
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage>;
+}
+
+/// Settings of an [`ImageLoader`]; see [`ImageLoader::builder`].
+#[derive(Clone)]
+pub struct LoaderBuilder {
+    source: Arc<dyn Source>,
+    preprocess: Arc<dyn Preprocess>,
+    batch_size: usize,
+    workers: usize,
+    memory_bytes: usize,
+    bad_samples: BadSamples,
+    allow_unlabelled: bool,
+    sampler: SamplerOptions,
+}
+
+impl LoaderBuilder {
+    /// Images a batch; 32 by default.
+    pub fn batch_size(mut self, batch_size: usize) -> Self {
+        self.batch_size = batch_size;
+        self
+    }
+
+    /// Threads that read, decode and transform; by default as many as there are cores. With 0 the consumer does it
+    /// all when it asks for a batch.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// The most bytes of pixels in batches that are begun or wait to be taken; 512 MiB by default. One batch is always
+    /// allowed. Each worker adds one sample's encoded and decoded bytes.
+    pub fn memory_bytes(mut self, memory_bytes: usize) -> Self {
+        self.memory_bytes = memory_bytes;
+        self
+    }
+
+    /// The seed of the order and of all random choices; 0 by default.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.sampler.seed = seed;
+        self
+    }
+
+    /// Shuffles fully, another way each epoch. Short for [`order`](LoaderBuilder::order)`(Order::Shuffled)`.
+    pub fn shuffle(self) -> Self {
+        self.order(Order::Shuffled)
+    }
+
+    /// The order of an epoch; the source's own by default.
+    pub fn order(mut self, order: Order) -> Self {
+        self.sampler.order = order;
+        self
+    }
+
+    /// Whether an incomplete last batch is dropped; `false` by default.
+    pub fn drop_last(mut self, drop_last: bool) -> Self {
+        self.sampler.drop_last = drop_last;
+        self
+    }
+
+    /// Repeated augmentation: see [`SamplerOptions::repeats`]. 1 by default.
+    pub fn repeats(mut self, repeats: usize) -> Self {
+        self.sampler.repeats = repeats;
+        self
+    }
+
+    /// Class-balanced sampling: see [`SamplerOptions::balanced`]. `false` by default.
+    pub fn balanced(mut self, balanced: bool) -> Self {
+        self.sampler.balanced = balanced;
+        self
+    }
+
+    /// Loads share `rank` of `world` equal shares of each epoch; see [`SamplerOptions::drop_last`] for what happens
+    /// to a remainder. All of it by default.
+    pub fn share(mut self, rank: usize, world: usize) -> Self {
+        (self.sampler.rank, self.sampler.world) = (rank, world);
+        self
+    }
+
+    /// What to do with samples that cannot be read or decoded; [`BadSamples::Strict`] by default.
+    pub fn bad_samples(mut self, policy: BadSamples) -> Self {
+        self.bad_samples = policy;
+        self
+    }
+
+    /// Whether samples without a label are accepted (their batches have no labels); `false` by default.
+    pub fn allow_unlabelled(mut self, allow: bool) -> Self {
+        self.allow_unlabelled = allow;
+        self
+    }
+
+    /// The loader.
+    ///
+    /// # Errors
+    /// [`Error::InvalidLoader`] where settings contradict each other or the source.
+    pub fn build(self) -> Result<ImageLoader> {
+        let sampler = Sampler::new(&self.source, self.sampler)?;
+        let invalid = |what: String| Err(Error::InvalidLoader { what });
+        if self.batch_size == 0 {
+            return invalid("a batch of 0 images".into());
+        }
+        if self.sampler.drop_last && sampler.len() < self.batch_size {
+            return invalid(format!(
+                "an epoch of {} samples holds no full batch of {}; take a smaller batch or keep the last one",
+                sampler.len(),
+                self.batch_size
+            ));
+        }
+        if !self.allow_unlabelled
+            && let Some(index) = (0..self.source.len()).find(|&index| self.source.label(index).is_none())
+        {
+            return invalid(format!("{} has no label", self.source.location(index)));
+        }
+        let range = 0..sampler.len();
+        let context = Context { settings: self, sampler, incidents: Incidents::default() };
+        Ok(ImageLoader { context: Arc::new(context), range, cursor: Arc::default(), meters: Arc::default() })
+    }
+}
+
+/// What all iterators and workers of a loader share.
+struct Context {
+    settings: LoaderBuilder,
+    sampler: Sampler,
+    incidents: Incidents,
+}
+
+/// Where the next iterator starts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cursor {
+    epoch: u64,
+    batch: usize,
+}
+
+/// Loads batches of images; Burn's [`DataLoader`].
+///
+/// Each call of [`iter`](DataLoader::iter) or [`batches`](ImageLoader::batches) is an epoch: the first is epoch 0, or
+/// the one given to [`start_at`](ImageLoader::start_at).
+///
+/// Batches stay on the host until [`ImageBatch::normalise`] names a device, so the copy that
+/// [`to_device`](DataLoader::to_device) returns is the same loader: it shares the epoch counter, the meters and the
+/// list of bad samples. A [`slice`](DataLoader::slice) takes a range of positions of every epoch and counts its epochs
+/// by itself.
+#[derive(Clone)]
+pub struct ImageLoader {
+    context: Arc<Context>,
+    /// The positions of an epoch that are loaded.
+    range: Range<usize>,
+    cursor: Arc<Mutex<Cursor>>,
+    /// The latest epoch's meters.
+    meters: Arc<Mutex<Arc<Meters>>>,
+}
+
+impl ImageLoader {
+    /// Settings to change and then [`build`](LoaderBuilder::build).
+    pub fn builder(source: Arc<dyn Source>, preprocess: Arc<dyn Preprocess>) -> LoaderBuilder {
+        LoaderBuilder {
+            source,
+            preprocess,
+            batch_size: 32,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: 512 << 20,
+            bad_samples: BadSamples::Strict,
+            allow_unlabelled: false,
+            sampler: SamplerOptions::default(),
+        }
+    }
+
+    /// Batches an epoch.
+    pub fn num_batches(&self) -> usize {
+        self.positions().div_ceil(self.batch_size())
+    }
+
+    /// Images a batch; the last one of an epoch may hold fewer.
+    pub fn batch_size(&self) -> usize {
+        self.context.settings.batch_size
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<dyn Source> {
+        &self.context.settings.source
+    }
+
+    /// Makes the next iterator start with batch `batch` of epoch `epoch`, both from 0, in O(1): nothing before it is
+    /// read. A batch one past an epoch's end means the next epoch's first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidLoader`] for a batch that no epoch has.
+    pub fn start_at(&self, epoch: u64, batch: usize) -> Result<()> {
+        let batches = self.num_batches();
+        if batch > batches {
+            return Err(Error::InvalidLoader {
+                what: format!(
+                    "cannot start at batch {batch} of an epoch of {batches}; did the batch size or the data change?"
+                ),
+            });
+        }
+        let (epoch, batch) = if batch == batches { (epoch + 1, 0) } else { (epoch, batch) };
+        *lock(&self.cursor) = Cursor { epoch, batch };
+        Ok(())
+    }
+
+    /// The epoch, from 0, and the batch with which the next iterator starts.
+    pub fn next_start(&self) -> (u64, usize) {
+        let cursor = lock(&self.cursor);
+        (cursor.epoch, cursor.batch)
+    }
+
+    /// The next epoch's batches. The same as [`iter`](DataLoader::iter), with this crate's error type.
+    pub fn batches(&self) -> Batches {
+        let start = {
+            let mut cursor = lock(&self.cursor);
+            let next = Cursor { epoch: cursor.epoch + 1, batch: 0 };
+            std::mem::replace(&mut *cursor, next)
+        };
+        let meters = Arc::new(Meters::default());
+        *lock(&self.meters) = meters.clone();
+        Batches::new(self.context.clone(), self.range.start..self.range.start + self.positions(), start, meters)
+    }
+
+    /// The meters of the latest epoch, which may still run.
+    pub fn meters(&self) -> MeterReading {
+        lock(&self.meters).read()
+    }
+
+    /// The samples that could not be read or decoded so far, each once, by index.
+    pub fn bad_samples(&self) -> Vec<BadSample> {
+        self.context.incidents.list()
+    }
+
+    /// Positions in the batches of an epoch.
+    fn positions(&self) -> usize {
+        let len = self.range.len();
+        if self.context.settings.sampler.drop_last { len - len % self.batch_size() } else { len }
+    }
+}
+
+impl DataLoader<ImageBatch> for ImageLoader {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<ImageBatch> + 'a> {
+        Box::new(batches::BurnBatches(self.batches()))
+    }
+
+    fn num_items(&self) -> usize {
+        self.positions()
+    }
+
+    fn to_device(&self, _device: &Device) -> Arc<dyn DataLoader<ImageBatch>> {
+        Arc::new(self.clone())
+    }
+
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<ImageBatch>> {
+        let end = (self.range.start + end).min(self.range.end);
+        let range = (self.range.start + start).min(end)..end;
+        let cursor = Arc::new(Mutex::new(*lock(&self.cursor)));
+        Arc::new(Self { range, cursor, ..self.clone() })
+    }
+}
+
+impl fmt::Debug for ImageLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageLoader")
+            .field("range", &self.range)
+            .field("batch_size", &self.batch_size())
+            .field("sampler", &self.context.settings.sampler)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Locks a mutex whose data is whole between any two statements, so that a panic elsewhere does not matter.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! Samples that cannot be read or decoded.
+
+use std::{collections::BTreeMap, sync::Mutex};
+
+use serde::{Deserialize, Serialize};
+
+use super::lock;
+use crate::{Error, Source};
+
+/// What to do with a sample that cannot be read or decoded. Never silent: each is logged, counted in the epoch's
+/// meters and listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BadSamples {
+    /// Stop with an error that names archive, member, offset and cause.
+    #[default]
+    Strict,
+    /// Leave it out: its batch is one image shorter. An epoch of nothing but bad samples is an error.
+    Skip,
+    /// Put another sample, drawn from the seed, in its place, with that sample's label: batches stay full.
+    Substitute,
+}
+
+/// A sample that could not be read or decoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadSample {
+    /// Its index in the source.
+    pub index: usize,
+    /// Its key, by which a quarantine file names it.
+    pub key: String,
+    /// Where its bytes lie: archive → member @ offset.
+    pub location: String,
+    /// What is wrong with it.
+    pub cause: String,
+    /// How often it was met.
+    pub times: u64,
+}
+
+/// The bad samples of a loader, each once however often it is met.
+#[derive(Debug, Default)]
+pub struct Incidents(Mutex<BTreeMap<usize, BadSample>>);
+
+impl Incidents {
+    /// The samples, by index.
+    pub fn list(&self) -> Vec<BadSample> {
+        lock(&self.0).values().cloned().collect()
+    }
+
+    pub(super) fn record(&self, source: &dyn Source, index: usize, error: &Error) {
+        let mut samples = lock(&self.0);
+        let sample = samples.entry(index).or_insert_with(|| {
+            let location = source.location(index).to_string();
+            log::warn!("bad sample: {location}: {error}");
+            BadSample { index, key: source.key(index).into_owned(), location, cause: error.to_string(), times: 0 }
+        });
+        sample.times += 1;
+    }
+}

@@ -1,0 +1,197 @@
+//! Where an epoch's time goes: waiting, reading, decoding, transforming, collating.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+/// A stage of a sample's way from archive to batch, as the [`Stopwatch`] tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Fetching the encoded bytes from the source.
+    Read,
+    /// From encoded bytes to RGB8.
+    Decode,
+    /// From RGB8 to RGB8 of the batch's size.
+    Transform,
+    /// From height × width × channel to the batch's channel × height × width.
+    Collate,
+}
+
+/// Splits one sample's time among the stages: each [`lap`](Stopwatch::lap) charges the time since the last one.
+#[derive(Debug)]
+pub struct Stopwatch {
+    last: Instant,
+    nanos: [u64; 4],
+}
+
+impl Stopwatch {
+    /// A running stopwatch.
+    pub fn start() -> Self {
+        Self { last: Instant::now(), nanos: [0; 4] }
+    }
+
+    /// Charges the time since the start or the last lap to `stage`.
+    pub fn lap(&mut self, stage: Stage) {
+        let now = Instant::now();
+        self.nanos[stage as usize] += nanos(now - self.last);
+        self.last = now;
+    }
+
+    /// Moves `time` from one stage's account to another's, for work that interleaves the two.
+    pub fn transfer(&mut self, from: Stage, to: Stage, time: Duration) {
+        let moved = nanos(time).min(self.nanos[from as usize]);
+        self.nanos[from as usize] -= moved;
+        self.nanos[to as usize] += moved;
+    }
+}
+
+/// The running meters of one epoch. All workers add to them; reading them never stops anyone.
+#[derive(Debug, Default)]
+pub struct Meters {
+    stages: [AtomicU64; 4],
+    waiting: AtomicU64,
+    idle: AtomicU64,
+    samples: AtomicU64,
+    bytes: AtomicU64,
+    bad: AtomicU64,
+}
+
+impl Meters {
+    /// What the meters show now.
+    pub fn read(&self) -> MeterReading {
+        let [reading, decoding, transforming, collating] =
+            std::array::from_fn(|stage| Duration::from_nanos(self.stages[stage].load(Relaxed)));
+        MeterReading {
+            waiting: Duration::from_nanos(self.waiting.load(Relaxed)),
+            reading,
+            decoding,
+            transforming,
+            collating,
+            idle: Duration::from_nanos(self.idle.load(Relaxed)),
+            samples: self.samples.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            bad: self.bad.load(Relaxed),
+        }
+    }
+
+    pub(crate) fn add(&self, watch: &Stopwatch) {
+        for (total, &spent) in self.stages.iter().zip(&watch.nanos) {
+            total.fetch_add(spent, Relaxed);
+        }
+    }
+
+    pub(crate) fn add_sample(&self, bytes: usize) {
+        self.samples.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn add_bad(&self) {
+        self.bad.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn add_waiting(&self, time: Duration) {
+        self.waiting.fetch_add(nanos(time), Relaxed);
+    }
+
+    pub(crate) fn add_idle(&self, time: Duration) {
+        self.idle.fetch_add(nanos(time), Relaxed);
+    }
+}
+
+/// What the meters of an epoch show.
+///
+/// `waiting` is the consumer's time: a training run that waits much is short of workers. The others are summed over
+/// the workers, so with two workers they may grow by two seconds a second. Workers that are much `idle` wait for the
+/// consumer to take a batch: they are more than enough.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MeterReading {
+    /// The consumer's wait for the next batch. Without workers it holds the other stages' time too.
+    pub waiting: Duration,
+    /// Fetching encoded bytes.
+    pub reading: Duration,
+    /// From encoded bytes to RGB8.
+    pub decoding: Duration,
+    /// Crops, flips, colour.
+    pub transforming: Duration,
+    /// Laying pixels out as a batch.
+    pub collating: Duration,
+    /// Workers waiting for room in memory.
+    pub idle: Duration,
+    /// Samples that came through.
+    pub samples: u64,
+    /// Their encoded bytes.
+    pub bytes: u64,
+    /// Samples that could not be read or decoded.
+    pub bad: u64,
+}
+
+impl MeterReading {
+    /// The workers' busy time: reading, decoding, transforming and collating.
+    pub fn busy(&self) -> Duration {
+        self.reading + self.decoding + self.transforming + self.collating
+    }
+
+    /// A stage's share of the workers' [`busy`](MeterReading::busy) time, 0 to 1.
+    pub fn share(&self, stage: Stage) -> f64 {
+        let part = match stage {
+            Stage::Read => self.reading,
+            Stage::Decode => self.decoding,
+            Stage::Transform => self.transforming,
+            Stage::Collate => self.collating,
+        };
+        if self.busy().is_zero() { 0.0 } else { part.as_secs_f64() / self.busy().as_secs_f64() }
+    }
+}
+
+impl fmt::Display for MeterReading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |stage| 100.0 * self.share(stage);
+        write!(
+            f,
+            "waited {:.2} s; workers: read {:.1} %, decode {:.1} %, transform {:.1} %, collate {:.1} % of {:.2} s; idle {:.2} s",
+            self.waiting.as_secs_f64(),
+            percent(Stage::Read),
+            percent(Stage::Decode),
+            percent(Stage::Transform),
+            percent(Stage::Collate),
+            self.busy().as_secs_f64(),
+            self.idle.as_secs_f64(),
+        )?;
+        if self.bad > 0 {
+            write!(f, "; {} bad samples", self.bad)?;
+        }
+        Ok(())
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laps_go_to_their_stage_and_shares_sum_to_one() {
+        let meters = Meters::default();
+        let mut watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(2));
+        watch.lap(Stage::Decode);
+        watch.lap(Stage::Transform);
+        watch.transfer(Stage::Decode, Stage::Read, Duration::from_millis(1));
+        meters.add(&watch);
+        meters.add_sample(10);
+
+        let reading = meters.read();
+        assert_eq!(reading.reading, Duration::from_millis(1));
+        assert!(reading.decoding >= Duration::from_millis(1));
+        assert_eq!((reading.samples, reading.bytes, reading.bad), (1, 10, 0));
+        let stages = [Stage::Read, Stage::Decode, Stage::Transform, Stage::Collate];
+        assert!((stages.map(|stage| reading.share(stage)).iter().sum::<f64>() - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,433 @@
+//! Which sample comes when: the order of an epoch, a pure function of (seed, epoch, position).
+//!
+//! Nothing here holds state between positions, so an epoch may start anywhere in O(1), and shares of an epoch need no
+//! talk among the ranks.
+
+use crate::{Error, Result, Source};
+
+/// The order of an epoch's samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    /// The source's own order, as evaluation wants it.
+    #[default]
+    Sequential,
+    /// A full shuffle, another one each epoch: for sources with cheap random access.
+    Shuffled,
+    /// For sources that read best in sequence (archives on slow disks or far away): runs of `run` consecutive samples
+    /// are shuffled among themselves, then samples within windows of `window`.
+    Windowed {
+        /// Consecutive samples that stay together, a shard's worth.
+        run: usize,
+        /// Samples shuffled among themselves; several runs' worth mixes classes well.
+        window: usize,
+    },
+}
+
+/// How an epoch is drawn from a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplerOptions {
+    /// The seed of all orders.
+    pub seed: u64,
+    /// The order.
+    pub order: Order,
+    /// How often each drawn sample is repeated, each time transformed anew: repeated augmentation
+    /// (Hoffer et al., 2020, <https://arxiv.org/abs/1901.09335>). As in torchvision's `RASampler` an epoch keeps its
+    /// length, so it sees a `repeats`-th of the samples.
+    pub repeats: usize,
+    /// Whether every class comes equally often: small classes repeat, large ones are seen in part. An epoch keeps its
+    /// length.
+    pub balanced: bool,
+    /// This process's share of an epoch…
+    pub rank: usize,
+    /// …among so many.
+    pub world: usize,
+    /// What happens where `world` does not divide an epoch: the rest is dropped (`true`), or the first samples come
+    /// again (`false`). Shares are equal in count either way.
+    pub drop_last: bool,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        Self { seed: 0, order: Order::Sequential, repeats: 1, balanced: false, rank: 0, world: 1, drop_last: false }
+    }
+}
+
+/// One position's sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Draw {
+    /// The index into the source.
+    pub index: usize,
+    /// How many times it came before in this epoch; the random choices of its transforms depend on it.
+    pub repeat: usize,
+}
+
+/// Draws epochs from a source.
+#[derive(Debug)]
+pub struct Sampler {
+    options: SamplerOptions,
+    /// Samples in the source, which is also the epoch's length over all ranks.
+    total: usize,
+    share: usize,
+    classes: Option<ClassIndex>,
+}
+
+impl Sampler {
+    /// A sampler over `source`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidLoader`] for options that contradict each other or the source.
+    pub fn new(source: &dyn Source, options: SamplerOptions) -> Result<Self> {
+        let SamplerOptions { order, repeats, balanced, rank, world, drop_last, .. } = options;
+        let invalid = |what: String| Err(Error::InvalidLoader { what });
+        let total = source.len();
+        if total == 0 {
+            return invalid("the source holds no samples; check its path".into());
+        }
+        if world == 0 || rank >= world {
+            return invalid(format!("rank {rank} of {world}: ranks count from 0 and end below the world's size"));
+        }
+        if repeats == 0 {
+            return invalid("0 repeats would draw nothing; 1 means no repetition".into());
+        }
+        if order != Order::Shuffled && (balanced || repeats > 1) {
+            return invalid("repeats and class-balanced sampling need the shuffled order".into());
+        }
+        if let Order::Windowed { run, window } = order
+            && (run == 0 || window == 0)
+        {
+            return invalid("a windowed shuffle needs a run and a window of at least 1".into());
+        }
+        let share = if drop_last { total / world } else { total.div_ceil(world) };
+        let classes = if balanced { Some(ClassIndex::new(source)?) } else { None };
+        Ok(Self { options, total, share, classes })
+    }
+
+    /// The number of positions in this rank's share of an epoch.
+    pub fn len(&self) -> usize {
+        self.share
+    }
+
+    /// Whether this rank's share is empty.
+    pub fn is_empty(&self) -> bool {
+        self.share == 0
+    }
+
+    /// The order of one epoch.
+    pub fn epoch(&self, epoch: u64) -> EpochOrder<'_> {
+        let key = hash(&[self.options.seed, epoch]);
+        EpochOrder { sampler: self, key, permutation: Permutation::new(self.total, key) }
+    }
+}
+
+/// The order of one epoch; see [`Sampler::epoch`].
+#[derive(Debug)]
+pub struct EpochOrder<'a> {
+    sampler: &'a Sampler,
+    key: u64,
+    permutation: Permutation,
+}
+
+impl EpochOrder<'_> {
+    /// The sample at `position` of this rank's share, in O(1).
+    ///
+    /// # Panics
+    /// If `position` is not below [`Sampler::len`].
+    pub fn at(&self, position: usize) -> Draw {
+        let Sampler { options, total, share, classes } = self.sampler;
+        assert!(position < *share, "position {position} of {share}");
+        let global = match options.order {
+            // Neighbouring ranks read neighbouring runs: each has a stretch of its own.
+            Order::Windowed { .. } => options.rank * share + position,
+            _ => position * options.world + options.rank,
+        } % total;
+        let draw = global / options.repeats;
+        let repeat = global % options.repeats;
+        if let Some(classes) = classes {
+            let (index, round) = classes.draw(draw, self.key);
+            return Draw { index, repeat: round * options.repeats + repeat };
+        }
+        let index = match options.order {
+            Order::Sequential => draw,
+            Order::Shuffled => self.permutation.at(draw),
+            Order::Windowed { run, window } => self.windowed(draw, run, window),
+        };
+        Draw { index, repeat }
+    }
+
+    /// Shuffles within the window around `position`, then looks the place up in the sequence of shuffled runs.
+    fn windowed(&self, position: usize, run: usize, window: usize) -> usize {
+        let total = self.sampler.total;
+        let first = position - position % window;
+        let width = window.min(total - first);
+        let key = hash(&[self.key, 1, first as u64]);
+        let place = first + Permutation::new(width, key).at(position - first);
+
+        // Only full runs change places; a rotation moves their limits, and the rest, from epoch to epoch.
+        let full = total / run;
+        let shuffled = if place / run < full {
+            Permutation::new(full, hash(&[self.key, 2])).at(place / run) * run + place % run
+        } else {
+            place
+        };
+        let rotation = hash(&[self.key, 3]) % total as u64;
+        (shuffled + rotation as usize) % total
+    }
+}
+
+/// The samples of each class, one after the other.
+#[derive(Debug)]
+struct ClassIndex {
+    /// Sample indices, sorted by class.
+    samples: Vec<u32>,
+    /// The non-empty classes' first and one-past-last place in `samples`.
+    ranges: Vec<(u32, u32)>,
+}
+
+impl ClassIndex {
+    fn new(source: &dyn Source) -> Result<Self> {
+        let count = u32::try_from(source.len()).map_err(|_| Error::InvalidLoader {
+            what: format!("class-balanced sampling holds up to {} samples, not {}", u32::MAX, source.len()),
+        })?;
+        let mut starts = vec![0u32; source.classes().len() + 1];
+        let label = |index: u32| match source.label(index as usize) {
+            Some(label) if (label as usize) < source.classes().len() => Ok(label as usize),
+            _ => Err(Error::InvalidLoader {
+                what: format!(
+                    "class-balanced sampling needs a label for every sample; {} has none",
+                    source.key(index as usize)
+                ),
+            }),
+        };
+        for index in 0..count {
+            starts[label(index)? + 1] += 1;
+        }
+        for class in 1..starts.len() {
+            starts[class] += starts[class - 1];
+        }
+        let mut samples = vec![0; count as usize];
+        let mut next = starts.clone();
+        for index in 0..count {
+            let place = &mut next[label(index)?];
+            samples[*place as usize] = index;
+            *place += 1;
+        }
+        let ranges = starts.windows(2).map(|pair| (pair[0], pair[1])).filter(|(start, end)| start < end).collect();
+        Ok(Self { samples, ranges })
+    }
+
+    /// The `position`-th draw and how often its sample was drawn before: each stretch of as many draws as there are
+    /// classes holds each class once, and a class repeats no sample before all of them were drawn.
+    fn draw(&self, position: usize, key: u64) -> (usize, usize) {
+        let classes = self.ranges.len();
+        let (stretch, offset) = (position / classes, position % classes);
+        let class = Permutation::new(classes, hash(&[key, 4, stretch as u64])).at(offset);
+        let (start, end) = self.ranges[class];
+        let size = (end - start) as usize;
+        let (round, offset) = (stretch / size, stretch % size);
+        let member = Permutation::new(size, hash(&[key, 5, class as u64, round as u64])).at(offset);
+        (self.samples[start as usize + member] as usize, round)
+    }
+}
+
+/// A random permutation of `0..len` that needs no memory: the swap-or-not shuffle (Hoang, Morris and Rogaway, 2012,
+/// <https://arxiv.org/abs/1208.1176>) looks each place up on its own.
+///
+/// Each round pairs the places that sum to a random constant and swaps the two with probability ½.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Permutation {
+    len: u64,
+    key: u64,
+}
+
+impl Permutation {
+    /// Plenty for the eye of any statistic: mixing takes a few times log2(len) rounds.
+    const ROUNDS: u64 = 64;
+
+    pub(crate) fn new(len: usize, key: u64) -> Self {
+        Self { len: len as u64, key }
+    }
+
+    pub(crate) fn at(&self, place: usize) -> usize {
+        let mut place = place as u64;
+        debug_assert!(place < self.len);
+        for round in 0..Self::ROUNDS {
+            let round_key = mix(self.key ^ round.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let sum = round_key % self.len;
+            let partner = if sum >= place { sum - place } else { sum + self.len - place };
+            if mix(round_key ^ place.max(partner)) >> 63 == 1 {
+                place = partner;
+            }
+        }
+        place as usize
+    }
+}
+
+/// Mixes numbers into one; every bit of the result depends on every bit of each, and on their order.
+pub(crate) fn hash(words: &[u64]) -> u64 {
+    words.iter().fold(0x6a09_e667_f3bc_c908, |state, &word| mix(mix(state) ^ word.wrapping_add(0x9e37_79b9_7f4a_7c15)))
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use super::*;
+    use crate::loader::testing::Counting;
+
+    fn sampler(total: usize, options: SamplerOptions) -> Sampler {
+        Sampler::new(&Counting::new(total), options).unwrap()
+    }
+
+    fn indices(sampler: &Sampler, epoch: u64) -> Vec<usize> {
+        let order = sampler.epoch(epoch);
+        (0..sampler.len()).map(|position| order.at(position).index).collect()
+    }
+
+    fn sorted(mut indices: Vec<usize>) -> Vec<usize> {
+        indices.sort_unstable();
+        indices
+    }
+
+    #[test]
+    fn permutations_hold_every_place_once() {
+        for len in [1, 2, 3, 7, 64, 1000] {
+            for key in 0..5 {
+                let permutation = Permutation::new(len, key);
+                assert_eq!(sorted((0..len).map(|place| permutation.at(place)).collect()), (0..len).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn all_permutations_of_four_are_about_equally_likely() {
+        let mut counts = BTreeMap::new();
+        let trials = 24_000;
+        for key in 0..trials {
+            let permutation = Permutation::new(4, hash(&[key]));
+            *counts.entry([0, 1, 2, 3].map(|place| permutation.at(place))).or_insert(0.0) += 1.0;
+        }
+        assert_eq!(counts.len(), 24);
+        let expected = trials as f64 / 24.0;
+        let chi_squared: f64 = counts.values().map(|count: &f64| (count - expected).powi(2) / expected).sum();
+        // 23 degrees of freedom: the 99.9th percentile is 49.7.
+        assert!(chi_squared < 49.7, "{chi_squared}");
+    }
+
+    #[test]
+    fn neighbours_do_not_stay_neighbours() {
+        let permutation = Permutation::new(10_000, 3);
+        let close = (0..9_999).filter(|&i| permutation.at(i).abs_diff(permutation.at(i + 1)) <= 10).count();
+        // 20 in 10,000 by chance.
+        assert!(close < 50, "{close}");
+    }
+
+    #[test]
+    fn every_order_shows_each_sample_once_and_epochs_differ() {
+        for order in [Order::Shuffled, Order::Windowed { run: 10, window: 64 }] {
+            let sampler = sampler(1003, SamplerOptions { order, ..Default::default() });
+            let [first, second] = [0, 1].map(|epoch| indices(&sampler, epoch));
+            assert_ne!(first, second);
+            for epoch in [first, second] {
+                assert_eq!(sorted(epoch), (0..1003).collect::<Vec<_>>(), "{order:?}");
+            }
+        }
+        assert_eq!(indices(&sampler(5, SamplerOptions::default()), 3), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn windowed_order_reads_few_runs_at_a_time() {
+        let order = Order::Windowed { run: 50, window: 200 };
+        let sampler = sampler(10_000, SamplerOptions { order, ..Default::default() });
+        for window in indices(&sampler, 7).chunks(200) {
+            // Four runs, each of which may straddle two stretches of 50.
+            let stretches: HashSet<_> = window.iter().map(|index| index / 50).collect();
+            assert!(stretches.len() <= 9, "{}", stretches.len());
+        }
+    }
+
+    #[test]
+    fn shares_are_equal_and_together_hold_each_sample() {
+        for order in [Order::Sequential, Order::Shuffled, Order::Windowed { run: 3, window: 10 }] {
+            for drop_last in [false, true] {
+                let shares: Vec<_> = (0..4)
+                    .map(|rank| {
+                        let options = SamplerOptions { order, rank, world: 4, drop_last, ..Default::default() };
+                        indices(&sampler(103, options), 2)
+                    })
+                    .collect();
+                let expected = if drop_last { 25 } else { 26 };
+                assert!(shares.iter().all(|share| share.len() == expected), "{order:?}");
+                let distinct: HashSet<_> = shares.iter().flatten().collect();
+                assert_eq!(distinct.len(), if drop_last { 100 } else { 103 }, "{order:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn repeats_keep_the_epoch_s_length_and_count_up() {
+        let sampler = sampler(12, SamplerOptions { order: Order::Shuffled, repeats: 3, ..Default::default() });
+        assert_eq!(sampler.len(), 12);
+        let order = sampler.epoch(0);
+        let draws: Vec<_> = (0..12).map(|position| order.at(position)).collect();
+        assert_eq!(draws.iter().map(|draw| draw.index).collect::<HashSet<_>>().len(), 4);
+        for triple in draws.chunks(3) {
+            assert!(triple.iter().enumerate().all(|(i, draw)| draw.index == triple[0].index && draw.repeat == i));
+        }
+    }
+
+    #[test]
+    fn balanced_epochs_show_each_class_equally_often() {
+        // Classes of 1, 10 and 89 samples, and an empty one.
+        let labels: Vec<u32> = (0..100)
+            .map(|i| {
+                if i == 0 {
+                    0
+                } else if i < 11 {
+                    1
+                } else {
+                    3
+                }
+            })
+            .collect();
+        let source = Counting::with_labels(labels.clone());
+        let options = SamplerOptions { order: Order::Shuffled, balanced: true, ..Default::default() };
+        let sampler = Sampler::new(&source, options).unwrap();
+        let order = sampler.epoch(0);
+        let mut per_class = [0; 4];
+        let mut seen = HashSet::new();
+        for position in 0..99 {
+            let draw = order.at(position);
+            per_class[labels[draw.index] as usize] += 1;
+            assert!(seen.insert(draw), "a sample came again with the same repeat number");
+        }
+        assert_eq!(per_class, [33, 33, 0, 33]);
+        // The large class repeats nothing within the 33.
+        assert_eq!(
+            seen.iter().filter(|draw| labels[draw.index] == 3).map(|d| d.index).collect::<HashSet<_>>().len(),
+            33
+        );
+    }
+
+    #[test]
+    fn contradictions_are_named() {
+        let cases = [
+            (SamplerOptions { rank: 2, world: 2, ..Default::default() }, "rank 2 of 2"),
+            (SamplerOptions { repeats: 0, ..Default::default() }, "0 repeats"),
+            (SamplerOptions { repeats: 2, ..Default::default() }, "shuffled"),
+            (SamplerOptions { balanced: true, ..Default::default() }, "shuffled"),
+            (SamplerOptions { order: Order::Windowed { run: 0, window: 1 }, ..Default::default() }, "at least 1"),
+        ];
+        for (options, part) in cases {
+            let message = Sampler::new(&Counting::new(4), options).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(Sampler::new(&Counting::new(0), SamplerOptions::default()).is_err());
+    }
+}
