@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::transforms::batch::{BatchMix, one_hot};
+
 /// A batch of `n` images of one size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageBatch {
@@ -11,6 +13,8 @@ pub struct ImageBatch {
     pub shape: [usize; 4],
     /// The class of each image; `None` where the data has no labels.
     pub labels: Option<Vec<u32>>,
+    /// How the images are to be mixed with each other: Mixup, CutMix.
+    pub mix: Option<BatchMix>,
     /// The images' indices in the source, which knows their keys and locations.
     pub indices: Vec<usize>,
     /// The epoch this batch belongs to, from 0.
@@ -30,29 +34,40 @@ impl ImageBatch {
         self.len() == 0
     }
 
-    /// The images as the network takes them: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`.
+    /// The images as the network takes them: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`, and mixed
+    /// where [`mix`](ImageBatch::mix) says so.
     ///
     /// Bytes are uploaded and the arithmetic is done on the device, in its default float type; a device without 8-bit
     /// integers gets floats from the host.
     pub fn normalise(&self, mean: [f32; 3], std: [f32; 3], device: &Device) -> Tensor<4> {
-        let scale = std.map(|std| 1.0 / (255.0 * std));
-        if !device.supports_dtype(DType::U8) {
-            let plane = self.shape[2] * self.shape[3];
-            let mut values = Vec::with_capacity(self.images.len());
-            for (channel, pixels) in self.images.chunks_exact(plane).enumerate() {
-                let (shift, scale) = (255.0 * mean[channel % 3], scale[channel % 3]);
-                values.extend(pixels.iter().map(|&pixel| (f32::from(pixel) - shift) * scale));
-            }
-            return Tensor::from_data(TensorData::new(values, self.shape), device);
+        let (shift, scale) = (mean.map(|mean| 255.0 * mean), std.map(|std| 1.0 / (255.0 * std)));
+        let images = if device.supports_dtype(DType::U8) {
+            let per_channel =
+                |values: [f32; 3]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), device);
+            let bytes = TensorData::new(self.images.clone(), self.shape);
+            let pixels = Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float();
+            (pixels - per_channel(shift)) * per_channel(scale)
+        } else {
+            Tensor::from_data(TensorData::new(self.normalised(shift, scale), self.shape), device)
+        };
+        match &self.mix {
+            Some(mix) => mixed(images, mix),
+            None => images,
         }
-        let per_channel =
-            |values: [f32; 3]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), device);
-        let bytes = TensorData::new(self.images.clone(), self.shape);
-        let pixels = Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float();
-        (pixels - per_channel(mean.map(|mean| 255.0 * mean))) * per_channel(scale)
     }
 
-    /// The class of each image, `[n]`.
+    /// `(x − shift) · scale` per channel, on the host.
+    fn normalised(&self, shift: [f32; 3], scale: [f32; 3]) -> Vec<f32> {
+        let mut values = Vec::with_capacity(self.images.len());
+        let plane = (self.shape[2] * self.shape[3]).max(1);
+        for (channel, pixels) in self.images.chunks_exact(plane).enumerate() {
+            let (shift, scale) = (shift[channel % 3], scale[channel % 3]);
+            values.extend(pixels.iter().map(|&pixel| (f32::from(pixel) - shift) * scale));
+        }
+        values
+    }
+
+    /// The class of each image, `[n]`; of a mixed image, that of its first part.
     ///
     /// # Panics
     /// If the data has no labels: a loader refuses such a source unless it was told otherwise.
@@ -61,16 +76,14 @@ impl ImageBatch {
         Tensor::from_data(TensorData::new(labels, [self.len()]), device)
     }
 
-    /// The distribution over `classes` for each image, `[n, classes]`: 1 at its class, 0 elsewhere.
+    /// The distribution over `classes` for each image, `[n, classes]`: 1 at its class, 0 elsewhere, and mixed as the
+    /// images are.
     ///
     /// # Panics
     /// If the data has no labels, or a label is not below `classes`.
     pub fn soft_targets(&self, classes: usize, device: &Device) -> Tensor<2> {
-        let labels = self.expect_labels();
-        let mut values = vec![0.0f32; labels.len() * classes];
-        for (row, &label) in values.chunks_exact_mut(classes).zip(labels) {
-            row[label as usize] = 1.0;
-        }
+        let values = one_hot(self.expect_labels(), classes);
+        let values = self.mix.as_ref().map_or(values.clone(), |mix| mix.targets(&values, classes));
         Tensor::from_data(TensorData::new(values, [self.len(), classes]), device)
     }
 
@@ -79,14 +92,35 @@ impl ImageBatch {
     }
 }
 
+/// See [`BatchMix`] for the formula.
+fn mixed(images: Tensor<4>, mix: &BatchMix) -> Tensor<4> {
+    let [n, channels, _, _] = images.dims();
+    let permutation: Vec<i64> = mix.permutation.iter().map(|&other| i64::from(other)).collect();
+    let permutation = Tensor::<1, Int>::from_data(TensorData::new(permutation, [n]), &images.device());
+    match mix.region {
+        None => {
+            let others = images.clone().select(0, permutation);
+            images * mix.lambda + others * (1.0 - mix.lambda)
+        }
+        Some(region) if region.width > 0 && region.height > 0 => {
+            let [left, top, width, height] = [region.left, region.top, region.width, region.height].map(|v| v as usize);
+            let part = [0..n, 0..channels, top..top + height, left..left + width];
+            let others = images.clone().slice(part.clone()).select(0, permutation);
+            images.slice_assign(part, others)
+        }
+        Some(_) => images,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transforms::Rect;
 
     fn batch(labels: Option<Vec<u32>>) -> ImageBatch {
         let shape = [2, 3, 2, 1];
         let images = (0..12).map(|i| i * 20).collect();
-        ImageBatch { images, shape, labels, indices: vec![4, 5], epoch: 0, number: 0 }
+        ImageBatch { images, shape, labels, mix: None, indices: vec![4, 5], epoch: 0, number: 0 }
     }
 
     #[test]
@@ -110,5 +144,44 @@ mod tests {
         assert_eq!(batch.targets(&device).into_data().convert::<i64>().try_to_vec::<i64>().unwrap(), [2, 0]);
         let one_hot = batch.soft_targets(3, &device).into_data().try_to_vec::<f32>().unwrap();
         assert_eq!(one_hot, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn floats_from_the_host_equal_those_of_the_device() {
+        let batch = batch(None);
+        let (shift, scale) = ([10.0, 20.0, 30.0], [0.5, 0.25, 0.125]);
+        let host = batch.normalised(shift, scale);
+        let (mean, std) = (shift.map(|shift| shift / 255.0), scale.map(|scale| 1.0 / (255.0 * scale)));
+        let device = batch.normalise(mean, std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        assert!(host.iter().zip(&device).all(|(a, b)| (a - b).abs() < 1e-4), "{host:?} {device:?}");
+    }
+
+    #[test]
+    fn mixing_on_the_device_is_mixing_on_the_host() {
+        let shape = [3, 3, 4, 5];
+        let images: Vec<u8> = (0..180u32).map(|i| (i * 37 % 251) as u8).collect();
+        let region = Rect { left: 1, top: 2, width: 3, height: 2 };
+        for (lambda, region) in [(0.3, None), (0.7, Some(region)), (1.0, Some(Rect { width: 0, ..region }))] {
+            let mix = BatchMix { permutation: vec![2, 0, 1], lambda, region };
+            let expected = mix.images(&images, 5, 4);
+            let batch = ImageBatch {
+                images: images.clone(),
+                shape,
+                labels: Some(vec![0, 1, 1]),
+                mix: Some(mix),
+                indices: vec![0, 1, 2],
+                epoch: 0,
+                number: 0,
+            };
+            let std = [1.0 / 255.0; 3];
+            let mixed = batch.normalise([0.0; 3], std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+            for (mixed, expected) in mixed.iter().zip(&expected) {
+                assert!((mixed - f32::from(*expected)).abs() <= 0.501, "{mixed} {expected}");
+            }
+            let targets = batch.soft_targets(2, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+            let kept = lambda;
+            let wanted = [kept, 1.0 - kept, 1.0 - kept, kept, 0.0, 1.0];
+            assert!(targets.iter().zip(wanted).all(|(a, b)| (a - b).abs() < 1e-6), "{targets:?}");
+        }
     }
 }

@@ -33,9 +33,10 @@ pub use self::{
     policy::{BadSample, BadSamples, Incidents},
 };
 use crate::{
-    Error, ImageBatch, Result, Source,
-    meters::{MeterReading, Meters, Stopwatch},
+    DecodeError, Error, ImageBatch, Limits, Result, SampleRng, Source,
+    meters::{MeterReading, Meters, Stage, Stopwatch},
     sampler::{Order, Sampler, SamplerOptions},
+    transforms::{Pipeline, batch::BatchTransforms},
 };
 
 /// What a sample's random choices depend on, besides the sample itself.
@@ -58,7 +59,47 @@ pub trait Preprocess: Send + Sync {
     ///
     /// Implementations charge their time to the stages by [`Stopwatch::lap`]; what they leave is charged to
     /// [`Stage::Transform`](crate::meters::Stage::Transform).
-    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage>;
+    ///
+    /// # Errors
+    /// Any [`DecodeError`]; the loader adds the sample's location.
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError>;
+}
+
+/// A [`Pipeline`] as the loader's preprocessing, decoding no more than it needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelinePreprocess {
+    pipeline: Pipeline,
+    limits: Limits,
+    output_size: [usize; 2],
+}
+
+impl PipelinePreprocess {
+    /// The pipeline, within `limits`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidLoader`] for a pipeline whose images differ in size.
+    pub fn new(pipeline: Pipeline, limits: Limits) -> Result<Self> {
+        let output_size = pipeline.output_size().ok_or_else(|| Error::InvalidLoader {
+            what: "the transforms leave images of different sizes, which make no batch; add a crop".into(),
+        })?;
+        Ok(Self { pipeline, limits, output_size })
+    }
+}
+
+impl Preprocess for PipelinePreprocess {
+    fn output_size(&self) -> [usize; 2] {
+        self.output_size
+    }
+
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
+        let SampleContext { seed, epoch, index } = context;
+        let mut rng = SampleRng::new(seed, epoch, index);
+        let result = self.pipeline.decode_and_apply_with(bytes, &mut rng, &self.limits, || watch.lap(Stage::Decode));
+        if result.is_err() {
+            watch.lap(Stage::Decode);
+        }
+        result
+    }
 }
 
 /// Settings of an [`ImageLoader`]; see [`ImageLoader::builder`].
@@ -66,6 +107,7 @@ pub trait Preprocess: Send + Sync {
 pub struct LoaderBuilder {
     source: Arc<dyn Source>,
     preprocess: Arc<dyn Preprocess>,
+    mix: BatchTransforms,
     batch_size: usize,
     workers: usize,
     memory_bytes: usize,
@@ -149,6 +191,13 @@ impl LoaderBuilder {
         self
     }
 
+    /// How each batch is mixed: Mixup, CutMix. Drawn from the seed here and done by
+    /// [`ImageBatch::normalise`] and [`ImageBatch::soft_targets`] on the device. Not at all by default.
+    pub fn mix(mut self, mix: BatchTransforms) -> Self {
+        self.mix = mix;
+        self
+    }
+
     /// The loader.
     ///
     /// # Errors
@@ -216,6 +265,7 @@ impl ImageLoader {
         LoaderBuilder {
             source,
             preprocess,
+            mix: BatchTransforms::default(),
             batch_size: 32,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 512 << 20,

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    ops::Add,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -39,13 +40,6 @@ impl Stopwatch {
         let now = Instant::now();
         self.nanos[stage as usize] += nanos(now - self.last);
         self.last = now;
-    }
-
-    /// Moves `time` from one stage's account to another's, for work that interleaves the two.
-    pub fn transfer(&mut self, from: Stage, to: Stage, time: Duration) {
-        let moved = nanos(time).min(self.nanos[from as usize]);
-        self.nanos[from as usize] -= moved;
-        self.nanos[to as usize] += moved;
     }
 }
 
@@ -147,6 +141,25 @@ impl MeterReading {
     }
 }
 
+impl Add for MeterReading {
+    type Output = Self;
+
+    /// The sum of two epochs' readings.
+    fn add(self, other: Self) -> Self {
+        Self {
+            waiting: self.waiting + other.waiting,
+            reading: self.reading + other.reading,
+            decoding: self.decoding + other.decoding,
+            transforming: self.transforming + other.transforming,
+            collating: self.collating + other.collating,
+            idle: self.idle + other.idle,
+            samples: self.samples + other.samples,
+            bytes: self.bytes + other.bytes,
+            bad: self.bad + other.bad,
+        }
+    }
+}
+
 impl fmt::Display for MeterReading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |stage| 100.0 * self.share(stage);
@@ -183,13 +196,12 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         watch.lap(Stage::Decode);
         watch.lap(Stage::Transform);
-        watch.transfer(Stage::Decode, Stage::Read, Duration::from_millis(1));
         meters.add(&watch);
         meters.add_sample(10);
 
         let reading = meters.read();
-        assert_eq!(reading.reading, Duration::from_millis(1));
-        assert!(reading.decoding >= Duration::from_millis(1));
+        assert!(reading.decoding >= Duration::from_millis(2));
+        assert_eq!((reading.reading, (reading + reading).decoding), (Duration::ZERO, 2 * reading.decoding));
         assert_eq!((reading.samples, reading.bytes, reading.bad), (1, 10, 0));
         let stages = [Stage::Read, Stage::Decode, Stage::Transform, Stage::Collate];
         assert!((stages.map(|stage| reading.share(stage)).iter().sum::<f64>() - 1.0).abs() < 1e-9);

@@ -366,10 +366,7 @@ impl Epoch {
                 BadSamples::Substitute if attempt <= SUBSTITUTES => {
                     draw = self.substitute(&order, position, attempt);
                 }
-                _ => {
-                    let location = source.location(draw.index);
-                    return Outcome::Failed(Error::Sample { location, cause: Box::new(failure) });
-                }
+                _ => return Outcome::Failed(failure),
             }
         }
     }
@@ -393,7 +390,10 @@ impl Epoch {
             epoch: self.number,
             index: draw.index as u64,
         };
-        let image = settings.preprocess.process(buffer, context, &mut watch)?;
+        let image = settings.preprocess.process(buffer, context, &mut watch).map_err(|cause| {
+            let location = settings.source.location(draw.index);
+            Error::Decode { location, cause }
+        })?;
         watch.lap(Stage::Transform);
         let [height, width] = settings.preprocess.output_size();
         let size = [image.height() as usize, image.width() as usize];
@@ -427,9 +427,12 @@ impl Epoch {
         let shape = [indices.len(), 3, height, width];
         let labels = labels.into_iter().collect();
         let images = Vec::from(images);
+        // Each rank and slice mixes in its own way.
+        let seed = hash(&[settings.sampler.seed, settings.sampler.rank as u64, self.range.start as u64]);
+        let mix = settings.mix.draw((seed, self.number, number as u64), indices.len(), width as u32, height as u32);
         watch.lap(Stage::Collate);
         self.meters.add(&watch);
-        Ok(ImageBatch { images, shape, labels, indices, epoch: self.number, number })
+        Ok(ImageBatch { images, shape, labels, mix, indices, epoch: self.number, number })
     }
 
     fn front_is_finished(&self) -> bool {

@@ -49,9 +49,13 @@ impl Incidents {
     pub(super) fn record(&self, source: &dyn Source, index: usize, error: &Error) {
         let mut samples = lock(&self.0);
         let sample = samples.entry(index).or_insert_with(|| {
-            let location = source.location(index).to_string();
-            log::warn!("bad sample: {location}: {error}");
-            BadSample { index, key: source.key(index).into_owned(), location, cause: error.to_string(), times: 0 }
+            log::warn!("bad sample: {error}");
+            let cause = match error {
+                Error::Decode { cause, .. } => cause.to_string(),
+                other => other.to_string(),
+            };
+            let (key, location) = (source.key(index).into_owned(), source.location(index).to_string());
+            BadSample { index, key, location, cause, times: 0 }
         });
         sample.times += 1;
     }

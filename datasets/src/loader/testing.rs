@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 
 use super::{Preprocess, SampleContext};
 use crate::{
-    Class, Error, Location, Result, Source,
+    Class, DecodeError, Error, Location, Result, Source,
     meters::{Stage, Stopwatch},
     sampler::hash,
 };
@@ -62,7 +62,7 @@ impl Source for Counting {
         self.reads.fetch_add(1, Relaxed);
         if self.broken.contains(&index) {
             let source = std::io::Error::other("this one is broken");
-            return Err(Error::Io { path: "counting".into(), source });
+            return Err(Error::Io { path: self.location(index).to_string().into(), source });
         }
         buffer.clear();
         buffer.extend((index as u64).to_le_bytes());
@@ -89,7 +89,7 @@ impl Preprocess for Paint {
         self.size
     }
 
-    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage> {
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
         let number = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         assert_eq!(number, context.index);
         assert_ne!(Some(number), self.panic_at, "boom");

@@ -256,16 +256,50 @@ impl Pipeline {
     /// # Errors
     /// Any [`DecodeError`](crate::DecodeError).
     pub fn decode_and_apply(&self, bytes: &[u8], rng: &mut SampleRng, limits: &Limits) -> decode::Result<RgbImage> {
+        self.decode_and_apply_with(bytes, rng, limits, || ())
+    }
+
+    /// [`decode_and_apply`](Pipeline::decode_and_apply), and calls `decoded` between the two: a meter splits the time
+    /// there.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`](crate::DecodeError).
+    pub fn decode_and_apply_with(
+        &self,
+        bytes: &[u8],
+        rng: &mut SampleRng,
+        limits: &Limits,
+        decoded: impl FnOnce(),
+    ) -> decode::Result<RgbImage> {
         match self.0.as_slice() {
             [Transform::RandomResizedCrop(crop), rest @ ..] => {
                 let header = decode::probe(bytes)?;
                 header.check(limits)?;
                 let part = crop.draw(header.width, header.height, rng);
                 let region: Region = decode::decode_region(bytes, part, (crop.size, crop.size), limits)?;
+                decoded();
                 Ok(apply_all(rest, crop.resize_region(&region), rng))
             }
-            _ => Ok(self.apply(decode::decode(bytes, limits)?, rng)),
+            _ => {
+                let image = decode::decode(bytes, limits)?;
+                decoded();
+                Ok(self.apply(image, rng))
+            }
         }
+    }
+
+    /// Height and width of what comes out, where they are the same for every image.
+    pub fn output_size(&self) -> Option<[usize; 2]> {
+        self.0.iter().fold(None, |size, transform| match transform {
+            Transform::CenterCrop(CenterCrop { size, .. })
+            | Transform::RandomCrop(RandomCrop { size, .. })
+            | Transform::RandomResizedCrop(RandomResizedCrop { size, .. })
+            | Transform::Resize(Resize { size, rule: ResizeRule::Squash, .. }) => Some([*size as usize; 2]),
+            // A square stays a square.
+            Transform::Resize(Resize { size: side, .. }) => size.map(|_| [*side as usize; 2]),
+            Transform::RandomShorterSide(_) => None,
+            _ => size,
+        })
     }
 }
 
