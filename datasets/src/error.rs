@@ -2,7 +2,6 @@
 
 use std::{io, path::PathBuf};
 
-use crate::Location;
 use crate::{DecodeError, Location};
 
 /// Shorthand for a result with this crate's [`Error`].
@@ -77,25 +76,17 @@ pub enum Error {
         /// The cargo feature.
         feature: &'static str,
     },
-}
 
-impl Error {
-    /// An [`Error::Io`] from the path and what the system said.
-    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::Io { path: path.into(), source }
-    }
-
-    /// An [`Error::Layout`] from anything that prints.
-    pub(crate) fn layout(container: impl ToString, cause: impl Into<String>) -> Self {
-        Self::Layout { container: container.to_string(), cause: cause.into() }
-    }
     /// A sample's bytes are not an image that can be decoded.
     #[error("cannot decode {location}: {cause}")]
     Decode {
         /// The sample.
+        location: Location,
+        /// What is wrong with it.
         #[source]
         cause: DecodeError,
     },
+
     /// A transform's parameter is out of its range.
     #[error("transform {name}: {cause}")]
     Transform {
@@ -110,6 +101,8 @@ impl Error {
     InvalidLoader {
         /// What is wrong, and what to change.
         what: String,
+    },
+
     /// Not one sample of an epoch could be read and decoded.
     #[error("none of {bad} samples could be read and decoded; the first: {cause}")]
     NoGoodSample {
@@ -117,10 +110,26 @@ impl Error {
         bad: u64,
         /// What was wrong with the first.
         cause: String,
+    },
+
     /// A worker thread panicked: a defect of this program, not of the data.
     #[error("a worker panicked over {what}: {message}; please report this")]
     WorkerPanicked {
         /// The sample or batch in its hands.
+        what: String,
         /// The panic's message.
         message: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] from the path and what the system said.
+    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
+    /// An [`Error::Layout`] from anything that prints.
+    pub(crate) fn layout(container: impl ToString, cause: impl Into<String>) -> Self {
+        Self::Layout { container: container.to_string(), cause: cause.into() }
+    }
 }
