@@ -10,6 +10,7 @@
 //! their timing, or what came before.
 
 mod batch;
+mod dataset;
 pub mod decode;
 pub mod digits;
 mod error;
@@ -19,10 +20,12 @@ pub mod meters;
 mod quarantine;
 pub mod rng;
 pub mod sampler;
+pub mod shard;
 pub mod source;
 pub mod transforms;
 
 pub use batch::ImageBatch;
+pub use dataset::{SourceDataset, SourceItem};
 pub use decode::{DecodeError, Limits, decode, probe};
 pub use digits::Digits;
 pub use error::{Error, Result};

@@ -15,10 +15,13 @@ mod tar;
 mod webdataset;
 
 pub use folder::Folder;
+pub(crate) use index::write_atomically;
 pub use open::{OpenOptions, Opened, SourceKind, Split, open};
 pub use packed::Packed;
 pub use read_at::{LocalFile, ReadAt};
 pub use subset::Subset;
+pub(crate) use subset::draw;
+pub(crate) use tar::seal as seal_tar_header;
 pub use tar::tar_header;
 
 use std::{

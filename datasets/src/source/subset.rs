@@ -56,7 +56,7 @@ impl Subset {
 }
 
 /// A number drawn for a key: FNV-1a over its bytes, then SplitMix64's finaliser so that all bits count.
-fn draw(seed: u64, key: &str) -> u64 {
+pub(crate) fn draw(seed: u64, key: &str) -> u64 {
     let hash = key
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

@@ -241,7 +241,7 @@ pub fn tar_header(name: &str, size: u64) -> Result<[u8; 512], String> {
 }
 
 /// Writes the checksum of a header into it.
-fn seal(header: &mut [u8; 512]) {
+pub(crate) fn seal(header: &mut [u8; 512]) {
     header[148..156].fill(b' ');
     let sum: u64 = header.iter().map(|&byte| u64::from(byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());

@@ -4,11 +4,12 @@
 //! imagenet-train-0000.tar: n01440764_10026.jpg  n01440764_10026.cls  n02085620_7.jpg  n02085620_7.cls …
 //! ```
 //!
-//! The image is the member `.jpg`, `.jpeg`, `.png` or `.webp`; the label is the number in `.cls`, or the field `label`
+//! The image is the member `.jpg`, `.jpeg`, `.png`, `.webp` or one of the other
+//! [image extensions](super::IMAGE_EXTENSIONS); the label is the number in `.cls`, or the field `label`
 //! of `.json`, a number or a class's name. A key is the shard's name and the image's:
 //! `imagenet-train-0000/n01440764_10026.jpg`.
 //!
-//! Classes are, in this order: those of `manifest.json` beside the shards, as our own writer leaves it; all
+//! Classes are, in this order: those of `manifest.json` beside the shards, as [`shard`](crate::shard) writes it; all
 //! 1000 of ImageNet, where the samples' names prove that the numbers are its labels; the names in `.json`, sorted;
 //! the numbers from 0 to the largest label.
 
@@ -22,7 +23,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Class, LocalFile, ReadAt, Split,
+    Class, IMAGE_EXTENSIONS, LocalFile, ReadAt, Split,
     index::{IndexCache, Table},
     names::Labels,
     open::{Found, OpenOptions, OpenPart, Part},
@@ -31,9 +32,6 @@ use super::{
     tar::{Member, Tar},
 };
 use crate::{Error, Result, imagenet};
-
-/// The extensions of a sample's image.
-const IMAGES: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
 /// The longest `.cls` or `.json` that is read.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
@@ -151,7 +149,10 @@ fn open_part(
 ) -> Result<Part> {
     let mut tables = index_all(&files, cache)?;
     if tables.iter().all(|table| table.names.len() == 0) {
-        return Err(Error::layout(container, format!("no images in {} shards; looked for {IMAGES:?}", files.len())));
+        return Err(Error::layout(
+            container,
+            format!("no images in {} shards; looked for {IMAGE_EXTENSIONS:?}", files.len()),
+        ));
     }
     let notes = tables.iter_mut().flat_map(|table| std::mem::take(&mut table.notes)).collect();
     let filled = || files.iter().zip(&tables).filter(|(_, table)| table.names.len() > 0);
@@ -282,7 +283,7 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<Table> {
         match extension.as_str() {
             "cls" => sample.cls = Some(cls_label(&mut tar, &member)?),
             "json" => sample.json = json_label(&mut tar, &member)?,
-            image if IMAGES.contains(&image) => {
+            image if IMAGE_EXTENSIONS.contains(&image) => {
                 if let Some((first, _)) = &sample.image {
                     let cause = format!("is the second image of its sample; the first is {}", first.name);
                     return Err(at(&tar, &member, cause));
