@@ -8,6 +8,8 @@ mod index;
 mod names;
 mod open;
 mod packed;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pattern;
 mod read_at;
 mod subset;
@@ -18,6 +20,8 @@ pub use folder::Folder;
 pub(crate) use index::write_atomically;
 pub use open::{OpenOptions, Opened, SourceKind, Split, open};
 pub use packed::Packed;
+#[cfg(feature = "parquet")]
+pub use parquet::Table as ParquetTable;
 pub use read_at::{LocalFile, ReadAt};
 pub use subset::Subset;
 pub(crate) use subset::draw;

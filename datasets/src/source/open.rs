@@ -7,8 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name, pattern, subset::Chain, webdataset};
-use crate::{Error, Result};
+use super::{
+    LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name, pattern,
+    subset::Chain,
+    webdataset::{self, WEBDATASET},
+};
+use crate::{Digits, Error, Result};
 
 /// Which part of a data set to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -58,26 +62,39 @@ pub enum SourceKind {
     Archive,
     /// WebDataset shards.
     WebDataset,
+    /// Parquet tables as the Hugging Face hub has them; needs the cargo feature `parquet`.
+    Parquet,
     /// Class folders, with `train` and `val` above them or without.
     Folder,
     /// Kaggle's ImageNet: `ILSVRC/Data/CLS-LOC` with `LOC_val_solution.csv`.
     Kaggle,
+    /// The handwritten digits that are built in.
+    Digits,
     /// Images without labels: one file, a folder of files, a pattern.
     Images,
 }
 
 impl SourceKind {
     /// All kinds, in the order in which a path is tried.
-    pub const ALL: [SourceKind; 5] =
-        [SourceKind::Archive, SourceKind::WebDataset, SourceKind::Kaggle, SourceKind::Folder, SourceKind::Images];
+    pub const ALL: [SourceKind; 7] = [
+        SourceKind::Digits,
+        SourceKind::Archive,
+        SourceKind::WebDataset,
+        SourceKind::Parquet,
+        SourceKind::Kaggle,
+        SourceKind::Folder,
+        SourceKind::Images,
+    ];
 
     /// The name, as `--source` takes it.
     pub fn name(self) -> &'static str {
         match self {
             SourceKind::Archive => "archive",
             SourceKind::WebDataset => "webdataset",
+            SourceKind::Parquet => "parquet",
             SourceKind::Folder => "folder",
             SourceKind::Kaggle => "kaggle",
+            SourceKind::Digits => "digits",
             SourceKind::Images => "images",
         }
     }
@@ -173,8 +190,10 @@ pub(super) enum Found<'a> {
 ///
 /// | kind | path |
 /// |---|---|
+/// | `digits` | the word `digits`, where nothing of that name is there: the [digits](crate::digits) that are built in |
 /// | `archive` | a folder with `ILSVRC2012_img_train.tar`, `ILSVRC2012_img_val.tar` or both, or one such file by any name |
 /// | `webdataset` | a folder of `.tar` files, one of them, or a pattern (`imagenet-train-{0000..1023}.tar`, `shards/*.tar`) |
+/// | `parquet` | a folder of `.parquet` files or one whose `data` folder has them, one of them, or a pattern |
 /// | `kaggle` | a folder with `ILSVRC/Data/CLS-LOC/{train,val}`, or one of the folders on the way down |
 /// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (also `training`; `valid`, `validation`, `test`), or with `CLASS/…` |
 /// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
@@ -198,13 +217,24 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
     let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
     let mut looked_for = Vec::new();
 
+    if wanted(SourceKind::Digits) && spec == "digits" && !path.exists() {
+        let part = |digits: fn() -> Digits| {
+            Some(Box::new(move || Ok(Part { source: Arc::new(digits()), notes: Vec::new() })) as OpenPart<'a>)
+        };
+        let (train, val) = (part(Digits::train), part(Digits::test));
+        return Ok((SourceKind::Digits, Found::Divided { container: spec.to_owned(), train, val }));
+    }
     if !path.exists() && pattern::is_pattern(spec) {
         let files = pattern::local_files(spec)?;
         if wanted(SourceKind::WebDataset) && files.iter().all(|path| path.extension().is_some_and(|e| e == "tar")) {
             let shards = webdataset::local_shards(&files)?;
-            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, WEBDATASET, options)));
         }
         looked_for.push("tar files alone");
+        if wanted(SourceKind::Parquet) && files.iter().all(|path| path.extension().is_some_and(|e| e == "parquet")) {
+            return Ok((SourceKind::Parquet, find_parquet(spec, &files, options)?));
+        }
+        looked_for.push("Parquet files alone");
         let is_image = |path: &PathBuf| path.to_str().is_some_and(is_image_name);
         if wanted(SourceKind::Images) && files.iter().any(is_image) {
             let files: Vec<_> = files.into_iter().filter(is_image).collect();
@@ -225,8 +255,12 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         }
         if wanted(SourceKind::WebDataset) && spec.ends_with(".tar") {
             let shards = webdataset::local_shards(&[path.to_owned()])?;
-            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, WEBDATASET, options)));
         }
+        if wanted(SourceKind::Parquet) && spec.ends_with(".parquet") {
+            return Ok((SourceKind::Parquet, find_parquet(spec, &[path.to_owned()], options)?));
+        }
+        looked_for.push("*.tar, *.parquet");
         if wanted(SourceKind::Images) && is_image_name(spec) {
             return Ok((SourceKind::Images, whole(move || folder::Folder::files(&[path.to_owned()]))));
         }
@@ -241,12 +275,21 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         looked_for.push("ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar");
     }
     if wanted(SourceKind::WebDataset) {
-        let shards = webdataset::shards_in(path)?;
+        let shards = webdataset::files_in(path, "tar")?;
         if !shards.is_empty() {
             let shards = webdataset::local_shards(&shards)?;
-            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, options)));
+            return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, WEBDATASET, options)));
         }
         looked_for.push("shards (*.tar)");
+    }
+    if wanted(SourceKind::Parquet) {
+        for folder in [path.to_owned(), path.join("data")] {
+            let files = if folder.is_dir() { webdataset::files_in(&folder, "parquet")? } else { Vec::new() };
+            if !files.is_empty() {
+                return Ok((SourceKind::Parquet, find_parquet(spec, &files, options)?));
+            }
+        }
+        looked_for.push("Parquet tables (*.parquet, data/*.parquet)");
     }
     if wanted(SourceKind::Kaggle) {
         if let Some(root) = folder::kaggle_root(path) {
@@ -267,6 +310,17 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         looked_for.push("images (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
     }
     Err(unrecognised(spec, &looked_for))
+}
+
+#[cfg(feature = "parquet")]
+fn find_parquet<'a>(spec: &str, files: &[PathBuf], options: &'a OpenOptions) -> Result<Found<'a>> {
+    let shards = super::parquet::with_classes(webdataset::local_shards(files)?)?;
+    Ok(webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn find_parquet<'a>(spec: &str, _files: &[PathBuf], _options: &'a OpenOptions) -> Result<Found<'a>> {
+    Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "parquet" })
 }
 
 fn unrecognised(spec: &str, looked_for: &[&str]) -> Error {
@@ -325,4 +379,38 @@ fn draw_split(container: &str, part: Part, options: &OpenOptions) -> Result<Part
         (Split::Val, Some(fraction)) => Arc::new(Subset::split(source, fraction, options.seed)?.1),
     };
     Ok(Part { source, notes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_digits_open_by_their_name() {
+        let len = |split| open("digits", &OpenOptions::split(split)).unwrap().source.len();
+        assert_eq!([len(Split::Train), len(Split::Val), len(Split::All)], [1442, 355, 1797]);
+        let other = OpenOptions { kind: Some(SourceKind::Folder), ..Default::default() };
+        assert!(open("digits", &other).is_err(), "a forced kind is the only one that is tried");
+    }
+
+    #[test]
+    fn names_of_kinds_and_splits_are_read_back() {
+        for kind in SourceKind::ALL {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for split in [Split::Train, Split::Val, Split::All] {
+            assert_eq!(split.to_string().parse(), Ok(split));
+        }
+        assert!("tar".parse::<SourceKind>().unwrap_err().contains("webdataset"));
+        assert!("test".parse::<Split>().is_err());
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn a_build_without_parquet_says_what_to_build() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("train-0.parquet"), "").unwrap();
+        let error = open(folder.path().to_str().unwrap(), &OpenOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("--features parquet"), "{error}");
+    }
 }

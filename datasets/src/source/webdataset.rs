@@ -23,7 +23,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    Class, IMAGE_EXTENSIONS, LocalFile, ReadAt, Split,
+    Class, IMAGE_EXTENSIONS, LocalFile, ReadAt, Source, Split,
     index::{IndexCache, Table},
     names::Labels,
     open::{Found, OpenOptions, OpenPart, Part},
@@ -88,13 +88,13 @@ pub(super) fn manifest_classes(name: &str, bytes: &[u8]) -> Result<Option<Vec<Cl
     }
 }
 
-/// The tar files in a folder, sorted by name.
-pub(super) fn shards_in(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The files with an extension in a folder, sorted by name.
+pub(super) fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let mut shards = Vec::new();
     for entry in fs::read_dir(folder).map_err(|source| Error::io(folder, source))? {
         let path = entry.map_err(|source| Error::io(folder, source))?.path();
         let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.extension().is_some_and(|extension| extension == "tar") && !is_hidden && path.is_file() {
+        if path.extension().is_some_and(|found| found == extension) && !is_hidden && path.is_file() {
             shards.push(path);
         }
     }
@@ -112,21 +112,44 @@ pub(super) fn split_of(name: &str) -> Option<Split> {
     })
 }
 
+/// Shards with their tables.
+pub(super) type Indexed = Vec<(Arc<dyn ReadAt>, Table)>;
+
+type BuildSource = fn(Indexed, Vec<Class>, Labels) -> Result<Arc<dyn Source>>;
+
+/// What tells one kind of shard from another.
+#[derive(Clone, Copy)]
+pub(super) struct Format {
+    /// The layout of its tables in the index cache.
+    pub layout: &'static str,
+    /// Makes the table of one shard.
+    pub index: fn(&Arc<dyn ReadAt>) -> Result<Table>,
+    /// Makes the source of indexed shards.
+    pub build: BuildSource,
+}
+
+/// Shards in tar archives.
+pub(super) const WEBDATASET: Format = Format {
+    layout: "webdataset",
+    index,
+    build: |tables, classes, labels| Ok(Arc::new(Packed::new(tables, classes, labels)?)),
+};
+
 /// The splits of a set of shards by their names; shards that speak of none are whole.
-pub(super) fn find<'a>(container: String, shards: Shards, options: &'a OpenOptions) -> Found<'a> {
+pub(super) fn find<'a>(container: String, shards: Shards, format: Format, options: &'a OpenOptions) -> Found<'a> {
     let part_of = |split| shards.files.iter().filter(|file| split_of(file.name()) == split).cloned().collect();
     let parts: [Vec<_>; 3] = [Some(Split::Train), Some(Split::Val), None].map(part_of);
     let [train, val, other] = parts;
     let cache = IndexCache::new(options.index_cache.as_deref());
     if train.is_empty() && val.is_empty() {
         let name = container.clone();
-        return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, &cache)));
+        return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, format, &cache)));
     }
     let part = |mine: Vec<Arc<dyn ReadAt>>, others: Vec<Arc<dyn ReadAt>>| {
         let (name, cache, classes) = (container.clone(), cache.clone(), shards.classes.clone());
         let left_out = other.len();
         let open = move || {
-            let mut part = open_part(&name, mine, &others, classes, &cache)?;
+            let mut part = open_part(&name, mine, &others, classes, format, &cache)?;
             if left_out > 0 {
                 part.notes.push(format!("{name}: {left_out} shards that name no split are left out"));
             }
@@ -145,51 +168,40 @@ fn open_part(
     files: Vec<Arc<dyn ReadAt>>,
     others: &[Arc<dyn ReadAt>],
     known: Option<Vec<Class>>,
+    format: Format,
     cache: &IndexCache,
 ) -> Result<Part> {
-    let mut tables = index_all(&files, cache)?;
+    let mut tables = index_all(&files, format, cache)?;
     if tables.iter().all(|table| table.names.len() == 0) {
-        return Err(Error::layout(
-            container,
-            format!("no images in {} shards; looked for {IMAGE_EXTENSIONS:?}", files.len()),
-        ));
+        return Err(Error::layout(container, format!("no images in {} shards", files.len())));
     }
     let notes = tables.iter_mut().flat_map(|table| std::mem::take(&mut table.notes)).collect();
     let filled = || files.iter().zip(&tables).filter(|(_, table)| table.names.len() > 0);
     let (with, without): (Vec<_>, Vec<_>) = filled().partition(|(_, table)| !table.labels.is_empty());
-    let labels = match (with.first(), without.first()) {
-        (_, None) => None,
-        (None, _) => Some((Vec::new(), Labels::Absent)),
-        (Some((with, _)), Some((without, _))) => {
-            return Err(Error::layout(without.name(), format!("has no labels while {} has", with.name())));
-        }
+    if let (Some((with, _)), Some((without, _))) = (with.first(), without.first()) {
+        return Err(Error::layout(without.name(), format!("has no labels while {} has", with.name())));
+    }
+    let (classes, labels) = if with.is_empty() {
+        (Vec::new(), Labels::Absent)
+    } else {
+        let are_numbers = tables.iter().all(|table| table.label_names.is_empty());
+        let classes = match known {
+            Some(classes) => classes,
+            None if are_numbers && are_of_imagenet(&tables) => imagenet::classes().to_vec(),
+            None => classes_of(container, tables.iter().chain(&index_all(others, format, cache)?))?,
+        };
+        let labels = label_all(&files, &tables, &classes)?;
+        (classes, labels)
     };
-    let (classes, labels) = match labels {
-        Some(unlabelled) => unlabelled,
-        None => {
-            let classes = match known {
-                Some(classes) => classes,
-                None if tables.iter().all(|table| table.label_names.is_empty()) && are_of_imagenet(&tables) => {
-                    imagenet::classes().to_vec()
-                }
-                None => {
-                    let others = index_all(others, cache)?;
-                    classes_of(container, tables.iter().chain(&others))?
-                }
-            };
-            let labels = label_all(&files, &tables, &classes)?;
-            (classes, labels)
-        }
-    };
-    let packed = Packed::new(files.into_iter().zip(tables).collect(), classes, labels)?;
-    Ok(Part { source: Arc::new(packed), notes })
+    let source = (format.build)(files.into_iter().zip(tables).collect(), classes, labels)?;
+    Ok(Part { source, notes })
 }
 
-fn index_all(files: &[Arc<dyn ReadAt>], cache: &IndexCache) -> Result<Vec<Table>> {
+fn index_all(files: &[Arc<dyn ReadAt>], format: Format, cache: &IndexCache) -> Result<Vec<Table>> {
     let threads = files.iter().map(|file| file.parallel_reads()).max().unwrap_or(1);
     parallel(files.len(), threads, |shard| {
         let file = &files[shard];
-        cache.get(file, "webdataset", || index(file))
+        cache.get(file, format.layout, || (format.index)(file))
     })
 }
 
@@ -395,7 +407,7 @@ fn json_label(tar: &mut Tar<'_>, member: &Member) -> Result<Option<Label>> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Opened, Source, SourceKind, open, tar::testing::archive},
+        super::{Opened, SourceKind, open, tar::testing::archive},
         *,
     };
 

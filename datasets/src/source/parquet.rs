@@ -1,0 +1,559 @@
+//! Parquet tables as the Hugging Face hub publishes image sets: a column `image` (or `img`) with `bytes` and, perhaps,
+//! `path`, and a column `label` of numbers or names.
+//!
+//! The labels and paths of all rows are read when a table is opened, and kept like an archive's index. A sample's bytes
+//! are read from its row group: at first from the pages that hold the row; where a row group is asked for again soon,
+//! as when samples come in order, it is decoded whole and kept, up to [`Table::CACHE_BYTES`] of them.
+//!
+//! Classes are those of the table's own `huggingface` metadata, else as for [WebDataset shards](super::webdataset).
+
+use std::{
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
+    fmt,
+    io::{self, BufReader, Read},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use parquet::{
+    basic::Type as PhysicalType,
+    column::reader::ColumnReader,
+    data_type::ByteArray,
+    errors::ParquetError,
+    file::{
+        reader::{ChunkReader, FileReader, Length},
+        serialized_reader::SerializedFileReader,
+    },
+};
+
+use super::{
+    Class, Location, ReadAt, Source, check_index, index,
+    names::{Labels, Names},
+    packed::sample_size,
+    webdataset::{Format, Shards},
+};
+use crate::{Error, Result, imagenet};
+
+/// Tables of Parquet as shards.
+pub(super) const PARQUET: Format = Format {
+    layout: "parquet",
+    index: |file| guarded(file, || index(file)),
+    build: |tables, classes, labels| Ok(Arc::new(Table::new(tables, classes, labels)?)),
+};
+
+/// How many row groups back a second request still counts as soon.
+const RECENT: usize = 64;
+
+/// A file as the `parquet` crate reads it.
+struct Chunks(Arc<dyn ReadAt>);
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = BufReader<Cursor>;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        Ok(BufReader::new(Cursor { file: self.0.clone(), position: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
+        // A damaged table may ask for more than there is: nothing is allocated for that.
+        let left = self.0.len().saturating_sub(start);
+        if length as u64 > left {
+            return Err(ParquetError::EOF(format!("{length} bytes wanted at {start}, {left} are left")));
+        }
+        let mut bytes = vec![0; length];
+        self.0.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+struct Cursor {
+    file: Arc<dyn ReadAt>,
+    position: u64,
+}
+
+impl Read for Cursor {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.file.len().saturating_sub(self.position);
+        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.file.read_exact_at(&mut buffer[..count], self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
+/// One file: its metadata and which columns matter.
+struct Part {
+    file: Arc<dyn ReadAt>,
+    reader: SerializedFileReader<Chunks>,
+    bytes: usize,
+    path: Option<usize>,
+    label: Option<usize>,
+    /// The first row of each row group, and the number of all.
+    starts: Vec<u64>,
+}
+
+impl Part {
+    fn open(file: Arc<dyn ReadAt>) -> Result<Self> {
+        let failed = |error| corrupt(&file, None, error);
+        let reader = SerializedFileReader::new(Chunks(file.clone())).map_err(failed)?;
+        let schema = reader.metadata().file_metadata().schema_descr();
+        let column = |names: &[&str]| {
+            schema.columns().iter().position(|column| names.contains(&column.path().string().as_str()))
+        };
+        let bytes = column(&["image.bytes", "img.bytes"]);
+        let (path, label) = (column(&["image.path", "img.path"]), column(&["label"]));
+        let Some(bytes) = bytes.filter(|&at| schema.column(at).physical_type() == PhysicalType::BYTE_ARRAY) else {
+            let columns: Vec<_> = schema.columns().iter().map(|column| column.path().string()).collect();
+            let cause = format!("has no column image.bytes; its columns are {}", columns.join(", "));
+            return Err(Error::layout(file.name(), cause));
+        };
+        let mut starts = vec![0];
+        for group in reader.metadata().row_groups() {
+            let rows = u64::try_from(group.num_rows()).unwrap_or_default();
+            starts.push(starts[starts.len() - 1] + rows);
+        }
+        Ok(Self { file, reader, bytes, path, label, starts })
+    }
+
+    fn column(&self, group: usize, column: usize) -> Result<ColumnReader> {
+        let failed = |error| corrupt(&self.file, None, error);
+        self.reader.get_row_group(group).and_then(|group| group.get_column_reader(column)).map_err(failed)
+    }
+
+    fn rows(&self, group: usize) -> usize {
+        (self.starts[group + 1] - self.starts[group]) as usize
+    }
+
+    /// A column of byte strings in one row group from a row on; `None` for a null.
+    fn texts(&self, group: usize, column: usize, from: usize, count: usize) -> Result<Vec<Option<ByteArray>>> {
+        let failed = |error| corrupt(&self.file, Some(self.starts[group] + from as u64), error);
+        let ColumnReader::ByteArrayColumnReader(mut reader) = self.column(group, column)? else {
+            return Err(Error::layout(self.file.name(), format!("column {column} holds no byte strings")));
+        };
+        reader.skip_records(from).map_err(failed)?;
+        let (mut values, mut levels, mut read) = (Vec::new(), Vec::new(), 0);
+        while read < count {
+            let (rows, ..) = reader.read_records(count - read, Some(&mut levels), None, &mut values).map_err(failed)?;
+            if rows == 0 {
+                return Err(failed(ParquetError::EOF(format!("{count} rows wanted, {read} are there"))));
+            }
+            read += rows;
+        }
+        let most = self.reader.metadata().file_metadata().schema_descr().column(column).max_def_level();
+        spread(values, &levels, most, count).ok_or_else(|| failed(ParquetError::General("rows do not add up".into())))
+    }
+
+    /// A column of whole numbers in one row group.
+    fn numbers(&self, group: usize, column: usize) -> Result<Vec<Option<i64>>> {
+        let failed = |error| corrupt(&self.file, Some(self.starts[group]), error);
+        let count = self.rows(group);
+        let (mut values, mut levels, mut read) = (Vec::new(), Vec::new(), 0);
+        let mut reader = self.column(group, column)?;
+        while read < count {
+            let left = count - read;
+            let rows = match &mut reader {
+                ColumnReader::Int64ColumnReader(reader) => {
+                    reader.read_records(left, Some(&mut levels), None, &mut values)
+                }
+                ColumnReader::Int32ColumnReader(reader) => {
+                    let mut narrow = Vec::new();
+                    let rows = reader.read_records(left, Some(&mut levels), None, &mut narrow);
+                    values.extend(narrow.into_iter().map(i64::from));
+                    rows
+                }
+                _ => return Err(Error::layout(self.file.name(), "column label holds neither whole numbers nor names")),
+            };
+            let (rows, ..) = rows.map_err(failed)?;
+            if rows == 0 {
+                return Err(failed(ParquetError::EOF(format!("{count} rows wanted, {read} are there"))));
+            }
+            read += rows;
+        }
+        let most = self.reader.metadata().file_metadata().schema_descr().column(column).max_def_level();
+        spread(values, &levels, most, count).ok_or_else(|| failed(ParquetError::General("rows do not add up".into())))
+    }
+
+    /// The classes that the `datasets` library noted in the file.
+    fn classes(&self) -> Option<Vec<Class>> {
+        let notes = self.reader.metadata().file_metadata().key_value_metadata()?;
+        let json = notes.iter().find(|note| note.key == "huggingface")?.value.as_ref()?;
+        let json: serde_json::Value = serde_json::from_str(json).ok()?;
+        let names = json.pointer("/info/features/label/names")?.as_array()?;
+        let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect::<Option<_>>()?;
+        // ImageNet's are the hub's names, all synonyms of each; its wnids are better identifiers.
+        let agrees = |(name, class): (&&str, &Class)| name.split(',').next() == Some(class.name.as_str());
+        let agreeing = names.iter().zip(imagenet::classes()).filter(|pair| agrees(*pair)).count();
+        if names.len() == imagenet::CLASSES && agreeing > imagenet::CLASSES / 2 {
+            return Some(imagenet::classes().to_vec());
+        }
+        Some(names.into_iter().map(imagenet::named_class).collect())
+    }
+}
+
+/// Puts values back where their levels say they are, nulls between; `None` where they do not match.
+fn spread<T>(values: Vec<T>, levels: &[i16], most: i16, count: usize) -> Option<Vec<Option<T>>> {
+    let mut values = values.into_iter();
+    let spread: Vec<_> = if most == 0 {
+        values.by_ref().map(Some).collect()
+    } else {
+        levels
+            .iter()
+            .map(|&level| if level == most { values.next().map(Some) } else { Some(None) })
+            .collect::<Option<_>>()?
+    };
+    (spread.len() == count && values.next().is_none()).then_some(spread)
+}
+
+fn corrupt(file: &Arc<dyn ReadAt>, row: Option<u64>, error: ParquetError) -> Error {
+    let member = row.map(|row| format!("row {row}"));
+    let location = Location { container: file.name().to_owned(), member, offset: None };
+    Error::Corrupt { location, cause: format!("cannot be read as Parquet: {error}") }
+}
+
+/// Runs `work`, and makes a panic an error: the `parquet` crate asserts some of what a sound file would have.
+fn guarded<T>(file: &Arc<dyn ReadAt>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(corrupt(file, None, ParquetError::General("its metadata contradicts itself: damaged".to_owned())))
+    })
+}
+
+/// Adds the classes that the first table notes.
+pub(super) fn with_classes(mut shards: Shards) -> Result<Shards> {
+    if let (None, Some(first)) = (&shards.classes, shards.files.first()) {
+        shards.classes = guarded(first, || Ok(Part::open(first.clone())?.classes()))?;
+    }
+    Ok(shards)
+}
+
+/// Reads the labels and paths of a file. Offsets are row numbers.
+fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
+    let part = Part::open(file.clone())?;
+    let name = file.name().rsplit(['/', '\\']).next().unwrap_or_default();
+    let base = format!("{}/", name.strip_suffix(".parquet").unwrap_or(name));
+    let rows = part.starts[part.starts.len() - 1];
+    if rows > file.len() {
+        return Err(Error::layout(file.name(), format!("says {rows} rows, more than it has bytes")));
+    }
+    let mut table = index::Table { offsets: (0..rows).collect(), sizes: vec![0; rows as usize], ..Default::default() };
+    let (mut paths, mut labels, mut names): (Vec<String>, Vec<Option<u32>>, Vec<String>) = Default::default();
+    for group in 0..part.starts.len() - 1 {
+        if let Some(column) = part.path {
+            let texts = part.texts(group, column, 0, part.rows(group))?;
+            let text = |text: Option<ByteArray>| text.and_then(|text| text.as_utf8().ok().map(str::to_owned));
+            paths.extend(texts.into_iter().map(|path| text(path).unwrap_or_default()));
+        }
+        let Some(column) = part.label else { continue };
+        let kind = part.reader.metadata().file_metadata().schema_descr().column(column).physical_type();
+        if kind == PhysicalType::BYTE_ARRAY {
+            for name in part.texts(group, column, 0, part.rows(group))? {
+                let Some(name) = name else {
+                    labels.push(None);
+                    continue;
+                };
+                let name = name.as_utf8().map_err(|error| corrupt(file, None, error))?;
+                let known = names.iter().position(|known| known == name).unwrap_or_else(|| {
+                    names.push(name.to_owned());
+                    names.len() - 1
+                });
+                labels.push(Some(known as u32));
+            }
+        } else {
+            // The hub writes -1 where a test split has no labels.
+            labels.extend(
+                part.numbers(group, column)?.into_iter().map(|label| label.and_then(|label| u32::try_from(label).ok())),
+            );
+        }
+    }
+    if labels.iter().any(Option::is_some) {
+        let missing = |row| Error::layout(file.name(), format!("row {row} has no label while others have"));
+        let all = labels.into_iter().enumerate().map(|(row, label)| label.ok_or_else(|| missing(row)));
+        table.labels = all.collect::<Result<_>>()?;
+        table.label_names = names;
+    }
+    let distinct: HashSet<&String> = paths.iter().filter(|path| !path.is_empty()).collect();
+    if distinct.len() as u64 != rows {
+        paths = (0..rows).map(|row| row.to_string()).collect();
+    }
+    table.names.push_group(&base, &paths)?;
+    Ok(table)
+}
+
+/// The rows of one or more Parquet files.
+pub struct Table {
+    parts: Vec<Part>,
+    classes: Vec<Class>,
+    names: Names,
+    labels: Labels,
+    /// The first sample of each file.
+    starts: Vec<usize>,
+    cache: Mutex<Cache>,
+}
+
+/// A decoded row group; its strings share the pages' memory.
+type Rows = Arc<Vec<Option<ByteArray>>>;
+
+/// Row groups by file and number, those used last at the back.
+#[derive(Default)]
+struct Cache {
+    groups: VecDeque<((usize, usize), Rows, usize)>,
+    bytes: usize,
+    recent: VecDeque<(usize, usize)>,
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: Vec<_> = self.parts.iter().map(|part| part.file.name()).collect();
+        f.debug_struct("Table").field("files", &files).field("rows", &self.names.len()).finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    /// The most bytes of decoded row groups that are kept.
+    pub const CACHE_BYTES: usize = 256 << 20;
+
+    fn new(tables: Vec<(Arc<dyn ReadAt>, index::Table)>, classes: Vec<Class>, labels: Labels) -> Result<Self> {
+        let (mut parts, mut names, mut starts) = (Vec::new(), Names::default(), Vec::new());
+        for (file, table) in tables {
+            starts.push(names.len());
+            names.append(&table.names)?;
+            parts.push(guarded(&file, || Part::open(file.clone()))?);
+        }
+        names.shrink_to_fit();
+        Ok(Self { parts, classes, names, labels, starts, cache: Mutex::default() })
+    }
+
+    /// The file, row group and row in it of a sample.
+    fn place(&self, index: usize) -> (usize, usize, usize) {
+        let part = self.starts.partition_point(|&start| start <= index) - 1;
+        let row = (index - self.starts[part]) as u64;
+        let starts = &self.parts[part].starts;
+        let group = starts.partition_point(|&start| start <= row) - 1;
+        (part, group, (row - starts[group]) as usize)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        // A panic elsewhere leaves the cache as sound as it was.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes of a row, by way of the cache.
+    fn row(&self, (part, group, row): (usize, usize, usize)) -> Result<Option<ByteArray>> {
+        let whole = {
+            let mut cache = self.cache();
+            let kept = cache.groups.iter().position(|(place, ..)| *place == (part, group));
+            if let Some(found) = kept.and_then(|at| cache.groups.remove(at)) {
+                let value = found.1.get(row).cloned().flatten();
+                cache.groups.push_back(found);
+                return Ok(value);
+            }
+            let again = cache.recent.contains(&(part, group));
+            if !again {
+                cache.recent.push_back((part, group));
+                if cache.recent.len() > RECENT {
+                    cache.recent.pop_front();
+                }
+            }
+            again
+        };
+        let source = &self.parts[part];
+        let size = source.reader.metadata().row_group(group).column(source.bytes).uncompressed_size();
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if !whole || size > Self::CACHE_BYTES {
+            return Ok(source.texts(group, source.bytes, row, 1)?.pop().flatten());
+        }
+        let rows: Rows = Arc::new(source.texts(group, source.bytes, 0, source.rows(group))?);
+        let value = rows.get(row).cloned().flatten();
+        let mut cache = self.cache();
+        if !cache.groups.iter().any(|(place, ..)| *place == (part, group)) {
+            cache.bytes += size;
+            cache.groups.push_back(((part, group), rows, size));
+            while cache.bytes > Self::CACHE_BYTES
+                && let Some((.., freed)) = cache.groups.pop_front()
+            {
+                cache.bytes -= freed;
+            }
+        }
+        Ok(value)
+    }
+}
+
+impl Source for Table {
+    fn len(&self) -> usize {
+        self.names.len()
+    }
+    fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.get(&self.names, index)
+    }
+    fn key(&self, index: usize) -> Cow<'_, str> {
+        Cow::Owned(self.names.get(index))
+    }
+    fn location(&self, index: usize) -> Location {
+        let (part, group, row) = self.place(index);
+        let part = &self.parts[part];
+        let member = format!("row {} ({})", part.starts[group] + row as u64, self.names.get(index));
+        Location { container: part.file.name().to_owned(), member: Some(member), offset: None }
+    }
+    fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
+        check_index(index, self.len())?;
+        let failed = |cause: String| Error::Corrupt { location: self.location(index), cause };
+        let place = self.place(index);
+        let bytes = guarded(&self.parts[place.0].file, || self.row(place))?
+            .ok_or_else(|| failed("has no image bytes".to_owned()))?;
+        sample_size(bytes.len() as u64).map_err(failed)?;
+        buffer.clear();
+        buffer.extend_from_slice(bytes.data());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use parquet::{
+        basic::Compression,
+        data_type::{ByteArrayType, Int64Type},
+        file::{metadata::KeyValue, properties::WriterProperties, writer::SerializedFileWriter},
+        schema::parser::parse_message_type,
+    };
+
+    use super::{
+        super::{OpenOptions, Opened, SourceKind, Split, open, tar::testing::Memory},
+        *,
+    };
+
+    /// A row: bytes, path, label.
+    type Row = (Vec<u8>, Option<String>, Option<i64>);
+
+    fn write(path: &Path, rows: &[Row], group: usize, names: Option<&str>, compression: Compression) {
+        let schema = "message schema { optional group image { optional binary bytes; optional binary path (STRING); } optional int64 label; }";
+        let note = names.map(|names| {
+            vec![KeyValue::new(
+                "huggingface".to_owned(),
+                format!(r#"{{"info":{{"features":{{"label":{{"names":{names}}}}}}}}}"#),
+            )]
+        });
+        let properties = WriterProperties::builder()
+            .set_compression(compression)
+            .set_key_value_metadata(note)
+            .set_data_page_size_limit(4096)
+            .set_write_batch_size(4);
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer =
+            SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, Arc::new(properties.build())).unwrap();
+        for rows in rows.chunks(group) {
+            let mut out = writer.next_row_group().unwrap();
+            let mut column = out.next_column().unwrap().unwrap();
+            let bytes: Vec<ByteArray> = rows.iter().map(|row| row.0.clone().into()).collect();
+            column.typed::<ByteArrayType>().write_batch(&bytes, Some(&vec![2; rows.len()]), None).unwrap();
+            column.close().unwrap();
+            let mut column = out.next_column().unwrap().unwrap();
+            let paths: Vec<ByteArray> = rows.iter().filter_map(|row| row.1.as_deref().map(ByteArray::from)).collect();
+            let levels: Vec<i16> = rows.iter().map(|row| if row.1.is_some() { 2 } else { 1 }).collect();
+            column.typed::<ByteArrayType>().write_batch(&paths, Some(&levels), None).unwrap();
+            column.close().unwrap();
+            let mut column = out.next_column().unwrap().unwrap();
+            let labels: Vec<i64> = rows.iter().filter_map(|row| row.2).collect();
+            let levels: Vec<i16> = rows.iter().map(|row| i16::from(row.2.is_some())).collect();
+            column.typed::<Int64Type>().write_batch(&labels, Some(&levels), None).unwrap();
+            column.close().unwrap();
+            out.close().unwrap();
+        }
+        writer.close().unwrap();
+    }
+
+    fn rows(count: usize) -> Vec<Row> {
+        let row = |at: usize| (vec![at as u8; 700 + at], Some(format!("{at}.jpg")), Some((at % 3) as i64));
+        (0..count).map(row).collect()
+    }
+
+    fn open_at(path: &Path, split: Split) -> Result<Opened> {
+        let index_cache = Some(path.parent().unwrap().join("cache"));
+        open(path.to_str().unwrap(), &OpenOptions { split, index_cache, ..Default::default() })
+    }
+
+    #[test]
+    fn tables_are_read_in_any_order_with_the_hubs_class_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("set");
+        fs::create_dir_all(root.join("data")).unwrap();
+        let (all, names) = (rows(50), Some(r#"["cat","dog","eel"]"#));
+        write(&root.join("data/train-00000-of-00002.parquet"), &all[..30], 12, names, Compression::SNAPPY);
+        write(
+            &root.join("data/train-00001-of-00002.parquet"),
+            &all[30..],
+            12,
+            names,
+            Compression::ZSTD(Default::default()),
+        );
+        write(&root.join("data/validation-00000-of-00001.parquet"), &all[..1], 12, names, Compression::UNCOMPRESSED);
+        for _ in 0..2 {
+            let opened = open_at(&root, Split::Train).unwrap();
+            let source = opened.source;
+            assert_eq!((opened.kind, source.len(), source.classes()[2].id.as_str()), (SourceKind::Parquet, 50, "eel"));
+            let mut bytes = Vec::new();
+            // Far apart, near each other, in order.
+            for index in (0..50).map(|at| at * 29 % 50).chain((0..50).rev()).chain(0..50) {
+                source.read(index, &mut bytes).unwrap();
+                assert_eq!((&bytes, source.label(index)), (&all[index].0, all[index].2.map(|label| label as u32)));
+            }
+            assert_eq!(source.key(31), "train-00001-of-00002/31.jpg");
+        }
+        assert_eq!(open_at(&root, Split::Val).unwrap().source.len(), 1);
+        let one = open_at(&root.join("data/train-00001-of-00002.parquet"), Split::Train).unwrap();
+        assert_eq!(one.source.len(), 20);
+    }
+
+    #[test]
+    fn rows_without_path_label_or_image_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        let unlabelled: Vec<Row> = rows(3).into_iter().map(|row| (row.0, None, Some(-1))).collect();
+        write(&path, &unlabelled, 2, None, Compression::SNAPPY);
+        let opened = open_at(&path, Split::Train).unwrap();
+        assert_eq!((opened.source.label(2), opened.source.key(2).as_ref()), (None, "t/2"));
+        let mut mixed = rows(3);
+        mixed[1].2 = None;
+        write(&path, &mixed, 2, None, Compression::SNAPPY);
+        let error = open_at(&path, Split::Train).unwrap_err().to_string();
+        assert!(error.contains("row 1 has no label"), "{error}");
+        write(&path, &rows(9), 2, None, Compression::SNAPPY);
+        assert_eq!(open_at(&path, Split::Train).unwrap().source.classes().len(), 3, "numbers tell how many");
+    }
+
+    #[test]
+    fn damaged_tables_are_errors_and_never_panics() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        fs::write(&path, "no table").unwrap();
+        let error = open_at(&path, Split::Train).unwrap_err().to_string();
+        assert!(error.contains("t.parquet") && error.contains("Parquet"), "{error}");
+        write(&path, &rows(20), 5, None, Compression::SNAPPY);
+        let good = fs::read(&path).unwrap();
+        let mut refused = 0;
+        for at in (0..good.len()).step_by(good.len() / 400) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0x55;
+            let file: Arc<dyn ReadAt> = Arc::new(Memory(bytes));
+            let Ok(table) = (PARQUET.index)(&file) else {
+                refused += 1;
+                continue;
+            };
+            let Ok(table) = Table::new(vec![(file, table)], Vec::new(), Labels::Absent) else { continue };
+            let mut buffer = Vec::new();
+            refused += (0..table.len()).filter(|&row| table.read(row, &mut buffer).is_err()).count();
+        }
+        assert!(refused > 0);
+    }
+}
