@@ -62,8 +62,8 @@ pub enum Command {
     /// Packs DATA into WebDataset shards
     ///
     /// Writes `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or what its format is) and `KEY.cls`, with
-    /// a `manifest.json` of sizes and SHA-256 hashes. Stopped on the way, the same command goes on after the last
-    /// whole shard. The same data and options give the same bytes.
+    /// `NAME-SPLIT-manifest.json` of sizes and SHA-256 hashes. Stopped on the way, the same command goes on after the
+    /// last whole shard. The same data and options give the same bytes.
     #[command(after_long_help = "Examples:
   datasets shard imagenet/ --out shards/ --shuffle
   datasets shard photos/ --out shards/ --shard-size 256MB --resize 512")]

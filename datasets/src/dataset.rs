@@ -64,11 +64,8 @@ mod tests {
         let source = open(root.path().to_str().unwrap(), &OpenOptions::default()).unwrap().source;
         let dataset = SourceDataset(source);
         let items: Vec<_> = dataset.iter().collect::<Result<_, _>>().unwrap();
-        let expected = |bytes: &str, label, key: &str| SourceItem {
-            bytes: bytes.into(),
-            label: Some(label),
-            key: key.to_owned(),
-        };
+        let expected =
+            |bytes: &str, label, key: &str| SourceItem { bytes: bytes.into(), label: Some(label), key: key.to_owned() };
         assert_eq!(items, [expected("first", 0, "a/1.jpg"), expected("second", 1, "b/1.jpg")]);
         fs::remove_file(root.path().join("b/1.jpg")).unwrap();
         let error = dataset.get(1).unwrap_err();

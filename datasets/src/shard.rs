@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Location, Result, Source,
+    DecodeError, Error, Location, Result, Source,
     source::{draw, is_image_name, parallel, tar_header, write_atomically},
 };
 
@@ -57,7 +57,7 @@ impl Default for ShardOptions {
 }
 
 /// Re-encodes a sample: from its bytes to the bytes that are written. The result must be an image file still.
-pub type Transform<'a> = &'a (dyn Fn(&[u8]) -> Result<Vec<u8>> + Sync);
+pub type Transform<'a> = &'a (dyn Fn(&[u8]) -> Result<Vec<u8>, DecodeError> + Sync);
 
 /// What was written; the content of `PREFIX-manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,7 +264,10 @@ impl Pending<'_> {
                 let mut bytes = Vec::new();
                 self.source.read(index, &mut bytes)?;
                 match self.transform {
-                    Some(transform) => Ok((index, transform(&bytes)?)),
+                    Some(transform) => match transform(&bytes) {
+                        Ok(bytes) => Ok((index, bytes)),
+                        Err(cause) => Err(Error::Decode { location: self.source.location(index), cause }),
+                    },
                     None => Ok((index, bytes)),
                 }
             })?;
@@ -441,7 +444,7 @@ mod tests {
         for stop_after in [3, 9, 14] {
             let calls = AtomicUsize::new(0);
             let failing = |bytes: &[u8]| match calls.fetch_add(1, Ordering::Relaxed) {
-                calls if calls >= stop_after => Err(Error::layout("test", "stopped")),
+                calls if calls >= stop_after => Err(DecodeError::UnknownFormat { start: Vec::new() }),
                 _ => Ok(bytes.to_vec()),
             };
             assert!(write_shards(&opened.source, parts.path(), &options(), Some(&failing), |_| ()).is_err());

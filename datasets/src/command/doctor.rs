@@ -440,7 +440,7 @@ fn rest(n: usize) -> Option<String> {
     n.checked_sub(SHOWN).filter(|&rest| rest > 0).map(|rest| format!("  … and {rest} more (all with --format json)"))
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
