@@ -247,7 +247,13 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     let format = Format::of(bytes)?;
     contain_panics(format, || {
         if format == Format::Jpeg {
-            return jpeg::decode(bytes, limits, |right, bottom| Window { left: 0, top: 0, right, bottom, block: 8 });
+            return jpeg::decode(bytes, limits, true, |right, bottom| Window {
+                left: 0,
+                top: 0,
+                right,
+                bottom,
+                block: 8,
+            });
         }
         let header = probe(bytes)?;
         header.check(limits)?;
@@ -309,9 +315,8 @@ pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limi
                 && u64::from(crop.height) * u64::from(block) >= 8 * u64::from(target.1)
         };
         let block = [1, 2, 4].into_iter().find(|&block| enough(block)).unwrap_or(8);
-        let [l, t, w, h] = [crop.left, crop.top, crop.width, crop.height].map(|side| side as usize);
-        let window = Window { left: l, top: t, right: l + w, bottom: t + h, block: block as usize };
-        let image = jpeg::decode(bytes, limits, |_, _| window)?;
+        let window = Window::of(crop, block as usize);
+        let image = jpeg::decode(bytes, limits, false, |_, _| window)?;
         let (scale, scaled) = (f64::from(block) / 8.0, window.scaled());
         Ok(Region {
             image,
@@ -321,6 +326,18 @@ pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limi
             height: height * scale,
         })
     })
+}
+
+/// Decodes the part `crop` of an image at the full scale, out of a file that is parsed to its end. The pixels are
+/// those of [`decode`]. `crop` must lie within the image.
+pub(crate) fn decode_part(bytes: &[u8], crop: Rect, limits: &Limits) -> Result<RgbImage> {
+    let format = Format::of(bytes)?;
+    if format != Format::Jpeg {
+        let whole = decode(bytes, limits)?;
+        return Ok(image::imageops::crop_imm(&whole, crop.left, crop.top, crop.width, crop.height).to_image());
+    }
+    limits.check_bytes(bytes.len() as u64)?;
+    contain_panics(format, || jpeg::decode(bytes, limits, true, |_, _| Window::of(crop, 8)))
 }
 
 impl Header {
@@ -480,7 +497,7 @@ fn exif_orientation(tiff: &[u8]) -> Option<u16> {
         Some(if little { u16::from_le_bytes(pair) } else { u16::from_be_bytes(pair) })
     };
     let (low, high) = if little { (4, 6) } else { (6, 4) };
-    let directory = usize::from(u16_at(high)?) << 16 | usize::from(u16_at(low)?);
+    let directory = (usize::from(u16_at(high)?) << 16) | usize::from(u16_at(low)?);
     for entry in 0..usize::from(u16_at(directory)?) {
         let at = directory + 2 + entry * 12;
         if u16_at(at)? == 0x0112 {

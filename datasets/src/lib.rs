@@ -21,6 +21,7 @@ mod quarantine;
 pub mod rng;
 pub mod sampler;
 pub mod shard;
+mod simd;
 pub mod source;
 pub mod transforms;
 

@@ -5,8 +5,8 @@ mod support;
 use std::fs;
 
 use datasets::{
-    Limits, decode,
-    transforms::{CenterCrop, Interpolation, Rect, Resize, resized_crop},
+    Limits, SampleRng, decode,
+    transforms::{CenterCrop, Interpolation, Pipeline, Rect, Resize, Transform, resized_crop},
 };
 use image::RgbImage;
 
@@ -16,6 +16,10 @@ fn difference(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
     let differences = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b));
     let sum: u64 = differences.clone().map(u64::from).sum();
     (differences.max().unwrap_or(0), sum as f64 / a.as_raw().len() as f64)
+}
+
+fn pipeline(resize: Resize, crop: CenterCrop) -> Pipeline {
+    Pipeline::new(vec![Transform::Resize(resize), Transform::CenterCrop(crop)]).expect("valid parameters")
 }
 
 #[test]
@@ -29,7 +33,8 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
         let number = |key: &str| u32::try_from(entry[key].as_u64().unwrap()).unwrap();
         let text = |key: &str| entry[key].as_str().unwrap();
         let Some((_, bytes)) = members.iter().find(|(name, _)| name == text("source")) else { continue };
-        let image = decode(bytes, &Limits::default()).unwrap();
+        let limits = Limits::default();
+        let image = decode(bytes, &limits).unwrap();
         let result = match text("transform") {
             "resize the shorter side, centre crop" => {
                 let interpolation = match text("interpolation") {
@@ -39,8 +44,10 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
                 };
                 let resize = Resize { interpolation, ..Resize::new(number("resize")) };
                 let crop = CenterCrop { size: number("crop") };
-                let result = crop.apply_after(&resize, &image);
+                let result = pipeline(resize, crop).apply(image.clone(), &mut SampleRng::new(0, 0, 0));
                 assert_eq!(result, crop.apply(&resize.apply(&image)), "fused and in two steps");
+                let fused = pipeline(resize, crop).decode_and_apply(bytes, &mut SampleRng::new(0, 0, 0), &limits);
+                assert_eq!(result, fused.unwrap(), "fused with decoding");
                 result
             }
             "resized_crop" => {
@@ -48,7 +55,7 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
                     Rect { left: number("left"), top: number("top"), width: number("width"), height: number("height") };
                 resized_crop(&image, crop, number("size"), number("size"), Interpolation::Bilinear)
             }
-            "resize 256, centre crop 224" => CenterCrop { size: 224 }.apply_after(&Resize::new(256), &image),
+            "resize 256, centre crop 224" => CenterCrop { size: 224 }.apply(&Resize::new(256).apply(&image)),
             other => panic!("unknown transform {other}"),
         };
         let expected = image::open(folder.join(text("file"))).unwrap().into_rgb8();

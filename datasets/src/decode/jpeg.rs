@@ -19,6 +19,7 @@ use self::{
     entropy::{Bits, Huffman, Segments},
 };
 use super::{DecodeError, Format, Limits, Result};
+use crate::{simd, transforms::Rect};
 
 pub(super) fn broken(cause: impl ToString) -> DecodeError {
     Format::Jpeg.broken(cause)
@@ -40,6 +41,12 @@ pub(super) struct Window {
 }
 
 impl Window {
+    /// The part of an image, at `block` pixels a block.
+    pub fn of(part: Rect, block: usize) -> Self {
+        let [left, top, width, height] = [part.left, part.top, part.width, part.height].map(|side| side as usize);
+        Self { left, top, right: left + width, bottom: top + height, block }
+    }
+
     /// The rectangle at the window's scale, grown to whole pixels.
     pub fn scaled(&self) -> Self {
         let (down, up) = (|x: usize| x * self.block / 8, |x: usize| (x * self.block).div_ceil(8));
@@ -122,14 +129,20 @@ pub(super) const ZIGZAG: [u8; 64] = [
 /// More scans than any encoder writes: a file with more is made to waste time.
 const MOST_SCANS: usize = 1000;
 
-/// Decodes the window of an image; `window` is given the header's width and height.
-pub(super) fn decode(bytes: &[u8], limits: &Limits, window: impl FnOnce(usize, usize) -> Window) -> Result<RgbImage> {
+/// Decodes the window of an image; `window` is given the header's width and height. With `to_the_end`, rows below the
+/// window are parsed too, so that damage there is found.
+pub(super) fn decode(
+    bytes: &[u8],
+    limits: &Limits,
+    to_the_end: bool,
+    window: impl FnOnce(usize, usize) -> Window,
+) -> Result<RgbImage> {
     let mut tables = Tables::default();
     let mut frame: Option<Frame> = None;
     let mut choose = Some(window);
     let mut chosen = None;
     let mut segments = Segments::default();
-    let (mut at, mut scans) = (2, 0);
+    let (mut at, mut scans, mut ended) = (2, 0, false);
     loop {
         let rest = bytes.get(at..).unwrap_or_default();
         let (marker, length) = match *rest {
@@ -141,9 +154,12 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits, window: impl FnOnce(usize, u
                 at += 2;
                 continue;
             }
-            [0xff, 0xd9, ..] => break,
+            [0xff, 0xd9, ..] => {
+                ended = true;
+                break;
+            }
             [0xff, marker, high, low, ..] => (marker, usize::from(u16::from_be_bytes([high, low]))),
-            // The end marker is missing. Where all scans are there, nothing else is.
+            // The end marker is missing, which a baseline image can do without.
             _ => break,
         };
         let Some(segment) = rest.get(4..2 + length.max(2)) else { return Err(broken("it ends inside a segment")) };
@@ -174,7 +190,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits, window: impl FnOnce(usize, u
                     return Err(broken(format_args!("more than {MOST_SCANS} scans")));
                 }
                 at += segments.split(&bytes[at..]);
-                frame.scan(segment, &tables, &segments)?;
+                frame.scan(segment, &tables, &segments, to_the_end)?;
             }
             _ => {}
         }
@@ -183,14 +199,17 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits, window: impl FnOnce(usize, u
     if frame.components.iter().any(|component| component.quant.is_none()) {
         return Err(broken("it ends before all components were coded"));
     }
+    if frame.progressive && !ended {
+        return Err(broken("it ends before its end marker: scans may be missing"));
+    }
     if frame.progressive {
-        frame.transform_all();
+        simd::run(TransformAll(&mut frame));
     }
     let colors = Colors::of(&frame, tables.jfif, tables.adobe)?;
     let window = window.scaled();
     let (width, height) = (window.right - window.left, window.bottom - window.top);
     let mut pixels = vec![0; width * height * 3];
-    pulp::Arch::new().dispatch(|| colors.convert(&frame, &window, &mut pixels));
+    simd::run(color::Conversion { colors: &colors, frame: &frame, window: &window, pixels: &mut pixels });
     Ok(RgbImage::from_raw(width as u32, height as u32, pixels).expect("three bytes for each pixel"))
 }
 
@@ -352,7 +371,7 @@ impl Frame {
     }
 
     /// A SOS segment and the entropy-coded data behind it.
-    fn scan(&mut self, header: &[u8], tables: &Tables, segments: &Segments) -> Result<()> {
+    fn scan(&mut self, header: &[u8], tables: &Tables, segments: &Segments, to_the_end: bool) -> Result<()> {
         let short = || broken("a short scan header");
         let (&count, list) = header.split_first().ok_or_else(short)?;
         let (list, spectral) = list.split_at_checked(2 * usize::from(count)).ok_or_else(short)?;
@@ -394,31 +413,42 @@ impl Frame {
             let size = self.components[part.index].size;
             parts.push(Part { dc, ac, sides, quant, size, plane });
         }
-        let mcus = if alone { self.components[scan[0].index].blocks } else { self.mcus() };
-        let result = pulp::Arch::new().dispatch(|| baseline(&mut parts, mcus, tables.restart_interval, segments));
+        let mut mcus = if alone { self.components[scan[0].index].blocks } else { self.mcus() };
+        // A file that lacks its end marker may be cut: then all that should be there is parsed.
+        if !to_the_end && segments.complete {
+            let last = parts.iter().map(|part| part.plane.rows.end.div_ceil(part.sides.1)).max();
+            mcus.1 = mcus.1.min(last.unwrap_or(0));
+        }
+        let interval = tables.restart_interval;
+        let result = simd::run(Baseline { parts: &mut parts, mcus, interval, segments });
         for (part, done) in scan.iter().zip(parts) {
             self.components[part.index].plane = done.plane;
         }
         result
     }
+}
 
-    /// Progressive: the inverse DCT of all needed blocks, once all scans are read.
-    fn transform_all(&mut self) {
-        pulp::Arch::new().dispatch(|| {
-            for component in &mut self.components {
-                let quant = component.quant.unwrap_or([0; 64]);
-                for row in component.plane.rows.clone() {
-                    for column in component.plane.columns.clone() {
-                        let mut block = component.coefficients[row * component.coefficient_stride + column];
-                        for (zigzag, &natural) in ZIGZAG.iter().enumerate() {
-                            let value = &mut block[usize::from(natural)];
-                            *value = value.wrapping_mul(quant[zigzag] as i16);
-                        }
-                        component.plane.put(row, column, component.size, &block, 63);
+/// Progressive: the inverse DCT of all needed blocks, once all scans are read.
+struct TransformAll<'a>(&'a mut Frame);
+
+impl simd::Kernel for TransformAll<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for component in &mut self.0.components {
+            let quant = component.quant.unwrap_or([0; 64]);
+            for row in component.plane.rows.clone() {
+                for column in component.plane.columns.clone() {
+                    let mut block = component.coefficients[row * component.coefficient_stride + column];
+                    for (zigzag, &natural) in ZIGZAG.iter().enumerate() {
+                        let value = &mut block[usize::from(natural)];
+                        *value = value.wrapping_mul(quant[zigzag] as i16);
                     }
+                    component.plane.put(row, column, component.size, &block, 63);
                 }
             }
-        });
+        }
     }
 }
 
@@ -434,14 +464,29 @@ struct Part<'a> {
 }
 
 /// Decodes the entropy-coded data of a baseline scan, and transforms the blocks that are needed.
+struct Baseline<'a, 'b> {
+    parts: &'a mut [Part<'b>],
+    mcus: (usize, usize),
+    interval: usize,
+    segments: &'a Segments,
+}
+
+impl simd::Kernel for Baseline<'_, '_> {
+    type Output = Result<()>;
+
+    #[inline(always)]
+    fn run(self) -> Result<()> {
+        baseline(self.parts, self.mcus, self.interval, self.segments)
+    }
+}
+
 #[inline(always)]
 fn baseline(parts: &mut [Part<'_>], mcus: (usize, usize), interval: usize, segments: &Segments) -> Result<()> {
-    let last_row = parts.iter().map(|part| part.plane.rows.end.div_ceil(part.sides.1)).max().unwrap_or(0);
     let mut predictions = [0i32; 4];
     let mut segment = 0;
     let mut bits = segments.get(0)?;
     let mut until_restart = interval;
-    for mcu_y in 0..mcus.1.min(last_row) {
+    for mcu_y in 0..mcus.1 {
         for mcu_x in 0..mcus.0 {
             if interval > 0 && until_restart == 0 {
                 bits.check()?;

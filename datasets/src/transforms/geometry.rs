@@ -3,7 +3,7 @@
 use image::{RgbImage, imageops};
 use serde::{Deserialize, Serialize};
 
-use super::resample::{Interpolation, Rect, resample, resample_part};
+use super::resample::{Interpolation, Rect, Resampling, resample, resample_part};
 use crate::{SampleRng, decode::Region};
 
 /// What the size of a [`Resize`] means.
@@ -70,8 +70,12 @@ impl Resize {
 
     /// The part `window` of the resized image; the rest is not computed.
     fn window(&self, image: &RgbImage, window: Rect) -> RgbImage {
-        let size = self.target(image.width(), image.height());
-        resample(image, Rect::of(image), size, window, self.interpolation, self.antialias)
+        self.resampling((image.width(), image.height()), window).run(image, Rect::of(image))
+    }
+
+    /// The weights for the part `window` of the resized image of `input` pixels.
+    pub(super) fn resampling(&self, input: (u32, u32), window: Rect) -> Resampling {
+        Resampling::new(input, self.target(input.0, input.1), window, self.interpolation, self.antialias)
     }
 }
 
@@ -100,13 +104,9 @@ impl CenterCrop {
         Rect { left: start(width), top: start(height), width: self.size, height: self.size }
     }
 
-    /// [`Resize`] followed by this crop, without computing what the crop drops. The same pixels.
-    pub fn apply_after(&self, resize: &Resize, image: &RgbImage) -> RgbImage {
-        let (width, height) = resize.target(image.width(), image.height());
-        if width < self.size || height < self.size {
-            return self.apply(&resize.apply(image));
-        }
-        resize.window(image, self.window(width, height))
+    /// The same, `None` in an image that must be padded.
+    pub(super) fn window_within(&self, width: u32, height: u32) -> Option<Rect> {
+        (width >= self.size && height >= self.size).then(|| self.window(width, height))
     }
 }
 
@@ -174,18 +174,31 @@ pub struct RandomCrop {
 impl RandomCrop {
     /// Crops the image at a place drawn uniformly.
     pub fn apply(&self, image: &RgbImage, rng: &mut SampleRng) -> RgbImage {
-        // Padding is not stored: the crop is drawn in padded coordinates and black stays where there is no image.
-        let place = |side: u32, rng: &mut SampleRng| {
+        let (left, top) = self.draw(image.width(), image.height(), rng);
+        let mut crop = RgbImage::new(self.size, self.size);
+        imageops::replace(&mut crop, image, -left, -top);
+        crop
+    }
+
+    /// The upper left corner in pixels of the image; negative in the padding, which is never stored.
+    fn draw(&self, width: u32, height: u32, rng: &mut SampleRng) -> (i64, i64) {
+        let mut place = |side: u32| {
             let around = 2 * u64::from(self.padding) + u64::from(side);
             let missing = u64::from(self.size).saturating_sub(around);
             let before = i64::from(self.padding) + (missing / 2) as i64;
             rng.below(around + missing - u64::from(self.size) + 1) as i64 - before
         };
-        let top = place(image.height(), rng);
-        let left = place(image.width(), rng);
-        let mut crop = RgbImage::new(self.size, self.size);
-        imageops::replace(&mut crop, image, -left, -top);
-        crop
+        let top = place(height);
+        (place(width), top)
+    }
+
+    /// Draws the crop's place in an image that needs no padding; `None`, and nothing is drawn, in any other.
+    pub(super) fn window_within(&self, width: u32, height: u32, rng: &mut SampleRng) -> Option<Rect> {
+        if self.padding > 0 || width < self.size || height < self.size {
+            return None;
+        }
+        let (left, top) = self.draw(width, height, rng);
+        Some(Rect { left: left as u32, top: top as u32, width: self.size, height: self.size })
     }
 }
 
@@ -318,7 +331,12 @@ pub struct RandomShorterSide {
 impl RandomShorterSide {
     /// Draws a length and resizes the image.
     pub fn apply(&self, image: &RgbImage, rng: &mut SampleRng) -> RgbImage {
+        self.draw(rng).apply(image)
+    }
+
+    /// Draws the resize.
+    pub(super) fn draw(&self, rng: &mut SampleRng) -> Resize {
         let size = self.min + rng.below(u64::from(self.max.saturating_sub(self.min)) + 1) as u32;
-        Resize { interpolation: self.interpolation, ..Resize::new(size) }.apply(image)
+        Resize { interpolation: self.interpolation, ..Resize::new(size) }
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AugMix, CenterCrop, ColorJitter, Interpolation, Lighting, RandAugment, RandomCrop, RandomErasing,
-    RandomHorizontalFlip, RandomResizedCrop, RandomShorterSide, Resize, ResizeRule, TrivialAugmentWide,
+    RandomHorizontalFlip, RandomResizedCrop, RandomShorterSide, Rect, Resize, ResizeRule, TrivialAugmentWide,
 };
 use crate::{
     Error, Limits, SampleRng,
@@ -239,19 +239,23 @@ impl Pipeline {
 
     /// Applies the transforms to a decoded image.
     pub fn apply(&self, image: RgbImage, rng: &mut SampleRng) -> RgbImage {
-        // Resize and CenterCrop go together: what the crop drops is not computed. The pixels are the same.
-        match self.0.as_slice() {
-            [Transform::Resize(resize), Transform::CenterCrop(crop), rest @ ..] => {
-                apply_all(rest, crop.apply_after(resize, &image), rng)
+        let size = (image.width(), image.height());
+        match self.resize_then_crop(size, rng) {
+            Some((resize, window, rest)) => {
+                apply_all(rest, resize.resampling(size, window).run(&image, Rect::of(&image)), rng)
             }
-            all => apply_all(all, image, rng),
+            None => apply_all(&self.0, image, rng),
         }
     }
 
-    /// Decodes an image and applies the transforms, decoding no more than they need: a pipeline that starts with a
-    /// [`RandomResizedCrop`] draws its part from the header's size and decodes that part, at 1/2, 1/4 or 1/8 where
-    /// the part is that much larger than the result. Draws from `rng` are those of [`apply`](Pipeline::apply); so are
-    /// the pixels, where the part is less than twice as large as the result.
+    /// Decodes an image and applies the transforms, without computing pixels that they drop.
+    ///
+    /// - A pipeline that starts with a [`RandomResizedCrop`] draws its part from the header's size and decodes that
+    ///   part alone, at 1/2, 1/4 or 1/8 where the part is that much larger than the result.
+    /// - One that starts with a resize and a crop decodes at the full scale and parses the whole file, so that no
+    ///   damage goes unnoticed; of a JPEG, blocks that the crop does not depend on are not transformed.
+    ///
+    /// Draws from `rng` are those of [`apply`](Pipeline::apply). So are the pixels, but for a part at 1/2 or less.
     ///
     /// # Errors
     /// Any [`DecodeError`](crate::DecodeError).
@@ -271,19 +275,26 @@ impl Pipeline {
         limits: &Limits,
         decoded: impl FnOnce(),
     ) -> decode::Result<RgbImage> {
-        match self.0.as_slice() {
-            [Transform::RandomResizedCrop(crop), rest @ ..] => {
-                let header = decode::probe(bytes)?;
-                header.check(limits)?;
-                let part = crop.draw(header.width, header.height, rng);
-                let region: Region = decode::decode_region(bytes, part, (crop.size, crop.size), limits)?;
+        let header = decode::probe(bytes)?;
+        header.check(limits)?;
+        let size = (header.width, header.height);
+        if let [Transform::RandomResizedCrop(crop), rest @ ..] = self.0.as_slice() {
+            let part = crop.draw(size.0, size.1, rng);
+            let region: Region = decode::decode_region(bytes, part, (crop.size, crop.size), limits)?;
+            decoded();
+            return Ok(apply_all(rest, crop.resize_region(&region), rng));
+        }
+        match self.resize_then_crop(size, rng) {
+            Some((resize, window, rest)) => {
+                let resampling = resize.resampling(size, window);
+                let part = decode::decode_part(bytes, resampling.needs(), limits)?;
                 decoded();
-                Ok(apply_all(rest, crop.resize_region(&region), rng))
+                Ok(apply_all(rest, resampling.run_on_needs(&part), rng))
             }
-            _ => {
+            None => {
                 let image = decode::decode(bytes, limits)?;
                 decoded();
-                Ok(self.apply(image, rng))
+                Ok(apply_all(&self.0, image, rng))
             }
         }
     }
@@ -300,6 +311,26 @@ impl Pipeline {
             Transform::RandomShorterSide(_) => None,
             _ => size,
         })
+    }
+
+    /// Where the pipeline starts with a resize and a crop that needs no padding: both, drawn for an image of the given
+    /// size, and the other transforms. They go together: what the crop drops is not computed. `None` draws nothing.
+    fn resize_then_crop(&self, size: (u32, u32), rng: &mut SampleRng) -> Option<(Resize, Rect, &[Transform])> {
+        let mut drawn = rng.clone();
+        let [first, crop, rest @ ..] = self.0.as_slice() else { return None };
+        let resize = match first {
+            Transform::Resize(resize) => *resize,
+            Transform::RandomShorterSide(jitter) => jitter.draw(&mut drawn),
+            _ => return None,
+        };
+        let (width, height) = resize.target(size.0, size.1);
+        let window = match crop {
+            Transform::CenterCrop(crop) => crop.window_within(width, height)?,
+            Transform::RandomCrop(crop) => crop.window_within(width, height, &mut drawn)?,
+            _ => return None,
+        };
+        *rng = drawn;
+        Some((resize, window, rest))
     }
 }
 

@@ -3,6 +3,8 @@
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use crate::simd;
+
 /// How pixels between pixels are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,7 +67,7 @@ pub(crate) fn resample_part(
     let filter = Filter { interpolation, antialias };
     let columns = Taps::new(image.width(), (left, width), size.0, 0..size.0, filter);
     let rows = Taps::new(image.height(), (top, height), size.1, 0..size.1, filter);
-    run(image, Rect::of(image), &columns, &rows)
+    Resampling { columns, rows }.run(image, Rect::of(image))
 }
 
 /// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is
@@ -78,20 +80,52 @@ pub(crate) fn resample(
     interpolation: Interpolation,
     antialias: bool,
 ) -> RgbImage {
-    assert!(crop.width > 0 && crop.height > 0 && size.0 > 0 && size.1 > 0, "an empty image cannot be resized");
     assert!(crop.left + crop.width <= image.width() && crop.top + crop.height <= image.height(), "crop out of bounds");
-    let filter = Filter { interpolation, antialias };
-    let whole = |side: u32| (0.0, f64::from(side));
-    let columns = Taps::new(crop.width, whole(crop.width), size.0, out.left..out.left + out.width, filter);
-    let rows = Taps::new(crop.height, whole(crop.height), size.1, out.top..out.top + out.height, filter);
-    run(image, crop, &columns, &rows)
+    Resampling::new((crop.width, crop.height), size, out, interpolation, antialias).run(image, crop)
 }
 
-fn run(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps) -> RgbImage {
-    let (width, height) = (columns.first.len(), rows.first.len());
-    let mut result = vec![0; width * height * 3];
-    pulp::Arch::new().dispatch(|| convolve(image, crop, columns, rows, &mut result));
-    RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
+/// A resize of which the part `out` of the result is wanted: its weights, ready to be applied.
+pub(crate) struct Resampling {
+    columns: Taps,
+    rows: Taps,
+}
+
+impl Resampling {
+    /// The part `out` of resizing an image of `input` pixels (width, height) to `size`.
+    pub fn new(input: (u32, u32), size: (u32, u32), out: Rect, interpolation: Interpolation, antialias: bool) -> Self {
+        assert!(input.0 > 0 && input.1 > 0 && size.0 > 0 && size.1 > 0, "an empty image cannot be resized");
+        let filter = Filter { interpolation, antialias };
+        let whole = |side: u32| (0.0, f64::from(side));
+        let columns = Taps::new(input.0, whole(input.0), size.0, out.left..out.left + out.width, filter);
+        let rows = Taps::new(input.1, whole(input.1), size.1, out.top..out.top + out.height, filter);
+        Self { columns, rows }
+    }
+
+    /// The part of the input that the result depends on.
+    pub fn needs(&self) -> Rect {
+        let (columns, rows) = (self.columns.span(), self.rows.span());
+        let [left, top, width, height] =
+            [columns.start, rows.start, columns.len(), rows.len()].map(|position| position as u32);
+        Rect { left, top, width, height }
+    }
+
+    /// The result, from an image of which the part `crop` is the input.
+    pub fn run(&self, image: &RgbImage, crop: Rect) -> RgbImage {
+        let (width, height) = (self.columns.first.len(), self.rows.first.len());
+        let mut result = vec![0; width * height * 3];
+        simd::run(Convolve { image, crop, columns: &self.columns, rows: &self.rows, result: &mut result });
+        RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
+    }
+
+    /// The result, from an image that is the part that [`needs`](Self::needs) names.
+    pub fn run_on_needs(mut self, part: &RgbImage) -> RgbImage {
+        for taps in [&mut self.columns, &mut self.rows] {
+            let start = taps.span().start;
+            taps.first.iter_mut().for_each(|first| *first -= start);
+            taps.identity = false;
+        }
+        self.run(part, Rect::of(part))
+    }
 }
 
 /// What decides the weights.
@@ -197,6 +231,23 @@ const ROWS: usize = 4;
 const LANES: usize = ROWS * 4;
 
 /// Both passes, horizontal first, with 8-bit pixels in between as in Pillow.
+struct Convolve<'a> {
+    image: &'a RgbImage,
+    crop: Rect,
+    columns: &'a Taps,
+    rows: &'a Taps,
+    result: &'a mut [u8],
+}
+
+impl simd::Kernel for Convolve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        convolve(self.image, self.crop, self.columns, self.rows, self.result);
+    }
+}
+
 #[inline(always)]
 fn convolve(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps, result: &mut [u8]) {
     let stride = image.width() as usize * 3;
@@ -210,16 +261,18 @@ fn convolve(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps, result: &
         result.chunks_exact_mut(width).enumerate().for_each(|(row, out)| out.copy_from_slice(source(row)));
         return;
     }
-    let mut between = vec![0; span.len() * width];
+    // Whole groups of rows; those beyond the span are never looked at.
+    let mut between = vec![0; span.len().next_multiple_of(ROWS) * width];
     if columns.identity {
         between.chunks_exact_mut(width).zip(span.clone()).for_each(|(out, row)| out.copy_from_slice(source(row)));
     } else {
-        let mut block = vec![0u8; crop.width as usize * LANES];
-        for (group, out) in between.chunks_mut(width * ROWS).enumerate() {
+        let used = columns.span();
+        let mut block = vec![[0; LANES]; used.len()];
+        let source = |row: usize| source(row.min(span.end - 1))[used.start * 3..used.end * 3].as_chunks::<3>().0;
+        for (group, out) in between.chunks_exact_mut(width * ROWS).enumerate() {
             let first = span.start + group * ROWS;
-            let rows = out.len() / width;
-            interleave(std::array::from_fn(|row| source(first + row.min(rows - 1))), &mut block);
-            horizontal(&block, columns, out, width);
+            interleave([source(first), source(first + 1), source(first + 2), source(first + 3)], &mut block);
+            horizontal(&block, columns, used.start, out, width);
         }
     }
     for ((first, weights), out) in
@@ -229,30 +282,38 @@ fn convolve(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps, result: &
     }
 }
 
-/// Puts the pixels of [`ROWS`] rows side by side, column by column, each padded to four bytes.
+/// Puts the pixels of four rows side by side, column by column, each padded to four bytes.
 #[inline(always)]
-fn interleave(rows: [&[u8]; ROWS], block: &mut [u8]) {
-    for (row, pixels) in rows.into_iter().enumerate() {
-        for (column, pixel) in block.chunks_exact_mut(LANES).zip(pixels.chunks_exact(3)) {
-            column[row * 4..row * 4 + 4].copy_from_slice(&[pixel[0], pixel[1], pixel[2], 0]);
-        }
+fn interleave([a, b, c, d]: [&[[u8; 3]]; ROWS], block: &mut [[u8; LANES]]) {
+    for ((((column, a), b), c), d) in block.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *column = [a[0], a[1], a[2], 0, b[0], b[1], b[2], 0, c[0], c[1], c[2], 0, d[0], d[1], d[2], 0];
     }
 }
 
-/// One group of rows, convolved along the columns.
+/// Four rows, convolved along the columns; `block` begins with column `start`.
 #[inline(always)]
-fn horizontal(block: &[u8], columns: &Taps, out: &mut [u8], width: usize) {
-    for (x, (first, weights)) in columns.first.iter().zip(columns.weights.chunks_exact(columns.count)).enumerate() {
+fn horizontal(block: &[[u8; LANES]], columns: &Taps, start: usize, out: &mut [u8], width: usize) {
+    let (a, rest) = out.split_at_mut(width);
+    let (b, rest) = rest.split_at_mut(width);
+    let (c, d) = rest.split_at_mut(width);
+    let rows = a.as_chunks_mut::<3>().0.iter_mut().zip(b.as_chunks_mut::<3>().0);
+    let rows = rows.zip(c.as_chunks_mut::<3>().0.iter_mut().zip(d.as_chunks_mut::<3>().0));
+    let taps = columns.first.iter().zip(columns.weights.chunks_exact(columns.count));
+    for ((first, weights), ((a, b), (c, d))) in taps.zip(rows) {
         let mut sums = [HALF; LANES];
-        for (column, weight) in block[first * LANES..].chunks_exact(LANES).zip(weights) {
+        for (column, weight) in block[first.wrapping_sub(start)..].iter().zip(weights) {
             for (sum, value) in sums.iter_mut().zip(column) {
                 *sum = sum.wrapping_add(i32::from(*value).wrapping_mul(*weight));
             }
         }
-        let pixels = sums.map(to_u8);
-        for (row, pixel) in out.chunks_exact_mut(width).zip(pixels.chunks_exact(4)) {
-            row[x * 3..x * 3 + 3].copy_from_slice(&pixel[..3]);
+        let mut p = [0; LANES];
+        for (pixel, sum) in p.iter_mut().zip(sums) {
+            *pixel = to_u8(sum);
         }
+        *a = [p[0], p[1], p[2]];
+        *b = [p[4], p[5], p[6]];
+        *c = [p[8], p[9], p[10]];
+        *d = [p[12], p[13], p[14]];
     }
 }
 

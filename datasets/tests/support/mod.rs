@@ -32,7 +32,7 @@ pub fn tar_members(archive: &[u8]) -> Vec<(String, &[u8])> {
     while rest.len() >= 512 && rest[0] != 0 {
         let text =
             |range: std::ops::Range<usize>| String::from_utf8_lossy(&rest[range]).trim_matches(['\0', ' ']).to_owned();
-        let size = usize::from_str_radix(&text(124..136), 8).unwrap();
+        let size = usize::from_str_radix(&text(124..136), 8).expect("an octal size");
         members.push((text(0..100), &rest[512..512 + size]));
         rest = &rest[512 + size.next_multiple_of(512)..];
     }
@@ -41,5 +41,20 @@ pub fn tar_members(archive: &[u8]) -> Vec<(String, &[u8])> {
 
 /// The photographs of the sample of the ImageNet validation archive.
 pub fn validation_archive() -> Option<Vec<u8>> {
-    Some(fs::read(data()?.join("ilsvrc2012-sample/ILSVRC2012_img_val.tar")).unwrap())
+    Some(fs::read(data()?.join("ilsvrc2012-sample/ILSVRC2012_img_val.tar")).expect("the archive can be read"))
+}
+
+/// The small images of `fixtures/decode`: names and contents, by name.
+pub fn decode_fixtures() -> Vec<(String, Vec<u8>)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/decode");
+    let entries = fs::read_dir(folder).expect("the folder of fixtures").map(|entry| entry.expect("a fixture").path());
+    let mut files: Vec<_> = entries
+        .filter(|path| !path.to_string_lossy().ends_with(".expected.png"))
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (name, fs::read(&path).expect("a fixture can be read"))
+        })
+        .collect();
+    files.sort();
+    files
 }

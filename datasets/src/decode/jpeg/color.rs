@@ -1,6 +1,7 @@
 //! From component planes to RGB: upsampling and colour conversion.
 
 use super::{Component, Frame, Plane, Result, Window, unsupported};
+use crate::simd;
 
 /// What the components of a frame mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Colors {
 
     /// Writes the RGB pixels of the window, which is given at its own scale.
     #[inline(always)]
-    pub fn convert(&self, frame: &Frame, window: &Window, pixels: &mut [u8]) {
+    fn convert(&self, frame: &Frame, window: &Window, pixels: &mut [u8]) {
         let width = window.right - window.left;
         // A grey component repeated by its own sampling factors is expanded by (1, 1): `h_max` is its own.
         let mut rows = vec![vec![0u8; width + 2]; frame.components.len()];
@@ -99,6 +100,23 @@ impl Colors {
     }
 }
 
+/// The conversion of a window, which is given at its own scale, to RGB pixels.
+pub(super) struct Conversion<'a> {
+    pub colors: &'a Colors,
+    pub frame: &'a Frame,
+    pub window: &'a Window,
+    pub pixels: &'a mut [u8],
+}
+
+impl simd::Kernel for Conversion<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.colors.convert(self.frame, self.window, self.pixels);
+    }
+}
+
 /// ITU-R BT.601 over the full range, in 16 fraction bits.
 #[inline(always)]
 fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
@@ -107,25 +125,29 @@ fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     let red = cr.wrapping_mul(91881).wrapping_add(HALF) >> 16;
     let green = cb.wrapping_mul(-22554).wrapping_add(cr.wrapping_mul(-46802)).wrapping_add(HALF) >> 16;
     let blue = cb.wrapping_mul(116_130).wrapping_add(HALF) >> 16;
-    [red, green, blue].map(|offset| y.wrapping_add(offset).clamp(0, 255) as u8)
+    [
+        y.wrapping_add(red).clamp(0, 255) as u8,
+        y.wrapping_add(green).clamp(0, 255) as u8,
+        y.wrapping_add(blue).clamp(0, 255) as u8,
+    ]
 }
 
 /// Pillow's conversion of one ink and black (`white` is 255 − black) to light.
 #[inline(always)]
 fn ink_to_light(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
-    white.saturating_sub(((product >> 8) + product >> 8) as u8)
+    white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }
 
 impl Upsampling {
     fn of(component: &Component) -> Self {
-        // At a single pixel a block libjpeg repeats; and below three samples a row there is nothing to filter.
-        let smooth = component.size > 1;
+        // Below three samples a row libjpeg repeats.
+        let wide = component.plane.width > 2;
         match component.expand {
             (1, 1) => Self::None,
-            (2, 1) if smooth && component.plane.width > 2 => Self::Columns,
-            (2, 2) if smooth && component.plane.width > 2 => Self::Both,
-            (1, 2) if smooth => Self::Rows,
+            (2, 1) if wide => Self::Columns,
+            (2, 2) if wide => Self::Both,
+            (1, 2) => Self::Rows,
             _ => Self::Repeat,
         }
     }

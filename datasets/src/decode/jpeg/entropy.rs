@@ -7,6 +7,8 @@ use super::{DecodeError, Result, ZIGZAG, broken};
 pub(super) struct Segments {
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Whether a marker follows: the data was not cut.
+    pub complete: bool,
 }
 
 impl Segments {
@@ -33,6 +35,7 @@ impl Segments {
             }
         }
         self.ends.push(self.bytes.len());
+        self.complete = at < bytes.len();
         at
     }
 
@@ -96,15 +99,15 @@ impl Huffman {
         let (run, size) = if dc { (0, u32::from(symbol)) } else { (u32::from(symbol >> 4), u32::from(symbol & 15)) };
         let spare = LOOK - length;
         for tail in 0..1 << spare {
-            self.fast[(code << spare | tail) as usize] = if size == 0 {
+            self.fast[((code << spare) | tail) as usize] = if size == 0 {
                 // A run of 16 zeros is 15 zeros and a value of zero.
                 let run = if !dc && run != 15 { END_OF_BLOCK } else { run };
-                length | run << 8
+                length | (run << 8)
             } else if size <= spare {
                 let value = extend(tail >> (spare - size), size);
-                length + size | run << 8 | (value as u32) << 16
+                (length + size) | (run << 8) | ((value as u32) << 16)
             } else {
-                length | run << 8 | NO_VALUE | size << 16
+                length | (run << 8) | NO_VALUE | (size << 16)
             };
         }
     }
@@ -134,7 +137,7 @@ impl Bits<'_> {
     pub fn refill(&mut self) {
         if let Some(next) = self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
             self.buffer |= u64::from_be_bytes(*next) >> self.count;
-            self.at = self.at.wrapping_add(((63 - self.count) >> 3) as usize);
+            self.at = self.at.wrapping_add((63u32.wrapping_sub(self.count) >> 3) as usize);
             self.count |= 56;
         } else {
             self.refill_slowly();
@@ -233,7 +236,7 @@ impl Bits<'_> {
         self.refill();
         let (run, size) = if entry != 0 {
             self.consume(entry & 0xff);
-            (entry >> 8 & 0x7f, entry >> 16)
+            ((entry >> 8) & 0x7f, entry >> 16)
         } else {
             let symbol = u32::from(self.symbol(table)?);
             let (run, size) = (symbol >> 4, symbol & 15);
@@ -263,7 +266,7 @@ impl Bits<'_> {
                 let entry = ac.fast[self.peek(LOOK) as usize];
                 let (run, value) = if entry != 0 && entry & NO_VALUE == 0 {
                     self.consume(entry & 0xff);
-                    ((entry >> 8 & 0x7f) as usize, entry as i32 >> 16)
+                    (((entry >> 8) & 0x7f) as usize, entry as i32 >> 16)
                 } else {
                     self.slow_coefficient(ac, entry)?
                 };
@@ -292,7 +295,7 @@ impl Bits<'_> {
                 let entry = ac.fast[self.peek(LOOK) as usize];
                 let run = if entry != 0 && entry & NO_VALUE == 0 {
                     self.consume(entry & 0xff);
-                    (entry >> 8 & 0x7f) as usize
+                    ((entry >> 8) & 0x7f) as usize
                 } else {
                     self.slow_coefficient(ac, entry)?.0
                 };

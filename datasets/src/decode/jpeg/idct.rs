@@ -1,74 +1,72 @@
 //! The inverse DCT: libjpeg's accurate integer method (Loeffler, Ligtenberg and Moschytz, 1989) at the full size,
 //! and the exact transform of the lowest frequencies at 4, 2 and 1 pixels.
 
-/// Eight lanes of 32 bits. Overflow wraps: it happens on broken data alone.
-#[derive(Clone, Copy)]
-struct Lanes([i32; 8]);
-
-impl Lanes {
-    #[inline(always)]
-    fn zip(self, other: Self, op: impl Fn(i32, i32) -> i32) -> Self {
-        Self(std::array::from_fn(|lane| op(self.0[lane], other.0[lane])))
-    }
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.zip(other, i32::wrapping_add)
-    }
-    #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.zip(other, i32::wrapping_sub)
-    }
-    #[inline(always)]
-    fn mul(self, factor: i32) -> Self {
-        Self(self.0.map(|value| value.wrapping_mul(factor)))
-    }
-    #[inline(always)]
-    fn shl(self, bits: u32) -> Self {
-        Self(self.0.map(|value| value << bits))
-    }
-    /// Divides by 2^bits, rounded.
-    #[inline(always)]
-    fn descale(self, bits: u32) -> Self {
-        Self(self.0.map(|value| value.wrapping_add(1 << (bits - 1)) >> bits))
-    }
-}
-
 /// Fraction bits of the constants.
 const CONST_BITS: u32 = 13;
 /// Fraction bits kept between the passes.
 const PASS1_BITS: u32 = 2;
 
-/// One dimension of the 8-point transform, on eight columns at once.
-#[inline(always)]
-fn pass(v: [Lanes; 8], shift: u32) -> [Lanes; 8] {
-    let z1 = v[2].add(v[6]).mul(4433);
-    let t2 = z1.sub(v[6].mul(15137));
-    let t3 = z1.add(v[2].mul(6270));
-    let t0 = v[0].add(v[4]).shl(CONST_BITS);
-    let t1 = v[0].sub(v[4]).shl(CONST_BITS);
-    let even = [t0.add(t3), t1.add(t2), t1.sub(t2), t0.sub(t3)];
+/// A block in 32 bits, row by row.
+type Block = [[i32; 8]; 8];
 
-    let [t0, t1, t2, t3] = [v[7], v[5], v[3], v[1]];
-    let (z1, z2, z3, z4) = (t0.add(t3), t1.add(t2), t0.add(t2), t1.add(t3));
-    let z5 = z3.add(z4).mul(9633);
-    let z1 = z1.mul(-7373);
-    let z2 = z2.mul(-20995);
-    let z3 = z3.mul(-16069).add(z5);
-    let z4 = z4.mul(-3196).add(z5);
-    let odd = [
-        t3.mul(12299).add(z1).add(z4),
-        t2.mul(25172).add(z2).add(z3),
-        t1.mul(16819).add(z2).add(z4),
-        t0.mul(2446).add(z1).add(z3),
-    ];
-    std::array::from_fn(|i| {
-        if i < 4 { even[i].add(odd[i]).descale(shift) } else { even[7 - i].sub(odd[7 - i]).descale(shift) }
-    })
+/// One dimension of the 8-point transform, down each of the eight columns. The loop over columns becomes one over
+/// vector lanes. Overflow wraps: it happens on broken data alone.
+#[allow(clippy::needless_range_loop, reason = "one column of eight rows at once")]
+#[inline(always)]
+fn pass(v: &mut Block, shift: u32) {
+    #[inline(always)]
+    fn mul(value: i32, factor: i32) -> i32 {
+        value.wrapping_mul(factor)
+    }
+    #[inline(always)]
+    fn add(a: i32, b: i32) -> i32 {
+        a.wrapping_add(b)
+    }
+    #[inline(always)]
+    fn sub(a: i32, b: i32) -> i32 {
+        a.wrapping_sub(b)
+    }
+    let half = 1 << (shift - 1);
+    for x in 0..8 {
+        let z1 = mul(add(v[2][x], v[6][x]), 4433);
+        let t2 = sub(z1, mul(v[6][x], 15137));
+        let t3 = add(z1, mul(v[2][x], 6270));
+        let t0 = add(add(v[0][x], v[4][x]) << CONST_BITS, half);
+        let t1 = add(sub(v[0][x], v[4][x]) << CONST_BITS, half);
+        let (e0, e1, e2, e3) = (add(t0, t3), add(t1, t2), sub(t1, t2), sub(t0, t3));
+
+        let (t0, t1, t2, t3) = (v[7][x], v[5][x], v[3][x], v[1][x]);
+        let z5 = mul(add(add(t0, t2), add(t1, t3)), 9633);
+        let z1 = mul(add(t0, t3), -7373);
+        let z2 = mul(add(t1, t2), -20995);
+        let z3 = add(mul(add(t0, t2), -16069), z5);
+        let z4 = add(mul(add(t1, t3), -3196), z5);
+        let o0 = add(mul(t3, 12299), add(z1, z4));
+        let o1 = add(mul(t2, 25172), add(z2, z3));
+        let o2 = add(mul(t1, 16819), add(z2, z4));
+        let o3 = add(mul(t0, 2446), add(z1, z3));
+
+        v[0][x] = add(e0, o0) >> shift;
+        v[7][x] = sub(e0, o0) >> shift;
+        v[1][x] = add(e1, o1) >> shift;
+        v[6][x] = sub(e1, o1) >> shift;
+        v[2][x] = add(e2, o2) >> shift;
+        v[5][x] = sub(e2, o2) >> shift;
+        v[3][x] = add(e3, o3) >> shift;
+        v[4][x] = sub(e3, o3) >> shift;
+    }
 }
 
+#[allow(clippy::needless_range_loop, reason = "the transposition reads best so")]
 #[inline(always)]
-fn transpose(v: [Lanes; 8]) -> [Lanes; 8] {
-    std::array::from_fn(|row| Lanes(std::array::from_fn(|column| v[column].0[row])))
+fn transpose(v: &Block) -> Block {
+    let mut transposed = [[0; 8]; 8];
+    for row in 0..8 {
+        for column in 0..8 {
+            transposed[row][column] = v[column][row];
+        }
+    }
+    transposed
 }
 
 /// A sample from a transformed value: the level shift, and the limits.
@@ -90,12 +88,22 @@ pub(super) fn transform(block: &[i16; 64], last: usize, size: usize, out: &mut [
     }
     match size {
         8 => {
-            let rows =
-                std::array::from_fn(|row| Lanes(std::array::from_fn(|column| i32::from(block[row * 8 + column]))));
-            let columns = pass(rows, CONST_BITS - PASS1_BITS);
-            let rows = transpose(pass(transpose(columns), CONST_BITS + PASS1_BITS + 3));
-            for (out, row) in out.chunks_mut(stride).zip(rows) {
-                out[..8].copy_from_slice(&row.0.map(sample));
+            let mut v = [[0; 8]; 8];
+            for row in 0..8 {
+                for column in 0..8 {
+                    v[row][column] = i32::from(block[row * 8 + column]);
+                }
+            }
+            pass(&mut v, CONST_BITS - PASS1_BITS);
+            let mut v = transpose(&v);
+            pass(&mut v, CONST_BITS + PASS1_BITS + 3);
+            let v = transpose(&v);
+            for (out, row) in out.chunks_mut(stride).zip(&v) {
+                let mut samples = [0; 8];
+                for (to, value) in samples.iter_mut().zip(row) {
+                    *to = sample(*value);
+                }
+                out[..8].copy_from_slice(&samples);
             }
         }
         4 => small::<4>(block, &COSINES_4, out, stride),
