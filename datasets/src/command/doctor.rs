@@ -93,13 +93,13 @@ impl Kind {
 
     fn title(self) -> &'static str {
         match self {
-            Self::Undecodable => "cannot be decoded",
-            Self::Truncated => "end early",
-            Self::WrongExtension => "have another format than their extension says",
-            Self::Cmyk => "are CMYK",
-            Self::OddExif => "have odd EXIF",
-            Self::Tiny => "are tiny",
-            Self::Huge => "are huge",
+            Self::Undecodable => "undecodable",
+            Self::Truncated => "truncated",
+            Self::WrongExtension => "another format than the extension says",
+            Self::Cmyk => "CMYK",
+            Self::OddExif => "odd EXIF",
+            Self::Tiny => "tiny",
+            Self::Huge => "huge",
         }
     }
 }
@@ -405,7 +405,7 @@ fn text(report: &Report) -> String {
         by_kind.entry(finding.kind).or_default().push(finding);
     }
     for (kind, findings) in by_kind {
-        lines.push(format!("{} {}:", count(findings.len(), "sample"), kind.title()));
+        lines.push(format!("{}: {}", kind.title(), count(findings.len(), "sample")));
         lines.extend(findings.iter().take(SHOWN).map(|f| format!("  {}: {}", f.sample.location, f.detail)));
         lines.extend(rest(findings.len()));
     }
@@ -413,7 +413,7 @@ fn text(report: &Report) -> String {
         if groups.is_empty() {
             return;
         }
-        lines.push(format!("{} of {title}:", count(groups.len(), "group")));
+        lines.push(format!("{title}: {}", count(groups.len(), "group")));
         for group in groups.iter().take(SHOWN) {
             let shown: Vec<_> = group.iter().take(4).map(|s| format!("{} ({})", s.key, s.split)).collect();
             let more = if group.len() > 4 { ", …" } else { "" };
@@ -424,7 +424,7 @@ fn text(report: &Report) -> String {
     groups("exact duplicates", report.duplicates.iter().map(Vec::as_slice).collect());
     groups("near duplicates", report.near_duplicates.iter().map(Vec::as_slice).collect());
     let leaks = |exact| report.leaks.iter().filter(move |leak| leak.exact == exact);
-    groups("samples in both train and val", leaks(true).map(|leak| leak.samples.as_slice()).collect());
+    groups("in both train and val", leaks(true).map(|leak| leak.samples.as_slice()).collect());
     groups("look-alikes in train and val", leaks(false).map(|leak| leak.samples.as_slice()).collect());
     if report.findings.is_empty() && report.duplicates.is_empty() && report.near_duplicates.is_empty() {
         lines.push("nothing is wrong with the samples".into());
