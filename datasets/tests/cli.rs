@@ -1,0 +1,266 @@
+//! The built binary, from outside: what it prints, where, and how it ends.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use image::{RgbImage, codecs::jpeg::JpegEncoder};
+use tempfile::TempDir;
+
+/// A photograph-like image that differs from seed to seed.
+fn picture(seed: u32, width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        let wave = |a: u32, b: u32| (f64::from(a * (seed + 2)) / 23.0 + f64::from(b * (seed + 1)) / 17.0).sin();
+        let value = (127.0 + 60.0 * wave(x, y) + 60.0 * wave(y, 2 * x)) as u8;
+        image::Rgb([value, value / 2, 255 - value])
+    })
+}
+
+fn jpeg(image: &RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let encoder = JpegEncoder::new_with_quality(&mut bytes, 90);
+    image.write_with_encoder(encoder).expect("a JPEG");
+    bytes
+}
+
+/// Two classes with four images each in train and two in val, all of them different and sound.
+fn data() -> TempDir {
+    let root = TempDir::new().expect("a folder");
+    for (split, per_class) in [("train", 4), ("val", 2)] {
+        for (number, class) in ["cat", "dog"].into_iter().enumerate() {
+            let folder = root.path().join(split).join(class);
+            fs::create_dir_all(&folder).expect("a folder");
+            for i in 0..per_class {
+                let seed = 10 * number as u32 + i + if split == "val" { 5 } else { 0 };
+                fs::write(folder.join(format!("{i}.jpg")), jpeg(&picture(seed, 120, 90))).expect("written");
+            }
+        }
+    }
+    root
+}
+
+fn datasets(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_datasets")).args(arguments).output().expect("the binary runs")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}\n{}", stdout(output), stderr(output)))
+}
+
+#[test]
+fn inspect_says_what_the_data_is() {
+    let root = data();
+    let root = path(root.path());
+    let output = datasets(&["inspect", root]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(
+        lines[..6],
+        [
+            &*format!("{root}: folder, split train"),
+            "  8 samples of 2 classes",
+            "  classes hold 4 (cat) to 4 (dog) samples",
+            "  measured on 8:",
+            "    format  8 JPEG",
+            "    colour  8 Rgb",
+        ]
+    );
+    assert_eq!(
+        lines[7..],
+        [
+            "    width   120 to 120, mean 120",
+            "    height  90 to 90, mean 90",
+            "    shorter side",
+            "        64 – 95           8  ████████████████████████████████████████",
+        ]
+    );
+    let val = json(&datasets(&["inspect", root, "--split", "val", "--format", "json"]));
+    assert_eq!((&val["samples"], &val["classes"][1]["id"]), (&4.into(), &"dog".into()));
+    assert_eq!(val["shorter_side"][0]["images"], 4);
+}
+
+#[test]
+fn doctor_finds_nothing_in_sound_data() {
+    let root = data();
+    let output = datasets(&["doctor", path(root.path()), "-q"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).ends_with("nothing is wrong with the samples\n"), "{}", stdout(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn doctor_finds_what_is_wrong_and_other_commands_honour_its_list() {
+    let root = data();
+    let train = root.path().join("train");
+    let good = fs::read(train.join("cat/0.jpg")).expect("read");
+    // Broken, cut, misnamed, tiny, a duplicate, a smaller copy, a leak.
+    fs::write(train.join("cat/broken.jpg"), b"no image at all").expect("written");
+    fs::write(train.join("cat/cut.jpg"), &good[..good.len() / 2]).expect("written");
+    picture(31, 100, 80).save_with_format(train.join("dog/misnamed.jpg"), image::ImageFormat::Png).expect("written");
+    fs::write(train.join("dog/tiny.jpg"), jpeg(&picture(41, 16, 16))).expect("written");
+    fs::write(train.join("cat/twice.jpg"), &good).expect("written");
+    let small = image::imageops::resize(&picture(1, 120, 90), 80, 60, image::imageops::FilterType::Triangle);
+    fs::write(train.join("cat/small.jpg"), jpeg(&small)).expect("written");
+    fs::copy(root.path().join("val/dog/1.jpg"), train.join("dog/leak.jpg")).expect("copied");
+
+    let list = root.path().join("bad.txt");
+    let arguments = ["doctor", path(root.path()), "--format", "json", "--quarantine", path(&list), "--quarantine-what"];
+    let output = datasets(&[&arguments[..], &["broken,leaks"]].concat());
+    assert_eq!(output.status.code(), Some(3), "samples are broken: {}", stderr(&output));
+    let report = json(&output);
+    let found = |kind: &str| -> Vec<String> {
+        let findings = report["findings"].as_array().expect("a list").iter();
+        let of_kind = findings.filter(|finding| finding["kind"] == kind);
+        of_kind.map(|finding| finding["sample"]["key"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let ends = |keys: Vec<String>, end: &str| assert!(keys.len() == 1 && keys[0].ends_with(end), "{keys:?} {end}");
+    ends(found("undecodable"), "cat/broken.jpg");
+    ends(found("truncated"), "cat/cut.jpg");
+    ends(found("wrong-extension"), "dog/misnamed.jpg");
+    ends(found("tiny"), "dog/tiny.jpg");
+    let keys = |group: &serde_json::Value| -> Vec<String> {
+        let samples = group.as_array().expect("a list").iter();
+        samples.map(|sample| sample["key"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(report["duplicates"].as_array().map(Vec::len), Some(2));
+    assert!(keys(&report["duplicates"][0])[1].ends_with("cat/twice.jpg"), "{}", report["duplicates"]);
+    assert!(
+        report["near_duplicates"].as_array().is_some_and(|groups| {
+            groups.iter().any(|group| keys(group).iter().any(|key| key.ends_with("cat/small.jpg")))
+        }),
+        "{}",
+        report["near_duplicates"]
+    );
+    let leaks = report["leaks"].as_array().expect("a list");
+    assert!(leaks.iter().any(|leak| {
+        leak["exact"] == true && keys(&leak["samples"]).iter().any(|key| key.ends_with("dog/leak.jpg"))
+    }));
+    assert_eq!(report["splits"][0]["broken"], 2);
+    assert_eq!(report["label_map"].as_str().map(str::len), Some(64));
+
+    let text = fs::read_to_string(&list).expect("the list");
+    let entries: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(entries.len(), 3, "{text}");
+    let inspected = json(&datasets(&["inspect", path(root.path()), "--without", path(&list), "--format", "json"]));
+    assert_eq!(inspected["samples"], 15 - 3);
+
+    // The same in words.
+    let text = stdout(&datasets(&["doctor", path(root.path())]));
+    for part in ["undecodable: 1 sample\n", "truncated: 1 sample\n", "exact duplicates: 2 groups\n"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn preview_draws_a_grid() {
+    let root = data();
+    let out = root.path().join("grid.png");
+    let arguments =
+        ["preview", path(root.path()), "--out", path(&out), "--columns", "4", "--rows", "3", "--size", "64"];
+    let output = datasets(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output), format!("{}: 8 samples\n", out.display()));
+    let grid = image::open(&out).expect("a picture").into_rgb8();
+    assert_eq!(grid.dimensions(), (8 + 4 * 72, 8 + 2 * (64 + 22 + 8)));
+    // The same seed draws the same picture; another epoch another one.
+    let first = fs::read(&out).expect("read");
+    datasets(&arguments);
+    assert_eq!(fs::read(&out).expect("read"), first);
+    datasets(&[&arguments[..], &["--epoch", "1"]].concat());
+    assert_ne!(fs::read(&out).expect("read"), first);
+}
+
+#[test]
+fn bench_reports_rates_and_meters() {
+    let root = data();
+    let arguments =
+        ["bench", path(root.path()), "--images", "40", "--batch-size", "4", "--workers", "2", "--size", "64"];
+    for pipeline in ["train", "eval"] {
+        let output = datasets(&[&arguments[..], &["--pipeline", pipeline, "--format", "json"]].concat());
+        let bench = json(&output);
+        assert_eq!(bench["pipeline"], pipeline);
+        assert_eq!(bench["passes"].as_array().map(Vec::len), Some(4));
+        let number = |name: &str| bench[name].as_f64().unwrap_or(f64::NAN);
+        assert!(number("images_per_s") > 0.0);
+        let shares = number("reading") + number("decoding") + number("transforming") + number("collating");
+        assert!((shares - 1.0).abs() < 1e-6, "{shares}");
+        assert!(number("decoding") > 0.0 && number("bytes_per_image") > 1000.0);
+    }
+    let text = stdout(&datasets(&[&arguments[..], &["--passes", "1"]].concat()));
+    assert!(text.contains("images/s: train pipeline, 64 px, 2 workers, batches of 4"), "{text}");
+}
+
+#[test]
+fn shards_hold_the_same_samples_and_a_second_run_adds_nothing() {
+    let root = data();
+    let out = root.path().join("shards");
+    let arguments =
+        ["shard", path(root.path()), "--out", path(&out), "--shard-size", "20kB", "--name", "pets", "--shuffle"];
+    let output = datasets(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let files = || -> Vec<_> {
+        let mut names: Vec<_> = fs::read_dir(&out)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry"))
+            .map(|entry| (entry.file_name(), fs::read(entry.path()).expect("read")))
+            .collect();
+        names.sort();
+        names
+    };
+    let first = files();
+    assert!(first.iter().filter(|(name, _)| name.to_string_lossy().ends_with(".tar")).count() > 1);
+    assert_eq!(datasets(&arguments).status.code(), Some(0));
+    assert_eq!(files(), first);
+
+    let inspected = json(&datasets(&["inspect", path(&out), "--format", "json"]));
+    assert_eq!((&inspected["kind"], &inspected["samples"]), (&"webdataset".into(), &8.into()));
+    assert_eq!(inspected["classes"][1]["id"], "dog");
+    let other = datasets(&[&arguments[..8], &["--resize", "45"]].concat());
+    assert_eq!(other.status.code(), Some(1), "other options need another folder");
+
+    let small = root.path().join("small");
+    let output = datasets(&["shard", path(root.path()), "--out", path(&small), "--resize", "45"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let inspected = json(&datasets(&["inspect", path(&small), "--format", "json"]));
+    assert_eq!((&inspected["width"]["max"], &inspected["height"]["min"]), (&60.into(), &45.into()));
+}
+
+#[test]
+fn mistakes_end_with_their_exit_code_and_one_line() {
+    let output = datasets(&["inspect", "no/such/data"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(text.starts_with("error: ") && text.contains("no/such/data") && text.lines().count() == 1, "{text}");
+    assert_eq!(stdout(&output), "");
+    assert_eq!(datasets(&["inspect"]).status.code(), Some(2));
+    assert_eq!(datasets(&["bench", ".", "--batch-size", "0"]).status.code(), Some(2));
+    assert_eq!(datasets(&["frobnicate"]).status.code(), Some(2));
+}
+
+#[test]
+fn help_explains_every_command() {
+    let help = stdout(&datasets(&["--help"]));
+    for part in ["inspect", "doctor", "preview", "shard", "bench", "Exit codes: 0 done"] {
+        assert!(help.contains(part), "{help}");
+    }
+    for command in ["inspect", "doctor", "preview", "shard", "bench"] {
+        let help = stdout(&datasets(&[command, "--help"]));
+        assert!(help.contains("Usage: datasets") && help.contains("Examples:"), "{help}");
+    }
+}
