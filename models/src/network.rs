@@ -183,15 +183,14 @@ impl Keys {
         let module = self.path.iter().rev().map(container).find(|c| c.starts_with("Struct:"));
         let shown = self.path.iter().filter(|(_, container)| !container.starts_with("Enum:"));
         let mut names: Vec<&str> = shown.map(|(name, _)| name.as_str()).collect();
-        match (module.as_deref(), names.last_mut()) {
-            (Some("Struct:BatchNorm"), Some(last)) => {
-                *last = match *last {
-                    "gamma" => "weight",
-                    "beta" => "bias",
-                    other => other,
-                }
-            }
-            _ => {}
+        if module.as_deref() == Some("Struct:BatchNorm")
+            && let Some(last) = names.last_mut()
+        {
+            *last = match *last {
+                "gamma" => "weight",
+                "beta" => "bias",
+                other => other,
+            };
         }
         let is_linear = module.as_deref() == Some("Struct:Linear") && shape.len() == 2;
         if is_linear {

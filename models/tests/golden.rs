@@ -67,10 +67,13 @@ fn trials_of(path: &Path) -> Vec<Trial> {
     }
 }
 
+/// A backend's name and its device.
+type Backend = (&'static str, fn() -> Device);
+
 /// The backends compiled in. ndarray is slow, so it takes one network of each family.
-fn backends(architecture: Architecture) -> Vec<(&'static str, fn() -> Device)> {
+fn backends(architecture: Architecture) -> Vec<Backend> {
     #[allow(unused_mut)]
-    let mut backends: Vec<(&'static str, fn() -> Device)> = vec![("flex", Device::flex)];
+    let mut backends: Vec<Backend> = vec![("flex", Device::flex)];
     #[cfg(feature = "ndarray")]
     {
         use Architecture::*;
@@ -399,7 +402,7 @@ struct Bvlc {
 impl Bvlc {
     fn trials(self) -> Vec<Trial> {
         let architecture = Architecture::GoogLeNet2014;
-        let trial = |(backend, device): (&str, fn() -> Device)| {
+        let trial = |(backend, device): Backend| {
             let golden = self.clone();
             with_weights(format!("bvlc_googlenet on {backend}"), "bvlc_googlenet.safetensors".into(), move |path| {
                 let network = load(&path, architecture, &device())?;

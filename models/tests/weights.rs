@@ -20,23 +20,27 @@ fn images() -> Tensor<4> {
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {
-    tensor.into_data().try_into_vec().unwrap()
+    tensor.into_data().try_into_vec().expect("f32")
 }
 
 /// The network's tensors under PyTorch's names, changed by `edit`.
 fn tensors(network: &Network, edit: impl Fn(&str, TensorData) -> Option<(String, TensorData)>) -> Weights {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("weights.safetensors");
-    weights::save(network, &Card::of(ARCHITECTURE, 10, "a test"), &path).unwrap();
+    weights::save(network, &Card::of(ARCHITECTURE, 10, "a test"), &path).expect("written or read");
     let mut tensors = Vec::new();
-    let bytes = fs::read(&path).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let entries: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let bytes = fs::read(&path).expect("written or read");
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("the slice has that length")) as usize;
+    let entries: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes[8..8 + header]).expect("a header");
     for (key, entry) in entries.iter().filter(|(key, _)| *key != "__metadata__") {
-        let numbers = |name: &str| -> Vec<usize> { serde_json::from_value(entry[name].clone()).unwrap() };
+        let numbers = |name: &str| -> Vec<usize> { serde_json::from_value(entry[name].clone()).expect("numbers") };
         let (shape, range) = (numbers("shape"), numbers("data_offsets"));
         let data = &bytes[8 + header + range[0]..8 + header + range[1]];
-        let floats: Vec<f32> = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let floats: Vec<f32> = data
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().expect("the slice has that length")))
+            .collect();
         tensors.extend(edit(key, TensorData::new(floats, shape)));
     }
     Weights::from_tensors("edited", tensors)

@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
-        let broken: [(&str, fn(&mut Recipe)); 6] = [
+        type Break = fn(&mut Recipe);
+        let broken: [(&str, Break); 6] = [
             ("epochs", |recipe| recipe.epochs = 0),
             ("batch_size", |recipe| recipe.batch_size = 0),
             ("learning_rate", |recipe| recipe.schedule.learning_rate = -0.1),
