@@ -1,2 +1,27 @@
-//! Hearth.
-fn main() {}
+//! `infer`: card + weights → predictions.
+
+mod cli;
+mod command;
+
+use clap::Parser;
+use runtime::{
+    exit::{self, ExitCode},
+    logging,
+};
+
+use crate::{
+    cli::{Cli, Command},
+    command::{classify, models, summary, verify},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init(cli.verbosity);
+    let progress = cli.progress();
+    exit::run(|| match &cli.command {
+        Command::Classify(args) => classify::run(args, progress),
+        Command::Summary(args) => summary::run(args, progress),
+        Command::Models(args) => models::run(args),
+        Command::Verify(args) => verify::run(args, progress),
+    })
+}

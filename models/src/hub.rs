@@ -175,6 +175,31 @@ pub fn find(name: &str) -> Result<&'static Published, Error> {
         .ok_or_else(|| Error::UnknownName { name: name.to_string(), nearest: nearest(&wanted) })
 }
 
+/// The published weights that a file holds, told by its size and checksum, whatever its name: a file that a user
+/// downloaded by other means gets its card. A file whose size the publisher does not tell must have its name.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read.
+pub fn identify(path: &Path) -> Result<Option<&'static Published>, Error> {
+    identify_among(published(), path)
+}
+
+fn identify_among<'a>(entries: &'a [Published], path: &Path) -> Result<Option<&'a Published>, Error> {
+    let len = path.metadata().map_err(io_error("read", path))?.len();
+    let is_named = |entry: &Published| path.file_name().is_some_and(|name| name == entry.file());
+    let is_sized = |entry: &Published| !entry.is_short(len) && !entry.is_long(len);
+    let possible = entries.iter().filter(|entry| match entry.size_mib {
+        Some(_) => is_sized(entry),
+        None => is_named(entry),
+    });
+    for entry in possible {
+        if matches!(Cached::look(path, entry)?, Cached::Right) {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
 /// Up to three names most like `wanted`; of a known model all its weights.
 fn nearest(wanted: &str) -> Vec<String> {
     let (model, has_version) = match wanted.split_once('.') {

@@ -18,6 +18,7 @@ mod webdataset;
 
 pub use folder::Folder;
 pub(crate) use index::write_atomically;
+pub use names::natural_order;
 pub use open::{OpenOptions, Opened, SourceKind, Split, open};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]

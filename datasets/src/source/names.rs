@@ -179,7 +179,7 @@ impl Labels {
 }
 
 /// Compares names as people sort them: `image2` before `image10`; by bytes where that says nothing.
-pub(crate) fn natural_order(a: &str, b: &str) -> std::cmp::Ordering {
+pub fn natural_order(a: &str, b: &str) -> std::cmp::Ordering {
     let (mut left, mut right) = (a, b);
     while let (Some(x), Some(y)) = (left.chars().next(), right.chars().next()) {
         let order = if x.is_ascii_digit() && y.is_ascii_digit() {

@@ -221,6 +221,23 @@ fn an_unknown_name_suggests_near_ones() {
     assert!(text.contains("resnet50.IMAGENET1K_V1 or resnet50.IMAGENET1K_V2"), "{text}");
 }
 
+#[test]
+fn a_file_is_known_by_its_checksum_whatever_its_name() {
+    let (content, folder) = (content(), folder());
+    let entry = entry_of("http://localhost", &content);
+    let unsized_entry = Published { size_mib: None, ..entry.clone() };
+    let (renamed, named) = (folder.path().join("mine.pth"), folder.path().join(entry.file()));
+    std::fs::write(&renamed, &content).expect("written");
+    std::fs::write(&named, &content).expect("written");
+    let is_known =
+        |entry: &Published, path: &Path| identify_among(std::slice::from_ref(entry), path).expect("readable").is_some();
+    assert!(is_known(&entry, &renamed));
+    assert!(is_known(&unsized_entry, &named) && !is_known(&unsized_entry, &renamed));
+    std::fs::write(&named, [&content[1..], b"x"].concat()).expect("written");
+    assert!(!is_known(&entry, &named), "the name alone proves nothing");
+    assert!(matches!(identify(&folder.path().join("missing.pth")), Err(Error::Io { .. })));
+}
+
 // ---- downloads ----
 
 #[test]

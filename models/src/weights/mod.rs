@@ -168,6 +168,10 @@ impl Weights {
 
     /// Puts the file's values into `network`, whose parameters become f32.
     ///
+    /// Auxiliary classifiers serve training alone. A network that was built without them
+    /// ([`NetworkConfig::aux_logits`]) leaves those of the file unread, whatever the strictness; no other tensor of
+    /// the file is ever passed over in silence.
+    ///
     /// # Errors
     /// [`Error::Mismatch`] with the whole table where the tensors are not the network's and `strictness` does not
     /// allow the difference. The network is only changed once everything fits.
@@ -178,7 +182,10 @@ impl Weights {
         strictness: Strictness,
     ) -> Result<(Network, Loaded)> {
         let entries = network.entries();
-        let keyed = self.keyed(&entries);
+        let mut keyed = self.keyed(&entries);
+        if architecture.has_aux() && !entries.iter().any(|entry| is_aux(&entry.key)) {
+            keyed.retain(|key, _| !is_aux(key));
+        }
         let mut mismatch = Mismatch::between(&entries, &keyed, network.head_key());
         if strictness == Strictness::FreshHead {
             mismatch.ignore(|key| is_head(key, network.head_key()));

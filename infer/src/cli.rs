@@ -1,0 +1,239 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use infer::LoadOptions;
+use models::Architecture;
+use runtime::{
+    backend::{BackendArgs, BackendSpec},
+    logging::Verbosity,
+    progress::Output,
+};
+
+/// Classifies images, and looks into the networks that do it
+///
+/// A network, its weights and the way it wants its images come together in a model card: every checkpoint that `train`
+/// writes carries one, published weights have theirs built in. Preprocessing is never guessed.
+///
+/// Results go to standard output; progress and warnings go to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "infer", version, after_long_help = runtime::exit::HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+    /// How much is said on standard error
+    #[command(flatten)]
+    pub verbosity: Verbosity,
+}
+
+impl Cli {
+    /// Where progress goes.
+    pub fn progress(&self) -> Output {
+        Output::from_quiet(self.verbosity.is_quiet())
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Says what is on images: the most probable classes of each
+    ///
+    /// Reads JPEG, PNG, WebP, BMP, TIFF and GIF, told by their content. An image that cannot be read gets its line of
+    /// error, the others still get their answers, and the exit code is 3; if none can be read it is 1.
+    #[command(after_long_help = "Formats:
+  text   the path, then a line for each class: probability, index, name; errors go to standard error
+  json   one object an image, each on its line: {\"path\", \"top\": [{\"class\", \"index\", \"probability\"}, …]},
+         or {\"path\", \"error\"}
+  csv    path,rank,class,index,probability,error: a row for each class of each image; an unreadable image has one
+         row with its error
+
+Examples:
+  infer classify dog.jpg --weights resnet50                     # published weights, downloaded once
+  infer classify photos/ --weights artifacts/my-run --topk 1 --format csv > photos.csv
+  infer classify *.jpg --weights googlenet.pth --arch googlenet # a file without a card
+  curl -s https://example.org/cat.png | infer classify - --weights resnet18 --format json")]
+    Classify(ClassifyArgs),
+
+    /// Prints a network's stages, output shapes, parameters and multiply-adds
+    ///
+    /// Of an architecture by name, or of a file of weights with what its model card says.
+    #[command(after_long_help = "Examples:
+  infer summary resnet18
+  infer summary vgg16 --classes 10 --size 320x256
+  infer summary --weights artifacts/my-run --format json")]
+    Summary(SummaryArgs),
+
+    /// Lists the architectures and their published weights
+    Models(ModelsArgs),
+
+    /// Checks that the compiled backends compute the same as flex
+    ///
+    /// Runs networks on every backend of this build with the same weights (drawn by a formula) and the same input, and
+    /// prints the largest difference of their logits to those of flex, relative to the largest logit, and likewise of
+    /// any stage. Ends with exit code 1 where a difference exceeds the tolerance, and with 3 where a backend could not
+    /// run a network; its row says why. Each comparison runs in a process of its own, so a driver that crashes spoils
+    /// one row.
+    #[command(after_long_help = "Examples:
+  cargo run -p infer --features ndarray,wgpu -- verify
+  infer verify --arch vgg16 --size 224 --backend cuda:1")]
+    Verify(VerifyArgs),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AnswerFormat {
+    /// A short table for each image
+    Text,
+    /// One JSON object an image, each on its line
+    Json,
+    /// A table for programs, with a header
+    Csv,
+}
+
+/// `classify`
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// Image files, folders (the images in them, not in folders below), or `-` for an image on standard input
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<PathBuf>,
+    /// The weights: a run folder, a file, or a published name
+    ///
+    /// A run folder is what `train` writes. A file may be safetensors, PyTorch's (.pth, .pt, .th), Burn's record or
+    /// BVLC's caffemodel. A published name is `resnet50` or `resnet50.IMAGENET1K_V1` (`infer models` lists them); it is
+    /// downloaded once. What exists as a path is taken as one.
+    #[arg(short, long, value_name = "W")]
+    pub weights: String,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// How many classes an answer has; all of them where there are fewer
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub topk: u32,
+    /// How answers are printed
+    #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
+    pub format: AnswerFormat,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+    /// Images that the network takes at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: u32,
+}
+
+/// `summary`
+#[derive(Debug, Args)]
+pub struct SummaryArgs {
+    /// The architecture (`infer models` lists them)
+    #[arg(value_name = "ARCH", required_unless_present = "weights", conflicts_with = "weights")]
+    pub architecture: Option<Architecture>,
+    /// A run folder, a file or a published name instead of an architecture
+    #[arg(short, long, value_name = "W")]
+    pub weights: Option<String>,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// The number of classes; the architecture's own by default
+    #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
+    pub classes: Option<u32>,
+    /// Height and width of the input in pixels, as 224 or 320x256; the network's own by default
+    #[arg(long, value_name = "H[xW]", value_parser = image_size)]
+    pub size: Option<[usize; 2]>,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `models`
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+/// `verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// A network to run (may be repeated); by default one of each family that software GPUs can hold, so not AlexNet
+    /// and VGG, whose linear layers exceed 128 MiB
+    #[arg(short, long = "arch", value_name = "ARCH")]
+    pub architectures: Vec<Architecture>,
+    /// A backend to compare with flex (may be repeated); by default all that are compiled in, with the best device of
+    /// each, or its software adapter where there is no GPU
+    #[arg(long = "backend", value_name = "NAME[:DEVICE]")]
+    pub backends: Vec<BackendSpec>,
+    /// Height and width of the input in pixels, as 96 or 96x128; 64 by default, or what the network needs
+    #[arg(long, value_name = "H[xW]", value_parser = image_size)]
+    pub size: Option<[usize; 2]>,
+    /// The largest relative difference that counts as equal
+    ///
+    /// Sums in another order differ by some 1e-6 in 32-bit floats, more in deeper networks; a wrong operation differs
+    /// by 1e-2 and more. GPUs that multiply in TF32 differ by some 1e-3.
+    #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = tolerance)]
+    pub tolerance: f64,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Run the one comparison asked for in this process, and print its row as JSON
+    #[arg(long, hide = true)]
+    pub in_process: bool,
+}
+
+/// Height and width from `224` or `320x256`.
+fn image_size(text: &str) -> Result<[usize; 2], String> {
+    let side = |text: &str| match text.trim().parse::<usize>() {
+        Ok(side) if (1..=16_384).contains(&side) => Ok(side),
+        _ => Err(format!("`{text}` is no number of pixels from 1 to 16384; write 224 or 320x256 (height x width)")),
+    };
+    match text.split_once(['x', 'X', '×']) {
+        Some((height, width)) => Ok([side(height)?, side(width)?]),
+        None => side(text).map(|side| [side, side]),
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("a tolerance is a number from 0, such as 1e-4".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_one_number_or_two() {
+        assert_eq!(image_size("224"), Ok([224, 224]));
+        assert_eq!(image_size("320x256"), Ok([320, 256]));
+        for wrong in ["", "0", "x", "224x", "-5", "99999", "12.5"] {
+            assert!(image_size(wrong).unwrap_err().contains("pixels"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_summary_is_of_an_architecture_or_of_weights() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["infer", "summary"], args].concat());
+        assert!(parse(&["resnet18"]).is_ok());
+        assert!(parse(&["--weights", "w.pth", "--arch", "resnet18"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["resnet18", "--weights", "w.pth"]).is_err());
+        let error = parse(&["resnet81"]).unwrap_err().to_string();
+        assert!(error.contains("did you mean 'resnet"), "{error}");
+    }
+}

@@ -1,0 +1,110 @@
+//! `infer summary`: a network's stages, shapes, parameters and multiply-adds.
+
+use anyhow::{Context, Result};
+use infer::weights;
+use models::{Architecture, Card, ChannelOrder, NetworkConfig, Resize, Summary};
+use runtime::{backend::BackendSpec, exit::ExitCode, progress::Output};
+use serde::Serialize;
+
+use super::print_json;
+use crate::cli::{Format, SummaryArgs};
+
+#[derive(Debug, Serialize)]
+struct Described<'a> {
+    architecture: Architecture,
+    input_size: [usize; 2],
+    /// Auxiliary classifiers included.
+    parameters: usize,
+    multiply_adds: u64,
+    stages: Vec<Stage<'a>>,
+    /// Of the weights; null for an architecture.
+    card: Option<&'a Card>,
+}
+
+#[derive(Debug, Serialize)]
+struct Stage<'a> {
+    name: &'a str,
+    /// `[channels, height, width]` or `[features]`.
+    output: &'a [usize],
+    parameters: usize,
+    multiply_adds: u64,
+}
+
+pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
+    let device = BackendSpec::default().device()?;
+    let (architecture, network, card) = match (&args.weights, args.architecture) {
+        (Some(name), _) => {
+            let opened = weights::open(name, &args.load, &device, output)?;
+            (opened.card.architecture, opened.network(true, &device)?, Some(opened.card))
+        }
+        (None, architecture) => {
+            let architecture = architecture.context("name an architecture, or --weights")?;
+            let mut config = NetworkConfig::new(architecture);
+            if let Some(classes) = args.classes {
+                config = config.with_num_classes(classes as usize);
+            }
+            (architecture, config.init(&device), None)
+        }
+    };
+    let usual = card.as_ref().map_or([architecture.default_size(); 2], |card| card.preprocess.input_size);
+    let summary = Summary::of(architecture, &network, args.size.unwrap_or(usual), &device)?;
+    match args.format {
+        Format::Json => print_json(&described(&summary, card.as_ref()))?,
+        Format::Text => {
+            if let Some(card) = &card {
+                println!("{}", card_text(card));
+            }
+            println!("{summary}");
+        }
+    }
+    Ok(ExitCode::Success)
+}
+
+fn described<'a>(summary: &'a Summary, card: Option<&'a Card>) -> Described<'a> {
+    let stage = |stage: &'a models::Stage| Stage {
+        name: &stage.name,
+        output: &stage.output,
+        parameters: stage.parameters,
+        multiply_adds: stage.multiply_adds,
+    };
+    Described {
+        architecture: summary.architecture,
+        input_size: summary.input_size,
+        parameters: summary.parameters(),
+        multiply_adds: summary.multiply_adds(),
+        stages: summary.stages.iter().map(stage).collect(),
+        card,
+    }
+}
+
+/// How many classes a card's text names.
+const CLASSES_SHOWN: usize = 6;
+
+fn card_text(card: &Card) -> String {
+    let Card { classes, preprocess, transform_input, origin, .. } = card;
+    let shown: Vec<&str> = classes.iter().take(CLASSES_SHOWN).map(String::as_str).collect();
+    let more = if classes.len() > CLASSES_SHOWN { ", …" } else { "" };
+    let resize = match preprocess.resize {
+        Resize::ShorterSide(side) => format!("shorter side to {side}"),
+        Resize::Squash([height, width]) => format!("squashed to {height} × {width}"),
+    };
+    let [height, width] = preprocess.input_size;
+    let filter = format!("{:?}", preprocess.interpolation).to_lowercase();
+    let antialias = if preprocess.antialias { "antialiased" } else { "not antialiased" };
+    let order = match preprocess.channel_order {
+        ChannelOrder::Rgb => "RGB",
+        ChannelOrder::Bgr => "BGR",
+    };
+    let numbers = |numbers: [f32; 3]| numbers.map(|number| format!("{number:.4}")).join(", ");
+    let inside = if *transform_input { ", mapped to ±1 by the network" } else { "" };
+    format!(
+        "origin      {origin}\n\
+         classes     {}: {}{more}\n\
+         image       {resize} ({filter}, {antialias}), centre crop {height} × {width}\n\
+         input       {order}, mean {}, deviation {}{inside}\n",
+        classes.len(),
+        shown.join("; "),
+        numbers(preprocess.mean),
+        numbers(preprocess.std),
+    )
+}

@@ -1,0 +1,21 @@
+//! A model card and its weights made into predictions: what the commands of the `infer` binary stand on.
+//!
+//! ```text
+//! --weights → weights::open → Opened (weights, card) ─┬→ Model (network on a device)
+//!                                                     └→ CardPreprocess (as the card says, never guessed)
+//! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
+//! ```
+//!
+//! This crate is the inside of a program, so errors are `anyhow` chains: each names the file, the cause and the way
+//! out, and is printed as one line.
+
+pub mod inputs;
+pub mod model;
+pub mod preprocess;
+pub mod stream;
+pub mod weights;
+
+pub use inputs::Input;
+pub use model::{Model, Prediction};
+pub use preprocess::CardPreprocess;
+pub use weights::{LoadOptions, Opened};

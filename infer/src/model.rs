@@ -1,0 +1,109 @@
+//! A network with its card, on a device.
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Device, Tensor};
+use datasets::ImageBatch;
+use models::{Card, Network};
+
+use crate::{CardPreprocess, Opened};
+
+/// A network ready to classify.
+#[derive(Debug)]
+pub struct Model {
+    network: Network,
+    card: Card,
+    preprocess: CardPreprocess,
+    device: Device,
+}
+
+/// One class of an answer.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Prediction {
+    /// The name.
+    pub class: String,
+    /// The place among the logits, from 0.
+    pub index: usize,
+    /// The softmax of the logits there.
+    pub probability: f64,
+}
+
+impl Model {
+    /// Loads the weights onto `device`, which has no autodiff: the network runs in evaluation mode. Auxiliary
+    /// classifiers stay in the file, since only training uses them.
+    ///
+    /// # Errors
+    /// Those of [`Opened::network`] and [`CardPreprocess::new`].
+    pub fn load(opened: &Opened, device: &Device) -> Result<Self> {
+        let device = device.clone().without_autodiff();
+        let preprocess = CardPreprocess::new(&opened.card)?;
+        Ok(Self { network: opened.network(false, &device)?, card: opened.card.clone(), preprocess, device })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The card.
+    pub fn card(&self) -> &Card {
+        &self.card
+    }
+
+    /// The card's preprocessing.
+    pub fn preprocess(&self) -> &CardPreprocess {
+        &self.preprocess
+    }
+
+    /// A batch `[n, 3, h, w]` of RGB bytes → logits `[n, classes]`.
+    pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
+        self.network.forward(self.preprocess.normalise(batch, &self.device))
+    }
+
+    /// A batch `[n, 3, h, w]` of RGB bytes → the probability of each class for each image, `n` rows.
+    ///
+    /// # Errors
+    /// Where the device fails, or the logits are not finite.
+    pub fn probabilities(&self, batch: &ImageBatch) -> Result<Vec<Vec<f64>>> {
+        let logits = self.logits(batch).try_into_data().context("the device could not run the network")?;
+        let logits: Vec<f32> = logits.convert::<f32>().try_into_vec().context("the logits are no floats")?;
+        ensure!(
+            logits.iter().all(|logit| logit.is_finite()),
+            "the network's outputs are not finite: are the weights damaged?"
+        );
+        Ok(logits.chunks_exact(self.card.classes.len()).map(softmax).collect())
+    }
+
+    /// The `k` most probable classes, or all where there are fewer; the most probable first.
+    pub fn top(&self, probabilities: &[f64], k: usize) -> Vec<Prediction> {
+        let mut order: Vec<usize> = (0..probabilities.len()).collect();
+        // Stable: of equals the first counts.
+        order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        let prediction = |index: usize| Prediction {
+            class: self.card.classes[index].clone(),
+            index,
+            probability: probabilities[index],
+        };
+        order.into_iter().take(k).map(prediction).collect()
+    }
+}
+
+/// Logits → probabilities.
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_sums_to_one_and_does_not_overflow() {
+        let probabilities = softmax(&[1000.0, 1000.0, 0.0]);
+        assert_eq!(probabilities, [0.5, 0.5, 0.0]);
+        let probabilities = softmax(&[0.0, f32::ln(3.0)]);
+        assert!((probabilities[0] - 0.25).abs() < 1e-7, "{probabilities:?}");
+    }
+}

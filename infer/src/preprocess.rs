@@ -1,0 +1,203 @@
+//! From encoded bytes to the network's input, as the model card says.
+
+use anyhow::{Context, Result};
+use burn::tensor::{Device, Tensor};
+use datasets::{
+    DecodeError, ImageBatch, Limits, SampleRng, decode,
+    transforms::{CenterCrop, Interpolation, Pipeline, Resize, ResizeRule, Transform, resize},
+};
+use image::{RgbImage, imageops};
+use models::{Card, ChannelOrder, Preprocess};
+
+/// A card's preprocessing, ready to run.
+#[derive(Debug, Clone)]
+pub struct CardPreprocess {
+    card: Preprocess,
+    steps: Steps,
+    limits: Limits,
+}
+
+/// Resize and crop.
+#[derive(Debug, Clone)]
+enum Steps {
+    /// Torchvision's, of squares; what the crop drops is not computed.
+    Square(Pipeline),
+    /// Of rectangles.
+    Rectangle(Resizing),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Resizing {
+    /// Torchvision's: the shorter side, or both to the same length.
+    Rule(Resize),
+    /// To this height and width.
+    Squash([u32; 2], Interpolation, bool),
+}
+
+impl CardPreprocess {
+    /// The preprocessing that `card` names.
+    ///
+    /// # Errors
+    /// Where a size is beyond any image.
+    pub fn new(card: &Card) -> Result<Self> {
+        Self::build(card.preprocess.clone()).context("the model card's preprocessing cannot be done")
+    }
+
+    fn build(card: Preprocess) -> Result<Self> {
+        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
+        let interpolation = match card.interpolation {
+            models::Interpolation::Nearest => Interpolation::Nearest,
+            models::Interpolation::Bilinear => Interpolation::Bilinear,
+            models::Interpolation::Bicubic => Interpolation::Bicubic,
+        };
+        let antialias = card.antialias;
+        let square = |[height, width]: [usize; 2]| height == width;
+        let resize =
+            |size: usize, rule| Ok::<_, anyhow::Error>(Resize { size: pixels(size)?, rule, interpolation, antialias });
+        let resizing = match card.resize {
+            models::Resize::ShorterSide(side) => Resizing::Rule(resize(side, ResizeRule::Shorter)?),
+            models::Resize::Squash(size) if square(size) => Resizing::Rule(resize(size[0], ResizeRule::Squash)?),
+            models::Resize::Squash([height, width]) => {
+                Resizing::Squash([pixels(height)?, pixels(width)?], interpolation, antialias)
+            }
+        };
+        let steps = match resizing {
+            Resizing::Rule(resize) if square(card.input_size) => {
+                let crop = CenterCrop { size: pixels(card.input_size[0])? };
+                Steps::Square(Pipeline::new(vec![Transform::Resize(resize), Transform::CenterCrop(crop)])?)
+            }
+            other => Steps::Rectangle(other),
+        };
+        Ok(Self { card, steps, limits: Limits::default() })
+    }
+
+    /// Height and width of the network's input.
+    pub fn input_size(&self) -> [usize; 2] {
+        self.card.input_size
+    }
+
+    /// Decodes, resizes and crops one image.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`].
+    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+        let image = decode(bytes, &self.limits)?;
+        Ok(match &self.steps {
+            // Neither transform draws anything.
+            Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
+            Steps::Rectangle(resizing) => {
+                let resized = match *resizing {
+                    Resizing::Rule(resize) => resize.apply(&image),
+                    Resizing::Squash([height, width], interpolation, antialias) => {
+                        resize(&image, width, height, interpolation, antialias)
+                    }
+                };
+                center_crop(&resized, self.card.input_size.map(|side| side as u32))
+            }
+        })
+    }
+
+    /// Images of the input size as a batch on the host, `[n, 3, h, w]` bytes, RGB.
+    ///
+    /// # Panics
+    /// Where an image is not what [`decode`](Self::decode) returned.
+    pub fn batch(&self, images: &[&RgbImage]) -> ImageBatch {
+        let [height, width] = self.card.input_size;
+        let mut pixels = Vec::with_capacity(images.len() * 3 * height * width);
+        for image in images {
+            assert_eq!([image.height() as usize, image.width() as usize], [height, width], "an image of another size");
+            for channel in 0..3 {
+                pixels.extend(image.as_raw().iter().skip(channel).step_by(3));
+            }
+        }
+        let shape = [images.len(), 3, height, width];
+        let indices = (0..images.len()).collect();
+        ImageBatch { images: pixels, shape, labels: None, mix: None, indices, epoch: 0, number: 0 }
+    }
+
+    /// A batch of bytes as the network's input `[n, 3, h, w]`: channels in the card's order, normalised on the device.
+    pub fn normalise(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
+        let Preprocess { mut mean, mut std, channel_order, .. } = self.card;
+        match channel_order {
+            ChannelOrder::Rgb => batch.normalise(mean, std, device),
+            ChannelOrder::Bgr => {
+                // Bytes are RGB; the card's numbers are in the order of the network's channels.
+                mean.reverse();
+                std.reverse();
+                batch.normalise(mean, std, device).flip([1])
+            }
+        }
+    }
+}
+
+/// The central `height × width` pixels; an image that is too small is padded with black. As torchvision's
+/// `CenterCrop`: halves round to the even number, an odd pixel of padding goes to the right and bottom.
+fn center_crop(image: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
+    let start = |side: u32, wanted: u32| match side >= wanted {
+        true => (f64::from(side - wanted) / 2.0).round_ties_even() as i64,
+        false => -i64::from((wanted - side) / 2),
+    };
+    let mut crop = RgbImage::new(width, height);
+    imageops::replace(&mut crop, image, -start(image.width(), width), -start(image.height(), height));
+    crop
+}
+
+#[cfg(test)]
+mod tests {
+    use models::Architecture;
+
+    use super::*;
+
+    fn card(resize: models::Resize, input_size: [usize; 2]) -> Card {
+        let mut card = Card::of(Architecture::ResNet20, 10, "a test");
+        card.preprocess = Preprocess { resize, input_size, ..Preprocess::imagenet(8, 8) };
+        card
+    }
+
+    fn gradient(width: u32, height: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 7) as u8, (x * y) as u8]))
+    }
+
+    fn encoded(image: &RgbImage) -> Vec<u8> {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn rectangles_are_cropped_as_squares_are() {
+        let image = gradient(40, 30);
+        let bytes = encoded(&image);
+        let square = CardPreprocess::new(&card(models::Resize::ShorterSide(16), [12, 12])).unwrap();
+        let tall = CardPreprocess::new(&card(models::Resize::ShorterSide(16), [12, 10])).unwrap();
+        let (square, tall) = (square.decode(&bytes).unwrap(), tall.decode(&bytes).unwrap());
+        assert_eq!((tall.width(), tall.height()), (10, 12));
+        // 21 × 16 pixels: the square begins at column 4 (4.5 rounds to even), the narrower crop at 6 (5.5).
+        assert_eq!(tall, imageops::crop_imm(&square, 2, 0, 10, 12).to_image());
+
+        let squashed = CardPreprocess::new(&card(models::Resize::Squash([12, 10]), [12, 10])).unwrap();
+        let expected = resize(&image, 10, 12, Interpolation::Bilinear, true);
+        assert_eq!(squashed.decode(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_image_too_small_for_the_crop_is_padded() {
+        let padded = center_crop(&gradient(3, 6), [4, 6]);
+        assert_eq!((padded.width(), padded.height()), (6, 4));
+        assert_eq!(padded.get_pixel(0, 0).0, [0, 0, 0]);
+        assert_eq!(padded.get_pixel(2, 0), gradient(3, 6).get_pixel(1, 1));
+    }
+
+    #[test]
+    fn bgr_input_is_normalised_by_the_card_s_order() {
+        let mut card = card(models::Resize::Squash([1, 1]), [1, 1]);
+        card.preprocess.channel_order = ChannelOrder::Bgr;
+        card.preprocess.mean = [10.0 / 255.0, 20.0 / 255.0, 30.0 / 255.0];
+        card.preprocess.std = [1.0 / 255.0; 3];
+        let preprocess = CardPreprocess::new(&card).unwrap();
+        let batch = preprocess.batch(&[&RgbImage::from_pixel(1, 1, image::Rgb([1, 2, 3]))]);
+        let input = preprocess.normalise(&batch, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        let expected = [3.0 - 10.0, 2.0 - 20.0, 1.0 - 30.0];
+        assert!(input.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{input:?}");
+    }
+}

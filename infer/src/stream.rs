@@ -1,0 +1,98 @@
+//! Images decoded on threads, delivered in order and in batches, with a bounded number in flight.
+
+use std::{
+    sync::mpsc::{Receiver, sync_channel},
+    thread,
+};
+
+use anyhow::{Context, Result};
+use image::RgbImage;
+
+use crate::{CardPreprocess, Input};
+
+/// How many decoded images may wait at each thread.
+const WAITING: usize = 8;
+
+/// Reads, decodes, resizes and crops `inputs` on `threads` threads, and calls `consume` with up to `batch_size` of
+/// them at a time, in their order. Each comes with its image or with what is wrong with it.
+///
+/// Whatever the number of inputs, in memory are at most a batch, eight images of the input size at each thread, and
+/// the encoded and decoded image in its hands. While `consume` runs, the threads go on.
+///
+/// # Errors
+/// What `consume` returns, which ends the work.
+pub fn batches(
+    inputs: &[Input],
+    preprocess: &CardPreprocess,
+    batch_size: usize,
+    threads: usize,
+    mut consume: impl FnMut(&[(&Input, Result<RgbImage>)]) -> Result<()>,
+) -> Result<()> {
+    let threads = threads.clamp(1, inputs.len().max(1));
+    thread::scope(|scope| {
+        // Thread t has the inputs t, t + threads, …: taking from each in turn restores the order.
+        let start = |first: usize| {
+            let (sender, receiver) = sync_channel(WAITING);
+            scope.spawn(move || {
+                for input in inputs.iter().skip(first).step_by(threads) {
+                    if sender.send(decode(input, preprocess)).is_err() {
+                        return; // The consumer has ended.
+                    }
+                }
+            });
+            receiver
+        };
+        let receivers: Vec<Receiver<Result<RgbImage>>> = (0..threads).map(start).collect();
+        for (number, chunk) in inputs.chunks(batch_size.max(1)).enumerate() {
+            let mut batch = Vec::with_capacity(chunk.len());
+            for (position, input) in chunk.iter().enumerate() {
+                let receiver = &receivers[(number * batch_size.max(1) + position) % threads];
+                batch.push((input, receiver.recv().context("a decoding thread ended early; please report this")?));
+            }
+            consume(&batch)?;
+        }
+        Ok(())
+    })
+}
+
+fn decode(input: &Input, preprocess: &CardPreprocess) -> Result<RgbImage> {
+    Ok(preprocess.decode(&input.read()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+    use models::{Architecture, Card};
+
+    use super::*;
+
+    #[test]
+    fn whatever_the_threads_images_come_in_order_and_errors_in_their_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let preprocess = CardPreprocess::new(&Card::of(Architecture::ResNet20, 10, "a test")).unwrap();
+        let inputs: Vec<Input> = (0..23u8)
+            .map(|i| {
+                let path = folder.path().join(format!("{i}.png"));
+                if i % 5 == 3 {
+                    std::fs::write(&path, "no image").unwrap();
+                } else {
+                    RgbImage::from_pixel(32, 32, image::Rgb([i, i, i])).save(&path).unwrap();
+                }
+                Input::File(path)
+            })
+            .collect();
+        for (threads, batch_size) in [(1, 1), (2, 4), (3, 23), (40, 7)] {
+            let mut seen = Vec::new();
+            batches(&inputs, &preprocess, batch_size, threads, |batch| {
+                assert!(batch.len() <= batch_size);
+                seen.extend(batch.iter().map(|(_, image)| image.as_ref().ok().map(|image| image.get_pixel(0, 0).0[0])));
+                Ok(())
+            })
+            .unwrap();
+            let expected: Vec<_> = (0..23).map(|i| (i % 5 != 3).then_some(i)).collect();
+            assert_eq!(seen, expected, "{threads} threads, batches of {batch_size}");
+        }
+        let error = batches(&inputs, &preprocess, 2, 2, |_| bail!("enough")).unwrap_err();
+        assert_eq!(error.to_string(), "enough");
+    }
+}

@@ -1,0 +1,287 @@
+//! What `--weights W` stands for: a run folder, a file, or a published name; and the model card that goes with it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
+use models::{
+    Architecture, Card, Network, Strictness, Weights,
+    hub::{self, Hub, Published},
+};
+use runtime::progress::{Output, Progress, Unit};
+
+/// The file of weights in a run folder; its card is in it.
+pub const RUN_WEIGHTS: &str = "weights.safetensors";
+
+/// How weights are looked for and read. A group of command-line arguments.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct LoadOptions {
+    /// The architecture of a file that carries no model card
+    #[arg(short, long = "arch", value_name = "ARCH")]
+    pub architecture: Option<Architecture>,
+    /// A model card (JSON) for a file that carries none, or instead of its own
+    #[arg(long, value_name = "FILE")]
+    pub card: Option<PathBuf>,
+    /// Where published weights are kept
+    ///
+    /// By default `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Download nothing: published weights must be in the cache folder
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Weights and their card.
+#[derive(Debug)]
+pub struct Opened {
+    /// The weights.
+    pub weights: Weights,
+    /// The card: given, the file's own, built in for published weights, or the architecture's usual one.
+    pub card: Card,
+}
+
+impl Opened {
+    /// The network with the weights, on `device`; with the file's auxiliary classifiers, which only training uses, if
+    /// `aux`.
+    ///
+    /// # Errors
+    /// Where the weights are not the network's, with the table of differences, or the card names another number of
+    /// classes.
+    pub fn network(&self, aux: bool, device: &Device) -> Result<Network> {
+        let Self { weights, card } = self;
+        let config = weights.config(card.architecture, device).with_transform_input(card.transform_input);
+        let config = if aux { config } else { config.with_aux_logits(false) };
+        let (network, _) = weights.load(config.init(device), card.architecture, Strictness::Exact)?;
+        ensure!(
+            network.num_classes() == card.classes.len(),
+            "the model card of {} contradicts its weights: it names {} classes, the last layer has {}",
+            weights.path().display(),
+            card.classes.len(),
+            network.num_classes()
+        );
+        Ok(network)
+    }
+}
+
+/// Opens the weights that `name` stands for. What exists as a path is taken as one; published weights are downloaded
+/// where they are not in the cache folder, with progress going to `output`. Nothing is put on `device`, which only
+/// helps to look at the shapes.
+///
+/// The card is, in this order: `options.card`; the one that the file carries; that of the published weights, also for
+/// a file that has their checksum; for a file without any, the usual one of `options.architecture`.
+///
+/// # Errors
+/// Where there is no such file or name, where the file cannot be read, where no card can be had, or where card, file
+/// and `options` contradict each other.
+pub fn open(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
+    let (path, published) = locate(name, options, output)?;
+    let weights = Weights::open(&path)?;
+    let card = card(&weights, published, options, device)?;
+    let shown = path.display();
+    if let Some(asked) = options.architecture {
+        ensure!(
+            asked == card.architecture,
+            "--arch {asked} contradicts the model card of {shown}, which says {}; leave --arch out, or name other weights",
+            card.architecture
+        );
+    }
+    log::debug!("{shown}: {}, {} classes, from {}", card.architecture, card.classes.len(), card.origin);
+    Ok(Opened { weights, card })
+}
+
+/// The file, and the published weights that it is known to be.
+fn locate(name: &str, options: &LoadOptions, output: Output) -> Result<(PathBuf, Option<&'static Published>)> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return Ok((in_run_folder(path)?, None));
+    }
+    if path.exists() {
+        return Ok((path.to_path_buf(), None));
+    }
+    if is_path_like(name) {
+        bail!("cannot read {name}: no such file or folder");
+    }
+    let published = hub::find(name).with_context(|| {
+        format!("--weights {name}: no file or run folder has this path (`infer models` lists published names)")
+    })?;
+    let mut hub = Hub::new().with_offline(options.offline);
+    if let Some(folder) = &options.cache_dir {
+        hub = hub.with_cache_dir(folder);
+    }
+    let mut shown: Option<Progress> = None;
+    let path = hub.fetch(published, &mut |progress| {
+        let bar = shown.get_or_insert_with(|| {
+            let bar = Progress::new(format!("download {}", published.file()), Unit::Bytes, progress.total, output);
+            bar.set_initial(progress.resumed);
+            bar
+        });
+        bar.set_total(progress.total);
+        bar.set_done(progress.done);
+    })?;
+    if let Some(bar) = shown {
+        bar.finish();
+    }
+    Ok((path, Some(published)))
+}
+
+fn in_run_folder(folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(RUN_WEIGHTS);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let shown = folder.display();
+    // `--weights artifacts` is an easy slip for the run in it.
+    let mut runs: Vec<PathBuf> = fs::read_dir(folder)
+        .with_context(|| format!("cannot list the folder {shown}"))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.join(RUN_WEIGHTS).is_file())
+        .collect();
+    runs.sort();
+    match runs.last() {
+        Some(run) => bail!("{shown} is no run folder but holds some: did you mean --weights {}?", run.display()),
+        None => bail!(
+            "{shown} is no run folder: it holds no {RUN_WEIGHTS}; give the folder that `train` named at its end, or \
+             a file of weights"
+        ),
+    }
+}
+
+/// Whether someone who writes this means a path rather than a published name.
+fn is_path_like(name: &str) -> bool {
+    const EXTENSIONS: [&str; 8] = ["pth", "pt", "th", "bin", "safetensors", "bpk", "mpk", "caffemodel"];
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    name.contains(['/', '\\']) || EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
+}
+
+fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions, device: &Device) -> Result<Card> {
+    let path = weights.path();
+    if let Some(file) = &options.card {
+        let card = Card::read(file)?;
+        if let Some(own) = weights.card().filter(|own| own.architecture != card.architecture) {
+            bail!(
+                "--card {} says {}, but {} carries the model card of {}",
+                file.display(),
+                card.architecture,
+                path.display(),
+                own.architecture
+            );
+        }
+        return Ok(card);
+    }
+    if let Some(card) = weights.card() {
+        return Ok(card.clone());
+    }
+    let published = match published {
+        Some(published) => Some(published),
+        None => hub::identify(path)?,
+    };
+    if let Some(published) = published {
+        for note in &published.notes {
+            log::debug!("{}: {note}", published.name());
+        }
+        ensure!(
+            !published.features_only,
+            "{} has no classifier that was trained, only features: it can be fine-tuned, but says nothing of classes",
+            published.name()
+        );
+        return Ok(published.card());
+    }
+    let Some(architecture) = options.architecture else {
+        return Err(models::Error::NoCard { path: path.to_path_buf() }.into());
+    };
+    let classes = weights.config(architecture, device).num_classes;
+    log::info!(
+        "{} carries no model card: images are prepared as {architecture} usually wants them (--card says otherwise)",
+        path.display()
+    );
+    Ok(Card::of(architecture, classes, path.display().to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use models::{NetworkConfig, weights::save};
+
+    use super::*;
+
+    fn tiny() -> (NetworkConfig, Card) {
+        let card = Card::of(Architecture::ResNet20, 4, "a test");
+        (NetworkConfig::new(Architecture::ResNet20).with_num_classes(4), card)
+    }
+
+    fn open_quietly(name: &Path, options: &LoadOptions) -> Result<Opened> {
+        open(&name.display().to_string(), options, &Device::flex(), Output::Quiet)
+    }
+
+    #[test]
+    fn a_run_folder_and_the_file_in_it_are_the_same() {
+        let artifacts = tempfile::tempdir().unwrap();
+        let (config, card) = tiny();
+        let run = artifacts.path().join("run-1");
+        save(&config.init(&Device::flex()), &card, run.join(RUN_WEIGHTS)).unwrap();
+        for path in [run.clone(), run.join(RUN_WEIGHTS)] {
+            let opened = open_quietly(&path, &LoadOptions::default()).unwrap();
+            assert_eq!(opened.card, card);
+            assert_eq!(opened.network(true, &Device::flex()).unwrap().num_classes(), 4);
+        }
+        let error = open_quietly(artifacts.path(), &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("did you mean --weights") && error.contains("run-1"), "{error}");
+    }
+
+    #[test]
+    fn what_contradicts_the_card_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, card) = tiny();
+        let path = folder.path().join("w.safetensors");
+        save(&config.init(&Device::flex()), &card, &path).unwrap();
+        let other = LoadOptions { architecture: Some(Architecture::ResNet56), ..LoadOptions::default() };
+        let error = open_quietly(&path, &other).unwrap_err().to_string();
+        assert!(error.contains("--arch resnet56 contradicts the model card"), "{error}");
+
+        let lying = Card::of(Architecture::ResNet20, 7, "a test");
+        lying.write(folder.path().join("card.json")).unwrap();
+        let options = LoadOptions { card: Some(folder.path().join("card.json")), ..LoadOptions::default() };
+        let opened = open_quietly(&path, &options).unwrap();
+        let error = opened.network(true, &Device::flex()).unwrap_err().to_string();
+        assert!(error.contains("names 7 classes, the last layer has 4"), "{error}");
+
+        Card::of(Architecture::Plain20, 4, "a test").write(folder.path().join("card.json")).unwrap();
+        let error = open_quietly(&path, &options).unwrap_err().to_string();
+        assert!(error.contains("says plain20, but"), "{error}");
+    }
+
+    #[test]
+    fn auxiliary_classifiers_may_stay_in_the_file_and_nothing_else_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let (architecture, device) = (Architecture::GoogLeNet, Device::flex());
+        let card = Card::of(architecture, 4, "a test");
+        let config = NetworkConfig::new(architecture).with_num_classes(4);
+        save(&config.init(&device), &card, &path).unwrap();
+        let opened = open_quietly(&path, &LoadOptions::default()).unwrap();
+        let count = |aux: bool| opened.network(aux, &device).unwrap().num_parameters();
+        assert_eq!(count(true), config.init(&device).num_parameters());
+        assert_eq!(count(false), config.with_aux_logits(false).init(&device).num_parameters());
+
+        let (config, card) = tiny();
+        save(&config.init(&device), &card, &path).unwrap();
+        let opened = open_quietly(&path, &LoadOptions::default()).unwrap();
+        let deeper = Opened { card: Card { architecture: Architecture::ResNet32, ..card.clone() }, ..opened };
+        assert!(deeper.network(false, &device).unwrap_err().to_string().contains("missing"));
+        save(&NetworkConfig::new(Architecture::ResNet32).with_num_classes(4).init(&device), &card, &path).unwrap();
+        let error = open_quietly(&path, &LoadOptions::default()).unwrap().network(false, &device).unwrap_err();
+        assert!(error.to_string().contains("unexpected"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_and_a_name_that_is_not_published_are_told_apart() {
+        let options = LoadOptions { offline: true, ..LoadOptions::default() };
+        let error = |name: &str| format!("{:#}", open(name, &options, &Device::flex(), Output::Quiet).unwrap_err());
+        assert!(error("missing.pth").contains("no such file or folder"), "{}", error("missing.pth"));
+        assert!(error("runs/resnet50").contains("no such file or folder"));
+        assert!(error("resnet5").contains("did you mean resnet5"), "{}", error("resnet5"));
+    }
+}

@@ -1,0 +1,376 @@
+//! The binary as a user meets it: what it prints, where, and how it ends.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use burn::tensor::Device;
+use image::{ImageFormat, Rgb, RgbImage};
+use models::{Architecture, Card, NetworkConfig, weights::save};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A folder with a tiny network (`run/weights.safetensors`), its weights without a card are those of `bare`.
+struct Desk {
+    folder: TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { folder: tempfile::tempdir().expect("a folder") };
+        let device = Device::flex();
+        device.seed(7);
+        let mut card = Card::of(Architecture::ResNet20, 3, "a test");
+        card.classes = vec!["ant".into(), "bee, \"honey\"".into(), "cat".into()];
+        let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(3).init(&device);
+        save(&network, &card, desk.path("run/weights.safetensors")).expect("saved");
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes an image whose pixels depend on its name, in the format of its extension.
+    fn image(&self, name: &str) -> &Self {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("created");
+        let shade = name.bytes().fold(0u8, u8::wrapping_add);
+        let image = RgbImage::from_fn(40, 36, |x, y| Rgb([shade, (x * 6) as u8, (y * 7) as u8]));
+        let format = ImageFormat::from_path(&path).expect("a known extension");
+        image.save_with_format(path, format).expect("written");
+        self
+    }
+
+    fn broken(&self, name: &str) -> &Self {
+        fs::write(self.path(name), b"\xff\xd8\xff\xe0 this is no JPEG").expect("written");
+        self
+    }
+
+    /// Runs `infer` in the folder.
+    fn infer(&self, args: &[&str]) -> Ran {
+        self.infer_with(args, b"")
+    }
+
+    fn infer_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_infer"))
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("XDG_CACHE_HOME", self.folder.path().join("cache"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("infer starts");
+        // A child that does not read has closed the pipe, which is no failure.
+        let _ = child.stdin.take().expect("it is piped").write_all(stdin);
+        Ran::from(child.wait_with_output().expect("infer ends"))
+    }
+}
+
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    fn says(self, words: &str) -> Self {
+        assert!(self.stderr.contains(words), "{words}: {self:#?}");
+        self
+    }
+
+    fn json_lines(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect()
+    }
+}
+
+#[test]
+fn text_is_a_short_table_for_each_image() {
+    let desk = Desk::new();
+    desk.image("a.png").image("b.png");
+    let ran = desk.infer(&["classify", "a.png", "b.png", "--weights", "run"]).ends_with(0);
+    assert_eq!(ran.stderr, "");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 8, "two paths, and all three classes of each: --topk 5 is more than there are");
+    assert_eq!((lines[0], lines[4]), ("a.png", "b.png"));
+    let mut sum = 0.0;
+    for line in &lines[1..4] {
+        let (percent, rest) = line.trim().split_once(" %").expect("a probability");
+        sum += percent.parse::<f64>().expect("a number");
+        let (index, class) = rest.trim().split_once("  ").expect("an index and a class");
+        assert_eq!(class, ["ant", "bee, \"honey\"", "cat"][index.parse::<usize>().expect("an index")]);
+    }
+    assert!((sum - 100.0).abs() < 0.02, "{sum}");
+}
+
+#[test]
+fn json_has_an_object_a_line_and_csv_a_row_a_class() {
+    let desk = Desk::new();
+    desk.image("a.png").image("b.png");
+    let ran = desk.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "json", "--topk", "2"]).ends_with(0);
+    let objects = ran.json_lines();
+    assert_eq!(objects.len(), 2);
+    for (object, path) in objects.iter().zip(["a.png", "b.png"]) {
+        assert_eq!(object["path"], path);
+        assert_eq!(object.as_object().map(|object| object.len()), Some(2), "{object}");
+        let top = object["top"].as_array().expect("an array");
+        assert_eq!(top.len(), 2);
+        let probability = |i: usize| top[i]["probability"].as_f64().expect("a number");
+        assert!(probability(0) >= probability(1) && probability(0) + probability(1) < 1.0);
+        assert!(top[0]["class"].is_string() && top[0]["index"].is_u64());
+    }
+
+    let csv = desk.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "csv", "-k", "3"]).ends_with(0);
+    let rows: Vec<&str> = csv.stdout.lines().collect();
+    assert_eq!(rows.len(), 1 + 2 * 3);
+    assert_eq!(rows[0], "path,rank,class,index,probability,error");
+    assert!(rows[1].starts_with("a.png,1,") && rows[6].starts_with("b.png,3,"), "{rows:?}");
+    assert!(csv.stdout.contains("\"bee, \"\"honey\"\"\",1,0."), "{}", csv.stdout);
+    let best = &objects[0]["top"][0];
+    let probability = format!("{:.6}", best["probability"].as_f64().expect("a number"));
+    assert!(rows[1].ends_with(&format!(",{},{probability},", best["index"])), "{} {best}", rows[1]);
+}
+
+#[test]
+fn the_answer_does_not_depend_on_the_batch() {
+    let desk = Desk::new();
+    let names: Vec<String> = (0..7).map(|i| format!("{i}.png")).collect();
+    names.iter().for_each(|name| {
+        desk.image(name);
+    });
+    let run = |batch_size: &str| {
+        let names = names.iter().map(String::as_str);
+        let args: Vec<&str> = ["classify", "-w", "run", "--format", "json", "--batch-size", batch_size]
+            .into_iter()
+            .chain(names)
+            .collect();
+        desk.infer(&args).ends_with(0).json_lines()
+    };
+    let (one, three) = (run("1"), run("3"));
+    assert_eq!(one.len(), 7);
+    for (a, b) in one.iter().zip(&three) {
+        assert_eq!((&a["path"], &a["top"][0]["index"]), (&b["path"], &b["top"][0]["index"]));
+        let probability = |object: &Value| object["top"][0]["probability"].as_f64().expect("a number");
+        assert!((probability(a) - probability(b)).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn every_format_of_image_is_read_whatever_its_name() {
+    let desk = Desk::new();
+    let names = ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"];
+    for name in names {
+        desk.image(name);
+    }
+    fs::copy(desk.path("a.png"), desk.path("png.jpg")).expect("copied");
+    let args = [&["classify", "-w", "run", "--format", "json"], &names[..], &["png.jpg"]].concat();
+    let objects = desk.infer(&args).ends_with(0).json_lines();
+    assert_eq!(objects.len(), 7);
+    assert!(objects.iter().all(|object| object["top"].is_array()), "{objects:?}");
+    assert_eq!(objects[6]["top"], objects[1]["top"]);
+}
+
+#[test]
+fn standard_input_is_an_image() {
+    let desk = Desk::new();
+    desk.image("a.png");
+    let bytes = fs::read(desk.path("a.png")).expect("read");
+    let args = ["classify", "-", "a.png", "-w", "run", "--format", "json"];
+    let objects = desk.infer_with(&args, &bytes).ends_with(0).json_lines();
+    assert_eq!((&objects[0]["path"], &objects[0]["top"]), (&Value::from("-"), &objects[1]["top"]));
+    desk.infer_with(&["classify", "-", "-", "-w", "run"], &bytes).ends_with(1).says("given twice");
+}
+
+#[test]
+fn a_folder_is_the_images_in_it_in_natural_order() {
+    let desk = Desk::new();
+    desk.image("photos/10.png").image("photos/9.jpg").image("photos/below/1.png");
+    fs::write(desk.path("photos/notes.txt"), "not an image").expect("written");
+    let ran = desk.infer(&["classify", "photos", "-w", "run", "--format", "csv", "-k", "1"]).ends_with(0);
+    let paths: Vec<_> = ran.stdout.lines().skip(1).filter_map(|row| row.split(',').next()).map(PathBuf::from).collect();
+    assert_eq!(paths, [Path::new("photos/9.jpg"), Path::new("photos/10.png")]);
+}
+
+#[test]
+fn a_broken_image_gets_its_error_in_its_place_and_the_others_their_answers() {
+    let desk = Desk::new();
+    desk.image("a.png").broken("broken.jpg").image("c.png");
+    let run = |format: &str| {
+        let images = ["a.png", "broken.jpg", "missing.png", "c.png"];
+        let args = [&["classify", "-w", "run", "-k", "1", "--format", format], &images[..]].concat();
+        desk.infer(&args).ends_with(3).says("2 of 4 images could not be read")
+    };
+    let text = run("text").says("error: broken.jpg: broken JPEG image").says("error: missing.png: ");
+    assert_eq!(text.stdout.lines().step_by(2).collect::<Vec<_>>(), ["a.png", "c.png"]);
+
+    let objects = run("json").json_lines();
+    assert_eq!(objects.iter().map(|object| object["top"].is_array()).collect::<Vec<_>>(), [true, false, false, true]);
+    assert!(objects[1]["error"].as_str().is_some_and(|error| error.contains("broken JPEG image")), "{}", objects[1]);
+    assert_eq!(objects[2]["path"], "missing.png");
+
+    let csv = run("csv");
+    let rows: Vec<&str> = csv.stdout.lines().collect();
+    assert_eq!(rows.len(), 5);
+    assert!(rows[2].starts_with("broken.jpg,,,,,") && rows[2].contains("broken JPEG image"), "{}", rows[2]);
+}
+
+#[test]
+fn no_readable_image_at_all_is_a_failure() {
+    let desk = Desk::new();
+    desk.broken("broken.jpg");
+    fs::create_dir(desk.path("empty")).expect("created");
+    desk.infer(&["classify", "broken.jpg", "-w", "run"]).ends_with(1).says("error: broken.jpg: broken JPEG image");
+    desk.infer(&["classify", "empty", "-w", "run"]).ends_with(1).says("error: empty: no images in this folder");
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
+    let desk = Desk::new();
+    desk.infer(&["classify", "-w", "run"]).ends_with(2).says("<IMAGE>");
+    desk.infer(&["classify", "a.png"]).ends_with(2).says("--weights <W>");
+    desk.infer(&["classify", "a.png", "-w", "run", "--topk", "0"]).ends_with(2).says("--topk");
+    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet81"]).ends_with(2).says("did you mean");
+    desk.infer(&["classify", "a.png", "-w", "run", "--backend", "gpu"]).ends_with(2).says("no backend is called `gpu`");
+    desk.infer(&["summary"]).ends_with(2).says("ARCH");
+}
+
+#[test]
+fn a_backend_that_is_not_compiled_in_says_which_feature_to_build_with() {
+    let desk = Desk::new();
+    desk.image("a.png");
+    // No test build has ROCm.
+    let args = ["classify", "a.png", "-w", "run", "--backend", "rocm"];
+    desk.infer(&args).ends_with(1).says("backend `rocm` is not compiled").says("--features rocm");
+    desk.infer(&["verify", "--backend", "rocm"]).ends_with(1).says("--features rocm");
+}
+
+#[test]
+fn weights_that_are_not_there_or_not_weights_are_told() {
+    let desk = Desk::new();
+    desk.image("a.png");
+    let fails = |weights: &str| desk.infer(&["classify", "a.png", "--weights", weights, "--offline"]).ends_with(1);
+    fails("missing.pth").says("cannot read missing.pth: no such file");
+    fails("resnet5").says("no file or run folder has this path").says("did you mean resnet50");
+    fails("resnet18").says("resnet18-f37072fd.pth is not there and downloads are off (--offline)");
+    fs::create_dir(desk.path("artifacts")).expect("created");
+    fails("artifacts").says("is no run folder").says("weights.safetensors");
+    fails(".").says("did you mean --weights ./run?");
+    fails("a.png").says("a.png is not readable as");
+}
+
+#[test]
+fn a_file_without_a_card_needs_an_architecture_or_a_card() {
+    let desk = Desk::new();
+    desk.image("a.png");
+    without_card(&desk.path("run/weights.safetensors"), &desk.path("bare.safetensors"));
+    let run = |more: &[&str]| desk.infer(&[&["classify", "a.png", "-w", "bare.safetensors", "-k", "1"], more].concat());
+    run(&[]).ends_with(1).says("bare.safetensors carries no model card").says("--arch");
+    let ran = run(&["--arch", "resnet20"]).ends_with(0).says("bare.safetensors carries no model card");
+    assert!(ran.stdout.contains("  class "), "{}", ran.stdout);
+    run(&["--arch", "resnet56"])
+        .ends_with(1)
+        .says("does not hold the weights of resnet56")
+        .says("layer1.3.conv1.weight");
+
+    let mut card = Card::of(Architecture::ResNet20, 3, "a test");
+    card.classes = ["one", "two", "three"].map(String::from).to_vec();
+    card.write(desk.path("card.json")).expect("written");
+    let ran = run(&["--card", "card.json"]).ends_with(0);
+    assert!(["one", "two", "three"].iter().any(|class| ran.stdout.contains(class)), "{}", ran.stdout);
+    card.classes.push("four".into());
+    card.write(desk.path("card.json")).expect("written");
+    run(&["--card", "card.json"]).ends_with(1).says("it names 4 classes, the last layer has 3");
+    fs::write(desk.path("card.json"), "{}").expect("written");
+    run(&["--card", "card.json"]).ends_with(1).says("card.json");
+}
+
+#[test]
+fn an_architecture_that_contradicts_the_card_is_refused() {
+    let desk = Desk::new();
+    desk.image("a.png");
+    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet20"]).ends_with(0);
+    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "vgg16"])
+        .ends_with(1)
+        .says("--arch vgg16 contradicts the model card of run/weights.safetensors, which says resnet20");
+}
+
+#[test]
+fn a_summary_is_a_table_or_json() {
+    let desk = Desk::new();
+    let ran = desk.infer(&["summary", "resnet20"]).ends_with(0);
+    assert!(ran.stdout.starts_with("resnet20, input 3 × 32 × 32\n"), "{}", ran.stdout);
+    let total = ran.stdout.lines().last().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(total, Some(vec!["total", "269,722", "40,551,424"]));
+
+    let ran =
+        desk.infer(&["summary", "resnet18", "--classes", "7", "--size", "64x96", "--format", "json"]).ends_with(0);
+    let summary: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(summary["input_size"], serde_json::json!([64, 96]));
+    let last = summary["stages"].as_array().and_then(|stages| stages.last()).expect("stages");
+    assert_eq!((&last["name"], &last["output"]), (&Value::from("fc"), &serde_json::json!([7])));
+    assert_eq!(summary["card"], Value::Null);
+
+    let ran = desk.infer(&["summary", "--weights", "run"]).ends_with(0);
+    assert!(ran.stdout.contains("classes     3: ant; bee, \"honey\"; cat\n"), "{}", ran.stdout);
+    desk.infer(&["summary", "vgg16", "--size", "16"]).ends_with(1).says("at least 32 × 32");
+}
+
+#[test]
+fn every_architecture_is_listed() {
+    let desk = Desk::new();
+    let ran = desk.infer(&["models"]).ends_with(0);
+    for architecture in Architecture::ALL {
+        assert!(ran.stdout.lines().any(|line| line.split_whitespace().next() == Some(architecture.name())));
+    }
+    let row = ran.stdout.lines().find(|line| line.starts_with("resnet50 ")).expect("a row");
+    assert!(row.contains("25,557,032") && row.contains("IMAGENET1K_V2 (80.9), IMAGENET1K_V1 (76.1)"), "{row}");
+    let list: Value =
+        serde_json::from_str(&desk.infer(&["models", "--format", "json"]).ends_with(0).stdout).expect("JSON");
+    assert_eq!(list.as_array().map(Vec::len), Some(Architecture::ALL.len()));
+}
+
+#[test]
+fn flex_is_verified_to_be_itself() {
+    let desk = Desk::new();
+    let args = ["verify", "--arch", "resnet20", "--arch", "googlenet", "--backend", "flex", "--format", "json"];
+    let ran = desk.infer(&args).ends_with(0);
+    let rows: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    for (row, architecture) in rows.as_array().expect("rows").iter().zip(["resnet20", "googlenet"]) {
+        assert_eq!((&row["architecture"], &row["status"]), (&Value::from(architecture), &Value::from("equal")));
+        assert_eq!(row["largest"], 0.0);
+    }
+    let text = desk.infer(&["verify", "--arch", "resnet20", "--backend", "flex", "--size", "40x48"]).ends_with(0);
+    assert!(text.stdout.contains("40x48") && text.stdout.contains("equal"), "{}", text.stdout);
+    desk.infer(&["verify", "--arch", "alexnet", "--backend", "flex", "--size", "32"]).ends_with(1).says("at least 63");
+}
+
+/// Copies a safetensors file without the metadata that holds the card.
+fn without_card(from: &Path, to: &Path) {
+    let bytes = fs::read(from).expect("read");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a JSON header");
+    header.as_object_mut().expect("an object").remove("__metadata__").expect("a card");
+    let mut header = serde_json::to_vec(&header).expect("JSON");
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
+    fs::write(to, file).expect("written");
+}
