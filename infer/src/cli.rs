@@ -133,8 +133,9 @@ pub struct ClassifyArgs {
 #[derive(Debug, Args)]
 pub struct SummaryArgs {
     /// The architecture (`infer models` lists them)
-    #[arg(value_name = "ARCH", required_unless_present = "weights", conflicts_with = "weights")]
-    pub architecture: Option<Architecture>,
+    #[arg(value_name = "ARCH", required_unless_present = "weights")]
+    #[arg(conflicts_with_all = ["weights", "architecture", "card", "cache_dir", "offline"])]
+    pub network: Option<Architecture>,
     /// A run folder, a file or a published name instead of an architecture
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
@@ -233,6 +234,8 @@ mod tests {
         assert!(parse(&["--weights", "w.pth", "--arch", "resnet18"]).is_ok());
         assert!(parse(&[]).is_err());
         assert!(parse(&["resnet18", "--weights", "w.pth"]).is_err());
+        assert!(parse(&["resnet18", "--arch", "resnet18"]).is_err(), "--arch is of --weights");
+        assert!(parse(&["resnet18", "--offline"]).is_err());
         let error = parse(&["resnet81"]).unwrap_err().to_string();
         assert!(error.contains("did you mean 'resnet"), "{error}");
     }

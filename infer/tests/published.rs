@@ -125,11 +125,6 @@ fn bvlc(protocol: &str, resize: Option<Resize>) {
 }
 
 #[test]
-fn bvlc_googlenet_on_squashed_photographs() {
-    bvlc("squash", None);
-}
-
-#[test]
 fn bvlc_googlenet_on_the_centre_of_photographs() {
     bvlc("shorter_side", Some(Resize::ShorterSide(256)));
 }

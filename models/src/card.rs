@@ -97,10 +97,11 @@ impl Preprocess {
         }
     }
 
-    /// BVLC's for the GoogLeNet of 2014: squashed to 224 × 224, BGR from 0 to 255 minus (104, 117, 123).
+    /// BVLC's for the GoogLeNet of 2014: squashed to 256 × 256, centre crop of 224, BGR from 0 to 255 minus
+    /// (104, 117, 123).
     pub fn bvlc() -> Self {
         Self {
-            resize: Resize::Squash([224, 224]),
+            resize: Resize::Squash([256, 256]),
             input_size: [224, 224],
             interpolation: Interpolation::Bilinear,
             antialias: true,

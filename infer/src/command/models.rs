@@ -47,7 +47,12 @@ pub fn run(args: &ModelsArgs) -> Result<ExitCode> {
     let list: Vec<Listed> = Architecture::ALL.iter().map(listed).collect();
     match args.format {
         Format::Json => print_json(&list)?,
-        Format::Text => print!("{}", text(&list)),
+        Format::Text => {
+            print!("{}", text(&list));
+            log::info!(
+                "`--weights resnet50` takes the first of a row, `--weights resnet50.IMAGENET1K_V1` the one named"
+            );
+        }
     }
     Ok(ExitCode::Success)
 }
@@ -83,5 +88,5 @@ fn text(list: &[Listed]) -> String {
         let published = if published.is_empty() { "-".to_string() } else { published.join(", ") };
         text += &format!("{architecture:<18}{:>12}{size:>7}  {published}\n", grouped(*parameters));
     }
-    text + "\n`--weights resnet50` takes the first of a row, `--weights resnet50.IMAGENET1K_V1` the one named.\n"
+    text
 }

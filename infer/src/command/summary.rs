@@ -32,7 +32,7 @@ struct Stage<'a> {
 
 pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::default().device()?;
-    let (architecture, network, card) = match (&args.weights, args.architecture) {
+    let (architecture, network, card) = match (&args.weights, args.network) {
         (Some(name), _) => {
             let opened = weights::open(name, &args.load, &device, output)?;
             (opened.card.architecture, opened.network(true, &device)?, Some(opened.card))

@@ -251,12 +251,14 @@ fn stage<E: std::error::Error + Send + Sync + 'static>(
 
 /// max |got − want| / max |want|; `None` where something is not finite.
 fn difference(want: &[f32], got: &[f32]) -> Option<f64> {
-    let largest = |values: &mut dyn Iterator<Item = f64>| {
-        values.try_fold(0.0, |largest: f64, value| value.is_finite().then(|| largest.max(value.abs())))
-    };
-    let scale = largest(&mut want.iter().map(|&want| want.into()))?;
-    let off = largest(&mut want.iter().zip(got).map(|(&want, &got)| f64::from(got) - f64::from(want)))?;
+    let scale = largest(want.iter().map(|&want| want.into()))?;
+    let off = largest(want.iter().zip(got).map(|(&want, &got)| f64::from(got) - f64::from(want)))?;
     Some(if off == 0.0 { 0.0 } else { off / scale })
+}
+
+/// The largest magnitude; `None` where a value is not finite.
+fn largest(mut values: impl Iterator<Item = f64>) -> Option<f64> {
+    values.try_fold(0.0, |largest: f64, value| value.is_finite().then(|| largest.max(value.abs())))
 }
 
 /// Weights that keep a signal's size from layer to layer, the same on every machine.
@@ -300,7 +302,11 @@ fn text(rows: &[Row], tolerance: f64) -> String {
         "{:<18}{:>9}  {:<backend$}  {:>8}  {:<22}{:>8}  {}\n",
         "architecture", "input", "backend", "logits", "largest, in stage", "time", "verdict"
     );
-    let number = |difference: Option<f64>| difference.map_or("not finite".to_string(), |value| format!("{value:.1e}"));
+    let number = |difference: Option<f64>| match difference {
+        Some(0.0) => "0".to_string(),
+        Some(value) => format!("{value:.1e}"),
+        None => "not finite".to_string(),
+    };
     for Row { architecture, backend: name, input_size: [h, w], outcome } in rows {
         let start = format!("{architecture:<18}{:>9}  {name:<backend$}", format!("{h}x{w}"));
         let (found, verdict) = match outcome {
