@@ -371,6 +371,15 @@ mod tests {
         assert_eq!((found.logits, &*found.largest_stage), (None, "logits"));
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn a_comparison_that_came_to_no_end_has_its_reason() {
+        use std::os::unix::process::ExitStatusExt;
+        let killed = ExitStatus::from_raw(9);
+        assert_eq!(reason("a note\nerror: no adapter: none found\nanother note\n", killed), "no adapter: none found");
+        assert!(reason("", killed).contains("signal: 9"), "{}", reason("", killed));
+    }
+
     #[test]
     fn a_row_survives_its_way_through_json() {
         let found = Differences {
