@@ -58,7 +58,7 @@ pub trait Preprocess: Send + Sync {
     /// Decodes and transforms one sample. The result is a function of the arguments alone.
     ///
     /// Implementations charge their time to the stages by [`Stopwatch::lap`]; what they leave is charged to
-    /// [`Stage::Transform`](crate::meters::Stage::Transform).
+    /// [`Stage::Transform`].
     ///
     /// # Errors
     /// Any [`DecodeError`]; the loader adds the sample's location.

@@ -67,7 +67,10 @@ impl History {
         let (train_loss, train_accuracy) = (value(LOSS, Split::Train), value(ACCURACY, Split::Train));
         let (valid_loss, valid_accuracy) = (value(LOSS, Split::Valid), value(ACCURACY, Split::Valid));
         let entries = self.entries.get(&(LEARNING_RATE.to_string(), Split::Train.to_string(), epoch));
-        let rate = entries.and_then(|entries| entries.last()).map_or(f64::NAN, NumericEntry::current);
+        // The epoch's own entry is a mean; the rate told is that of the last step.
+        let of_a_step = |entry: &&NumericEntry| !matches!(entry, NumericEntry::Final(_));
+        let rate = entries.and_then(|entries| entries.iter().rev().find(of_a_step));
+        let rate = rate.map_or(f64::NAN, NumericEntry::current);
         let images_per_second = self.images as f64 / self.training.as_secs_f64();
         let seconds = self.epoch_started.elapsed().as_secs_f64();
 

@@ -67,7 +67,7 @@ pub(crate) fn resample_part(
     let filter = Filter { interpolation, antialias };
     let columns = Taps::new(image.width(), (left, width), size.0, 0..size.0, filter);
     let rows = Taps::new(image.height(), (top, height), size.1, 0..size.1, filter);
-    Resampling { columns, rows }.run(image, Rect::of(image))
+    Resampling { columns, rows, vertical_first: false }.run(image, Rect::of(image))
 }
 
 /// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is
@@ -88,6 +88,7 @@ pub(crate) fn resample(
 pub(crate) struct Resampling {
     columns: Taps,
     rows: Taps,
+    vertical_first: bool,
 }
 
 impl Resampling {
@@ -98,7 +99,12 @@ impl Resampling {
         let whole = |side: u32| (0.0, f64::from(side));
         let columns = Taps::new(input.0, whole(input.0), size.0, out.left..out.left + out.width, filter);
         let rows = Taps::new(input.1, whole(input.1), size.1, out.top..out.top + out.height, filter);
-        Self { columns, rows }
+        // Pillow 13 takes the vertical pass first where it removes more than twice as many rows as the other removes
+        // columns; pixels between the passes are rounded, so the order shows.
+        let (fewer_columns, fewer_rows) =
+            (i64::from(input.0) - i64::from(size.0), i64::from(input.1) - i64::from(size.1));
+        let vertical_first = antialias && fewer_rows > 0 && fewer_rows > 2 * fewer_columns;
+        Self { columns, rows, vertical_first }
     }
 
     /// The part of the input that the result depends on.
@@ -111,10 +117,11 @@ impl Resampling {
 
     /// The result, from an image of which the part `crop` is the input.
     pub fn run(&self, image: &RgbImage, crop: Rect) -> RgbImage {
-        let (width, height) = (self.columns.first.len(), self.rows.first.len());
-        let mut result = vec![0; width * height * 3];
-        simd::run(Convolve { image, crop, columns: &self.columns, rows: &self.rows, result: &mut result });
-        RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
+        if self.vertical_first {
+            let squeezed = passes(image, crop, &Taps::identity(crop.width), &self.rows);
+            return passes(&squeezed, Rect::of(&squeezed), &self.columns, &Taps::identity(squeezed.height()));
+        }
+        passes(image, crop, &self.columns, &self.rows)
     }
 
     /// The result, from an image that is the part that [`needs`](Self::needs) names.
@@ -126,6 +133,14 @@ impl Resampling {
         }
         self.run(part, Rect::of(part))
     }
+}
+
+/// Both passes, the horizontal one first.
+fn passes(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps) -> RgbImage {
+    let (width, height) = (columns.first.len(), rows.first.len());
+    let mut result = vec![0; width * height * 3];
+    simd::run(Convolve { image, crop, columns, rows, result: &mut result });
+    RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
 }
 
 /// What decides the weights.
@@ -149,6 +164,12 @@ struct Taps {
 }
 
 impl Taps {
+    /// Every position as it is.
+    fn identity(side: u32) -> Self {
+        let filter = Filter { interpolation: Interpolation::Nearest, antialias: false };
+        Self::new(side, (0.0, f64::from(side)), side, 0..side, filter)
+    }
+
     /// The weights for the positions `wanted` of `output` positions, which lie over `length` of the `input` positions
     /// from `start` on.
     fn new(
