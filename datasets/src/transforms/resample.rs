@@ -67,7 +67,15 @@ pub(crate) fn resample_part(
     let filter = Filter { interpolation, antialias };
     let columns = Taps::new(image.width(), (left, width), size.0, 0..size.0, filter);
     let rows = Taps::new(image.height(), (top, height), size.1, 0..size.1, filter);
-    Resampling { columns, rows, vertical_first: false }.run(image, Rect::of(image))
+    let vertical_first = vertical_first((width, height), size, antialias);
+    Resampling { columns, rows, vertical_first }.run(image, Rect::of(image))
+}
+
+/// Pillow 13 takes the vertical pass first where it removes more than twice as many rows as the other removes columns;
+/// pixels between the passes are rounded, so the order shows.
+fn vertical_first(input: (f64, f64), size: (u32, u32), antialias: bool) -> bool {
+    let (fewer_columns, fewer_rows) = (input.0 - f64::from(size.0), input.1 - f64::from(size.1));
+    antialias && fewer_rows > 0.0 && fewer_rows > 2.0 * fewer_columns
 }
 
 /// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is
@@ -99,11 +107,7 @@ impl Resampling {
         let whole = |side: u32| (0.0, f64::from(side));
         let columns = Taps::new(input.0, whole(input.0), size.0, out.left..out.left + out.width, filter);
         let rows = Taps::new(input.1, whole(input.1), size.1, out.top..out.top + out.height, filter);
-        // Pillow 13 takes the vertical pass first where it removes more than twice as many rows as the other removes
-        // columns; pixels between the passes are rounded, so the order shows.
-        let (fewer_columns, fewer_rows) =
-            (i64::from(input.0) - i64::from(size.0), i64::from(input.1) - i64::from(size.1));
-        let vertical_first = antialias && fewer_rows > 0 && fewer_rows > 2 * fewer_columns;
+        let vertical_first = vertical_first((input.0.into(), input.1.into()), size, antialias);
         Self { columns, rows, vertical_first }
     }
 
