@@ -12,6 +12,8 @@ mod packed;
 mod parquet;
 mod pattern;
 mod read_at;
+#[cfg(feature = "remote")]
+mod remote;
 mod subset;
 mod tar;
 mod webdataset;
@@ -19,11 +21,13 @@ mod webdataset;
 pub use folder::Folder;
 pub(crate) use index::write_atomically;
 pub use names::natural_order;
-pub use open::{OpenOptions, Opened, SourceKind, Split, open};
+pub use open::{OpenOptions, Opened, RemoteOptions, SourceKind, Split, open};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]
 pub use parquet::Table as ParquetTable;
 pub use read_at::{LocalFile, ReadAt};
+#[cfg(feature = "remote")]
+pub use remote::RemoteFile;
 pub use subset::Subset;
 pub(crate) use subset::draw;
 pub(crate) use tar::seal as seal_tar_header;

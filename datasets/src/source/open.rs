@@ -133,6 +133,25 @@ pub struct OpenOptions {
     pub allow_empty_classes: bool,
     /// Where indices of archives are kept; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
     pub index_cache: Option<PathBuf>,
+    /// How files on servers are read; counts with the cargo feature `remote`.
+    pub remote: RemoteOptions,
+}
+
+/// How files on servers are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// How often a request that failed is made again, with pauses of 0.1 s, 0.2 s, 0.4 s, … 20 s between.
+    pub retries: u32,
+    /// A folder on disk that keeps what was fetched; `None` keeps nothing.
+    pub cache_folder: Option<PathBuf>,
+    /// The most bytes that it keeps.
+    pub cache_bytes: u64,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self { retries: 8, cache_folder: None, cache_bytes: 20_000_000_000 }
+    }
 }
 
 impl OpenOptions {
@@ -198,6 +217,9 @@ pub(super) enum Found<'a> {
 /// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (also `training`; `valid`, `validation`, `test`), or with `CLASS/…` |
 /// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
 ///
+/// A URL (`http://`, `https://`, `s3://`, `gs://`, `az://`; cargo feature `remote`) is one `.tar` or `.parquet`, a
+/// pattern of them, or a folder: of any of these where the store can list it, of the official archives elsewhere.
+///
 /// Data with a `train` and a `val` part opens the one that `options.split` names, and both for [`Split::All`]. Data
 /// without parts is opened whole for `Train` and `All`, and has no `Val`, unless `options.val_fraction` splits it; the
 /// same goes for data that has a `train` part alone. Images without labels are opened whole whatever the split.
@@ -217,6 +239,9 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
     let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
     let mut looked_for = Vec::new();
 
+    if spec.contains("://") && !path.exists() {
+        return find_remote(spec, options);
+    }
     if wanted(SourceKind::Digits) && spec == "digits" && !path.exists() {
         let part = |digits: fn() -> Digits| {
             Some(Box::new(move || Ok(Part { source: Arc::new(digits()), notes: Vec::new() })) as OpenPart<'a>)
@@ -312,6 +337,53 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
     Err(unrecognised(spec, &looked_for))
 }
 
+#[cfg(not(feature = "remote"))]
+fn find_remote<'a>(spec: &str, _options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
+    Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "remote" })
+}
+
+/// Opens what lies behind a URL: archives by their names or content, shards, tables.
+#[cfg(feature = "remote")]
+fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
+    if !super::remote::is_remote(spec) {
+        return Err(unrecognised(spec, &["http://, https://, s3://, gs://, az://"]));
+    }
+    let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
+    let (files, manifest) = super::remote::files(spec, &options.remote)?;
+    let all_end = |extension: &str| files.iter().all(|file| file.name().ends_with(extension));
+    if wanted(SourceKind::Archive) && all_end(".tar") {
+        let official = archive::OFFICIAL_NAMES
+            .map(|name| files.iter().find(|file| file.name().rsplit('/').next() == Some(name)).cloned());
+        let found = match files.as_slice() {
+            _ if official.iter().any(Option::is_some) => Some(official),
+            [file] => archive::recognise(file)?,
+            _ => None,
+        };
+        if let Some(archives) = found {
+            return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
+        }
+    }
+    let classes = match manifest {
+        Some(bytes) => webdataset::manifest_classes(spec, &bytes)?,
+        None => None,
+    };
+    if wanted(SourceKind::WebDataset) && all_end(".tar") {
+        let shards = webdataset::Shards { files, classes };
+        return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, WEBDATASET, options)));
+    }
+    #[cfg(feature = "parquet")]
+    if wanted(SourceKind::Parquet) && all_end(".parquet") {
+        let shards = super::parquet::with_classes(webdataset::Shards { files, classes })?;
+        let found = webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options);
+        return Ok((SourceKind::Parquet, found));
+    }
+    #[cfg(not(feature = "parquet"))]
+    if wanted(SourceKind::Parquet) && all_end(".parquet") {
+        return Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "parquet" });
+    }
+    Err(unrecognised(spec, &["the official archives", "shards (*.tar)", "Parquet tables (*.parquet)"]))
+}
+
 #[cfg(feature = "parquet")]
 fn find_parquet<'a>(spec: &str, files: &[PathBuf], options: &'a OpenOptions) -> Result<Found<'a>> {
     let shards = super::parquet::with_classes(webdataset::local_shards(files)?)?;
@@ -403,6 +475,13 @@ mod tests {
         }
         assert!("tar".parse::<SourceKind>().unwrap_err().contains("webdataset"));
         assert!("test".parse::<Split>().is_err());
+    }
+
+    #[cfg(not(feature = "remote"))]
+    #[test]
+    fn a_build_without_servers_says_what_to_build() {
+        let error = open("s3://bucket/s-{0..9}.tar", &OpenOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("--features remote"), "{error}");
     }
 
     #[cfg(not(feature = "parquet"))]
