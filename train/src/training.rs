@@ -1,14 +1,12 @@
 //! From a recipe to a run folder, by Burn's Learner.
 
 use std::{
-    fs,
     io::{IsTerminal, stderr, stdout},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
 };
 
-use anyhow::Context;
 use burn::{module::Module, tensor::Device};
 use burn_train::{
     Interrupter, Learner, SupervisedTraining,
@@ -16,7 +14,7 @@ use burn_train::{
 };
 use datasets::{Digits, ImageLoader, Limits, PipelinePreprocess, Source, transforms::Pipeline};
 use models::{Architecture, Card, NetworkConfig, weights};
-use runtime::progress::human_duration;
+use runtime::{files::write_atomic_bytes, progress::human_duration};
 
 use crate::{classifier::Classifier, history::History, recipe::Recipe, renderer::renderer, run};
 
@@ -39,11 +37,7 @@ pub fn train(recipe: &Recipe, device: &Device, options: &Options) -> anyhow::Res
     let valid = loader(valid, recipe.eval_pipeline()?, recipe, options, false)?;
 
     let run = run::create(&options.artifacts, &format!("digits-{}", recipe.architecture))?;
-    let write = |name: &str, text: String| {
-        let path = run.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    write("recipe.toml", recipe.to_toml())?;
+    write_atomic_bytes(&run.join("recipe.toml"), recipe.to_toml().as_bytes())?;
     let card = Card {
         classes,
         preprocess: recipe.preprocess(),
