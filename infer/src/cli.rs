@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use infer::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendSpec},
     logging::Verbosity,
     progress::Output,
 };
+use zoo::LoadOptions;
 
 /// Classifies images, and looks into the networks that do it
 ///

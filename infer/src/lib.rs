@@ -1,8 +1,8 @@
 //! A model card and its weights made into predictions: what the commands of the `infer` binary stand on.
 //!
 //! ```text
-//! --weights → weights::open → Opened (weights, card) ─┬→ Model (network on a device)
-//!                                                     └→ CardPreprocess (as the card says, never guessed)
+//! --weights → zoo::weights::open → Opened (weights, card) ─┬→ Model (network on a device)
+//!                                                          └→ CardPreprocess (as the card says, never guessed)
 //! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
 //! ```
 //!
@@ -11,11 +11,7 @@
 
 pub mod inputs;
 pub mod model;
-pub mod preprocess;
 pub mod stream;
-pub mod weights;
 
 pub use inputs::Input;
 pub use model::{Model, Prediction};
-pub use preprocess::CardPreprocess;
-pub use weights::{LoadOptions, Opened};

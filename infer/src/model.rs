@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use datasets::ImageBatch;
 use models::{Card, Network};
 
-use crate::{CardPreprocess, Opened};
+use zoo::{CardPreprocess, Opened};
 
 /// A network ready to classify.
 #[derive(Debug)]

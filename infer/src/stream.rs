@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context, Result};
 use image::RgbImage;
 
-use crate::{CardPreprocess, Input};
+use zoo::CardPreprocess;
+
+use crate::Input;
 
 /// How many decoded images may wait at each thread.
 const WAITING: usize = 8;

@@ -11,10 +11,11 @@ use std::{
 use burn::tensor::Device;
 use datasets::{OpenOptions, Source, Split, open};
 use image::RgbImage;
-use infer::{CardPreprocess, LoadOptions, Model, weights};
+use infer::Model;
 use models::{Architecture, Card, Resize};
 use runtime::progress::Output;
 use serde::Deserialize;
+use zoo::{CardPreprocess, LoadOptions, weights};
 
 /// How far a count may be from the reference's.
 const COUNT_TOLERANCE: usize = 1;

@@ -7,6 +7,7 @@
 //! | 2 | the command line is wrong (clap's code) |
 //! | 3 | some inputs failed; the results of the others were given |
 //! | 101 | a bug: Hearth panicked |
+//! | 130 | interrupted by Ctrl-C or a request to terminate; what was begun was saved where that makes sense |
 //!
 //! A reader that closes the pipe (`infer classify … | head -1`) ends the program as it ends any Unix tool, by the
 //! signal SIGPIPE (141 in a shell), and not with a panic.
@@ -24,6 +25,8 @@ pub enum ExitCode {
     Usage,
     /// Some inputs failed, and the results of the others were given: 3.
     SomeInputsFailed,
+    /// Stopped by Ctrl-C or a request to terminate: 130, as shells have it.
+    Interrupted,
 }
 
 impl ExitCode {
@@ -34,6 +37,7 @@ impl ExitCode {
             Self::Failure => 1,
             Self::Usage => 2,
             Self::SomeInputsFailed => 3,
+            Self::Interrupted => 130,
         }
     }
 }
@@ -52,7 +56,7 @@ impl std::process::Termination for ExitCode {
 
 /// A section for `--help` (`#[command(after_long_help = runtime::exit::HELP)]`).
 pub const HELP: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 3 some inputs failed, results for the \
-                        others were given.";
+                        others were given; 130 interrupted.";
 
 /// Runs a binary's `main`: restores the usual effect of a closed pipe, and prints an error as one line,
 /// `error: what: cause: cause`, on standard error.

@@ -1,29 +1,140 @@
 //! A network with its loss: what Burn's Learner trains.
 
-use burn::{
-    module::Module,
-    nn::loss::CrossEntropyLossConfig,
-    tensor::{Device, Tensor},
-};
-use burn_train::{ClassificationOutput, InferenceStep, TrainOutput, TrainStep};
-use datasets::ImageBatch;
-use models::{Network, Output};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// A network and how its training sees images and targets.
+use burn::{
+    module::{Module, ParamGroup},
+    optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
+    tensor::{
+        Device, Tensor,
+        activation::{log_sigmoid, log_softmax},
+    },
+};
+use burn_train::{InferenceStep, Learner, TrainOutput, TrainStep};
+use datasets::ImageBatch;
+use models::{ChannelOrder, Network, Output};
+
+use crate::{
+    evaluation::{self, Reading},
+    recipe::{LossName, Recipe},
+};
+
+/// A network and its task.
 #[derive(Module, Debug)]
 pub struct Classifier {
     pub network: Network,
+    #[module(skip)]
+    pub task: Arc<Task>,
+}
+
+/// How training sees images and targets.
+#[derive(Debug)]
+pub struct Task {
     /// Mean and deviation of each channel, RGB from 0 to 1.
-    #[module(skip)]
-    pub statistics: [[f32; 3]; 2],
-    #[module(skip)]
-    pub label_smoothing: f32,
-    /// The weight of each auxiliary classifier's loss: 0.3 in GoogLeNet's paper, 0.4 in torchvision's Inception v3.
-    #[module(skip)]
-    pub aux_weight: f32,
+    statistics: [[f32; 3]; 2],
+    bgr: bool,
+    classes: usize,
+    loss: LossName,
+    label_smoothing: f32,
+    /// With binary cross entropy: soft targets above it become 1, others 0.
+    target_threshold: Option<f32>,
+    /// Of the classes.
+    weights: Option<Vec<f32>>,
+    aux_weight: f32,
+    /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
+    aside: Mutex<Aside>,
+}
+
+/// Burn's learner keeps its optimizer and its model to itself; `optimize` is where both can be reached.
+#[derive(Debug, Default)]
+enum Aside {
+    #[default]
+    Nothing,
+    /// Train these from now on.
+    Thaw(ParamGroup),
+    /// Write down the optimizer's state.
+    Record,
+    Recorded(OptimizerRecord),
+}
+
+impl Task {
+    /// The recipe's task for so many classes, weighted where there are `weights`.
+    pub fn new(recipe: &Recipe, classes: usize, weights: Option<Vec<f32>>) -> Self {
+        let bgr = recipe.images.channel_order == ChannelOrder::Bgr;
+        let mut statistics = [recipe.images.mean, recipe.images.std];
+        if bgr {
+            // The recipe's are in the order of the network's channels, a batch's bytes are RGB.
+            statistics.iter_mut().for_each(|channels| channels.reverse());
+        }
+        Self {
+            statistics,
+            bgr,
+            classes,
+            loss: recipe.loss.name,
+            label_smoothing: recipe.loss.label_smoothing,
+            target_threshold: recipe.loss.target_threshold,
+            weights,
+            aux_weight: recipe.aux_weight(),
+            aside: Mutex::default(),
+        }
+    }
+
+    /// A batch as the network's input `[n, 3, h, w]`.
+    pub fn images(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
+        let [mean, std] = self.statistics;
+        let images = batch.normalise(mean, std, device);
+        if self.bgr { images.flip([1]) } else { images }
+    }
+
+    /// The targets `[n, classes]`: mixed as the images are, smoothed.
+    fn targets(&self, batch: &ImageBatch, device: &Device) -> Tensor<2> {
+        let mut targets = batch.soft_targets(self.classes, device);
+        if self.label_smoothing > 0.0 {
+            targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / self.classes as f32;
+        }
+        match self.target_threshold {
+            Some(threshold) => targets.greater_elem(threshold).float(),
+            None => targets,
+        }
+    }
+
+    /// The weight of each class `[1, classes]`, and the sum of those of the batch's labels: PyTorch divides by it.
+    fn class_weights(&self, batch: &ImageBatch, device: &Device) -> Option<(Tensor<2>, f32)> {
+        let weights = self.weights.as_ref()?;
+        let labels = batch.labels.as_deref().unwrap_or_default();
+        let sum = labels.iter().map(|&label| weights[label as usize]).sum();
+        Some((Tensor::<1>::from_floats(weights.as_slice(), device).unsqueeze(), sum))
+    }
+
+    /// The mean loss of logits `[n, classes]` for labels that nothing is mixed into.
+    pub fn loss_of(&self, logits: Tensor<2>, labels: &[u32], device: &Device) -> Tensor<1> {
+        let batch = crate::probe::labels_only(labels);
+        self.loss(logits, &self.targets(&batch, device), &self.class_weights(&batch, device))
+    }
+
+    /// The mean loss of logits `[n, classes]`.
+    fn loss(&self, logits: Tensor<2>, targets: &Tensor<2>, weights: &Option<(Tensor<2>, f32)>) -> Tensor<1> {
+        let [n, classes] = logits.dims();
+        let (losses, divisor) = match self.loss {
+            LossName::CrossEntropy => (targets.clone() * log_softmax(logits, 1), n as f32),
+            LossName::Bce => {
+                let positive = targets.clone() * log_sigmoid(logits.clone());
+                let negative = (-targets.clone() + 1.0) * log_sigmoid(-logits);
+                (positive + negative, (n * classes) as f32)
+            }
+        };
+        match weights {
+            None => -losses.sum() / divisor,
+            Some((weights, sum)) => -(losses * weights.clone()).sum() / (divisor / n as f32 * sum),
+        }
+    }
 }
 
 impl Classifier {
+    pub fn new(network: Network, task: Arc<Task>) -> Self {
+        Self { network, task }
+    }
+
     /// The device of the network's parameters, with or without autodiff.
     fn device(&self, autodiff: bool) -> Device {
         let device = self.network.devices().swap_remove(0);
@@ -33,41 +144,116 @@ impl Classifier {
             _ => device,
         }
     }
+}
 
-    fn images(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
-        let [mean, std] = self.statistics;
-        batch.normalise(mean, std, device)
+/// Trains the group's parameters from now on.
+pub fn thaw(learner: &mut Learner<Classifier>, group: ParamGroup) {
+    aside(learner, Aside::Thaw(group));
+}
+
+/// The state of the learner's optimizer.
+pub fn optimizer_record(learner: &mut Learner<Classifier>) -> OptimizerRecord {
+    match aside(learner, Aside::Record) {
+        Aside::Recorded(record) => record,
+        _ => unreachable!("`optimize` answers a request"),
     }
+}
+
+/// Has `optimize` do something besides a step without gradients, which changes nothing.
+fn aside(learner: &mut Learner<Classifier>, request: Aside) -> Aside {
+    let task = learner.model().task;
+    *task.aside.lock().unwrap_or_else(PoisonError::into_inner) = request;
+    learner.optimizer_step(GradientsParams::new());
+    std::mem::take(&mut *task.aside.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 impl TrainStep for Classifier {
     type Input = ImageBatch;
-    type Output = ClassificationOutput;
+    type Output = Reading;
 
-    fn step(&self, batch: ImageBatch) -> TrainOutput<ClassificationOutput> {
+    fn step(&self, batch: ImageBatch) -> TrainOutput<Reading> {
         let device = self.device(true);
-        let targets = batch.targets(&device);
-        let smoothing = (self.label_smoothing > 0.0).then_some(self.label_smoothing);
-        let cross_entropy = CrossEntropyLossConfig::new().with_smoothing(smoothing).init(&device);
-        let Output { logits, aux } = self.network.forward_aux(self.images(&batch, &device));
-        let mut loss = cross_entropy.forward(logits.clone(), targets.clone());
+        let task = &self.task;
+        let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
+        let Output { logits, aux } = self.network.forward_aux(task.images(&batch, &device));
+        let mut loss = task.loss(logits.clone(), &targets, &weights);
         for (_, aux) in aux {
-            loss = loss + cross_entropy.forward(aux, targets.clone()) * self.aux_weight;
+            loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
         }
-        let gradients = loss.backward();
-        TrainOutput::new(self, gradients, ClassificationOutput::new(loss, logits, targets))
+        let gradients = GradientsParams::from_grads(loss.backward(), self);
+        let labels = batch.labels.as_deref().unwrap_or_default();
+        let item = Reading::new(&loss.inner(), &logits.inner(), labels);
+        TrainOutput { grads: gradients, item }
+    }
+
+    fn optimize(self, optimizer: &mut ModuleOptimizer, rate: ModuleLearningRate, gradients: GradientsParams) -> Self {
+        let Self { mut network, task } = optimizer.step(rate, self, gradients);
+        let mut aside = task.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::take(&mut *aside) {
+            Aside::Thaw(group) => network = network.unfreeze_group(group),
+            Aside::Record => *aside = Aside::Recorded(optimizer.to_record()),
+            Aside::Nothing | Aside::Recorded(_) => {}
+        }
+        drop(aside);
+        Self { network, task }
     }
 }
 
 impl InferenceStep for Classifier {
     type Input = ImageBatch;
-    type Output = ClassificationOutput;
+    type Output = Reading;
 
-    fn step(&self, batch: ImageBatch) -> ClassificationOutput {
+    fn step(&self, batch: ImageBatch) -> Reading {
         let device = self.device(false);
-        let targets = batch.targets(&device);
-        let logits = self.network.forward(self.images(&batch, &device));
-        let loss = CrossEntropyLossConfig::new().init(&device).forward(logits.clone(), targets.clone());
-        ClassificationOutput::new(loss, logits, targets)
+        Reading::of(&evaluation::predict(&self.network, &self.task, &batch, &device))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::{Overrides, load};
+
+    fn task(changes: &[&str], weights: Option<Vec<f32>>) -> Task {
+        let mut overrides = Overrides::default();
+        changes.iter().for_each(|change| overrides.parse(change).unwrap());
+        Task::new(&load("digits", &overrides).unwrap(), 3, weights)
+    }
+
+    fn batch() -> ImageBatch {
+        ImageBatch {
+            images: vec![0; 6],
+            shape: [2, 3, 1, 1],
+            labels: Some(vec![2, 0]),
+            mix: None,
+            indices: vec![0, 1],
+            epoch: 0,
+            number: 0,
+        }
+    }
+
+    fn loss(task: &Task) -> f32 {
+        let device = Device::flex();
+        let logits = Tensor::<2>::from_floats([[1.0, 2.0, 0.5], [-1.0, 0.0, 3.0]], &device);
+        let targets = task.targets(&batch(), &device);
+        task.loss(logits, &targets, &task.class_weights(&batch(), &device)).into_scalar::<f32>()
+    }
+
+    /// Expected: torch.nn.functional.cross_entropy and binary_cross_entropy_with_logits of PyTorch 2.15.
+    #[test]
+    fn losses_are_pytorch_s() {
+        let close = |loss: f32, expected: f64| assert!((f64::from(loss) - expected).abs() < 1e-5, "{loss} {expected}");
+        close(loss(&task(&[], None)), 3.0151265);
+        close(loss(&task(&["loss.label_smoothing=0.1"], None)), 2.8984597);
+        close(loss(&task(&[], Some(vec![1.0, 2.0, 3.0]))), 2.4897475);
+        close(loss(&task(&["loss.label_smoothing=0.1"], Some(vec![1.0, 2.0, 3.0]))), 2.3964520);
+        close(loss(&task(&["loss.name=bce"], None)), 1.4948773);
+    }
+
+    #[test]
+    fn a_threshold_makes_mixed_targets_hard() {
+        let task = task(&["loss.name=bce", "loss.target_threshold=0.2", "loss.label_smoothing=0.3"], None);
+        let targets: Vec<f32> = task.targets(&batch(), &Device::flex()).into_data().iter::<f32>().collect();
+        assert_eq!(targets, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     }
 }

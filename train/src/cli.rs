@@ -2,48 +2,177 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use datasets::BadSamples;
 use models::Architecture;
 use runtime::{backend::BackendArgs, exit};
+use zoo::LoadOptions;
 
-use crate::{recipe::Recipe, training::Options};
+use crate::{
+    journal::Lines,
+    recipe::{Freeze, Overrides},
+    training::Options,
+};
 
-/// Trains an image classifier.
+/// Trains image classifiers.
 ///
 /// Without arguments: ResNet-20 on the embedded data set of handwritten digits, in under two minutes on two cores. The
-/// result lies in a new folder under `artifacts/`: the recipe that repeats the run, the model card, the weights with
-/// the card inside, Burn's checkpoints and the metrics of every epoch. `infer classify IMAGE --weights FOLDER` uses it.
+/// result lies in a new folder under `artifacts/`: the recipe that repeats the run, the model card, the best weights
+/// with the card inside, checkpoints, the metrics of every epoch and a report. `infer classify IMAGE --weights FOLDER`
+/// uses it.
 #[derive(Debug, Parser)]
-#[command(version, after_long_help = exit::HELP)]
+#[command(version, after_long_help = exit::HELP, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// A recipe file; flags override what it says [default: the built-in `digits`]
-    #[arg(long, value_name = "FILE.toml")]
-    pub recipe: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Option<Command>,
 
-    /// The network, for instance resnet20 or plain20
+    #[command(flatten)]
+    pub pretrain: PretrainArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a network from random weights (the default command)
+    Pretrain(Box<PretrainArgs>),
+    /// Train on from trained weights, with new data and new classes
+    Finetune(Box<FinetuneArgs>),
+    /// Go on with a run that was interrupted, to the same bits as if it had not been
+    Resume(ResumeArgs),
+    /// Find a learning rate: train a little while it rises, and see where the loss falls fastest
+    LrFind(Box<LrFindArgs>),
+    /// List the recipes, or show one
+    Recipes(RecipesArgs),
+    /// Write a run's report again, or compare runs
+    Report(ReportArgs),
+    /// Repeat an experiment of a paper
+    Study(StudyArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct PretrainArgs {
+    /// A shipped recipe (`train recipes` lists them) or a file; flags override what it says [default: digits, or
+    /// imagenet-classic with --data]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub recipe: Option<String>,
+
+    /// The network, for instance resnet50 or vgg16_bn
     #[arg(long, value_name = "NAME")]
     pub arch: Option<Architecture>,
 
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct FinetuneArgs {
+    /// What to start from: a run folder, a file of weights, or a published name (`infer models` lists them)
+    #[arg(long, value_name = "W")]
+    pub weights: Option<String>,
+
+    /// A shipped recipe (`train recipes` lists them) or a file; flags override what it says
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "finetune")]
+    pub recipe: String,
+
+    /// Stages that stay as they are: no gradient, BatchNorm statistics and dropout fixed
+    #[arg(long, value_name = "none|backbone|until=STAGE")]
+    pub freeze: Option<Freeze>,
+
+    /// The epoch, from 1, with which frozen stages begin to be trained
+    #[arg(long, value_name = "EPOCH")]
+    pub unfreeze_at: Option<i64>,
+
+    /// From that epoch on, so many stages more each epoch, in place of all at once
+    #[arg(long, value_name = "STAGES")]
+    pub unfreeze_per_epoch: Option<i64>,
+
+    /// Each stage's rate is that of the next deeper one times this
+    #[arg(long, value_name = "FACTOR")]
+    pub layer_decay: Option<f64>,
+
+    /// Do it all: a linear probe, a search for the rate, then the whole network from the head down; both are reported
+    #[arg(long)]
+    pub auto: bool,
+
+    #[command(flatten)]
+    pub load: LoadOptions,
+
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What every training has.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The images: class folders, ImageNet's archives, shards, a table, `digits`
+    #[arg(long, value_name = "DATA")]
+    pub data: Option<String>,
+
+    /// Validation images, where DATA has no `val` part or another is wanted
+    #[arg(long, value_name = "DATA")]
+    pub val: Option<String>,
+
+    /// Hold this share of the training images out where there is no `val` part
+    #[arg(long, value_name = "SHARE")]
+    pub val_fraction: Option<f64>,
+
+    /// A list of samples to leave out, made by `datasets doctor --quarantine FILE`
+    #[arg(long, value_name = "FILE")]
+    pub quarantine: Option<String>,
+
+    /// What to do with an image that cannot be read or decoded
+    #[arg(long, value_enum)]
+    pub bad_samples: Option<BadSamplesArg>,
+
     /// How often the training images are seen
     #[arg(long)]
-    pub epochs: Option<usize>,
+    pub epochs: Option<i64>,
 
-    /// Images a step
+    /// Images a forward pass
     #[arg(long, value_name = "N")]
-    pub batch_size: Option<usize>,
+    pub batch_size: Option<i64>,
 
     /// The learning rate after the warm-up
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
 
-    /// What the initial weights, the order and the augmentation depend on
-    #[arg(long)]
-    pub seed: Option<u64>,
+    /// The side of the images in pixels; what validation resizes to changes in proportion
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    pub size: Option<u32>,
 
+    /// What the initial weights, the order, the augmentation and dropout depend on
+    #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
+    pub seed: Option<i64>,
+
+    /// Any key of the recipe, for instance optimizer.nesterov=true or ema.decay=0.999; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// A few steps of everything, the validation and a checkpoint included, then an estimate of the run's time and
+    /// memory; nothing is kept
+    #[arg(long)]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub how: HowArgs,
+}
+
+/// What does not change a run's result.
+#[derive(Debug, Args)]
+pub struct HowArgs {
     /// The folder in which the run's folder is made
     #[arg(long, value_name = "DIR", default_value = "artifacts")]
     pub artifacts: PathBuf,
 
+    /// The run's folder itself; it must be empty or not there
+    #[arg(long, value_name = "DIR", conflicts_with = "artifacts")]
+    pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub loading: LoadingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LoadingArgs {
     /// Threads that decode and augment [default: one a core]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -52,29 +181,189 @@ pub struct Cli {
     #[arg(short, long)]
     pub quiet: bool,
 
+    /// How progress is written where there is no terminal
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
     #[command(flatten)]
     pub backend: BackendArgs,
 }
 
-impl Cli {
-    /// The recipe with the flags' overrides, checked.
-    pub fn recipe(&self) -> anyhow::Result<Recipe> {
-        let mut recipe = match &self.recipe {
-            Some(path) => Recipe::read(path)?,
-            None => Recipe::digits(),
-        };
-        let Self { arch, epochs, batch_size, lr, seed, .. } = self;
-        recipe.architecture = arch.unwrap_or(recipe.architecture);
-        recipe.epochs = epochs.unwrap_or(recipe.epochs);
-        recipe.batch_size = batch_size.unwrap_or(recipe.batch_size);
-        recipe.schedule.learning_rate = lr.unwrap_or(recipe.schedule.learning_rate);
-        recipe.seed = seed.unwrap_or(recipe.seed);
-        recipe.check()?;
-        Ok(recipe)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BadSamplesArg {
+    /// Stop, naming archive, member, offset and cause
+    Strict,
+    /// Leave it out and count it
+    Skip,
+    /// Put another sample in its place and count it
+    Substitute,
+}
+
+impl From<BadSamplesArg> for &'static str {
+    fn from(policy: BadSamplesArg) -> Self {
+        // The names in a recipe.
+        match policy {
+            BadSamplesArg::Strict => "strict",
+            BadSamplesArg::Skip => "skip",
+            BadSamplesArg::Substitute => "substitute",
+        }
+    }
+}
+
+const _: fn(BadSamples) = |policy| match policy {
+    // One argument for each policy.
+    BadSamples::Strict | BadSamples::Skip | BadSamples::Substitute => {}
+};
+
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// The run's folder
+    pub run: PathBuf,
+
+    #[command(flatten)]
+    pub load: LoadOptions,
+
+    #[command(flatten)]
+    pub loading: LoadingArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LrFindArgs {
+    /// Start from trained weights: a run folder, a file, or a published name
+    #[arg(long, value_name = "W")]
+    pub weights: Option<String>,
+
+    /// A shipped recipe or a file [default: digits, or finetune with --weights, or imagenet-classic with --data]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub recipe: Option<String>,
+
+    /// The lowest rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    pub from: f64,
+
+    /// The highest rate
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub to: f64,
+
+    /// Steps between them
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub steps: u64,
+
+    /// The chart (SVG); a table of the same name ends with .csv
+    #[arg(long, value_name = "FILE.svg", default_value = "lr-find.svg")]
+    pub chart: PathBuf,
+
+    /// The architecture: of the network, or of a file of weights that carries no model card
+    #[command(flatten)]
+    pub load: LoadOptions,
+
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct RecipesArgs {
+    /// Show this one as TOML
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Folders of runs: of one, its report is written again; several are compared
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+
+    /// Where the comparison goes
+    #[arg(long, value_name = "FILE.html", default_value = "comparison.html")]
+    pub out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct StudyArgs {
+    #[command(subcommand)]
+    pub study: Study,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Study {
+    /// Why shortcuts: plain20, plain56, resnet20 and resnet56 under one recipe (He et al., 2015, figure 6)
+    Shortcuts(ShortcutsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ShortcutsArgs {
+    /// The images [default: the embedded digits]
+    #[arg(long, value_name = "DATA")]
+    pub data: Option<String>,
+
+    /// A shipped recipe or a file [default: digits, or cifar with --data]
+    #[arg(long, value_name = "NAME|FILE.toml")]
+    pub recipe: Option<String>,
+
+    /// How often the training images are seen
+    #[arg(long)]
+    pub epochs: Option<i64>,
+
+    /// Any key of the recipe; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    #[command(flatten)]
+    pub how: HowArgs,
+}
+
+impl LoadingArgs {
+    fn lines(&self) -> Lines {
+        match (self.quiet, self.log_format) {
+            (true, _) => Lines::Quiet,
+            (false, LogFormat::Text) => Lines::Text,
+            (false, LogFormat::Json) => Lines::Json,
+        }
     }
 
+    /// Options for runs in `artifacts`, or in `out`.
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> Options {
+        Options {
+            artifacts,
+            out,
+            workers: self.workers,
+            lines: self.lines(),
+            command: std::env::args().skip(1).collect(),
+            backend: self.backend.backend,
+        }
+    }
+}
+
+impl HowArgs {
     pub fn options(&self) -> Options {
-        Options { artifacts: self.artifacts.clone(), workers: self.workers, quiet: self.quiet }
+        self.loading.options(self.artifacts.clone(), self.out.clone())
+    }
+}
+
+impl RunArgs {
+    /// What the flags change in a recipe.
+    pub fn overrides(&self) -> anyhow::Result<Overrides> {
+        let mut overrides = Overrides::default();
+        overrides.set("data.train", self.data.clone());
+        overrides.set("data.valid", self.val.clone());
+        overrides.set("data.val_fraction", self.val_fraction);
+        overrides.set("data.quarantine", self.quarantine.clone());
+        overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("epochs", self.epochs);
+        overrides.set("batch_size", self.batch_size);
+        overrides.set("schedule.learning_rate", self.lr);
+        overrides.set("seed", self.seed);
+        for set in &self.set {
+            overrides.parse(set)?;
+        }
+        Ok(overrides)
     }
 }
 

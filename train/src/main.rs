@@ -1,22 +1,45 @@
 //! Trains image classifiers: `cargo run -p train` trains ResNet-20 on the embedded digits.
 
+mod average;
+mod checkpoint;
 mod classifier;
 mod cli;
-mod history;
+mod command;
+mod data;
+mod evaluation;
+mod interrupt;
+mod journal;
+mod metric;
+mod optimizer;
+mod probe;
+mod progress;
 mod recipe;
 mod renderer;
+mod report;
+mod results;
 mod run;
+mod schedule;
+mod strategy;
+mod tensorboard;
 mod training;
+mod transfer;
 
 use clap::Parser;
+use cli::Command;
 use runtime::exit::{self, ExitCode};
 
 fn main() -> ExitCode {
     exit::run(|| {
         let cli = cli::Cli::parse();
-        let recipe = cli.recipe()?;
-        let device = cli.backend.backend.device()?;
-        training::train(&recipe, &device, &cli.options())?;
-        Ok(ExitCode::Success)
+        match &cli.command {
+            None => command::pretrain::run(&cli.pretrain),
+            Some(Command::Pretrain(args)) => command::pretrain::run(args),
+            Some(Command::Finetune(args)) => command::finetune::run(args),
+            Some(Command::Resume(args)) => command::resume::run(args),
+            Some(Command::LrFind(args)) => command::lr_find::run(args),
+            Some(Command::Recipes(args)) => command::recipes::run(args),
+            Some(Command::Report(args)) => command::report::run(args),
+            Some(Command::Study(args)) => command::study::run(args),
+        }
     })
 }

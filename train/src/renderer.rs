@@ -1,9 +1,12 @@
-//! Burn's own dashboard on a terminal; elsewhere nothing, for [`History`](crate::history::History) prints its lines.
+//! Burn's own dashboard on a terminal; elsewhere nothing, for [`Journal`](crate::journal::Journal) prints its lines.
 
 use burn_train::{
     Interrupter, LearnerSummary,
-    logger::{EvaluationProgressLogger, TrainingProgressLogger},
-    metric::MetricDefinition,
+    logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger},
+    metric::{
+        MetricDefinition, NumericEntry,
+        store::{EpochSummary, MetricsUpdate, Split},
+    },
     renderer::{
         EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation, MetricsRendererTraining,
         tui::TuiMetricsRendererWrapper,
@@ -54,4 +57,16 @@ impl EvaluationProgressLogger for Silent {
 impl MetricsRenderer for Silent {
     fn manual_close(&mut self) {}
     fn register_metric(&mut self, _definition: MetricDefinition) {}
+}
+
+/// In place of Burn's files of metrics: the journal writes ours.
+pub struct NoFiles;
+
+impl MetricLogger for NoFiles {
+    fn log(&mut self, _update: MetricsUpdate, _epoch: usize, _split: &Split) {}
+    fn read_numeric(&mut self, _name: &str, _epoch: usize, _split: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+    fn log_metric_definition(&mut self, _definition: MetricDefinition) {}
+    fn log_epoch_summary(&mut self, _summary: EpochSummary) {}
 }

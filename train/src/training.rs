@@ -3,140 +3,574 @@
 use std::{
     io::{IsTerminal, stderr, stdout},
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
+    sync::{Arc, PoisonError},
 };
 
-use burn::{module::Module, tensor::Device};
-use burn_train::{
-    Interrupter, Learner, SupervisedTraining,
-    metric::{AccuracyMetric, LearningRateMetric, LossMetric},
-};
-use datasets::{Digits, ImageLoader, Limits, PipelinePreprocess, Source, transforms::Pipeline};
-use models::{Architecture, Card, NetworkConfig, weights};
-use runtime::{files::write_atomic_bytes, progress::human_duration};
+use anyhow::{Context, bail, ensure};
+use burn::{module::Module, optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler, tensor::Device};
+use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
+use models::{Card, weights};
+use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::human_duration};
+use zoo::LoadOptions;
 
-use crate::{classifier::Classifier, history::History, recipe::Recipe, renderer::renderer, run};
+use crate::{
+    average::Average,
+    checkpoint::{Checkpoint, Store},
+    classifier::{Classifier, Task},
+    data::{self, DataSet, Loaders},
+    evaluation::Score,
+    interrupt,
+    journal::{Journal, Lines},
+    metric::{Kind as MetricKind, Mean},
+    optimizer,
+    progress::State,
+    recipe::Recipe,
+    renderer::{NoFiles, renderer},
+    report, results,
+    run::{DataInfo, Kind, RECIPE, ResultInfo, RunFolder, RunInfo, Status},
+    schedule::Rates,
+    strategy::{End, Outcome, RunLimits, Session, Strategy},
+    transfer,
+};
 
 /// What does not change the result.
+#[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the run's folder is made.
+    /// Where runs' folders are made.
     pub artifacts: PathBuf,
+    /// This run's folder, in place of a new one in `artifacts`.
+    pub out: Option<PathBuf>,
     /// Threads that decode and augment; one a core by default.
     pub workers: Option<usize>,
-    pub quiet: bool,
+    pub lines: Lines,
+    /// The program's arguments, for `run.json`.
+    pub command: Vec<String>,
+    pub backend: BackendSpec,
 }
 
-/// Trains on the embedded digits as the recipe says; the result lies in a new run folder, which is printed.
-pub fn train(recipe: &Recipe, device: &Device, options: &Options) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let (train, valid): (Arc<dyn Source>, Arc<dyn Source>) = (Arc::new(Digits::train()), Arc::new(Digits::test()));
-    let classes: Vec<String> = train.classes().iter().map(|class| class.name.clone()).collect();
-    let images = train.len();
-    let train = loader(train, recipe.train_pipeline()?, recipe, options, true)?;
-    let valid = loader(valid, recipe.eval_pipeline()?, recipe, options, false)?;
+/// A recipe with its data and weights at hand, checked against each other.
+pub struct Prepared {
+    pub recipe: Recipe,
+    pub data: DataSet,
+    pub start: Option<zoo::Opened>,
+    pub device: Device,
+}
 
-    let run = run::create(&options.artifacts, &format!("digits-{}", recipe.architecture))?;
-    write_atomic_bytes(&run.join("recipe.toml"), recipe.to_toml().as_bytes())?;
+/// Opens a recipe's weights and data. With weights, the network and the images follow their card.
+pub fn prepare(mut recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow::Result<Prepared> {
+    let device = options.backend.device()?;
+    let start = match &recipe.transfer {
+        Some(transfer) => {
+            let opened = open_weights(&transfer.weights, load, &device, options)?;
+            recipe.architecture = opened.card.architecture;
+            Some(opened)
+        }
+        None => None,
+    };
+    recipe.check()?;
+    let data = data::open(&recipe.data, recipe.seed)?;
+    Ok(Prepared { recipe, data, start, device })
+}
+
+/// A run that ended.
+pub struct Finished {
+    pub run: PathBuf,
+    pub info: RunInfo,
+    pub end: End,
+    pub state: State,
+}
+
+/// Prepares a recipe that starts from weights: the images follow the weights' card, or have the side `size`.
+pub fn follow_weights(
+    recipe: &mut Recipe,
+    load: &LoadOptions,
+    size: Option<u32>,
+    options: &Options,
+) -> anyhow::Result<Prepared> {
+    let device = options.backend.device()?;
+    let transfer = recipe.transfer.as_ref().context("the recipe has no [transfer]")?;
+    let opened = open_weights(&transfer.weights, load, &device, options)?;
+    recipe.architecture = opened.card.architecture;
+    recipe.images.follow(&opened.card.preprocess)?;
+    if let Some(size) = size {
+        recipe.images.set_size(size)?;
+    }
+    prepare(recipe.clone(), load, options)
+}
+
+fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<zoo::Opened> {
+    let output = match options.lines {
+        Lines::Text => runtime::progress::Output::Auto,
+        _ => runtime::progress::Output::Quiet,
+    };
+    zoo::weights::open(name, load, device, output).with_context(|| format!("cannot start from the weights {name}"))
+}
+
+/// The number of stages of the network that a recipe trains.
+pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
+    let classes = prepared.data.class_names();
+    let network = transfer::network(&prepared.recipe, prepared.start.as_ref(), &classes, &prepared.device)?;
+    Ok(transfer::stages(&network).len())
+}
+
+/// Starts a new run.
+pub fn start(prepared: Prepared, kind: Kind, options: &Options) -> anyhow::Result<Finished> {
+    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
+    let (folder, card, info) = new_run(&prepared, kind, options)?;
+    let state = State {
+        recipe: prepared.recipe.to_toml(),
+        data_fingerprint: info.data.fingerprint.clone(),
+        ..State::default()
+    };
+    train(prepared, loaders, folder, card, info, Resume { state, checkpoint: None }, options)
+}
+
+/// Makes a run's folder and writes what is known before it starts.
+pub fn new_run(prepared: &Prepared, kind: Kind, options: &Options) -> anyhow::Result<(RunFolder, Card, RunInfo)> {
+    let name = match kind {
+        Kind::Probe => format!("{}-probe", run_name(&prepared.recipe)),
+        _ => run_name(&prepared.recipe),
+    };
+    let folder = match &options.out {
+        Some(out) => RunFolder::create_at(out)?,
+        None => RunFolder::create_in(&options.artifacts, &name)?,
+    };
+    match begin(prepared, &folder, kind, options) {
+        Ok((card, info)) => Ok((folder, card, info)),
+        Err(error) => {
+            // Nothing was trained: a folder without a run in it would only be in the way.
+            let _ = std::fs::remove_dir_all(&folder.path);
+            Err(error)
+        }
+    }
+}
+
+/// Writes what is known of a run before it starts.
+fn begin(prepared: &Prepared, folder: &RunFolder, kind: Kind, options: &Options) -> anyhow::Result<(Card, RunInfo)> {
+    let Prepared { recipe, data, start, .. } = prepared;
+    let run = &folder.path;
+    write_atomic_bytes(&run.join(RECIPE), recipe.to_toml().as_bytes())?;
     let card = Card {
-        classes,
-        preprocess: recipe.preprocess(),
-        ..Card::of(recipe.architecture, 1, format!("trained by Hearth, {}", run.display()))
+        classes: data.class_names(),
+        preprocess: recipe.images.preprocess(),
+        transform_input: start.as_ref().is_some_and(|start| start.card.transform_input),
+        ..Card::of(recipe.architecture, 1, origin(recipe, run))
     };
     card.write(run.join("card.json"))?;
+    let mut info = RunInfo::new(run, kind, options.command.clone(), options.backend.to_string());
+    info.data = DataInfo {
+        train: recipe.data.train.clone(),
+        valid: recipe.data.valid.clone().unwrap_or_else(|| recipe.data.train.clone()),
+        kind: data.kind.to_string(),
+        train_images: data.train.len(),
+        valid_images: data.valid.len(),
+        classes: card.classes.len(),
+        fingerprint: data.fingerprint(),
+    };
+    info.write(run)?;
+    Ok((card, info))
+}
 
-    let scheduler = recipe.scheduler(train.num_batches())?;
-    let classifier = classifier(recipe, card.classes.len(), device);
-    let dashboard = stdout().is_terminal() && stderr().is_terminal() && !options.quiet;
-    if !dashboard && !options.quiet {
-        eprintln!(
-            "{} on {images} digits, {} held out; {} epochs of {} steps; {}",
-            recipe.architecture,
-            valid.source().len(),
-            recipe.epochs,
-            train.num_batches(),
-            run.display(),
+fn origin(recipe: &Recipe, run: &Path) -> String {
+    let name = run.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+    match &recipe.transfer {
+        Some(transfer) => format!("trained by Hearth, run {name}, from {}", transfer.weights),
+        None => format!("trained by Hearth, run {name}"),
+    }
+}
+
+/// `digits-resnet20`, `tiny10-resnet18`.
+fn run_name(recipe: &Recipe) -> String {
+    let data = recipe.data.train.trim_end_matches(['/', '\\']);
+    let last = data.rsplit(['/', '\\']).next().unwrap_or(data);
+    let last = if last == "train" { data.rsplit(['/', '\\']).nth(1).unwrap_or(last) } else { last };
+    let plain: String = last
+        .chars()
+        .take_while(|c| *c != '{' && *c != '*')
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' })
+        .collect();
+    let plain = plain.trim_matches('-');
+    format!("{}-{}", if plain.is_empty() { "data" } else { plain }, recipe.architecture)
+}
+
+/// Where a run goes on.
+struct Resume {
+    state: State,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// Goes on with a run.
+pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Result<Finished> {
+    let folder = RunFolder::open(run)?;
+    let mut info = RunInfo::read(run)?;
+    let shown = run.join(RECIPE).display().to_string();
+    let text = std::fs::read_to_string(run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
+    let recipe = crate::recipe::parse(&text, &shown, &Default::default())?;
+    ensure!(
+        info.status != Status::Finished,
+        "the run {} is finished; `train finetune --weights {} --data …` starts another from its weights",
+        run.display(),
+        run.display()
+    );
+    let (checkpoint, warnings) = Store::new(run).load()?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    let prepared = prepare(recipe, load, options)?;
+    let fingerprint = prepared.data.fingerprint();
+    let state = match &checkpoint {
+        Some(checkpoint) => {
+            let state = checkpoint.state.clone();
+            refuse_changes(run, &state, &prepared, &fingerprint)?;
+            state
+        }
+        None => {
+            eprintln!("{} has no checkpoint yet: it starts from its beginning", run.display());
+            State { recipe: prepared.recipe.to_toml(), data_fingerprint: fingerprint, ..State::default() }
+        }
+    };
+    let card = Card::read(run.join("card.json"))?;
+    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
+    info.status = Status::Running;
+    info.write(run)?;
+    train(prepared, loaders, folder, card, info, Resume { state, checkpoint }, options)
+}
+
+/// A run goes on as it began or not at all.
+fn refuse_changes(run: &Path, state: &State, prepared: &Prepared, fingerprint: &str) -> anyhow::Result<()> {
+    let now = prepared.recipe.to_toml();
+    if state.recipe != now {
+        let difference = line_difference(&state.recipe, &now);
+        bail!(
+            "the recipe in {} is not the one that this run began with; put it back, or start another run:\n{difference}",
+            run.join(RECIPE).display()
         );
     }
-    let history = History::new(run.join("metrics.csv"), recipe.epochs, images, !dashboard && !options.quiet);
-    let interrupter = Interrupter::new();
-    let training = SupervisedTraining::new(&run, Arc::new(train), Arc::new(valid.clone()))
-        .metrics((LossMetric::new(), AccuracyMetric::new()))
-        .metric_train_numeric(LearningRateMetric::new())
-        .with_metric_logger(history)
-        .renderer(renderer(dashboard, interrupter.clone()))
-        .with_interrupter(interrupter)
-        .with_default_checkpointers()
-        .num_epochs(recipe.epochs);
-    let result = training.launch(Learner::new(classifier, recipe.optimizer(), scheduler));
-    // The dashboard gives the terminal back when it is dropped.
-    drop(result.renderer);
-    if let Some(error) = result.error {
-        anyhow::bail!("training stopped: {error}; what was written is in {}", run.display());
-    }
-
-    weights::save(&result.model.network, &card, run.join("weights.safetensors"))?;
-    let (right, total) = count_right(&result.model, &valid)?;
-    if let Some(stop) = result.interrupted {
-        let reason = stop.reason.unwrap_or_else(|| "by request".to_string());
-        eprintln!("stopped before the last epoch: {reason}");
-    }
-    report(right, total, &run, started);
+    ensure!(
+        state.data_fingerprint == fingerprint,
+        "the data in {} is not what this run began with (fingerprint {}, now {fingerprint}): images were added, removed \
+         or given other labels. Put it back, or start another run from this one's weights",
+        prepared.recipe.data.train,
+        state.data_fingerprint
+    );
     Ok(())
 }
 
-fn report(right: usize, total: usize, run: &Path, started: Instant) {
-    let percent = 100.0 * right as f64 / total as f64;
-    println!("top-1 on the held-out images: {percent:.2} % ({right} of {total})");
-    println!("run: {}", run.display());
-    eprintln!(
-        "took {}; try: cargo run -p infer -- classify IMAGE --weights {}",
-        human_duration(started.elapsed()),
-        run.display()
-    );
+/// The lines that two texts do not share, `-` before the old ones and `+` before the new ones.
+fn line_difference(old: &str, new: &str) -> String {
+    let has = |text: &str, line: &str| text.lines().any(|other| other == line);
+    let gone = old.lines().filter(|line| !has(new, line)).map(|line| format!("- {line}"));
+    let come = new.lines().filter(|line| !has(old, line)).map(|line| format!("+ {line}"));
+    gone.chain(come).collect::<Vec<_>>().join("\n")
 }
 
-fn loader(
-    source: Arc<dyn Source>,
-    pipeline: Pipeline,
-    recipe: &Recipe,
+/// Runs Burn's learner from where `resume` says to the end.
+fn train(
+    prepared: Prepared,
+    loaders: Loaders,
+    folder: RunFolder,
+    card: Card,
+    mut info: RunInfo,
+    resume: Resume,
     options: &Options,
-    training: bool,
-) -> anyhow::Result<ImageLoader> {
-    let preprocess = Arc::new(PipelinePreprocess::new(pipeline, Limits::default())?);
-    let mut builder = ImageLoader::builder(source, preprocess).batch_size(recipe.batch_size).seed(recipe.seed);
-    if training {
-        // A last batch of a few images would unsettle the batch statistics.
-        builder = builder.shuffle().drop_last(true);
+) -> anyhow::Result<Finished> {
+    let run = folder.path.clone();
+    let notes = prepared.data.notes.clone();
+    let parts = Parts::new(&prepared, &loaders, &card, resume, None)?;
+    info.parameters = parts.classifier.network.num_parameters();
+    let dashboard = stdout().is_terminal() && stderr().is_terminal() && options.lines == Lines::Text;
+    let lines = if dashboard { Lines::Quiet } else { options.lines };
+    let journal = Journal::open(&run, &parts.state, lines, prepared.recipe.epochs, parts.steps_per_epoch)?;
+    for note in &notes {
+        journal.warn(note);
     }
-    if let Some(workers) = options.workers {
-        builder = builder.workers(workers);
+    journal.say(&format!(
+        "{} with {} parameters on {} images of {} classes, {} held out; {} epochs of {} steps; {}",
+        prepared.recipe.architecture,
+        info.parameters,
+        info.data.train_images,
+        info.data.classes,
+        info.data.valid_images,
+        prepared.recipe.epochs,
+        parts.steps_per_epoch,
+        run.display(),
+    ));
+    if parts.state.step > 0 {
+        journal.say(&format!("going on from step {}, epoch {}", parts.state.step, parts.state.epoch + 1));
     }
-    Ok(builder.build()?)
+    info.write(&run)?;
+    let outcome = launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard)?;
+    finish(outcome, &run, &card, info, options)
 }
 
-fn classifier(recipe: &Recipe, num_classes: usize, device: &Device) -> Classifier {
-    device.seed(recipe.seed);
-    let device = device.clone().autodiff();
-    let network = NetworkConfig::new(recipe.architecture).with_num_classes(num_classes).init(&device);
-    Classifier {
-        network,
-        statistics: [recipe.images.mean, recipe.images.std],
-        label_smoothing: recipe.label_smoothing,
-        aux_weight: if recipe.architecture == Architecture::InceptionV3 { 0.4 } else { 0.3 },
+/// What a session is made of, before it is launched.
+struct Parts {
+    classifier: Classifier,
+    optimizer: burn::optim::ModuleOptimizer,
+    scheduler: ModuleLrScheduler,
+    average: Option<Average>,
+    state: State,
+    steps_per_epoch: u64,
+}
+
+impl Parts {
+    fn new(
+        prepared: &Prepared,
+        loaders: &Loaders,
+        card: &Card,
+        resume: Resume,
+        rates: Option<Rates>,
+    ) -> anyhow::Result<Self> {
+        let Prepared { recipe, data, start, device } = prepared;
+        let Resume { state, checkpoint } = resume;
+        let steps_per_epoch = loaders.first().num_batches().div_ceil(recipe.accumulate) as u64;
+        let mut network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
+        let mut rate_groups = Vec::new();
+        if let Some(transfer) = &recipe.transfer {
+            network = transfer::frozen(network, transfer, state.epoch)?;
+            rate_groups = transfer::rate_groups(&network, transfer);
+        }
+        let mut average = recipe.ema.as_ref().map(|ema| Average::new(ema, &network));
+        let weights = data.class_weights(recipe.loss.class_weights);
+        let task = Arc::new(Task::new(recipe, card.classes.len(), weights));
+        let mut optimizer = None;
+        if let Some(checkpoint) = checkpoint {
+            network = network.load_record(checkpoint.network);
+            // Built on the network's parameters, which a record gives their identity.
+            optimizer = Some(optimizer::build(&recipe.optimizer, &network).load_record(checkpoint.optimizer));
+            rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
+            if let (Some(average), Some(record)) = (&mut average, checkpoint.average) {
+                average.network = average.network.clone().load_record(record);
+                average.started = state.average_started;
+            }
+        }
+        let optimizer = optimizer.unwrap_or_else(|| optimizer::build(&recipe.optimizer, &network));
+        let rates = rates.unwrap_or_else(|| Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch));
+        let rates = rates.starting_at(state.step);
+        let mut scheduler = ModuleLrScheduler::new(rates.clone());
+        for (group, factor) in rate_groups {
+            scheduler = scheduler.with_group(group, rates.scaled(factor));
+        }
+        Ok(Self { classifier: Classifier::new(network, task), optimizer, scheduler, average, state, steps_per_epoch })
     }
 }
 
-/// How many images the network gets right, each counted once.
-fn count_right(classifier: &Classifier, loader: &ImageLoader) -> anyhow::Result<(usize, usize)> {
-    let classifier = classifier.valid();
-    let (mut right, mut total) = (0, 0);
-    for batch in loader.batches() {
-        let batch = batch?;
-        let output = burn_train::InferenceStep::step(&classifier, batch);
-        let predicted = output.output.argmax(1).flatten::<1>(0, 1);
-        right += predicted.equal(output.targets.clone()).int().sum().into_scalar::<i64>() as usize;
-        total += output.targets.dims()[0];
+/// Hands a session to Burn's `SupervisedTraining`.
+#[allow(clippy::too_many_arguments)]
+fn launch(
+    parts: Parts,
+    prepared: Prepared,
+    loaders: Loaders,
+    card: Card,
+    run: &Path,
+    journal: Journal,
+    limits: RunLimits,
+    dashboard: bool,
+) -> anyhow::Result<Outcome> {
+    let Parts { classifier, optimizer, scheduler, average, state, steps_per_epoch } = parts;
+    let interrupter = Interrupter::new();
+    let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
+    let epochs = prepared.recipe.epochs;
+    let starting_after = state.epoch;
+    let session = Session {
+        recipe: prepared.recipe,
+        card,
+        run: run.to_path_buf(),
+        loaders,
+        device: prepared.device.autodiff(),
+        state,
+        average,
+        journal,
+        stop: interrupt::flag(),
+        limits,
+        steps_per_epoch,
+    };
+    let (strategy, outcome) = Strategy::new(session);
+    let mut training = SupervisedTraining::new(run, train, valid)
+        .metrics((Mean::new(MetricKind::Loss), Mean::new(MetricKind::Top1), Mean::new(MetricKind::Top5)))
+        .metric_train_numeric(LearningRateMetric::new())
+        .with_metric_logger(NoFiles)
+        .renderer(renderer(dashboard, interrupter.clone()))
+        .with_interrupter(interrupter)
+        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        .num_epochs(epochs);
+    if starting_after > 0 {
+        training = training.checkpoint(starting_after);
     }
-    Ok((right, total))
+    let result = training.launch(Learner::new(classifier, optimizer, scheduler));
+    // The dashboard gives the terminal back when it is dropped.
+    drop(result.renderer);
+    let mut outcome =
+        outcome.lock().unwrap_or_else(PoisonError::into_inner).take().context("training ended without an outcome")?;
+    if let (Some(error), End::Finished | End::Interrupted) = (result.error, &outcome.end) {
+        outcome.end = End::Failed(anyhow::anyhow!("{error}"));
+    }
+    Ok(outcome)
+}
+
+/// Saves the last weights, writes the report, and notes the result.
+pub fn finish(
+    outcome: Outcome,
+    run: &Path,
+    card: &Card,
+    mut info: RunInfo,
+    options: &Options,
+) -> anyhow::Result<Finished> {
+    let Outcome { state, network, average, journal, end } = outcome;
+    info.status = match &end {
+        End::Finished => Status::Finished,
+        End::Interrupted => Status::Interrupted,
+        End::Failed(_) => Status::Failed,
+    };
+    info.finished = Some(crate::run::now());
+    info.result = result(&state, run)?;
+    if matches!(end, End::Finished) {
+        weights::save(&network, card, run.join("last.safetensors"))?;
+        if let Some(average) = &average {
+            weights::save(average, card, run.join("last-ema.safetensors"))?;
+        }
+    }
+    info.write(run)?;
+    if let Err(error) = report::write(run) {
+        journal.warn(&format!("the report could not be written: {error:#}"));
+    }
+    if let (End::Finished, Some(result)) = (&end, &info.result) {
+        append_result(run, &info, result, options)?;
+    }
+    Ok(Finished { run: run.to_path_buf(), info, end, state })
+}
+
+fn result(state: &State, run: &Path) -> anyhow::Result<Option<ResultInfo>> {
+    let text = std::fs::read_to_string(run.join(RECIPE))?;
+    let metric = crate::recipe::parse(&text, "the run's recipe", &Default::default())?.checkpoints.best;
+    let (Some(best), Some(last)) = (state.best(metric), state.history.last()) else { return Ok(None) };
+    let images: f64 = state.history.iter().map(|record| record.images_per_second * record.times.training()).sum();
+    let training: f64 = state.history.iter().map(|record| record.times.training()).sum();
+    Ok(Some(ResultInfo {
+        best_epoch: best.epoch,
+        best: best.better(metric).0,
+        last: last.valid,
+        ema: last.average,
+        images_per_second: images / training.max(1e-9),
+        seconds: state.seconds,
+        bad_samples: state.history.iter().map(|record| record.times.bad_samples).sum(),
+        skipped_steps: state.skipped_steps,
+    }))
+}
+
+/// One line in `results.csv`, beside the run's folder.
+fn append_result(run: &Path, info: &RunInfo, result: &ResultInfo, options: &Options) -> anyhow::Result<()> {
+    let table = match &options.out {
+        Some(_) => run.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+        None => &options.artifacts,
+    };
+    let header = [
+        "run",
+        "kind",
+        "architecture",
+        "data",
+        "classes",
+        "train_images",
+        "valid_images",
+        "epochs",
+        "best_epoch",
+        "best_top1",
+        "best_top5",
+        "last_top1",
+        "last_loss",
+        "images_per_second",
+        "seconds",
+        "backend",
+        "finished",
+    ];
+    let text = std::fs::read_to_string(run.join(RECIPE))?;
+    let recipe = crate::recipe::parse(&text, "the run's recipe", &Default::default())?;
+    let row = [
+        info.name.clone(),
+        info.kind.name().to_string(),
+        recipe.architecture.to_string(),
+        info.data.train.clone(),
+        info.data.classes.to_string(),
+        info.data.train_images.to_string(),
+        info.data.valid_images.to_string(),
+        recipe.epochs.to_string(),
+        result.best_epoch.to_string(),
+        format!("{:.2}", result.best.top1),
+        format!("{:.2}", result.best.top5),
+        format!("{:.2}", result.last.top1),
+        format!("{:.4}", result.last.loss),
+        format!("{:.1}", result.images_per_second),
+        format!("{:.0}", result.seconds),
+        info.backend.clone(),
+        info.finished.clone().unwrap_or_default(),
+    ];
+    results::append_result(table, &header, &row)
+}
+
+/// Prints what a run came to; its exit code.
+pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
+    let Finished { run, info, end, state } = finished;
+    let shown = run.display();
+    match end {
+        End::Failed(error) => {
+            return Err(error.context(format!(
+                "training stopped; what was written is in {shown}, and `train resume {shown}` goes on from its last \
+                 checkpoint"
+            )));
+        }
+        End::Interrupted => {
+            println!("run: {shown}");
+            eprintln!("stopped after step {}; go on with: cargo run -p train -- resume {shown}", state.step);
+            return Ok(ExitCode::Interrupted);
+        }
+        End::Finished => {}
+    }
+    if let Some(result) = &info.result {
+        let n = info.data.valid_images;
+        let line = |what: String, score: &Score| {
+            let right = (score.top1 / 100.0 * n as f64).round();
+            println!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})", score.top1);
+        };
+        line(format!("best epoch ({})", result.best_epoch), &result.best);
+        line("last epoch".to_string(), &result.last);
+        if let Some(ema) = &result.ema {
+            line("average of the weights".to_string(), ema);
+        }
+    }
+    println!("run: {shown}");
+    eprintln!(
+        "took {}; report: {shown}/report.html; try: cargo run -p infer -- classify IMAGE --weights {shown}",
+        human_duration(std::time::Duration::from_secs_f64(state.seconds))
+    );
+    Ok(ExitCode::Success)
+}
+
+/// What a short trial of a whole run came to.
+pub struct Trial {
+    pub outcome: Outcome,
+    pub steps_per_epoch: u64,
+    pub num_valid_batches: usize,
+}
+
+/// Runs a few steps of a recipe in a folder of its own, which is left to the caller; `rates` replace its schedule.
+pub fn trial(
+    prepared: Prepared,
+    folder: &Path,
+    limits: RunLimits,
+    rates: Option<Rates>,
+    options: &Options,
+) -> anyhow::Result<Trial> {
+    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
+    let num_valid_batches = loaders.valid.num_batches();
+    let card = Card {
+        classes: prepared.data.class_names(),
+        preprocess: prepared.recipe.images.preprocess(),
+        ..Card::of(prepared.recipe.architecture, 1, "a trial")
+    };
+    let resume = Resume { state: State::default(), checkpoint: None };
+    let parts = Parts::new(&prepared, &loaders, &card, resume, rates)?;
+    let steps_per_epoch = parts.steps_per_epoch;
+    let journal = Journal::open(folder, &parts.state, Lines::Quiet, prepared.recipe.epochs, steps_per_epoch)?;
+    let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false)?;
+    Ok(Trial { outcome, steps_per_epoch, num_valid_batches })
 }

@@ -3,7 +3,7 @@
 use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
-use infer::{Input, Model, Prediction, inputs, stream, weights};
+use infer::{Input, Model, Prediction, inputs, stream};
 use runtime::{
     exit::ExitCode,
     progress::{self, Output, Progress, Unit},
@@ -36,7 +36,7 @@ enum Outcome {
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = args.backend.backend.device()?;
-    let opened = weights::open(&args.weights, &args.load, &device, output)?;
+    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, &device)?;
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };

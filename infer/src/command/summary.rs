@@ -1,7 +1,6 @@
 //! `infer summary`: a network's stages, shapes, parameters and multiply-adds.
 
 use anyhow::{Context, Result};
-use infer::weights;
 use models::{Architecture, Card, ChannelOrder, NetworkConfig, Resize, Summary};
 use runtime::{backend::BackendSpec, exit::ExitCode, progress::Output};
 use serde::Serialize;
@@ -34,7 +33,7 @@ pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::default().device()?;
     let (architecture, network, card) = match (&args.weights, args.network) {
         (Some(name), _) => {
-            let opened = weights::open(name, &args.load, &device, output)?;
+            let opened = zoo::weights::open(name, &args.load, &device, output)?;
             (opened.card.architecture, opened.network(true, &device)?, Some(opened.card))
         }
         (None, architecture) => {

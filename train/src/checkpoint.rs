@@ -1,0 +1,245 @@
+//! Checkpoints: all that a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a folder `step-00001234` of Burn's records and a JSON of everything else, with a manifest of lengths
+//! and checksums. It is written under another name, synced and renamed, so that a crash leaves the old ones whole; one
+//! that is damaged anyway is recognised by its manifest, and the one before it is taken.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use burn::{optim::OptimizerRecord, store::ModuleRecord, tensor::Bytes};
+use serde::{Deserialize, Serialize};
+
+use crate::progress::State;
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state.json";
+const NETWORK: &str = "network.bpk";
+const AVERAGE: &str = "average.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+
+/// What a checkpoint holds.
+pub struct Checkpoint {
+    pub state: State,
+    /// The raw weights and running statistics.
+    pub network: ModuleRecord,
+    /// Their moving average.
+    pub average: Option<ModuleRecord>,
+    pub optimizer: OptimizerRecord,
+}
+
+/// The checkpoints of a run.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, Sum>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sum {
+    bytes: u64,
+    crc32: u32,
+}
+
+impl Sum {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, crc32: crc32fast::hash(bytes) }
+    }
+}
+
+impl Store {
+    /// The checkpoints in a run's folder.
+    pub fn new(run: &Path) -> Self {
+        Self { folder: run.join("checkpoints") }
+    }
+
+    /// Writes a checkpoint, whole or not at all, and then drops all but the last `keep`.
+    pub fn save(&self, checkpoint: Checkpoint, keep: usize) -> Result<PathBuf> {
+        let step = checkpoint.state.step;
+        let path = self.folder.join(format!("step-{step:08}"));
+        let partial = self.folder.join(format!(".step-{step:08}.part"));
+        let written = self.write(checkpoint, &partial, &path);
+        if written.is_err() {
+            // On a full disk every byte counts.
+            let _ = fs::remove_dir_all(&partial);
+        }
+        written.with_context(|| format!("cannot write the checkpoint {}", path.display()))?;
+        let steps = self.steps()?;
+        for &old in steps.iter().take(steps.len().saturating_sub(keep)) {
+            let old = self.folder.join(format!("step-{old:08}"));
+            fs::remove_dir_all(&old).with_context(|| format!("cannot remove the old checkpoint {}", old.display()))?;
+        }
+        Ok(path)
+    }
+
+    fn write(&self, checkpoint: Checkpoint, partial: &Path, path: &Path) -> Result<()> {
+        match fs::remove_dir_all(partial) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => fs::create_dir_all(partial)?,
+        }
+        let mut manifest = Manifest { files: BTreeMap::new() };
+        let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
+            manifest.files.insert(name.to_string(), Sum::of(bytes));
+            write_synced(&partial.join(name), bytes)
+        };
+        put(STATE, &serde_json::to_vec_pretty(&checkpoint.state)?)?;
+        put(NETWORK, &checkpoint.network.into_bytes()?)?;
+        put(OPTIMIZER, &checkpoint.optimizer.into_bytes()?)?;
+        if let Some(average) = checkpoint.average {
+            put(AVERAGE, &average.into_bytes()?)?;
+        }
+        write_synced(&partial.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
+        sync_folder(partial)?;
+        // The same step again: a run that was resumed and comes by once more.
+        if path.exists() {
+            fs::remove_dir_all(path)?;
+        }
+        fs::rename(partial, path)?;
+        sync_folder(&self.folder)
+    }
+
+    /// The steps of the checkpoints that are there, ascending.
+    fn steps(&self) -> Result<Vec<u64>> {
+        let context = || format!("cannot list the checkpoints in {}", self.folder.display());
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(context)?,
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let name = entry.with_context(context)?.file_name();
+            steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The last checkpoint that is whole, with a warning for each later one that is not; `None` where there is none.
+    pub fn load(&self) -> Result<(Option<Checkpoint>, Vec<String>)> {
+        let mut warnings = Vec::new();
+        for step in self.steps()?.into_iter().rev() {
+            let path = self.folder.join(format!("step-{step:08}"));
+            match read(&path) {
+                Ok(checkpoint) => return Ok((Some(checkpoint), warnings)),
+                Err(error) => warnings.push(format!(
+                    "the checkpoint {} is damaged ({error:#}); taking the one before it",
+                    path.display()
+                )),
+            }
+        }
+        Ok((None, warnings))
+    }
+}
+
+fn read(path: &Path) -> Result<Checkpoint> {
+    let file = |name: &str| fs::read(path.join(name)).with_context(|| format!("cannot read {name}"));
+    let manifest: Manifest = serde_json::from_slice(&file(MANIFEST)?).context("manifest.json is not valid")?;
+    let get = |name: &str| -> Result<Option<Vec<u8>>> {
+        let Some(sum) = manifest.files.get(name) else { return Ok(None) };
+        let bytes = file(name)?;
+        ensure!(*sum == Sum::of(&bytes), "{name} is not as it was written");
+        Ok(Some(bytes))
+    };
+    let need = |name: &str| get(name)?.with_context(|| format!("{name} is missing from the manifest"));
+    let module = |bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes));
+    Ok(Checkpoint {
+        state: serde_json::from_slice(&need(STATE)?).context("state.json is not valid")?,
+        network: module(need(NETWORK)?)?,
+        average: get(AVERAGE)?.map(module).transpose()?,
+        optimizer: OptimizerRecord::from_bytes(Bytes::from_bytes_vec(need(OPTIMIZER)?))?,
+    })
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    Ok(file.sync_all()?)
+}
+
+/// Makes a rename last. Only Unix can open a folder for that.
+fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::{module::Module, tensor::Device};
+    use models::{Architecture, NetworkConfig};
+
+    use super::*;
+    use crate::recipe::{Overrides, load};
+
+    fn checkpoint(step: u64) -> Checkpoint {
+        let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&Device::flex().autodiff());
+        let recipe = load("digits", &Overrides::default()).unwrap();
+        let optimizer = crate::optimizer::build(&recipe.optimizer, &network).to_record();
+        let state = State { step, ..State::default() };
+        Checkpoint { state, network: network.clone().into_record(), average: Some(network.into_record()), optimizer }
+    }
+
+    #[test]
+    fn the_last_ones_stay_and_the_latest_comes_back() {
+        let run = tempfile::tempdir().unwrap();
+        let store = Store::new(run.path());
+        assert!(store.load().unwrap().0.is_none());
+        for step in [3, 7, 12] {
+            store.save(checkpoint(step), 2).unwrap();
+        }
+        assert_eq!(store.steps().unwrap(), [7, 12]);
+        let (latest, warnings) = store.load().unwrap();
+        let latest = latest.unwrap();
+        assert_eq!((latest.state.step, latest.average.is_some(), warnings.len()), (12, true, 0));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_recognised_and_the_one_before_it_taken() {
+        let run = tempfile::tempdir().unwrap();
+        let store = Store::new(run.path());
+        store.save(checkpoint(1), 9).unwrap();
+        type Damage = fn(&Path);
+        let damages: [Damage; 5] = [
+            |path| fs::write(path.join(MANIFEST), "{").unwrap(),
+            |path| fs::remove_file(path.join(NETWORK)).unwrap(),
+            |path| {
+                let mut bytes = fs::read(path.join(OPTIMIZER)).unwrap();
+                bytes[10] ^= 1;
+                fs::write(path.join(OPTIMIZER), bytes).unwrap();
+            },
+            |path| {
+                let bytes = fs::read(path.join(AVERAGE)).unwrap();
+                fs::write(path.join(AVERAGE), &bytes[..bytes.len() / 2]).unwrap();
+            },
+            |path| fs::write(path.join(STATE), "{}").unwrap(),
+        ];
+        for damage in damages {
+            damage(&store.save(checkpoint(2), 9).unwrap());
+            let (found, warnings) = store.load().unwrap();
+            assert_eq!(found.unwrap().state.step, 1);
+            assert!(warnings.len() == 1 && warnings[0].contains("step-00000002 is damaged"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_left_half_written_is_no_checkpoint() {
+        let run = tempfile::tempdir().unwrap();
+        let store = Store::new(run.path());
+        store.save(checkpoint(1), 9).unwrap();
+        fs::create_dir(run.path().join("checkpoints/.step-00000005.part")).unwrap();
+        assert_eq!(store.load().unwrap().0.unwrap().state.step, 1);
+        store.save(checkpoint(5), 9).unwrap();
+        assert_eq!(store.steps().unwrap(), [1, 5]);
+    }
+}

@@ -1,0 +1,145 @@
+//! `train finetune`: on from trained weights.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use runtime::exit::ExitCode;
+
+use super::{dry_run, lr_find};
+use crate::{
+    cli::FinetuneArgs,
+    data, probe,
+    recipe::{self, Freeze, Overrides, Recipe, Transfer},
+    report,
+    run::Kind,
+    training::{self, Finished, Options, Prepared},
+};
+
+pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
+    let options = args.run.how.options();
+    if args.auto {
+        return auto(args, &options);
+    }
+    let prepared = prepare(args, &args.recipe, args.weights.as_deref(), Overrides::default(), &options)?;
+    if args.run.dry_run {
+        return dry_run::run(prepared, &options);
+    }
+    training::conclude(start(prepared, &options)?)
+}
+
+/// A probe where nothing but a linear map of fixed features is trained, else a run of the whole network.
+fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
+    if is_probe(&prepared.recipe) {
+        probe::start(prepared, options)
+    } else {
+        training::start(prepared, Kind::Finetune, options)
+    }
+}
+
+/// Whether every image has the same features in every epoch.
+fn is_probe(recipe: &Recipe) -> bool {
+    let frozen = recipe
+        .transfer
+        .as_ref()
+        .is_some_and(|transfer| transfer.freeze == Freeze::Backbone && transfer.unfreeze_at.is_none());
+    let images = &recipe.images;
+    frozen && images.mix.choices().is_empty() && !images.train.transforms().iter().any(data::is_random)
+}
+
+/// The recipe with the command line's changes and then `more`; data, weights and images as it and the card say.
+fn prepare(
+    args: &FinetuneArgs,
+    recipe: &str,
+    weights: Option<&str>,
+    more: Overrides,
+    options: &Options,
+) -> Result<Prepared> {
+    let mut overrides = args.run.overrides()?;
+    overrides.set("transfer.weights", weights);
+    overrides.set("transfer.freeze", args.freeze.clone().map(String::from));
+    overrides.set("transfer.unfreeze_at", args.unfreeze_at);
+    overrides.set("transfer.unfreeze_per_epoch", args.unfreeze_per_epoch);
+    overrides.set("transfer.layer_decay", args.layer_decay);
+    overrides.extend(more);
+    let from_card = !Path::new(recipe).exists();
+    let mut recipe = recipe::load(recipe, &overrides)?;
+    ensure!(
+        recipe.transfer.is_some(),
+        "the recipe has no [transfer]: give --weights, or train from scratch with `train pretrain`"
+    );
+    ensure!(
+        args.weights.is_some() || !from_card,
+        "give --weights: a run folder, a file, or a published name (`infer models` lists them)"
+    );
+    ensure!(
+        args.run.data.is_some() || !from_card,
+        "give --data: the images to train on, in one folder a class for instance"
+    );
+    training::follow_weights(&mut recipe, &args.load, args.run.size, options)
+}
+
+/// A linear probe; a search for the rate; then the whole network, from the head down.
+fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
+    ensure!(options.out.is_none(), "--auto makes several runs: give --artifacts in place of --out");
+    let weights = args.weights.as_deref();
+    eprintln!("1 of 3: a linear probe on the features of the frozen network");
+    let mut of_probe = Overrides::default();
+    of_probe.set("epochs", Some(100));
+    of_probe.set("batch_size", Some(256));
+    of_probe.set("schedule.learning_rate", Some(3e-3));
+    of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
+    of_probe.set("transfer.weights", weights);
+    let probe = start(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
+    let head = probe.run.display().to_string();
+
+    eprintln!("2 of 3: a search for the rate, from the probe's head");
+    let mut thawed = Overrides::default();
+    thawed.set("transfer.freeze", Some("none"));
+    thawed.parse("transfer.layer_decay = 0.8")?;
+    let prepared = prepare(args, &args.recipe, Some(&head), thawed, options)?;
+    let chart = probe.run.join("lr-find.svg");
+    let found = lr_find::sweep(prepared, (1e-6, 1.0), 60, &chart, options)?;
+    let rate = args.run.lr.or(found).context(
+        "no rate was found: the loss fell nowhere. Is the network as it should be? --lr gives a rate by hand",
+    )?;
+    eprintln!("rate {rate:.2e}; chart: {}", chart.display());
+
+    eprintln!("3 of 3: the whole network, from the head down");
+    let mut gradual = Overrides::default();
+    gradual.set("schedule.learning_rate", Some(rate));
+    gradual.set("transfer.freeze", Some("backbone"));
+    gradual.set("transfer.unfreeze_at", Some(1));
+    gradual.parse("transfer.layer_decay = 0.8")?;
+    let mut prepared = prepare(args, &args.recipe, Some(&head), gradual, options)?;
+    unfreeze_over_a_third(&mut prepared)?;
+    let tuned = start(prepared, options)?;
+
+    let comparison = options.artifacts.join(format!("{}-auto.html", tuned.info.name));
+    report::compare(&[probe.run.clone(), tuned.run.clone()], &comparison)?;
+    for (what, finished) in [("linear probe", &probe), ("whole network", &tuned)] {
+        if let Some(result) = &finished.info.result {
+            let n = finished.info.data.valid_images;
+            let count = report::stats::Count::from_percent(result.best.top1, n);
+            let ((low, high), right) = (count.wilson(), count.hits);
+            println!(
+                "{what}: top-1 {:.2} % ({right} of {n}; 95 % interval {:.1} to {:.1} %)  {}",
+                result.best.top1,
+                low,
+                high,
+                finished.run.display()
+            );
+        }
+    }
+    println!("comparison: {}", comparison.display());
+    training::conclude(tuned)
+}
+
+/// So many stages an epoch that all are trained after a third of the epochs.
+fn unfreeze_over_a_third(prepared: &mut Prepared) -> Result<()> {
+    let stages = training::num_stages(prepared)?;
+    let epochs = prepared.recipe.epochs.div_ceil(3).max(1);
+    if let Some(Transfer { unfreeze_per_epoch, .. }) = &mut prepared.recipe.transfer {
+        *unfreeze_per_epoch = Some(stages.div_ceil(epochs).max(1));
+    }
+    prepared.recipe.check()
+}

@@ -1,0 +1,35 @@
+//! `train pretrain`: from random weights.
+
+use anyhow::Result;
+use runtime::exit::ExitCode;
+use zoo::LoadOptions;
+
+use super::dry_run;
+use crate::{
+    cli::PretrainArgs,
+    recipe::{self, Recipe},
+    run::Kind,
+    training,
+};
+
+pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
+    let recipe = recipe(args)?;
+    let options = args.run.how.options();
+    let prepared = training::prepare(recipe, &LoadOptions::default(), &options)?;
+    if args.run.dry_run {
+        return dry_run::run(prepared, &options);
+    }
+    training::conclude(training::start(prepared, Kind::Pretrain, &options)?)
+}
+
+fn recipe(args: &PretrainArgs) -> Result<Recipe> {
+    let default =
+        if args.run.data.as_deref().is_none_or(|data| data == "digits") { "digits" } else { "imagenet-classic" };
+    let mut overrides = args.run.overrides()?;
+    overrides.set("architecture", args.arch.map(|arch| arch.to_string()));
+    let mut recipe = recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?;
+    if let Some(size) = args.run.size {
+        recipe.images.set_size(size)?;
+    }
+    Ok(recipe)
+}

@@ -1,0 +1,29 @@
+//! `train recipes`: what is shipped.
+
+use anyhow::Result;
+use runtime::exit::ExitCode;
+
+use crate::{
+    cli::RecipesArgs,
+    recipe::{self, Overrides, SHIPPED},
+};
+
+pub fn run(args: &RecipesArgs) -> Result<ExitCode> {
+    match &args.name {
+        Some(name) => {
+            // An unknown name is told as everywhere.
+            recipe::load(name, &Overrides::default())?;
+            match SHIPPED.iter().find(|shipped| shipped.name == name) {
+                Some(shipped) => print!("{}", shipped.text),
+                None => print!("{}", std::fs::read_to_string(name)?),
+            }
+        }
+        None => {
+            let width = SHIPPED.iter().map(|shipped| shipped.name.len()).max().unwrap_or(0);
+            for shipped in SHIPPED {
+                println!("{:width$}  {}", shipped.name, shipped.headline());
+            }
+        }
+    }
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,17 @@
+//! `train report`: a run's report again, or several runs beside each other.
+
+use anyhow::Result;
+use runtime::exit::ExitCode;
+
+use crate::{cli::ReportArgs, report};
+
+pub fn run(args: &ReportArgs) -> Result<ExitCode> {
+    match args.runs.as_slice() {
+        [run] => println!("report: {}", report::write(run)?.display()),
+        runs => {
+            report::compare(runs, &args.out)?;
+            println!("comparison: {}", args.out.display());
+        }
+    }
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,370 @@
+//! What a run tells: the files that grow with it, and lines on standard error.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use runtime::progress::human_duration;
+use serde_json::json;
+
+use crate::{
+    evaluation::Score,
+    progress::{EpochRecord, Interval, State},
+    tensorboard,
+};
+
+const METRICS: &str = "metrics.csv";
+const EPOCHS: &str = "epochs.csv";
+const EVENTS: &str = "events.out.tfevents.hearth";
+
+const METRICS_HEADER: &str = "epoch,step,split,loss,top1,top5,learning_rate,gradient_norm,images_per_second\n";
+const EPOCHS_HEADER: &str = "epoch,seconds,waiting,compute,validation,checkpointing,reading,decoding,transforming,\
+                             collating,idle,bad_samples,skipped_steps,advice\n";
+
+/// Time between lines inside an epoch.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How a run's progress is shown on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// Not at all.
+    Quiet,
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The files of a run that grow, and its lines.
+pub struct Journal {
+    metrics: Growing,
+    epochs: Growing,
+    events: Growing,
+    lines: Lines,
+    num_epochs: usize,
+    steps_per_epoch: u64,
+    last_line: Instant,
+    /// Whether it was already said that a file cannot be written.
+    complained: bool,
+}
+
+/// A file that grows by whole records.
+struct Growing {
+    name: &'static str,
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Growing {
+    /// Opens the file and cuts off what stands after `length`: it was written after the checkpoint that the run
+    /// resumes from. A new file begins with `header`.
+    fn open(run: &Path, name: &'static str, length: Option<u64>, header: &[u8]) -> Result<Self> {
+        let path = run.join(name);
+        let context = || format!("cannot write {}", path.display());
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path).with_context(context)?;
+        let there = file.metadata().with_context(context)?.len();
+        // A file that lost its end, or was removed, goes on from where it is.
+        let length = length.unwrap_or(0).min(there);
+        file.set_len(length).with_context(context)?;
+        let mut growing = Self { name, path: path.clone(), file, length };
+        if length == 0 {
+            growing.append(header).with_context(context)?;
+        }
+        Ok(growing)
+    }
+
+    /// Appends a record, whole or not at all.
+    fn append(&mut self, record: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(self.length))?;
+        match self.file.write_all(record) {
+            Ok(()) => {
+                self.length += record.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.file.set_len(self.length);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Journal {
+    /// Opens the files of a run, at the lengths that `state` tells.
+    pub fn open(run: &Path, state: &State, lines: Lines, num_epochs: usize, steps_per_epoch: u64) -> Result<Self> {
+        let length = |name: &str| state.file_lengths.get(name).copied();
+        Ok(Self {
+            metrics: Growing::open(run, METRICS, length(METRICS), METRICS_HEADER.as_bytes())?,
+            epochs: Growing::open(run, EPOCHS, length(EPOCHS), EPOCHS_HEADER.as_bytes())?,
+            events: Growing::open(run, EVENTS, length(EVENTS), &tensorboard::header(wall_time()))?,
+            lines,
+            num_epochs,
+            steps_per_epoch,
+            last_line: Instant::now(),
+            complained: false,
+        })
+    }
+
+    /// The lengths of the files, for a checkpoint; what they hold is on the disk from then on.
+    pub fn lengths(&mut self) -> BTreeMap<String, u64> {
+        let mut lengths = BTreeMap::new();
+        for file in [&self.metrics, &self.epochs, &self.events] {
+            if let Err(error) = file.file.sync_data() {
+                log::warn!("cannot sync {}: {error}", file.path.display());
+            }
+            lengths.insert(file.name.to_string(), file.length);
+        }
+        lengths
+    }
+
+    /// A step was made; `row` says that the interval since the last row is full.
+    pub fn step(&mut self, state: &State, rate: f64, row: Option<Interval>) {
+        if let Some(interval) = row {
+            let score = interval.reading.score();
+            let norm = interval.norms / interval.steps.max(1) as f64;
+            let speed = interval.reading.images as f64 / interval.seconds.max(1e-9);
+            self.row(state.epoch + 1, state.step, "train_step", &score, Some(rate), Some(norm), Some(speed));
+            self.scalars(
+                state.step,
+                &[
+                    ("train/loss", score.loss),
+                    ("train/top1", score.top1),
+                    ("train/learning_rate", rate),
+                    ("train/gradient_norm", norm),
+                    ("train/images_per_second", speed),
+                ],
+            );
+        }
+        if self.last_line.elapsed() >= LINE_INTERVAL {
+            self.last_line = Instant::now();
+            self.step_line(state, rate);
+        }
+    }
+
+    fn step_line(&self, state: &State, rate: f64) {
+        let score = state.sums.score();
+        let speed = state.sums.images as f64 / state.times.training().max(1e-9);
+        let left = state.time_left(self.num_epochs, self.steps_per_epoch);
+        let step = state.step % self.steps_per_epoch.max(1);
+        match self.lines {
+            Lines::Quiet => {}
+            Lines::Text => eprintln!(
+                "epoch {}/{}  step {step}/{}  loss {:.4}  top-1 {:6.2} %  rate {rate:.3e}  {speed:.0} images/s{}",
+                state.epoch + 1,
+                self.num_epochs,
+                self.steps_per_epoch,
+                score.loss,
+                score.top1,
+                left.map_or(String::new(), |left| format!("  {} left", human_duration(left))),
+            ),
+            Lines::Json => eprintln!(
+                "{}",
+                json!({
+                    "event": "step", "epoch": state.epoch + 1, "step": state.step, "loss": score.loss,
+                    "top1": score.top1, "learning_rate": rate, "images_per_second": speed,
+                    "seconds_left": left.map(|left| left.as_secs_f64()),
+                })
+            ),
+        }
+    }
+
+    /// An epoch ended; `state` has its record already.
+    pub fn epoch(&mut self, state: &State, record: &EpochRecord) {
+        self.last_line = Instant::now();
+        self.record(record);
+        self.epoch_line(state, record);
+    }
+
+    /// Writes an epoch down, without a line.
+    pub fn record(&mut self, record: &EpochRecord) {
+        let (epoch, step) = (record.epoch, record.step);
+        let rate = Some(record.learning_rate);
+        self.row(epoch, step, "train", &record.train, rate, None, Some(record.images_per_second));
+        self.row(epoch, step, "valid", &record.valid, None, None, None);
+        let mut scalars = vec![
+            ("valid/loss", record.valid.loss),
+            ("valid/top1", record.valid.top1),
+            ("valid/top5", record.valid.top5),
+        ];
+        if let Some(average) = &record.average {
+            self.row(epoch, step, "valid_ema", average, None, None, None);
+            scalars.extend([
+                ("valid_ema/loss", average.loss),
+                ("valid_ema/top1", average.top1),
+                ("valid_ema/top5", average.top5),
+            ]);
+        }
+        self.scalars(step, &scalars);
+
+        let times = &record.times;
+        let advice = times.advice();
+        let line = format!(
+            "{epoch},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{},{},{}\n",
+            times.total(),
+            times.waiting,
+            times.compute,
+            times.validation,
+            times.checkpointing,
+            times.reading,
+            times.decoding,
+            times.transforming,
+            times.collating,
+            times.idle,
+            times.bad_samples,
+            times.skipped_steps,
+            advice.as_ref().map_or(String::new(), |advice| format!("\"{}\"", advice.replace('"', "\"\""))),
+        );
+        append(&mut self.epochs, line.as_bytes(), &mut self.complained);
+    }
+
+    fn epoch_line(&self, state: &State, record: &EpochRecord) {
+        let left = state.time_left(self.num_epochs, self.steps_per_epoch);
+        let times = &record.times;
+        let advice = times.advice();
+        match self.lines {
+            Lines::Quiet => {}
+            Lines::Text => {
+                let width = self.num_epochs.to_string().len();
+                let average = record.average.map_or(String::new(), |a| format!("  average's {:.2} %", a.top1));
+                let left = left.map_or(String::new(), |left| format!("  {} left", human_duration(left)));
+                eprintln!(
+                    "epoch {:>width$}/{}  loss {:.4}  top-1 {:6.2} %  valid loss {:.4}  valid top-1 {:6.2} %{average}  \
+                     {:.0} images/s{left}",
+                    record.epoch,
+                    self.num_epochs,
+                    record.train.loss,
+                    record.train.top1,
+                    record.valid.loss,
+                    record.valid.top1,
+                    record.images_per_second,
+                );
+                // A minute's worth of epochs needs no book-keeping of its time.
+                if times.total() > 5.0 {
+                    eprintln!("      time: {}", times.verdict());
+                }
+                if times.bad_samples > 0 {
+                    eprintln!("      {} images could not be read or decoded (bad_samples.csv)", times.bad_samples);
+                }
+                if times.skipped_steps > 0 {
+                    eprintln!("      {} steps were skipped: loss or gradient not finite", times.skipped_steps);
+                }
+                if let Some(advice) = advice {
+                    eprintln!("      {advice}");
+                }
+            }
+            Lines::Json => eprintln!(
+                "{}",
+                json!({
+                    "event": "epoch", "epoch": record.epoch, "step": record.step, "train": record.train,
+                    "valid": record.valid, "average": record.average, "learning_rate": record.learning_rate,
+                    "images_per_second": record.images_per_second, "times": times, "advice": advice,
+                    "seconds_left": left.map(|left| left.as_secs_f64()),
+                })
+            ),
+        }
+    }
+
+    /// A sentence for people.
+    pub fn say(&self, text: &str) {
+        match self.lines {
+            Lines::Quiet => log::info!("{text}"),
+            Lines::Text => eprintln!("{text}"),
+            Lines::Json => eprintln!("{}", json!({ "event": "note", "text": text })),
+        }
+    }
+
+    /// A sentence that people must see, also when they asked for quiet.
+    pub fn warn(&self, text: &str) {
+        log::warn!("{text}");
+        match self.lines {
+            Lines::Json => eprintln!("{}", json!({ "event": "warning", "text": text })),
+            _ => eprintln!("warning: {text}"),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn row(
+        &mut self,
+        epoch: usize,
+        step: u64,
+        split: &str,
+        score: &Score,
+        rate: Option<f64>,
+        norm: Option<f64>,
+        speed: Option<f64>,
+    ) {
+        let Score { loss, top1, top5 } = score;
+        let cell = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
+        let rate = rate.map_or(String::new(), |rate| format!("{rate:.6e}"));
+        let row = format!(
+            "{epoch},{step},{split},{loss:.5},{top1:.3},{top5:.3},{rate},{},{}\n",
+            cell(norm, 5),
+            cell(speed, 1)
+        );
+        append(&mut self.metrics, row.as_bytes(), &mut self.complained);
+    }
+
+    fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
+        append(&mut self.events, &tensorboard::scalars(wall_time(), step, values), &mut self.complained);
+    }
+}
+
+/// A log that cannot be written does not end a training: the first failure is told, later ones are logged.
+fn append(file: &mut Growing, record: &[u8], complained: &mut bool) {
+    if let Err(error) = file.append(record) {
+        let text = format!("cannot write {}: {error}; training goes on", file.path.display());
+        log::warn!("{text}");
+        if !std::mem::replace(complained, true) {
+            eprintln!("warning: {text}");
+        }
+    }
+}
+
+fn wall_time() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Times;
+
+    #[test]
+    fn a_resumed_run_cuts_off_what_came_after_its_checkpoint() {
+        let run = tempfile::tempdir().unwrap();
+        let record = |epoch: usize| EpochRecord {
+            epoch,
+            step: epoch as u64,
+            learning_rate: 0.1,
+            train: Score::default(),
+            valid: Score::default(),
+            average: Some(Score::default()),
+            images_per_second: 1.0,
+            times: Times { waiting: 9.0, decoding: 3.0, ..Times::default() },
+        };
+        let mut state = State::default();
+        let mut journal = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        journal.epoch(&state, &record(1));
+        state.file_lengths = journal.lengths();
+        let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
+        let (metrics, epochs) = (read(METRICS), read(EPOCHS));
+        journal.epoch(&state, &record(2));
+        assert!(read(METRICS).len() > metrics.len());
+
+        let _resumed = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        assert_eq!((read(METRICS), read(EPOCHS)), (metrics.clone(), epochs));
+        let text = String::from_utf8(metrics).unwrap();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(text.lines().all(|line| line.split(',').count() == 9), "{text}");
+
+        std::fs::remove_file(run.path().join(METRICS)).unwrap();
+        let _resumed = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        assert_eq!(read(METRICS), METRICS_HEADER.as_bytes());
+    }
+}

@@ -1,0 +1,363 @@
+//! The linear probe: a linear classifier on the features of a frozen network.
+//!
+//! The features are computed once, from images prepared as in validation, and kept in the cache folder under a hash of
+//! the weights, the images and the preprocessing. What follows is a training of the head alone, in seconds.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use burn::{
+    module::Module,
+    optim::GradientsParams,
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use burn_train::Learner;
+use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
+use models::{Network, weights};
+use runtime::{
+    files::write_atomic,
+    progress::{Output, Progress, Unit},
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    classifier::{Classifier, Task},
+    evaluation::{self, Prediction, Reading},
+    interrupt,
+    journal::{Journal, Lines},
+    optimizer,
+    progress::{EpochRecord, Interval, State, Times},
+    recipe::Recipe,
+    results,
+    run::Kind,
+    schedule::Rates,
+    strategy::{End, Outcome},
+    training::{self, Finished, Options, Prepared},
+    transfer,
+};
+
+/// The features of a set of images.
+#[derive(Debug, Clone, PartialEq)]
+struct Features {
+    /// Numbers an image.
+    width: usize,
+    /// `width` for each image, in order.
+    values: Vec<f32>,
+    labels: Vec<u32>,
+    /// The images' indices in their source.
+    indices: Vec<u32>,
+}
+
+/// Runs a probe in a folder of its own.
+pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
+    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
+    let (folder, card, info) = training::new_run(&prepared, Kind::Probe, options)?;
+    let Prepared { recipe, data, start, device } = &prepared;
+    let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
+    let network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
+    let state = State { recipe: recipe.to_toml(), data_fingerprint: info.data.fingerprint.clone(), ..State::default() };
+    let journal = Journal::open(&folder.path, &state, options.lines, recipe.epochs, 1)?;
+    data.notes.iter().for_each(|note| journal.warn(note));
+    journal.say(&format!(
+        "a linear map of {}'s features for {} classes: {} images, {} held out; {}",
+        recipe.architecture,
+        card.classes.len(),
+        data.train.len(),
+        data.valid.len(),
+        folder.path.display()
+    ));
+    let started = Instant::now();
+    let identity = identity(&network, recipe)?;
+    let features = |source: &Arc<dyn Source>, what: &str| {
+        let loader = data.in_order(source, recipe, options.workers)?;
+        features(&network, &task, &loader, &identity, what, device, options.lines)
+    };
+    let train = features(&data.train, "training")?;
+    let valid = features(&data.valid, "validation")?;
+    let mut info = info;
+    info.parameters = network.num_parameters();
+    let run = Probe { recipe, task, device, train, valid, state, journal, started };
+    let outcome = run.train(network, &folder.path, &card, loaders.valid.source())?;
+    training::finish(outcome, &folder.path, &card, info, options)
+}
+
+struct Probe<'a> {
+    recipe: &'a Recipe,
+    task: Arc<Task>,
+    device: &'a Device,
+    train: Features,
+    valid: Features,
+    state: State,
+    journal: Journal,
+    started: Instant,
+}
+
+impl Probe<'_> {
+    fn train(
+        mut self,
+        network: Network,
+        run: &Path,
+        card: &models::Card,
+        valid_source: &Arc<dyn Source>,
+    ) -> Result<Outcome> {
+        let recipe = self.recipe;
+        let autodiff = self.device.clone().autodiff();
+        let images = self.train.labels.len();
+        let batch = recipe.batch_size.min(images);
+        let steps_per_epoch = (images / batch) as u64;
+        let rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
+        let optimizer = optimizer::build(&recipe.optimizer, &network);
+        let mut learner = Learner::new(Classifier::new(network, self.task.clone()), optimizer, rates);
+        let values = self.train.tensor(&autodiff);
+        let stop = interrupt::flag();
+        let mut end = End::Finished;
+        // The features' time counts as waiting for images.
+        let mut times = Times { waiting: self.started.elapsed().as_secs_f64(), ..Times::default() };
+        for epoch in 0..recipe.epochs {
+            let mut mark = Instant::now();
+            let mut order: Vec<u32> = (0..images as u32).collect();
+            SampleRng::new(recipe.seed, epoch as u64, 0).shuffle(&mut order);
+            let mut sums = Reading::default();
+            for chosen in order.chunks_exact(batch) {
+                let (reading, norm) = step(&mut learner, &self.task, &values, &self.train.labels, chosen, recipe);
+                sums.add(&reading);
+                self.state.step += 1;
+                self.state.interval = Interval { reading, norms: norm, steps: 1, seconds: 0.0 };
+            }
+            times.compute += lap(&mut mark);
+            let network = learner.model().network.valid();
+            let predictions = self.predict(&network);
+            times.validation += lap(&mut mark);
+            let record = EpochRecord {
+                epoch: epoch + 1,
+                step: self.state.step,
+                learning_rate: learner.lr_current().base(),
+                train: sums.score(),
+                valid: Reading::of(&predictions).score(),
+                average: None,
+                images_per_second: sums.images as f64 / times.compute.max(1e-9),
+                times,
+            };
+            self.state.seconds += times.total();
+            times = Times::default();
+            self.state.history.push(record.clone());
+            self.state.epoch = epoch + 1;
+            self.journal.record(&record);
+            let best = self.state.best(recipe.checkpoints.best).map(|best| best.epoch);
+            if best == Some(record.epoch) {
+                weights::save(&network, card, run.join(zoo::weights::RUN_WEIGHTS))?;
+                results::write_predictions(run, &predictions, valid_source)?;
+            }
+            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                end = End::Interrupted;
+                break;
+            }
+        }
+        let network = learner.model().network.valid();
+        Ok(Outcome { state: self.state, network, average: None, journal: self.journal, end })
+    }
+
+    fn predict(&self, network: &Network) -> Vec<Prediction> {
+        let logits = network.head(self.valid.tensor(&self.device.clone().without_autodiff()));
+        let [_, classes] = logits.dims();
+        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+        let indices: Vec<usize> = self.valid.indices.iter().map(|&index| index as usize).collect();
+        evaluation::predictions(&logits, classes, &self.valid.labels, &indices)
+    }
+}
+
+/// One step on the chosen images; its reading and the norm of its gradient.
+fn step(
+    learner: &mut Learner<Classifier>,
+    task: &Task,
+    values: &Tensor<2>,
+    labels: &[u32],
+    chosen: &[u32],
+    recipe: &Recipe,
+) -> (Reading, f64) {
+    let device = values.device();
+    let rows: Vec<i64> = chosen.iter().map(|&row| i64::from(row)).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
+    let model = learner.model();
+    let logits = model.network.head(values.clone().select(0, rows));
+    let labels: Vec<u32> = chosen.iter().map(|&row| labels[row as usize]).collect();
+    let loss = task.loss_of(logits.clone(), &labels, &device);
+    let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
+    let norm = optimizer::gradient_norm(&model, &gradients);
+    if let Some(most) = recipe.optimizer.clip_norm
+        && norm > most
+    {
+        gradients = optimizer::scale(&model, gradients, most / norm);
+    }
+    learner.lr_step();
+    learner.optimizer_step(gradients);
+    (Reading::new(&loss.inner(), &logits.inner(), &labels), norm)
+}
+
+fn lap(mark: &mut Instant) -> f64 {
+    let now = Instant::now();
+    let seconds = (now - *mark).as_secs_f64();
+    *mark = now;
+    seconds
+}
+
+impl Features {
+    fn tensor(&self, device: &Device) -> Tensor<2> {
+        Tensor::from_data(TensorData::new(self.values.clone(), [self.labels.len(), self.width]), device)
+    }
+}
+
+/// What features depend on besides the images: the weights below the head and the preprocessing.
+fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
+    let mut hash = Sha256::new();
+    let record = network.valid().into_record().into_bytes().context("cannot hash the weights")?;
+    hash.update(&record[..]);
+    hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
+    Ok(hash.finalize().to_vec())
+}
+
+/// The features of a loader's images: from the cache, or computed and put there.
+fn features(
+    network: &Network,
+    task: &Task,
+    loader: &ImageLoader,
+    identity: &[u8],
+    what: &str,
+    device: &Device,
+    lines: Lines,
+) -> Result<Features> {
+    let source = loader.source();
+    let mut hash = Sha256::new();
+    hash.update(identity);
+    for index in 0..source.len() {
+        hash.update(source.key(index).as_bytes());
+        hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
+        hash.update(source.location(index).to_string().as_bytes());
+    }
+    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let cache = cache_folder().map(|folder| folder.join(format!("{name}.features")));
+    if let Some(path) = &cache {
+        match read(path) {
+            Ok(Some(features)) => return Ok(features),
+            Ok(None) => {}
+            Err(error) => log::warn!("{error:#}; computing the features again"),
+        }
+    }
+    let output = if lines == Lines::Text { Output::Auto } else { Output::Quiet };
+    let progress = Progress::new(format!("{what} features"), Unit::Items("images"), Some(source.len() as u64), output);
+    let (network, device) = (network.valid(), device.clone().without_autodiff());
+    let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };
+    for batch in loader.batches() {
+        let batch = batch?;
+        let values = network.features(task.images(&batch, &device));
+        features.width = values.dims()[1];
+        features.values.extend(values.into_data().iter::<f32>());
+        features.labels.extend(batch.labels.iter().flatten());
+        features.indices.extend(batch.indices.iter().map(|&index| index as u32));
+        progress.inc(batch.len() as u64);
+    }
+    progress.finish();
+    ensure!(
+        features.values.iter().all(|value| value.is_finite()),
+        "the network's features are not finite: are the weights damaged?"
+    );
+    if let Some(path) = &cache
+        && let Err(error) = write(path, &features)
+    {
+        log::warn!("{error:#}; the features will be computed again next time");
+    }
+    Ok(features)
+}
+
+/// `$XDG_CACHE_HOME/hearth/features` or `~/.cache/hearth/features`.
+fn cache_folder() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(cache.join("hearth").join("features"))
+}
+
+/// A file: a magic number, the width and the count, labels, indices, values, all little-endian, and their checksum.
+const MAGIC: &[u8; 8] = b"hearthF1";
+
+fn write(path: &Path, features: &Features) -> Result<()> {
+    write_atomic(path, |writer| {
+        let mut body = Vec::new();
+        body.extend((features.width as u64).to_le_bytes());
+        body.extend((features.labels.len() as u64).to_le_bytes());
+        features.labels.iter().chain(&features.indices).for_each(|number| body.extend(number.to_le_bytes()));
+        features.values.iter().for_each(|value| body.extend(value.to_le_bytes()));
+        writer.write_all(MAGIC)?;
+        writer.write_all(&body)?;
+        Ok(writer.write_all(&crc32fast::hash(&body).to_le_bytes())?)
+    })
+}
+
+/// `None` where the file is not there.
+fn read(path: &Path) -> Result<Option<Features>> {
+    let context = || format!("cannot read {}", path.display());
+    let mut bytes = Vec::new();
+    match fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(context)?.read_to_end(&mut bytes).with_context(context)?,
+    };
+    let damaged = || format!("{} is damaged", path.display());
+    let body = bytes.strip_prefix(MAGIC).with_context(damaged)?;
+    let (body, sum) = body.split_last_chunk::<4>().with_context(damaged)?;
+    ensure!(crc32fast::hash(body) == u32::from_le_bytes(*sum), "{}", damaged());
+    let number =
+        |at: usize| body.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize);
+    let (width, count) = number(0).zip(number(8)).with_context(damaged)?;
+    let words: Vec<[u8; 4]> = body[16..].chunks_exact(4).map(|word| word.try_into().expect("four bytes")).collect();
+    ensure!(Some(words.len()) == width.checked_add(2).and_then(|each| each.checked_mul(count)), "{}", damaged());
+    let integers = |range: &[[u8; 4]]| range.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    Ok(Some(Features {
+        width,
+        labels: integers(&words[..count]),
+        indices: integers(&words[count..2 * count]),
+        values: words[2 * count..].iter().map(|word| f32::from_le_bytes(*word)).collect(),
+    }))
+}
+
+/// A batch of labels without pixels, for what needs no more.
+pub fn labels_only(labels: &[u32]) -> ImageBatch {
+    ImageBatch {
+        images: Vec::new(),
+        shape: [labels.len(), 3, 0, 0],
+        labels: Some(labels.to_vec()),
+        mix: None,
+        indices: Vec::new(),
+        epoch: 0,
+        number: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_come_back_from_their_file_and_damage_is_recognised() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.features");
+        assert_eq!(read(&path).unwrap(), None);
+        let features =
+            Features { width: 2, values: vec![1.0, -2.5, 3.0, 4.0], labels: vec![1, 0], indices: vec![7, 9] };
+        write(&path, &features).unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), features);
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert!(read(&path).is_err(), "{length}");
+        }
+        let mut flipped = whole.clone();
+        flipped[30] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("damaged"));
+    }
+}

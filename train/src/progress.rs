@@ -1,0 +1,247 @@
+//! Where a run stands: everything besides tensors that a checkpoint holds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    evaluation::{Reading, Score},
+    recipe::Metric,
+};
+
+/// The place of a run in its data and its schedule, its counters and its history.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// The effective recipe, as TOML.
+    pub recipe: String,
+    /// Of the images and their labels.
+    pub data_fingerprint: String,
+    /// Steps of the optimizer so far.
+    pub step: u64,
+    /// Epochs that are behind.
+    pub epoch: usize,
+    /// Batches of the current epoch that are behind.
+    pub batch: usize,
+    /// The training images of the current epoch so far.
+    pub sums: Reading,
+    /// The training images since the last row of `metrics.csv`.
+    pub interval: Interval,
+    /// Where the current epoch's time went.
+    pub times: Times,
+    /// Steps in a row that were skipped because something was not finite.
+    pub bad_in_a_row: usize,
+    /// All steps that were skipped.
+    pub skipped_steps: u64,
+    /// Whether the moving average has begun.
+    pub average_started: bool,
+    /// Wall-clock seconds of training so far, pauses left out.
+    pub seconds: f64,
+    pub history: Vec<EpochRecord>,
+    /// The lengths of the files that grow line by line: what was written after the checkpoint is cut off.
+    pub file_lengths: BTreeMap<String, u64>,
+}
+
+/// Steps since the last row of `metrics.csv`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Interval {
+    pub reading: Reading,
+    /// The sum of the gradients' norms, of steps where it is finite.
+    pub norms: f64,
+    pub steps: u64,
+    pub seconds: f64,
+}
+
+/// Where an epoch's time went, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Waiting for the loader.
+    pub waiting: f64,
+    /// Forward, backward and the optimizer.
+    pub compute: f64,
+    pub validation: f64,
+    pub checkpointing: f64,
+    /// The loader's threads, summed over them.
+    pub reading: f64,
+    pub decoding: f64,
+    pub transforming: f64,
+    pub collating: f64,
+    pub idle: f64,
+    pub bad_samples: u64,
+    pub skipped_steps: u64,
+}
+
+impl Times {
+    pub fn total(&self) -> f64 {
+        self.waiting + self.compute + self.validation + self.checkpointing
+    }
+
+    /// Training alone.
+    pub fn training(&self) -> f64 {
+        self.waiting + self.compute
+    }
+
+    /// The share of a part of the time, in percent.
+    fn percent(&self, part: f64) -> f64 {
+        100.0 * part / self.total().max(f64::MIN_POSITIVE)
+    }
+
+    /// `waiting for images 3 %, compute 88 %, validation 8 %, checkpoints 1 %`
+    pub fn verdict(&self) -> String {
+        format!(
+            "waiting for images {:.0} %, compute {:.0} %, validation {:.0} %, checkpoints {:.0} %",
+            self.percent(self.waiting),
+            self.percent(self.compute),
+            self.percent(self.validation),
+            self.percent(self.checkpointing),
+        )
+    }
+
+    /// What to do where something starves.
+    pub fn advice(&self) -> Option<String> {
+        let busy = self.reading + self.decoding + self.transforming + self.collating;
+        let share = |part: f64| 100.0 * part / busy.max(f64::MIN_POSITIVE);
+        if self.percent(self.waiting) > 20.0 && self.waiting > 0.5 {
+            let waiting = self.percent(self.waiting);
+            return Some(if share(self.reading) > 40.0 {
+                format!(
+                    "the network waits {waiting:.0} % of the time, and reading files takes {:.0} % of the loader's: put \
+                     the data on a faster disk, or pack it with `datasets shard`",
+                    share(self.reading)
+                )
+            } else if share(self.decoding) >= share(self.transforming) {
+                format!(
+                    "the network waits {waiting:.0} % of the time, and decoding takes {:.0} % of the loader's: give \
+                     more --workers, or shrink the images once with `datasets shard --resize 320`",
+                    share(self.decoding)
+                )
+            } else {
+                format!(
+                    "the network waits {waiting:.0} % of the time, and transforms take {:.0} % of the loader's: give \
+                     more --workers, or a cheaper augmentation",
+                    share(self.transforming)
+                )
+            });
+        }
+        if self.percent(self.checkpointing) > 10.0 && self.checkpointing > 1.0 {
+            return Some(format!(
+                "checkpoints take {:.0} % of the time: raise checkpoints.every_minutes, or write to a faster disk",
+                self.percent(self.checkpointing)
+            ));
+        }
+        None
+    }
+
+    pub fn add_loader(&mut self, meters: &datasets::meters::MeterReading) {
+        self.reading += meters.reading.as_secs_f64();
+        self.decoding += meters.decoding.as_secs_f64();
+        self.transforming += meters.transforming.as_secs_f64();
+        self.collating += meters.collating.as_secs_f64();
+        self.idle += meters.idle.as_secs_f64();
+        self.bad_samples += meters.bad;
+    }
+}
+
+/// What an epoch came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// From 1.
+    pub epoch: usize,
+    /// Steps so far.
+    pub step: u64,
+    pub learning_rate: f64,
+    pub train: Score,
+    pub valid: Score,
+    /// Of the moving average.
+    pub average: Option<Score>,
+    pub images_per_second: f64,
+    pub times: Times,
+}
+
+impl EpochRecord {
+    /// The better of the raw weights and their average, and whether it is the average.
+    pub fn better(&self, metric: Metric) -> (Score, bool) {
+        match self.average {
+            Some(average) if metric.value(&average) > metric.value(&self.valid) => (average, true),
+            _ => (self.valid, false),
+        }
+    }
+}
+
+impl Metric {
+    /// The value of a score, the larger the better.
+    pub fn value(self, score: &Score) -> f64 {
+        match self {
+            Metric::Top1 => score.top1,
+            Metric::Top5 => score.top5,
+            Metric::Loss if score.loss.is_nan() => f64::NEG_INFINITY,
+            Metric::Loss => -score.loss,
+        }
+    }
+}
+
+impl State {
+    /// The best epoch so far, the first of equals.
+    pub fn best(&self, metric: Metric) -> Option<&EpochRecord> {
+        let mut best: Option<&EpochRecord> = None;
+        for record in &self.history {
+            let value = |record: &EpochRecord| metric.value(&record.better(metric).0);
+            if best.is_none_or(|best| value(record) > value(best)) {
+                best = Some(record);
+            }
+        }
+        best
+    }
+
+    /// The time until the run's end, from the epochs so far.
+    pub fn time_left(&self, epochs: usize, steps_per_epoch: u64) -> Option<Duration> {
+        let done = self.step as f64;
+        let total = epochs as f64 * steps_per_epoch as f64;
+        let left = self.seconds / done * (total - done);
+        (done > 0.0 && left.is_finite() && left >= 0.0).then(|| Duration::from_secs_f64(left))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(epoch: usize, top1: f64, average: Option<f64>) -> EpochRecord {
+        let score = |top1| Score { loss: 1.0 / top1, top1, top5: 100.0 };
+        EpochRecord {
+            epoch,
+            step: 0,
+            learning_rate: 0.1,
+            train: score(50.0),
+            valid: score(top1),
+            average: average.map(score),
+            images_per_second: 1.0,
+            times: Times::default(),
+        }
+    }
+
+    #[test]
+    fn the_best_epoch_is_the_first_of_equals_and_may_be_the_average_s() {
+        let mut state = State::default();
+        assert!(state.best(Metric::Top1).is_none());
+        state.history = vec![record(1, 60.0, None), record(2, 70.0, None), record(3, 70.0, None)];
+        assert_eq!(state.best(Metric::Top1).unwrap().epoch, 2);
+        state.history.push(record(4, 65.0, Some(71.0)));
+        let best = state.best(Metric::Top1).unwrap();
+        assert_eq!((best.epoch, best.better(Metric::Top1).1), (4, true));
+        assert_eq!(state.best(Metric::Loss).unwrap().epoch, 4);
+        assert_eq!(state.best(Metric::Top5).unwrap().epoch, 1);
+    }
+
+    #[test]
+    fn advice_names_what_starves_and_is_silent_otherwise() {
+        let times = Times { waiting: 30.0, compute: 60.0, decoding: 50.0, transforming: 20.0, ..Times::default() };
+        let advice = times.advice().unwrap();
+        assert!(advice.contains("33 %") && advice.contains("decoding takes 71 %"), "{advice}");
+        assert!(Times { reading: 90.0, ..times }.advice().unwrap().contains("reading"));
+        assert!(Times { transforming: 90.0, ..times }.advice().unwrap().contains("transforms"));
+        assert_eq!(Times { waiting: 3.0, ..times }.advice(), None);
+        let slow_disk = Times { compute: 8.0, checkpointing: 2.0, ..Times::default() };
+        assert!(slow_disk.advice().unwrap().contains("every_minutes"));
+    }
+}

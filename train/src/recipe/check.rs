@@ -1,0 +1,217 @@
+//! Whether a recipe's numbers make sense, each with the key's name in the message.
+
+use anyhow::{bail, ensure};
+
+use super::{Decay, OptimizerName, Recipe};
+
+impl Recipe {
+    /// Whether the numbers make sense.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let Self { epochs, batch_size, accumulate, max_bad_steps, .. } = self;
+        ensure!(*epochs > 0, "epochs is 0: nothing to train");
+        ensure!(*batch_size > 0, "batch_size is 0: a batch needs at least one image");
+        ensure!(*accumulate > 0, "accumulate is 0: a step needs at least one forward pass");
+        ensure!(*max_bad_steps > 0, "max_bad_steps is 0: write 1 to stop at the first");
+        self.check_data()?;
+        self.check_images()?;
+        self.check_loss()?;
+        self.check_optimizer()?;
+        self.check_schedule()?;
+        self.check_rest()
+    }
+
+    fn check_data(&self) -> anyhow::Result<()> {
+        let data = &self.data;
+        ensure!(!data.train.is_empty(), "data.train is empty: give --data, a folder of classes for instance");
+        ensure!(data.repeats > 0, "data.repeats is 0; 1 means no repetition");
+        if let Some(fraction) = data.val_fraction {
+            ensure!(fraction > 0.0 && fraction < 1.0, "data.val_fraction is {fraction}; it lies between 0 and 1");
+        }
+        Ok(())
+    }
+
+    fn check_images(&self) -> anyhow::Result<()> {
+        let images = &self.images;
+        let Some(size) = images.size() else {
+            bail!("images.train leaves images of different sizes, which make no batch; add a crop")
+        };
+        let crop = images.eval.crop as usize;
+        ensure!(crop > 0 && images.eval.resize > 0, "images.eval has a size of 0 pixels");
+        ensure!(crop <= 16_384 && images.eval.resize <= 16_384, "images.eval goes up to 16384 pixels");
+        for side in [size, crop].into_iter().chain(images.sizes.iter().map(|phase| phase.size as usize)) {
+            self.architecture.check_input([side, side])?;
+        }
+        let positive = images.std.iter().all(|std| std.is_finite() && *std > 0.0);
+        ensure!(positive, "images.std is {:?}; deviations are positive", images.std);
+        ensure!(images.mean.iter().all(|mean| mean.is_finite()), "images.mean is {:?}", images.mean);
+        let epochs: Vec<usize> = images.sizes.iter().map(|phase| phase.epoch).collect();
+        ensure!(epochs.iter().all(|&epoch| epoch > 0), "images.sizes counts epochs from 1");
+        ensure!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "images.sizes must be in the order of its epochs");
+        Ok(())
+    }
+
+    fn check_loss(&self) -> anyhow::Result<()> {
+        let loss = &self.loss;
+        let smoothing = loss.label_smoothing;
+        ensure!((0.0..1.0).contains(&smoothing), "loss.label_smoothing is {smoothing}; it goes from 0 to below 1");
+        if let Some(weight) = loss.aux_weight {
+            ensure!(weight.is_finite() && weight >= 0.0, "loss.aux_weight is {weight}; it is not negative");
+        }
+        if let Some(threshold) = loss.target_threshold {
+            ensure!(loss.name == super::LossName::Bce, "loss.target_threshold goes with loss.name = \"bce\" alone");
+            ensure!((0.0..1.0).contains(&threshold), "loss.target_threshold is {threshold}; it goes from 0 to below 1");
+        }
+        if let Some(dropout) = self.network.dropout {
+            ensure!((0.0..1.0).contains(&dropout), "network.dropout is {dropout}; it goes from 0 to below 1");
+        }
+        Ok(())
+    }
+
+    fn check_optimizer(&self) -> anyhow::Result<()> {
+        use OptimizerName::*;
+        let optimizer = &self.optimizer;
+        let fits = |given: bool, names: &[OptimizerName], key: &str| {
+            ensure!(
+                !given || names.contains(&optimizer.name),
+                "optimizer.{key} means nothing to {:?}; leave it out",
+                optimizer.name
+            );
+            Ok(())
+        };
+        fits(optimizer.momentum.is_some(), &[Sgd, RmsProp], "momentum")?;
+        fits(optimizer.nesterov.is_some(), &[Sgd], "nesterov")?;
+        fits(optimizer.betas.is_some(), &[AdamW, Lamb], "betas")?;
+        fits(optimizer.alpha.is_some(), &[RmsProp], "alpha")?;
+        fits(optimizer.epsilon.is_some(), &[AdamW, Lamb, RmsProp], "epsilon")?;
+        if let Some(momentum) = optimizer.momentum {
+            ensure!((0.0..1.0).contains(&momentum), "optimizer.momentum is {momentum}; it goes from 0 to below 1");
+        }
+        ensure!(
+            optimizer.nesterov != Some(true) || optimizer.momentum.is_some_and(|momentum| momentum > 0.0),
+            "optimizer.nesterov needs a momentum"
+        );
+        for beta in optimizer.betas.iter().flatten().chain(&optimizer.alpha) {
+            ensure!((0.0..1.0).contains(beta), "optimizer.betas and alpha go from 0 to below 1; {beta} does not");
+        }
+        if let Some(epsilon) = optimizer.epsilon {
+            ensure!(epsilon > 0.0 && epsilon.is_finite(), "optimizer.epsilon is {epsilon}; it is positive");
+        }
+        let decay = optimizer.weight_decay;
+        ensure!(decay.is_finite() && decay >= 0.0, "optimizer.weight_decay is {decay}; it is not negative");
+        if let Some(norm) = optimizer.clip_norm {
+            ensure!(norm > 0.0 && norm.is_finite(), "optimizer.clip_norm is {norm}; it is positive");
+        }
+        Ok(())
+    }
+
+    fn check_schedule(&self) -> anyhow::Result<()> {
+        let schedule = &self.schedule;
+        let rate = schedule.learning_rate;
+        ensure!(rate.is_finite() && rate > 0.0, "schedule.learning_rate is {rate}; it is positive");
+        let warmup = schedule.warmup_epochs;
+        ensure!(
+            warmup.is_finite() && warmup >= 0.0 && warmup < self.epochs as f64,
+            "schedule.warmup_epochs is {warmup}; it lies between 0 and epochs ({})",
+            self.epochs
+        );
+        ensure!(
+            (0.0..=1.0).contains(&schedule.warmup_start),
+            "schedule.warmup_start is {}; it goes from 0 to 1",
+            schedule.warmup_start
+        );
+        let fits = |given: bool, decays: &[Decay], key: &str| {
+            ensure!(
+                !given || decays.contains(&schedule.decay),
+                "schedule.{key} means nothing to this decay; leave it out"
+            );
+            Ok(())
+        };
+        fits(schedule.end.is_some(), &[Decay::Cosine, Decay::Polynomial], "end")?;
+        fits(!schedule.milestones.is_empty(), &[Decay::Steps], "milestones")?;
+        fits(schedule.gamma.is_some(), &[Decay::Steps], "gamma")?;
+        fits(schedule.power.is_some(), &[Decay::Polynomial], "power")?;
+        ensure!(
+            schedule.decay != Decay::Steps || !schedule.milestones.is_empty(),
+            "schedule.milestones is empty: name the epochs at which the rate falls"
+        );
+        ensure!(
+            schedule.decay != Decay::OneCycle || warmup == 0.0,
+            "schedule.warmup_epochs: one_cycle has a warm-up of its own; leave it out"
+        );
+        if let Some(end) = schedule.end {
+            ensure!((0.0..=1.0).contains(&end), "schedule.end is {end}; it goes from 0 to 1");
+        }
+        for value in [schedule.gamma, schedule.power].into_iter().flatten() {
+            ensure!(value.is_finite() && value > 0.0, "schedule.gamma and power are positive; {value} is not");
+        }
+        let milestones = &schedule.milestones;
+        ensure!(milestones.iter().all(|m| m.is_finite() && *m >= 0.0), "schedule.milestones are epochs, not negative");
+        ensure!(milestones.is_sorted(), "schedule.milestones must ascend");
+        Ok(())
+    }
+
+    fn check_rest(&self) -> anyhow::Result<()> {
+        if let Some(ema) = &self.ema {
+            ensure!((0.0..1.0).contains(&ema.decay), "ema.decay is {}; it goes from 0 to below 1", ema.decay);
+            ensure!(ema.every > 0, "ema.every is 0; 1 averages after each step");
+        }
+        if let Some(transfer) = &self.transfer {
+            let decay = transfer.layer_decay;
+            ensure!(decay > 0.0 && decay <= 1.0, "transfer.layer_decay is {decay}; it lies between 0 and 1");
+            ensure!(!transfer.weights.is_empty(), "transfer.weights is empty: give --weights");
+            ensure!(transfer.unfreeze_at != Some(0), "transfer.unfreeze_at counts epochs from 1");
+            ensure!(
+                transfer.unfreeze_per_epoch.is_none_or(|stages| stages > 0 && transfer.unfreeze_at.is_some()),
+                "transfer.unfreeze_per_epoch is a number of stages above 0, and needs transfer.unfreeze_at"
+            );
+        }
+        let checkpoints = &self.checkpoints;
+        ensure!(checkpoints.keep > 0, "checkpoints.keep is 0: a run could not be resumed");
+        ensure!(
+            checkpoints.every_minutes.is_finite() && checkpoints.every_minutes > 0.0,
+            "checkpoints.every_minutes is {}; it is positive",
+            checkpoints.every_minutes
+        );
+        ensure!(checkpoints.every_steps != Some(0), "checkpoints.every_steps is 0; leave it out");
+        ensure!(checkpoints.patience != Some(0), "checkpoints.patience is 0: give the epochs to wait for a better one");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use models::Architecture;
+
+    use super::super::{Ema, read::shipped};
+    use super::*;
+
+    #[test]
+    fn numbers_that_make_no_sense_are_refused() {
+        type Break = fn(&mut Recipe);
+        let broken: [(&str, Break); 14] = [
+            ("epochs", |recipe| recipe.epochs = 0),
+            ("batch_size", |recipe| recipe.batch_size = 0),
+            ("accumulate", |recipe| recipe.accumulate = 0),
+            ("learning_rate", |recipe| recipe.schedule.learning_rate = -0.1),
+            ("warmup_epochs", |recipe| recipe.schedule.warmup_epochs = 12.0),
+            ("std", |recipe| recipe.images.std[1] = 0.0),
+            ("alexnet", |recipe| recipe.architecture = Architecture::AlexNet),
+            ("betas", |recipe| recipe.optimizer.betas = Some([0.9, 0.999])),
+            ("nesterov", |recipe| {
+                recipe.optimizer.nesterov = Some(true);
+                recipe.optimizer.momentum = None;
+            }),
+            ("gamma", |recipe| recipe.schedule.gamma = Some(0.1)),
+            ("milestones", |recipe| recipe.schedule.decay = Decay::Steps),
+            ("ema.decay", |recipe| recipe.ema = Some(Ema { decay: 1.0, every: 1 })),
+            ("label_smoothing", |recipe| recipe.loss.label_smoothing = 1.0),
+            ("keep", |recipe| recipe.checkpoints.keep = 0),
+        ];
+        for (named, break_it) in broken {
+            let mut recipe = shipped("digits").unwrap();
+            break_it(&mut recipe);
+            let error = recipe.check().unwrap_err().to_string();
+            assert!(error.contains(named), "{named}: {error}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! How images become the network's input, in training and in validation.
+
+use datasets::transforms::{EvalTransform, Pipeline, Transform, batch::BatchTransforms};
+use models::{ChannelOrder, Preprocess};
+use serde::{Deserialize, Serialize};
+
+/// How images become the network's input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// Transforms in training, by torchvision's names.
+    pub train: Pipeline,
+    /// Ways of mixing a batch, of which each batch gets one: Mixup, CutMix.
+    #[serde(default)]
+    pub mix: BatchTransforms,
+    /// Resize and centre crop in validation; the model card says the same to whoever uses the network.
+    pub eval: EvalTransform,
+    /// Mean and deviation of each channel, in the order of the channels, for values from 0 to 1.
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+    #[serde(default = "rgb")]
+    pub channel_order: ChannelOrder,
+    /// Progressive resizing: from the epoch on, training images have this side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sizes: Vec<Phase>,
+}
+
+fn rgb() -> ChannelOrder {
+    ChannelOrder::Rgb
+}
+
+/// A size of training images and the epoch, from 1, with which it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    pub epoch: usize,
+    pub size: u32,
+}
+
+impl Images {
+    /// The side of training images in pixels, before any progressive resizing.
+    pub fn size(&self) -> Option<usize> {
+        self.train.output_size().map(|[height, _]| height)
+    }
+
+    /// The training transforms of each phase, with the epoch, from 0, at which it begins.
+    pub fn phases(&self) -> anyhow::Result<Vec<(usize, Pipeline)>> {
+        let mut phases = Vec::new();
+        if self.sizes.first().is_none_or(|phase| phase.epoch > 1) {
+            phases.push((0, self.train.clone()));
+        }
+        for phase in &self.sizes {
+            phases.push((phase.epoch - 1, self.resized(phase.size)?));
+        }
+        Ok(phases)
+    }
+
+    /// The training transforms for images of another side: all sizes in pixels change in proportion.
+    fn resized(&self, size: u32) -> anyhow::Result<Pipeline> {
+        let old = self.size().unwrap_or(size as usize) as f64;
+        let scale = |value: &mut u32| *value = (f64::from(*value) * f64::from(size) / old).round().max(1.0) as u32;
+        let mut transforms: Vec<Transform> = self.train.clone().into();
+        for transform in &mut transforms {
+            match transform {
+                Transform::Resize(t) => scale(&mut t.size),
+                Transform::CenterCrop(t) => scale(&mut t.size),
+                Transform::RandomCrop(t) => {
+                    scale(&mut t.size);
+                    if t.padding > 0 {
+                        scale(&mut t.padding);
+                    }
+                }
+                Transform::RandomResizedCrop(t) => scale(&mut t.size),
+                Transform::RandomShorterSide(t) => {
+                    scale(&mut t.min);
+                    scale(&mut t.max);
+                }
+                _ => {}
+            }
+        }
+        Ok(Pipeline::new(transforms)?)
+    }
+
+    /// Changes the side of all images to `size`; what validation resizes to before its crop changes in proportion,
+    /// rounded down as torchvision's recipes do it (224 → 256, 64 → 73).
+    pub fn set_size(&mut self, size: u32) -> anyhow::Result<()> {
+        self.train = self.resized(size)?;
+        self.eval.resize = (u64::from(self.eval.resize) * u64::from(size) / u64::from(self.eval.crop.max(1))) as u32;
+        self.eval.crop = size;
+        self.sizes.clear();
+        Ok(())
+    }
+
+    /// The card's part about images: what validation does.
+    pub fn preprocess(&self) -> Preprocess {
+        use datasets::transforms::{Interpolation, ResizeRule};
+        let EvalTransform { resize, rule, crop, interpolation, antialias } = self.eval;
+        let resize = resize as usize;
+        Preprocess {
+            resize: match rule {
+                ResizeRule::Shorter => models::Resize::ShorterSide(resize),
+                ResizeRule::Squash => models::Resize::Squash([resize; 2]),
+            },
+            input_size: [crop as usize; 2],
+            interpolation: match interpolation {
+                Interpolation::Nearest => models::Interpolation::Nearest,
+                Interpolation::Bilinear => models::Interpolation::Bilinear,
+                Interpolation::Bicubic => models::Interpolation::Bicubic,
+            },
+            antialias,
+            channel_order: self.channel_order,
+            mean: self.mean,
+            std: self.std,
+        }
+    }
+
+    /// Takes over how a card prepares images, the training crop's size with it.
+    ///
+    /// # Errors
+    /// For a card of rectangles, which no training transform here makes.
+    pub fn follow(&mut self, card: &Preprocess) -> anyhow::Result<()> {
+        use datasets::transforms::{Interpolation, ResizeRule};
+        let [height, width] = card.input_size;
+        let side = |side: usize| u32::try_from(side).map_err(|_| anyhow::anyhow!("{side} pixels are too many"));
+        anyhow::ensure!(
+            height == width,
+            "the weights' card asks for {height} × {width} pixels; training makes squares: give --size"
+        );
+        self.set_size(side(width)?)?;
+        (self.eval.resize, self.eval.rule) = match card.resize {
+            models::Resize::ShorterSide(shorter) => (side(shorter)?, ResizeRule::Shorter),
+            models::Resize::Squash([height, width]) if height == width => (side(width)?, ResizeRule::Squash),
+            models::Resize::Squash([height, width]) => {
+                anyhow::bail!("the weights' card squashes images to {height} × {width} pixels; training knows squares")
+            }
+        };
+        self.eval.interpolation = match card.interpolation {
+            models::Interpolation::Nearest => Interpolation::Nearest,
+            models::Interpolation::Bilinear => Interpolation::Bilinear,
+            models::Interpolation::Bicubic => Interpolation::Bicubic,
+        };
+        self.eval.antialias = card.antialias;
+        (self.mean, self.std, self.channel_order) = (card.mean, card.std, card.channel_order);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read::shipped;
+
+    #[test]
+    fn a_change_of_size_keeps_the_proportions_of_validation() {
+        let mut images = shipped("imagenet-classic").unwrap().images;
+        images.set_size(64).unwrap();
+        assert_eq!((images.size(), images.eval.resize, images.eval.crop), (Some(64), 73, 64));
+    }
+
+    #[test]
+    fn progressive_resizing_begins_with_the_plain_size() {
+        let mut images = shipped("imagenet-classic").unwrap().images;
+        images.sizes = vec![super::Phase { epoch: 3, size: 160 }];
+        let phases = images.phases().unwrap();
+        let sizes: Vec<_> = phases.iter().map(|(epoch, phase)| (*epoch, phase.output_size().unwrap()[0])).collect();
+        assert_eq!(sizes, [(0, 224), (2, 160)]);
+        images.sizes[0].epoch = 1;
+        assert_eq!(images.phases().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,372 @@
+//! What a training does, as a typed TOML file. Unknown keys are errors.
+//!
+//! A recipe names everything that changes the result: the network, the images and what happens to them, the loss, the
+//! optimizer, the schedule. The effective recipe of a run lies in its folder and alone repeats it.
+
+mod check;
+mod images;
+mod read;
+mod shipped;
+
+use datasets::BadSamples;
+use models::Architecture;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    images::Images,
+    read::{Overrides, load, parse},
+    shipped::SHIPPED,
+};
+
+/// The effective recipe of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub architecture: Architecture,
+    /// How often the training images are seen.
+    pub epochs: usize,
+    /// Images a forward pass.
+    pub batch_size: usize,
+    /// Forward passes whose gradients are averaged for one step of the optimizer.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// What the initial weights, the order, the augmentation and dropout depend on.
+    pub seed: u64,
+    /// How many steps in a row may have a loss or a gradient that is not finite; they are skipped and counted.
+    #[serde(default = "ten")]
+    pub max_bad_steps: usize,
+    #[serde(default)]
+    pub data: Data,
+    pub images: Images,
+    #[serde(default)]
+    pub network: NetworkOptions,
+    #[serde(default)]
+    pub loss: Loss,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<Ema>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
+}
+
+fn ten() -> usize {
+    10
+}
+
+/// Where the images are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// A path, a pattern or a URL that `datasets` opens, or `digits`.
+    pub train: String,
+    /// The same for the validation images; by default the `val` part of `train`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid: Option<String>,
+    /// The share of the training images that is held out where the data has no `val` part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_fraction: Option<f64>,
+    /// A list of samples to leave out, made by `datasets doctor --quarantine`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<String>,
+    pub bad_samples: BadSamples,
+    /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
+    #[serde(skip_serializing_if = "is_one")]
+    pub repeats: usize,
+    /// Every class equally often.
+    #[serde(skip_serializing_if = "is_false")]
+    pub balanced: bool,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: "digits".into(),
+            valid: None,
+            val_fraction: None,
+            quarantine: None,
+            bad_samples: BadSamples::Strict,
+            repeats: 1,
+            balanced: false,
+        }
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// How the network is built.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkOptions {
+    /// The probability of dropping a unit before the classifier; the architecture's own by default. 0 switches the
+    /// auxiliary classifiers' off too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+    /// Recompute cheap activations in the backward pass instead of keeping them: less memory, more time.
+    pub gradient_checkpointing: bool,
+}
+
+/// What is minimised.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loss {
+    pub name: LossName,
+    /// The part of the target that is spread over all classes.
+    pub label_smoothing: f32,
+    /// Weights of the classes.
+    #[serde(skip_serializing_if = "ClassWeights::is_equal")]
+    pub class_weights: ClassWeights,
+    /// The weight of each auxiliary classifier's loss; by default 0.3, as GoogLeNet's paper has it, and 0.4 for
+    /// Inception v3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_weight: Option<f32>,
+    /// With `bce`: mixed targets above it count as 1, others as 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_threshold: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossName {
+    /// Softmax cross entropy.
+    #[default]
+    CrossEntropy,
+    /// Binary cross entropy of each class by itself, averaged over images and classes.
+    Bce,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeights {
+    /// All the same.
+    #[default]
+    Equal,
+    /// A class's weight is (images) / (classes · its images): rare classes count as much as frequent ones.
+    Balanced,
+}
+
+impl ClassWeights {
+    fn is_equal(&self) -> bool {
+        *self == Self::Equal
+    }
+}
+
+/// How the gradient becomes a step. What a field means depends on `name`; one that does not apply is refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimizer {
+    pub name: OptimizerName,
+    /// `sgd` and `rmsprop`. Dampening is 0, as PyTorch has it. 0 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// `sgd`: Nesterov's momentum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nesterov: Option<bool>,
+    /// `adamw` and `lamb`: the decay of the two moments; 0.9 and 0.999 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub betas: Option<[f32; 2]>,
+    /// `rmsprop`: the decay of the squared gradient; 0.99 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f32>,
+    /// All but `sgd`: added to the denominator; PyTorch's 1e-8 by default, 1e-6 for `lamb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f32>,
+    #[serde(default)]
+    pub weight_decay: f32,
+    /// Whether weight decay touches norms and biases too, as torchvision's classic recipe has it.
+    #[serde(default = "yes")]
+    pub decay_norms_and_biases: bool,
+    /// The largest Euclidean norm of all gradients together; a larger one is scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    Sgd,
+    AdamW,
+    Lamb,
+    RmsProp,
+}
+
+/// The learning rate of each step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// The rate after the warm-up.
+    pub learning_rate: f64,
+    /// Epochs over which the rate rises linearly.
+    #[serde(default)]
+    pub warmup_epochs: f64,
+    /// The part of the rate from which it rises.
+    #[serde(default)]
+    pub warmup_start: f64,
+    pub decay: Decay,
+    /// `cosine` and `polynomial`: the part of the rate at the end. 0 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<f64>,
+    /// `steps`: the epochs at which the rate is multiplied by `gamma`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub milestones: Vec<f64>,
+    /// `steps`: 0.1 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+    /// `polynomial`: 1 by default, a straight line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    Constant,
+    /// Half a cosine (Loshchilov and Hutter, 2017).
+    Cosine,
+    /// Times `gamma` at each milestone.
+    Steps,
+    Polynomial,
+    /// Up from 1/25 of the rate over 30 % of the steps and down to nothing, by cosines (Smith, 2018; PyTorch's).
+    OneCycle,
+}
+
+/// An exponential moving average of the weights, validated and saved beside the raw ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ema {
+    /// The part of the average that stays at each update.
+    pub decay: f32,
+    /// Steps between updates.
+    #[serde(default = "one")]
+    pub every: usize,
+}
+
+/// Training that starts from trained weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transfer {
+    /// A run folder, a file or a published name.
+    pub weights: String,
+    /// Stages that stay as they are: no gradient, BatchNorm statistics and dropout fixed.
+    #[serde(default)]
+    pub freeze: Freeze,
+    /// The epoch, from 1, with which frozen stages begin to be trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfreeze_at: Option<usize>,
+    /// From that epoch on, so many stages more each epoch, from the head down, in place of all at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfreeze_per_epoch: Option<usize>,
+    /// Each stage's rate is that of the next deeper one times this: 1 trains all alike.
+    #[serde(default = "unit", skip_serializing_if = "is_unit")]
+    pub layer_decay: f64,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn is_unit(value: &f64) -> bool {
+    *value == 1.0
+}
+
+/// Which stages are frozen: `none`, `backbone` (all but the classifier), or `until=STAGE` (up to and with it).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Freeze {
+    #[default]
+    None,
+    Backbone,
+    Until(String),
+}
+
+impl std::str::FromStr for Freeze {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "none" => Ok(Self::None),
+            None if text == "backbone" => Ok(Self::Backbone),
+            Some(("until", stage)) if !stage.is_empty() => Ok(Self::Until(stage.into())),
+            _ => Err(format!("`{text}` freezes nothing known; there are none, backbone and until=STAGE")),
+        }
+    }
+}
+
+impl TryFrom<String> for Freeze {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Freeze> for String {
+    fn from(freeze: Freeze) -> Self {
+        match freeze {
+            Freeze::None => "none".into(),
+            Freeze::Backbone => "backbone".into(),
+            Freeze::Until(stage) => format!("until={stage}"),
+        }
+    }
+}
+
+/// What is kept of a run, and when it ends early.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoints {
+    /// How many of the last checkpoints stay.
+    pub keep: usize,
+    /// A checkpoint inside an epoch after so many minutes; one at the end of each epoch is made anyway.
+    pub every_minutes: f64,
+    /// A checkpoint inside an epoch after so many steps of the optimizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// What makes an epoch the best.
+    pub best: Metric,
+    /// Stop after so many epochs without a better one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { keep: 2, every_minutes: 10.0, every_steps: None, best: Metric::Top1, patience: None }
+    }
+}
+
+/// A measure of the validation images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    Top1,
+    Top5,
+    Loss,
+}
+
+impl Recipe {
+    /// The recipe as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe has only plain fields")
+    }
+
+    /// The weight of each auxiliary classifier's loss.
+    pub fn aux_weight(&self) -> f32 {
+        self.loss.aux_weight.unwrap_or(if self.architecture == Architecture::InceptionV3 { 0.4 } else { 0.3 })
+    }
+}

@@ -1,0 +1,175 @@
+//! From a name or a file, and flags, to a checked recipe.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, anyhow, bail};
+use toml::{Table, Value};
+
+use super::{Recipe, SHIPPED};
+
+/// What flags change in a recipe: values by dotted key, `schedule.learning_rate`.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides(Vec<(String, Value)>);
+
+impl Overrides {
+    /// Sets the key, where there is a value.
+    pub fn set(&mut self, key: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.0.push((key.to_string(), value.into()));
+        }
+    }
+
+    /// Adds others, which count more.
+    pub fn extend(&mut self, more: Overrides) {
+        self.0.extend(more.0);
+    }
+
+    /// From `KEY=VALUE`, the value being TOML; what is no TOML is taken as a string.
+    pub fn parse(&mut self, text: &str) -> anyhow::Result<()> {
+        let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: write --set KEY=VALUE"))?;
+        let (key, value) = (key.trim(), value.trim());
+        let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
+        self.0.push((key.to_string(), parsed.unwrap_or_else(|| Value::String(value.to_string()))));
+        Ok(())
+    }
+
+    fn apply(&self, recipe: &mut Table) -> anyhow::Result<()> {
+        for (key, value) in &self.0 {
+            let mut parts: Vec<&str> = key.split('.').collect();
+            let last = parts.pop().unwrap_or_default();
+            let mut table = &mut *recipe;
+            for part in parts {
+                let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+                table = entry.as_table_mut().with_context(|| format!("`{part}` in `{key}` is no table"))?;
+            }
+            table.insert(last.to_string(), value.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The recipe of a shipped name or a file, with the overrides. Not yet checked: data and weights may still change it.
+pub fn load(name: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
+    let (text, shown) = text(name)?;
+    parse(&text, &shown, overrides)
+}
+
+/// The text of a recipe, and how messages call it.
+fn text(name: &str) -> anyhow::Result<(String, String)> {
+    if let Some(shipped) = SHIPPED.iter().find(|shipped| shipped.name == name) {
+        return Ok((shipped.text.to_string(), format!("the recipe {name}")));
+    }
+    let path = Path::new(name);
+    if !path.exists() && !name.ends_with(".toml") && !name.contains(['/', '\\']) {
+        let names = SHIPPED.iter().map(|shipped| shipped.name);
+        let hint = nearest(name, names).map_or(String::new(), |nearest| format!(" did you mean {nearest}?"));
+        bail!("there is no recipe {name} and no such file;{hint} `train recipes` lists those there are");
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read the recipe {name}"))?;
+    Ok((text, format!("the recipe {name}")))
+}
+
+/// From TOML; `shown` is how messages call it.
+pub fn parse(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
+    let invalid = |error: toml::de::Error| {
+        let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
+        anyhow!("{shown} is not valid: {}{suggestion}", error.to_string().trim_end())
+    };
+    if overrides.0.is_empty() {
+        // Straight from the text: errors then show the line.
+        return toml::from_str(text).map_err(invalid);
+    }
+    // First without, so that a mistake in the file is shown where it stands.
+    toml::from_str::<Recipe>(text).map_err(invalid)?;
+    let mut table: Table = toml::from_str(text).map_err(invalid)?;
+    overrides.apply(&mut table)?;
+    table.try_into().map_err(|error: toml::de::Error| {
+        let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
+        anyhow!("{shown} with the command line's changes is not valid: {}{suggestion}", error.message())
+    })
+}
+
+/// For serde's "unknown field `a`, expected one of `b`, `c`": the nearest of what was expected.
+fn suggestion(message: &str) -> Option<&str> {
+    let rest = message.split_once("unknown field `").or_else(|| message.split_once("unknown variant `"))?.1;
+    let (unknown, rest) = rest.split_once('`')?;
+    let expected = rest.split('`').skip(1).step_by(2);
+    nearest(unknown, expected)
+}
+
+/// The most similar of the names, if any is similar enough to be meant.
+fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    names
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| known)
+}
+
+/// A shipped recipe as it is.
+#[cfg(test)]
+pub fn shipped(name: &str) -> anyhow::Result<Recipe> {
+    load(name, &Overrides::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse(text, "the recipe r.toml", &Overrides::default()).unwrap_err().to_string()
+    }
+
+    fn digits() -> &'static str {
+        SHIPPED.iter().find(|shipped| shipped.name == "digits").unwrap().text
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_shows_the_line_and_suggests_another() {
+        let error = error(&digits().replace("momentum =", "momentun ="));
+        assert!(error.contains("momentun = 0.9") && error.contains("did you mean `momentum`?"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_choice_suggests_another() {
+        let error = error(&digits().replace("\"cosine\"", "\"cosin\""));
+        assert!(error.contains("did you mean `cosine`?"), "{error}");
+    }
+
+    #[test]
+    fn flags_change_and_add_keys() {
+        let mut overrides = Overrides::default();
+        overrides.set("epochs", Some(3));
+        overrides.set("batch_size", None::<i64>);
+        overrides.parse("ema.decay=0.9").unwrap();
+        overrides.parse("transfer.weights=resnet50").unwrap();
+        overrides.parse("optimizer.nesterov = true").unwrap();
+        let recipe = load("digits", &overrides).unwrap();
+        assert_eq!((recipe.epochs, recipe.batch_size), (3, 32));
+        assert_eq!(recipe.ema.unwrap().decay, 0.9);
+        assert_eq!(recipe.transfer.unwrap().weights, "resnet50");
+        assert_eq!(recipe.optimizer.nesterov, Some(true));
+
+        assert!(overrides.parse("epochs").is_err());
+        overrides.parse("optimizer.momentun=0.9").unwrap();
+        let error = load("digits", &overrides).unwrap_err().to_string();
+        assert!(error.contains("momentun") && error.contains("did you mean `momentum`?"), "{error}");
+    }
+
+    #[test]
+    fn a_recipe_that_is_not_there_is_told_apart_from_a_file() {
+        let error = |name: &str| format!("{:#}", load(name, &Overrides::default()).unwrap_err());
+        assert!(error("imagenet-clasic").contains("did you mean imagenet-classic?"), "{}", error("imagenet-clasic"));
+        assert!(error("mine.toml").contains("cannot read the recipe mine.toml: No such file"));
+    }
+
+    #[test]
+    fn every_shipped_recipe_is_valid_and_survives_being_written() {
+        for shipped in SHIPPED {
+            let recipe = load(shipped.name, &Overrides::default()).unwrap();
+            recipe.check().unwrap_or_else(|error| panic!("{}: {error:#}", shipped.name));
+            assert_eq!(parse(&recipe.to_toml(), "r", &Overrides::default()).unwrap(), recipe, "{}", shipped.name);
+            assert!(shipped.text.starts_with("# Reproduces:"), "{} does not say what it reproduces", shipped.name);
+        }
+    }
+}

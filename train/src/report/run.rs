@@ -1,0 +1,422 @@
+//! Reads a run folder. What is missing stays empty, what is damaged becomes a notice: a run in progress or cut off has
+//! a report too.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+/// How many of the mistakes' pictures are shown.
+const PICTURES: usize = 48;
+/// A picture larger than this is no thumbnail and is left out.
+const PICTURE_BYTES: u64 = 256 << 10;
+
+/// Everything a run folder says.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// The folder.
+    pub(crate) folder: PathBuf,
+    /// `run.json`.
+    pub(crate) info: Info,
+    /// `recipe.toml`.
+    pub(crate) recipe: Option<String>,
+    /// `card.json`.
+    pub(crate) card: Info,
+    /// The names of the classes, from the card.
+    classes: Vec<String>,
+    /// `metrics.csv`.
+    pub(crate) metrics: Vec<Metric>,
+    /// `epochs.csv`.
+    pub(crate) epochs: Vec<Epoch>,
+    /// `predictions.csv`.
+    pub(crate) predictions: Vec<Prediction>,
+    /// `mistakes/index.csv`.
+    pub(crate) mistakes: Vec<Mistake>,
+    /// The files that are not there.
+    pub(crate) missing: Vec<&'static str>,
+    /// What could not be read, in sentences.
+    pub(crate) notices: Vec<String>,
+}
+
+/// A JSON object whose fields may be missing.
+#[derive(Debug, Default)]
+pub(crate) struct Info(pub(crate) Value);
+
+impl Info {
+    /// The text at a JSON pointer, if there is one that is not empty.
+    pub(crate) fn text(&self, pointer: &str) -> Option<&str> {
+        self.0.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    /// The number at a JSON pointer.
+    pub(crate) fn number(&self, pointer: &str) -> Option<f64> {
+        self.0.pointer(pointer)?.as_f64()
+    }
+
+    /// The count at a JSON pointer.
+    pub(crate) fn count(&self, pointer: &str) -> Option<usize> {
+        self.0.pointer(pointer)?.as_u64().and_then(|count| count.try_into().ok())
+    }
+}
+
+/// One row of `metrics.csv`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Metric {
+    pub(crate) epoch: Option<f64>,
+    pub(crate) step: Option<f64>,
+    #[serde(default)]
+    pub(crate) split: String,
+    pub(crate) loss: Option<f64>,
+    pub(crate) top1: Option<f64>,
+    pub(crate) top5: Option<f64>,
+    pub(crate) learning_rate: Option<f64>,
+    pub(crate) gradient_norm: Option<f64>,
+    pub(crate) images_per_second: Option<f64>,
+}
+
+/// One row of `epochs.csv`, in seconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Epoch {
+    pub(crate) epoch: Option<usize>,
+    pub(crate) seconds: Option<f64>,
+    pub(crate) waiting: Option<f64>,
+    pub(crate) compute: Option<f64>,
+    pub(crate) validation: Option<f64>,
+    pub(crate) checkpointing: Option<f64>,
+    pub(crate) reading: Option<f64>,
+    pub(crate) decoding: Option<f64>,
+    pub(crate) transforming: Option<f64>,
+    pub(crate) collating: Option<f64>,
+    pub(crate) idle: Option<f64>,
+    pub(crate) bad_samples: Option<f64>,
+    pub(crate) skipped_steps: Option<f64>,
+    #[serde(default)]
+    pub(crate) advice: String,
+}
+
+/// One row of `predictions.csv`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Prediction {
+    #[serde(default)]
+    pub(crate) key: String,
+    pub(crate) label: usize,
+    pub(crate) p_label: Option<f64>,
+    pub(crate) loss: Option<f64>,
+    pub(crate) pred1: Option<usize>,
+    pub(crate) p1: Option<f64>,
+    pub(crate) pred2: Option<usize>,
+    pub(crate) pred3: Option<usize>,
+    pub(crate) pred4: Option<usize>,
+    pub(crate) pred5: Option<usize>,
+}
+
+impl Prediction {
+    /// Whether the first prediction is the label.
+    pub(crate) fn is_right(&self) -> bool {
+        self.pred1 == Some(self.label)
+    }
+
+    /// Whether the label is among the first five predictions.
+    pub(crate) fn holds_label(&self) -> bool {
+        [self.pred1, self.pred2, self.pred3, self.pred4, self.pred5].contains(&Some(self.label))
+    }
+}
+
+/// One row of `mistakes/index.csv`.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(crate) struct Mistake {
+    #[serde(default)]
+    file: String,
+    #[serde(default)]
+    pub(crate) key: String,
+    pub(crate) label: usize,
+    pub(crate) pred1: Option<usize>,
+    pub(crate) p1: Option<f64>,
+    /// The thumbnail's bytes and type, where it could be read.
+    #[serde(skip)]
+    pub(crate) picture: Option<(Vec<u8>, &'static str)>,
+}
+
+impl Run {
+    /// Reads what is there. A folder that holds none of a run's files is an error.
+    pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
+        let kind = fs::metadata(folder).with_context(|| {
+            format!("cannot read the run folder {}; give a folder that `train` wrote", folder.display())
+        })?;
+        if !kind.is_dir() {
+            bail!("{} is a file; give the folder of a run", folder.display());
+        }
+        let mut run = Run { folder: folder.to_path_buf(), ..Run::default() };
+        run.info = run.json("run.json");
+        run.recipe = run.text("recipe.toml");
+        run.card = run.json("card.json");
+        run.metrics = run.rows("metrics.csv");
+        run.epochs = run.rows("epochs.csv");
+        run.predictions = run.rows("predictions.csv");
+        run.mistakes = run.rows("mistakes/index.csv");
+        if run.missing.len() == 7 {
+            bail!("{} holds no file of a run, such as run.json or metrics.csv; give a run's folder", folder.display());
+        }
+        run.mistakes.truncate(PICTURES);
+        for index in 0..run.mistakes.len() {
+            run.mistakes[index].picture = run.picture(&run.mistakes[index].file.clone());
+        }
+        let names = run.card.0.get("classes").and_then(Value::as_array).into_iter().flatten();
+        run.classes = names.map(|name| name.as_str().map_or_else(|| name.to_string(), str::to_string)).collect();
+        Ok(run)
+    }
+
+    /// The run's name, or its folder's.
+    pub(crate) fn name(&self) -> String {
+        self.info.text("/name").map_or_else(|| self.folder_name(), str::to_string)
+    }
+
+    /// The name of the folder.
+    pub(crate) fn folder_name(&self) -> String {
+        // `.` and `..` have no name of their own.
+        let path = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
+        path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The network's name, from the card or the recipe.
+    pub(crate) fn architecture(&self) -> Option<String> {
+        let recipe = || Info(toml::from_str(self.recipe.as_deref()?).ok()?).text("/architecture").map(str::to_string);
+        self.card.text("/architecture").map(str::to_string).or_else(recipe)
+    }
+
+    /// A class's name.
+    pub(crate) fn class(&self, index: usize) -> String {
+        self.classes.get(index).cloned().unwrap_or_else(|| format!("class {index}"))
+    }
+
+    /// How many classes there are, as far as the files tell.
+    pub(crate) fn class_count(&self) -> usize {
+        let seen = self
+            .predictions
+            .iter()
+            .map(|prediction| prediction.label.max(prediction.pred1.unwrap_or(0)).saturating_add(1));
+        let told = self.info.count("/data/classes").unwrap_or(0);
+        self.classes.len().max(told).max(seen.max().unwrap_or(0))
+    }
+
+    /// One column of a split of `metrics.csv` over its epochs or steps. An empty cell is a gap. Where a resumed run
+    /// repeats steps, the later row counts.
+    pub(crate) fn curve(
+        &self,
+        split: &str,
+        x: fn(&Metric) -> Option<f64>,
+        y: fn(&Metric) -> Option<f64>,
+    ) -> Vec<(f64, f64)> {
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        for metric in self.metrics.iter().filter(|metric| metric.split == split) {
+            let Some(x) = x(metric) else { continue };
+            while points.pop_if(|last| last.0 >= x).is_some() {}
+            points.push((x, y(metric).unwrap_or(f64::NAN)));
+        }
+        points
+    }
+
+    /// The last row of a split that has a value.
+    pub(crate) fn last(&self, split: &str) -> Option<&Metric> {
+        self.metrics.iter().rev().find(|metric| metric.split == split && metric.top1.is_some())
+    }
+
+    fn notice(&mut self, name: &str, problem: &str) {
+        self.notices.push(format!("{name} {problem}"));
+    }
+
+    /// A file's text; bytes that are not UTF-8 are replaced.
+    fn text(&mut self, name: &'static str) -> Option<String> {
+        match fs::read(self.folder.join(name)) {
+            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.missing.push(name);
+                None
+            }
+            Err(error) => {
+                self.notice(name, &format!("cannot be read: {error}. Check the file, then write the report again."));
+                None
+            }
+        }
+    }
+
+    fn json(&mut self, name: &'static str) -> Info {
+        let Some(text) = self.text(name) else { return Info::default() };
+        match serde_json::from_str(&text) {
+            Ok(value) => Info(value),
+            Err(error) => {
+                self.notice(name, &format!("is not JSON: {error}. Mend or restore it, then write the report again."));
+                Info::default()
+            }
+        }
+    }
+
+    fn rows<T: DeserializeOwned>(&mut self, name: &'static str) -> Vec<T> {
+        let Some(text) = self.text(name) else { return Vec::new() };
+        // A last line without its end is still being written, or was cut off.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let mut rows = Vec::new();
+        let mut problems = 0;
+        let mut first = String::new();
+        for (index, row) in csv::Reader::from_reader(whole.as_bytes()).into_deserialize().enumerate() {
+            match row {
+                Ok(row) => rows.push(row),
+                Err(error) => {
+                    problems += 1;
+                    if first.is_empty() {
+                        let line = error.position().map_or(index as u64 + 2, csv::Position::line);
+                        first = format!("line {line}: {}", reason(&error));
+                    }
+                }
+            }
+        }
+        if problems > 0 {
+            let lines = if problems == 1 { "line was" } else { "lines were" };
+            self.notice(name, &format!("is damaged: {problems} {lines} left out; {first}. Mend or remove them, then write the report again."));
+        }
+        rows
+    }
+
+    /// A thumbnail. Only a plain name is followed: the index may not lead out of its folder.
+    fn picture(&mut self, file: &str) -> Option<(Vec<u8>, &'static str)> {
+        let plain = Path::new(file).file_name().is_some_and(|name| name == file);
+        let path = self.folder.join("mistakes").join(file);
+        let small = plain && fs::metadata(&path).is_ok_and(|data| data.is_file() && data.len() <= PICTURE_BYTES);
+        let bytes = if small { fs::read(&path).ok()? } else { return None };
+        let kind = match bytes.as_slice() {
+            [0xff, 0xd8, ..] => "image/jpeg",
+            [0x89, b'P', b'N', b'G', ..] => "image/png",
+            _ => return None,
+        };
+        Some((bytes, kind))
+    }
+}
+
+/// The cause of a bad row, without the position that the notice gives already.
+fn reason(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => format!("{len} cells instead of {expected_len}"),
+        _ => error.to_string(),
+    }
+}
+
+/// All leaves of a JSON value under dotted names. Arrays are leaves.
+pub(crate) fn flatten(value: &Value) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                    walk(&name, value, leaves);
+                }
+            }
+            Value::Null => leaves.push((prefix.to_string(), "–".to_string())),
+            Value::String(text) => leaves.push((prefix.to_string(), text.clone())),
+            other => leaves.push((prefix.to_string(), other.to_string())),
+        }
+    }
+    let mut leaves = Vec::new();
+    walk("", value, &mut leaves);
+    leaves.retain(|leaf| !leaf.0.is_empty());
+    leaves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("mistakes")).unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    const HEADER: &str = "epoch,step,split,loss,top1,top5,learning_rate,gradient_norm,images_per_second\n";
+
+    #[test]
+    fn a_last_line_that_was_cut_off_is_ignored() {
+        let text = format!("{HEADER}1,45,valid,0.5,90.0,,,,\n2,90,valid,0.25,95.");
+        let folder = folder(&[("metrics.csv", &text)]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!(run.metrics.len(), 1);
+        assert_eq!((run.metrics[0].top1, run.metrics[0].top5), (Some(90.0), None));
+        assert!(run.notices.is_empty(), "{:?}", run.notices);
+    }
+
+    #[test]
+    fn a_damaged_line_is_left_out_and_told() {
+        let text = format!("{HEADER}1,45,valid,0.5\n2,90,valid,zero,,,,,\n3,135,valid,0.25,95,,,,\n");
+        let folder = folder(&[("metrics.csv", &text)]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!(run.metrics.len(), 1);
+        assert_eq!(
+            run.notices,
+            ["metrics.csv is damaged: 2 lines were left out; line 2: 4 cells instead of 9. Mend or remove \
+             them, then write the report again."]
+        );
+    }
+
+    #[test]
+    fn a_missing_column_is_empty_but_predictions_need_labels() {
+        let short = "epoch,split,loss\n1,valid,0.5\n";
+        let folder = folder(&[("metrics.csv", short), ("predictions.csv", "key,pred1,p1\na,1,0.5\n")]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!((run.metrics[0].loss, run.metrics[0].step), (Some(0.5), None));
+        assert!(run.predictions.is_empty());
+        assert!(run.notices[0].contains("missing field `label`"), "{:?}", run.notices);
+    }
+
+    #[test]
+    fn a_resumed_run_replaces_the_steps_it_repeats() {
+        let text = format!("{HEADER}1,,valid,4,,,,,\n2,,valid,3,,,,,\n3,,valid,2,,,,,\n2,,valid,1,,,,,\n");
+        let folder = folder(&[("metrics.csv", &text)]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!(run.curve("valid", |metric| metric.epoch, |metric| metric.loss), [(1.0, 4.0), (2.0, 1.0)]);
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_wrong_ones_are_missing() {
+        let json = r#"{"name": 7, "new": [], "data": {"train_images": 12, "valid_images": "?"}}"#;
+        let folder = folder(&[("run.json", json), ("card.json", "{")]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!(run.info.count("/data/train_images"), Some(12));
+        assert_eq!(run.info.count("/data/valid_images"), None);
+        assert_eq!(run.name(), run.folder_name());
+        assert!(run.notices[0].starts_with("card.json is not JSON: EOF"), "{:?}", run.notices);
+    }
+
+    #[test]
+    fn a_folder_without_a_run_is_an_error_with_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path().to_path_buf(), folder.path().join("missing")] {
+            let error = format!("{:#}", Run::read(&path).unwrap_err());
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("give a"), "{error}");
+        }
+    }
+
+    #[test]
+    fn pictures_are_only_read_from_their_folder() {
+        let index = "file,key,label,pred1,p1\n../secret.jpg,a,0,1,0.9\n/etc/passwd,b,0,1,0.9\nok.jpg,c,0,1,0.9\n";
+        let folder = folder(&[("mistakes/index.csv", index)]);
+        fs::write(folder.path().join("secret.jpg"), [0xff, 0xd8, 0xff]).unwrap();
+        fs::write(folder.path().join("mistakes/ok.jpg"), [0xff, 0xd8, 0xff]).unwrap();
+        let run = Run::read(folder.path()).unwrap();
+        let read: Vec<bool> = run.mistakes.iter().map(|mistake| mistake.picture.is_some()).collect();
+        assert_eq!(read, [false, false, true]);
+    }
+
+    #[test]
+    fn nested_values_are_flattened_under_dotted_names() {
+        let value: Value = toml::from_str("a = 1\n[b]\nc = \"x\"\nd = [1, 2]\n").unwrap();
+        let leaves: Vec<String> = flatten(&value).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(leaves, ["a=1", "b.c=x", "b.d=[1,2]"]);
+    }
+}

@@ -1,0 +1,612 @@
+//! The sections of one run's report.
+
+use std::{
+    collections::HashMap,
+    fmt::{self, Write},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::Value;
+
+use super::{
+    chart::{Chart, PAGE, Series},
+    figure::{self, Bars, Part},
+    page::{Page, duration, escape, interval, moment, percent, plural, significant, thousands},
+    run::{Epoch, Metric, Mistake, Run, flatten},
+    stats::{self, Class, Count},
+};
+
+/// A matrix or an open table of more classes than this would be too large.
+const MANY_CLASSES: usize = 50;
+/// How many of the most confused pairs are shown.
+const PAIRS: usize = 20;
+/// How many of the images with the highest loss are shown.
+const SUSPECTS: usize = 20;
+/// The validation curves' colours, the same in every chart.
+const SPLITS: [(&str, &str); 3] = [("train", "train"), ("valid", "valid"), ("valid_ema", "valid, EMA")];
+
+/// The report of a run.
+pub(crate) fn page(run: &Run) -> String {
+    let mut page = Page::new(&run.name(), head(run));
+    page.section("curves", "Curves", &curves(run));
+    page.section("time", "Where the time went", &time(run));
+    page.section("classes", "Classes", &classes(run));
+    page.section("confused", "Most confused pairs", &confused(run));
+    page.section("mistakes", "Surest mistakes", &mistakes(run));
+    page.section("calibration", "Calibration", &calibration(run));
+    page.section("labels", "Possibly mislabelled", &suspects(run));
+    page.section("setup", "Set-up", &setup(run));
+    page.finish()
+}
+
+/// The accuracy that a run is known by.
+pub(crate) struct Outcome {
+    /// Which accuracy it is, where it is not that of the predictions.
+    pub(crate) what: &'static str,
+    /// Top-1 and top-5, in percent.
+    pub(crate) top: [Option<f64>; 2],
+    /// The counts behind them, where the number of images is known.
+    pub(crate) counts: [Option<Count>; 2],
+}
+
+/// The accuracy from the predictions, else as the run gives it, else that of the last validation.
+pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
+    if !run.predictions.is_empty() {
+        let (top1, top5) = stats::accuracy(&run.predictions);
+        let counts = [Some(top1), Some(top5)];
+        return Some(Outcome { what: "", top: counts.map(|c| c.map(Count::percent)), counts });
+    }
+    let images = run.info.count("/data/valid_images").filter(|&images| images > 0);
+    let best = ["/result/best/top1", "/result/best/top5"].map(|pointer| run.info.number(pointer));
+    let (what, top) = if best[0].is_some() {
+        ("of the best epoch", best)
+    } else {
+        let last = run.last("valid")?;
+        ("so far", [last.top1, last.top5])
+    };
+    Some(Outcome { what, top, counts: top.map(|top| Some(Count::from_percent(top?, images?))) })
+}
+
+/// What was trained on what.
+pub(crate) fn subject(run: &Run) -> String {
+    let verb = match run.info.text("/kind") {
+        Some("finetune") => "fine-tuned on",
+        Some("probe") => "with a linear probe on",
+        _ => "trained on",
+    };
+    let architecture = run.architecture().unwrap_or_else(|| "A network".to_string());
+    let mut subject = format!("<b>{}</b>", escape(&architecture));
+    if let Some(parameters) = run.info.count("/parameters") {
+        let _ = write!(subject, " ({} parameters)", thousands(parameters));
+    }
+    let data = run.info.text("/data/train").or(run.info.text("/data/kind")).unwrap_or("unnamed data");
+    let _ = write!(subject, " {verb} <bdi>{}</bdi>", escape(data));
+    let mut sizes = Vec::new();
+    sizes.extend(run.info.count("/data/train_images").map(|images| plural(images, "image")));
+    sizes.extend(run.info.count("/data/valid_images").map(|images| format!("{} to validate on", thousands(images))));
+    sizes.extend(
+        Some(run.class_count()).filter(|&count| count > 0).map(|count| format!("{} classes", thousands(count))),
+    );
+    if !sizes.is_empty() {
+        let _ = write!(subject, ": {}", sizes.join(", "));
+    }
+    subject + "."
+}
+
+fn head(run: &Run) -> String {
+    let mut head = format!("<div class=\"title\"><h1><bdi>{}</bdi></h1>{}</div>\n", escape(&run.name()), status(run));
+    let _ = writeln!(head, "<p class=\"lead\">{}</p>", subject(run));
+    let times = [("/started", "started"), ("/finished", "ended")];
+    let times: Vec<String> = (times.iter())
+        .filter_map(|(pointer, verb)| Some(format!("{verb} {}", escape(&moment(run.info.text(pointer)?)))))
+        .collect();
+    let places = ["/device", "/cpu"].iter().filter_map(|pointer| run.info.text(pointer)).map(escape);
+    let line: Vec<String> = times.into_iter().chain(places).collect();
+    if !line.is_empty() {
+        let _ = writeln!(head, "<p class=\"sub\">{}</p>", line.join(" · "));
+    }
+
+    let mut tiles = String::new();
+    if let Some(outcome) = outcome(run) {
+        for (name, (top, count)) in ["Top-1", "Top-5"].into_iter().zip(outcome.top.into_iter().zip(outcome.counts)) {
+            // The first five of five classes are always right.
+            let Some(top) = top.filter(|_| name == "Top-1" || run.class_count() > 5) else { continue };
+            let sub = match count {
+                Some(count) => format!(
+                    "95\u{202f}%: {}<br>{} of {}",
+                    interval(count.wilson()),
+                    thousands(count.hits),
+                    thousands(count.of)
+                ),
+                None => String::new(),
+            };
+            tile(&mut tiles, format!("{name} {}", outcome.what).trim_end(), &percent(top, decimals(count)), &sub);
+        }
+    }
+    let epochs =
+        run.metrics.iter().filter_map(|metric| metric.epoch).filter(|epoch| epoch.is_finite()).fold(0.0, f64::max);
+    let best = run.info.count("/result/best_epoch").or_else(|| best_epoch(run));
+    if let Some(best) = best {
+        let loss = run.info.number("/result/best/loss").map(|loss| format!("valid loss {}", significant(loss, 4)));
+        let of = if epochs > 0.0 { format!("of {epochs}") } else { String::new() };
+        let lines: Vec<String> = [Some(of).filter(|of| !of.is_empty()), loss].into_iter().flatten().collect();
+        tile(&mut tiles, "Best epoch", &best.to_string(), &lines.join("<br>"));
+    }
+    let spent: f64 = run.epochs.iter().filter_map(|epoch| epoch.seconds).sum();
+    if let Some(seconds) = run.info.number("/result/seconds").or(Some(spent).filter(|&spent| spent > 0.0)) {
+        let each = if run.epochs.is_empty() { String::new() } else { duration(spent / run.epochs.len() as f64) };
+        let each = if each.is_empty() { each } else { format!("{each} an epoch") };
+        tile(&mut tiles, "Time", &duration(seconds), &each);
+    }
+    let rate = run.info.number("/result/images_per_second");
+    if let Some(rate) = rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite()) {
+        let rate = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
+        tile(&mut tiles, "Throughput", &rate, "images a second");
+    }
+    if !tiles.is_empty() {
+        let _ = writeln!(head, "<dl class=\"tiles\">{tiles}</dl>");
+    }
+    head + &notices(std::slice::from_ref(run)) + &missing(run)
+}
+
+/// Percentages of few images need few decimals.
+fn decimals(count: Option<Count>) -> usize {
+    if count.is_some_and(|count| count.of < 1000) { 1 } else { 2 }
+}
+
+fn tile(tiles: &mut String, name: &str, value: &str, sub: &str) {
+    let _ = writeln!(
+        tiles,
+        "<div><dt>{name}</dt><dd><div class=\"big\">{value}</div><div class=\"sub\">{sub}</div></dd></div>"
+    );
+}
+
+/// The state of a run as a pill.
+pub(crate) fn status(run: &Run) -> String {
+    let known = ["running", "finished", "interrupted", "failed"];
+    let told = run.info.text("/status").unwrap_or("state unknown");
+    let class = known.into_iter().find(|known| *known == told).unwrap_or("");
+    format!("<span class=\"status {class}\">{}</span>", escape(told))
+}
+
+/// What could not be read in these runs.
+pub(crate) fn notices(runs: &[Run]) -> String {
+    let mut lines = String::new();
+    for run in runs {
+        for notice in &run.notices {
+            let folder = if runs.len() > 1 { run.folder_name() + "/" } else { String::new() };
+            let _ = writeln!(lines, "<p>{}</p>", escape(&(folder + notice)));
+        }
+    }
+    if lines.is_empty() { lines } else { format!("<div class=\"notices\" role=\"note\">\n{lines}</div>\n") }
+}
+
+fn missing(run: &Run) -> String {
+    if run.missing.is_empty() {
+        return String::new();
+    }
+    let verb = if run.info.text("/status") == Some("running") { "Not written yet" } else { "Not in the run's folder" };
+    format!("<p class=\"sub\">{verb}: {}.</p>\n", run.missing.join(", "))
+}
+
+fn best_epoch(run: &Run) -> Option<usize> {
+    let valid = run.curve("valid", |metric| metric.epoch, |metric| metric.top1);
+    let best =
+        valid.iter().filter(|point| point.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.total_cmp(&a.0)));
+    best.map(|best| best.0 as usize)
+}
+
+fn curves(run: &Run) -> String {
+    let epochs = |y: fn(&Metric) -> Option<f64>| -> Vec<Series> {
+        let series = SPLITS.iter().enumerate().map(|(colour, (split, name))| {
+            let line = Series::new(*name, run.curve(split, |metric| metric.epoch, y)).coloured(colour);
+            if *split == "valid_ema" { line.dashed() } else { line }
+        });
+        series.filter(has_values).collect()
+    };
+    let steps = |name: &str, colour: usize, y: fn(&Metric) -> Option<f64>| -> Vec<Series> {
+        let points = run.curve("train_step", |metric| metric.step, y);
+        Some(Series::new(name, points).coloured(colour)).into_iter().filter(has_values).collect()
+    };
+    let best = run.info.count("/result/best_epoch").or_else(|| best_epoch(run));
+    let marker = best.map(|best| (best as f64, "best".to_string()));
+    let chart = |title: &str, x_label: &str, y_label: &str, series: Vec<Series>| Chart {
+        title: title.to_string(),
+        x_label: x_label.to_string(),
+        y_label: y_label.to_string(),
+        series,
+        ..Chart::default()
+    };
+    let by_epoch = |title: &str, y_label: &str, series: Vec<Series>| Chart {
+        marker: marker.clone(),
+        ..chart(title, "epoch", y_label, series)
+    };
+
+    let mut charts = vec![
+        by_epoch("Loss", "cross-entropy", epochs(|metric| metric.loss)).log_beyond(40.0),
+        by_epoch("Top-1 accuracy", "%", epochs(|metric| metric.top1)),
+    ];
+    if run.class_count() > 5 {
+        charts.push(by_epoch("Top-5 accuracy", "%", epochs(|metric| metric.top5)));
+    }
+    // Before epochs make a curve, the steps do.
+    if charts[0].series.iter().all(|series| series.points.len() < 3) {
+        charts.push(chart("Training loss", "step", "cross-entropy", steps("loss", 0, |metric| metric.loss)));
+    }
+    charts.push(chart("Learning rate", "step", "", steps("learning rate", 3, |metric| metric.learning_rate)));
+    let norms = steps("gradient norm", 4, |metric| metric.gradient_norm);
+    charts.push(chart("Gradient norm", "step", "", norms).log_beyond(40.0));
+    let rates = steps("images a second", 2, |metric| metric.images_per_second);
+    charts.push(chart("Throughput", "step", "images a second", rates));
+
+    let figures: String = charts.iter().filter(|chart| !chart.series.is_empty()).map(Chart::to_figure).collect();
+    if figures.is_empty() { figures } else { format!("<div class=\"pair\">\n{figures}</div>\n{}", results(run)) }
+}
+
+fn has_values(series: &Series) -> bool {
+    series.points.iter().any(|point| point.1.is_finite())
+}
+
+/// Best, last and averaged weights beside each other.
+fn results(run: &Run) -> String {
+    let rows = [("best", "Best epoch"), ("last", "Last epoch"), ("ema", "Averaged weights (EMA)")];
+    let mut body = String::new();
+    for (key, name) in rows {
+        let value = |field: &str| run.info.number(&format!("/result/{key}/{field}"));
+        if value("top1").is_none() && value("loss").is_none() {
+            continue;
+        }
+        let percentage = |field: &str| value(field).map_or("–".to_string(), |value| percent(value, 2));
+        let loss = value("loss").map_or("–".to_string(), |loss| significant(loss, 4));
+        let _ = writeln!(
+            body,
+            "<tr><td>{name}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{loss}</td></tr>",
+            percentage("top1"),
+            percentage("top5")
+        );
+    }
+    if body.is_empty() {
+        return body;
+    }
+    format!(
+        "<h3>Results on the validation images</h3>\n<div class=\"scroll\"><table style=\"max-width:36rem\">\n<tr><th>Weights</th><th class=\"number\">Top-1</th><th class=\"number\">Top-5</th><th class=\"number\">Loss</th></tr>\n{body}</table></div>\n"
+    )
+}
+
+fn time(run: &Run) -> String {
+    // A resumed run repeats epochs; the later row counts.
+    let mut epochs: Vec<(usize, &Epoch)> = Vec::new();
+    for epoch in &run.epochs {
+        let Some(number) = epoch.epoch else { continue };
+        while epochs.pop_if(|last| last.0 >= number).is_some() {}
+        epochs.push((number, epoch));
+    }
+    if epochs.is_empty() {
+        return String::new();
+    }
+    const PHASES: [Part; 5] =
+        [("compute", 0), ("waiting for data", 1), ("validation", 2), ("checkpointing", 3), ("other", 6)];
+    const THREADS: [Part; 5] = [("reading", 5), ("decoding", 0), ("transforming", 2), ("collating", 4), ("idle", 6)];
+    let seconds = |value: Option<f64>| value.filter(|value| value.is_finite()).unwrap_or(0.0).max(0.0);
+    let phases = |epoch: &Epoch| {
+        let mut parts = [epoch.compute, epoch.waiting, epoch.validation, epoch.checkpointing].map(seconds).to_vec();
+        parts.push((seconds(epoch.seconds) - parts.iter().sum::<f64>()).max(0.0));
+        parts
+    };
+    let threads = |epoch: &Epoch| {
+        [epoch.reading, epoch.decoding, epoch.transforming, epoch.collating, epoch.idle].map(seconds).to_vec()
+    };
+    let bars = |title, parts: &[Part], shares, values: &dyn Fn(&Epoch) -> Vec<f64>| Bars {
+        title,
+        parts: parts.to_vec(),
+        bars: epochs.iter().map(|(number, epoch)| (*number, values(epoch))).collect(),
+        shares,
+    };
+    let mut body = format!(
+        "<div class=\"pair\">\n{}{}</div>\n",
+        bars("Each epoch", &PHASES, false, &phases).to_figure(),
+        bars("The loader’s threads", &THREADS, true, &threads).to_figure()
+    );
+
+    let mut advice: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (number, epoch) in epochs.iter().filter(|(_, epoch)| !epoch.advice.trim().is_empty()) {
+        match advice.iter_mut().find(|known| known.0 == epoch.advice) {
+            Some(known) => known.1.push(*number),
+            None => advice.push((&epoch.advice, vec![*number])),
+        }
+    }
+    if !advice.is_empty() {
+        body.push_str("<h3>Advice</h3>\n<ul>\n");
+        for (text, numbers) in advice {
+            let noun = if numbers.len() == 1 { "epoch" } else { "epochs" };
+            let _ = writeln!(
+                body,
+                "<li>{} <span class=\"sub\">({noun} {})</span></li>",
+                escape(text.trim()),
+                Ranges(&numbers)
+            );
+        }
+        body.push_str("</ul>\n");
+    }
+    let total = |value: fn(&Epoch) -> Option<f64>| -> usize {
+        epochs.iter().filter_map(|(_, epoch)| value(epoch)).map(|count| count.max(0.0) as usize).sum()
+    };
+    let (bad, skipped) = (total(|epoch| epoch.bad_samples), total(|epoch| epoch.skipped_steps));
+    if bad + skipped > 0 {
+        let _ = writeln!(
+            body,
+            "<p>Over all epochs, {} could not be read and {} of the optimizer {} skipped.</p>",
+            plural(bad, "sample"),
+            plural(skipped, "step"),
+            if skipped == 1 { "was" } else { "were" }
+        );
+    }
+    body
+}
+
+/// Rising numbers, those in a row joined: `1, 3–5`.
+struct Ranges<'a>(&'a [usize]);
+
+impl fmt::Display for Ranges<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        for (index, run) in self.0.chunk_by(|a, b| a + 1 == *b).enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            match run {
+                [one] => write!(out, "{comma}{one}")?,
+                [first, .., last] => write!(out, "{comma}{first}–{last}")?,
+                [] => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn classes(run: &Run) -> String {
+    let classes = stats::classes(&run.predictions);
+    if classes.is_empty() {
+        return String::new();
+    }
+    let count = run.class_count();
+    let flawless = classes.iter().filter(|class| class.top1.hits == class.top1.of).count();
+    let mut body = format!(
+        "<p>{} with validation images, the worst first; {} without a mistake. The bars show Wilson’s 95\u{202f}% intervals.</p>\n",
+        if classes.len() == 1 { "1 class".to_string() } else { format!("{} classes", thousands(classes.len())) },
+        if flawless == 0 { "none".to_string() } else { thousands(flawless) }
+    );
+    if count > MANY_CLASSES {
+        body += &class_table(run, &classes[..classes.len().min(10)]);
+        let _ = writeln!(
+            body,
+            "<details><summary>All {} classes</summary><div>{}</div></details>",
+            thousands(classes.len()),
+            class_table(run, &classes)
+        );
+    } else {
+        body += &class_table(run, &classes);
+        let names: Vec<String> = (0..count).map(|index| run.class(index)).collect();
+        body += &figure::confusion(&names, &stats::confusion(&run.predictions));
+    }
+    body
+}
+
+fn class_table(run: &Run, classes: &[Class]) -> String {
+    let five = run.class_count() > 5;
+    let mut table = format!(
+        "<div class=\"scroll\"><table>\n<tr><th>Class</th><th class=\"number\">Images</th><th class=\"rate\">Top-1</th>{}<th>Most often taken for</th></tr>\n",
+        if five { "<th class=\"rate\">Top-5</th>" } else { "" }
+    );
+    for class in classes {
+        let taken_for = class.taken_for.map_or("–".to_string(), |(other, count)| {
+            format!("<bdi>{}</bdi> <span class=\"sub\">{}×</span>", escape(&run.class(other)), thousands(count))
+        });
+        let _ = writeln!(
+            table,
+            "<tr><td><bdi>{}</bdi></td><td class=\"number\">{}</td>{}{}<td class=\"name\">{taken_for}</td></tr>",
+            escape(&run.class(class.label)),
+            thousands(class.top1.of),
+            rate(class.top1),
+            if five { rate(class.top5) } else { String::new() }
+        );
+    }
+    table + "</table></div>\n"
+}
+
+/// A share with its interval, drawn and in numbers.
+fn rate(count: Count) -> String {
+    let (low, high) = count.wilson();
+    format!(
+        r#"<td class="rate"><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><path d="M0 5H100" stroke="{}"/><rect x="{low:.1}" y="2.5" width="{:.1}" height="5" fill="{blue}" fill-opacity=".35"/><rect x="{:.1}" width="2" height="10" fill="{blue}"/></svg>{} <span class="sub">{low:.0}–{high:.0}</span></td>"#,
+        PAGE.grid,
+        high - low,
+        (count.percent() - 1.0).clamp(0.0, 98.0),
+        percent(count.percent(), 1),
+        blue = PAGE.series[0]
+    )
+}
+
+fn confused(run: &Run) -> String {
+    let confusion = stats::confusion(&run.predictions);
+    let mut of_class: HashMap<usize, usize> = HashMap::new();
+    for prediction in &run.predictions {
+        *of_class.entry(prediction.label).or_default() += 1;
+    }
+    let mut pairs: Vec<_> = confusion.into_iter().filter(|((label, predicted), _)| label != predicted).collect();
+    pairs.sort_by_key(|pair| std::cmp::Reverse(pair.1));
+    // A single image is no pattern, unless there is nothing else to show.
+    if pairs.first().is_some_and(|pair| pair.1 > 1) {
+        pairs.retain(|pair| pair.1 > 1);
+    }
+    pairs.truncate(PAIRS);
+    if pairs.is_empty() {
+        return String::new();
+    }
+    let mut body = "<div class=\"scroll\"><table>\n<tr><th>True</th><th>Predicted</th><th class=\"number\">Images</th><th class=\"number\">Share of class</th></tr>\n".to_string();
+    for ((label, predicted), count) in pairs {
+        let of = of_class.get(&label).copied().unwrap_or(count);
+        let _ = writeln!(
+            body,
+            "<tr><td><bdi>{}</bdi></td><td><bdi>{}</bdi></td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
+            escape(&run.class(label)),
+            escape(&run.class(predicted)),
+            thousands(count),
+            percent(100.0 * count as f64 / of as f64, 1)
+        );
+    }
+    body + "</table></div>\n"
+}
+
+fn mistakes(run: &Run) -> String {
+    if run.mistakes.is_empty() {
+        return String::new();
+    }
+    let mut body = "<p>Wrong predictions of the highest probability. Some may be right, and the label wrong.</p>\n<ul class=\"pictures\">\n".to_string();
+    for (place, mistake) in run.mistakes.iter().enumerate() {
+        let predicted = mistake.pred1.map_or("–".to_string(), |predicted| run.class(predicted));
+        let probability = mistake.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1)).unwrap_or_default();
+        let _ = writeln!(
+            body,
+            "<li id=\"mistake-{place}\">{}<span class=\"label\"><b class=\"wrong\"><bdi>{}</bdi></b> {probability}</span><span class=\"label\">labelled <bdi>{}</bdi></span><span class=\"key\" title=\"{key}\">{key}</span></li>",
+            picture(mistake),
+            escape(&predicted),
+            escape(&run.class(mistake.label)),
+            key = escape(&mistake.key)
+        );
+    }
+    body + "</ul>\n"
+}
+
+fn picture(mistake: &Mistake) -> String {
+    match &mistake.picture {
+        Some((bytes, kind)) => {
+            format!("<img src=\"data:{kind};base64,{}\" alt=\"\">", BASE64_STANDARD.encode(bytes))
+        }
+        None => "<span class=\"none\">no picture</span>".to_string(),
+    }
+}
+
+fn calibration(run: &Run) -> String {
+    let Some(calibration) = stats::calibration(&run.predictions) else { return String::new() };
+    let (confidence, accuracy) = (calibration.all.mean_confidence(), calibration.all.right.percent());
+    let apart = confidence - accuracy;
+    let (low, high) = calibration.all.right.wilson();
+    let verdict = if (low..=high).contains(&confidence) {
+        "On the whole the confidence agrees with the accuracy: it lies within its 95\u{202f}% interval.".to_string()
+    } else {
+        let kind = if apart > 0.0 { "overconfident" } else { "underconfident" };
+        format!("On the whole the network is {kind}, by {:.1} percentage points.", apart.abs())
+    };
+    format!(
+        "<div class=\"pair\">\n{}<div>\n<dl class=\"tiles\" style=\"margin-top:0\"><div><dt>Calibration error</dt><dd><div class=\"big\">{}</div><div class=\"sub\">expected (ECE)</div></dd></div>\
+         <div><dt>Confidence</dt><dd><div class=\"big\">{}</div><div class=\"sub\">mean probability</div></dd></div>\
+         <div><dt>Accuracy</dt><dd><div class=\"big\">{}</div><div class=\"sub\">top-1</div></dd></div></dl>\n\
+         <p style=\"margin-top:1rem\">{verdict}</p>\n\
+         <p class=\"sub\">Bars on the dashed line mean that a prediction of 80\u{202f}% is right in 80\u{202f}% of cases. \
+         {} bins of equal width; the thin lines are Wilson’s 95\u{202f}% intervals; the dots mark each bin’s mean \
+         confidence; the grey bars count its images.</p>\n</div>\n</div>\n",
+        figure::reliability(&calibration),
+        percent(calibration.ece, 2),
+        percent(confidence, 1),
+        percent(accuracy, 1),
+        stats::BINS
+    )
+}
+
+fn suspects(run: &Run) -> String {
+    let loss = |prediction: &super::run::Prediction| prediction.loss.filter(|loss| !loss.is_nan());
+    let mut suspects: Vec<_> = run.predictions.iter().filter(|prediction| loss(prediction).is_some()).collect();
+    suspects.sort_by(|a, b| b.loss.partial_cmp(&a.loss).unwrap_or(std::cmp::Ordering::Equal));
+    suspects.truncate(SUSPECTS);
+    if suspects.is_empty() {
+        return String::new();
+    }
+    let pictures: HashMap<&str, usize> =
+        run.mistakes.iter().enumerate().map(|(place, mistake)| (mistake.key.as_str(), place)).collect();
+    let mut body = "<p>The images with the highest loss: look whether their labels are right.</p>\n<div class=\"scroll\"><table>\n<tr><th>Image</th><th>Label</th><th>Predicted</th><th class=\"number\">Loss</th></tr>\n".to_string();
+    for suspect in suspects {
+        let key = format!("<bdi>{}</bdi>", escape(&suspect.key));
+        let key = match pictures.get(suspect.key.as_str()) {
+            Some(place) => format!("<a href=\"#mistake-{place}\">{key}</a>"),
+            None => key,
+        };
+        let share = |p: Option<f64>| match p.filter(|p| p.is_finite()) {
+            Some(p) => format!(" <span class=\"sub\">{}</span>", percent(100.0 * p, if p < 0.01 { 2 } else { 1 })),
+            None => String::new(),
+        };
+        let _ = writeln!(
+            body,
+            "<tr><td>{key}</td><td class=\"name\"><bdi>{}</bdi>{}</td><td class=\"name\"><bdi>{}</bdi>{}</td><td class=\"number\">{}</td></tr>",
+            escape(&run.class(suspect.label)),
+            share(suspect.p_label),
+            escape(&suspect.pred1.map_or("–".to_string(), |predicted| run.class(predicted))),
+            share(suspect.p1),
+            suspect.loss.filter(|loss| loss.is_finite()).map_or("∞".to_string(), |loss| significant(loss, 4))
+        );
+    }
+    body + "</table></div>\n"
+}
+
+fn setup(run: &Run) -> String {
+    let mut body = String::new();
+    let mut details = |title: &str, inside: String| {
+        let _ = writeln!(body, "<details><summary>{title}</summary><div>{inside}</div></details>");
+    };
+    if let Some(recipe) = &run.recipe {
+        details("Recipe", format!("<pre>{}</pre>", escape(recipe.trim_end())));
+    }
+    if let Value::Object(mut card) = run.card.0.clone() {
+        let classes = card.remove("classes");
+        let mut shown = facts(&Value::Object(card));
+        if let Some(Value::Array(classes)) = classes {
+            let names: Vec<String> = (0..classes.len()).map(|index| escape(&run.class(index))).collect();
+            let _ = write!(shown, "<h3>{} classes</h3><p>{}</p>", thousands(names.len()), names.join(" · "));
+        }
+        details("Model card", shown);
+    }
+    if let Value::Object(mut info) = run.info.0.clone() {
+        let mut shown = String::new();
+        if let Some(Value::Array(words)) = info.remove("command") {
+            let words: Vec<String> = words.iter().filter_map(Value::as_str).map(quote).collect();
+            let _ = write!(shown, "<pre>{}</pre><p></p>", escape(&words.join(" ")));
+        }
+        info.remove("result");
+        shown += &facts(&Value::Object(info));
+        details("Environment", shown);
+    }
+    body
+}
+
+/// A word of a command line as a shell would take it.
+fn quote(word: &str) -> String {
+    let plain = |character: char| character.is_alphanumeric() || "-_=./:,+@%".contains(character);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+fn facts(value: &Value) -> String {
+    let mut list = String::from("<dl class=\"facts\">\n");
+    for (name, value) in flatten(value) {
+        let _ = writeln!(list, "<dt>{}</dt><dd>{}</dd>", escape(&name.replace('_', " ")), escape(&value));
+    }
+    list + "</dl>\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_a_row_are_joined() {
+        assert_eq!(Ranges(&[1, 3, 4, 5, 9]).to_string(), "1, 3–5, 9");
+        assert_eq!(Ranges(&[]).to_string(), "");
+    }
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_split_them() {
+        assert_eq!(quote("--lr=0.1"), "--lr=0.1");
+        assert_eq!(quote("it's here"), r"'it'\''s here'");
+        assert_eq!(quote(""), "''");
+    }
+}

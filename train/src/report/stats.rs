@@ -1,0 +1,222 @@
+//! What the predictions of a run say: accuracies with their intervals, confusions, calibration.
+
+use std::collections::BTreeMap;
+
+use super::run::Prediction;
+
+/// How many bins the calibration has.
+pub(crate) const BINS: usize = 15;
+
+/// So many of so many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    /// How many hold.
+    pub(crate) hits: usize,
+    /// Of how many.
+    pub(crate) of: usize,
+}
+
+impl Count {
+    fn add(&mut self, hit: bool) {
+        self.hits += usize::from(hit);
+        self.of += 1;
+    }
+
+    /// The count that a share in percent of so many is.
+    pub(crate) fn from_percent(percent: f64, of: usize) -> Self {
+        Self { hits: ((percent / 100.0 * of as f64).round().max(0.0) as usize).min(of), of }
+    }
+
+    /// The share, in percent.
+    pub(crate) fn percent(self) -> f64 {
+        100.0 * self.hits as f64 / self.of.max(1) as f64
+    }
+
+    /// Wilson's 95 % interval of the share, in percent. Unlike the normal interval it holds near 0 and 100 %.
+    pub(crate) fn wilson(self) -> (f64, f64) {
+        if self.of == 0 {
+            return (0.0, 100.0);
+        }
+        const Z: f64 = 1.959_963_984_540_054;
+        let (n, p) = (self.of as f64, self.hits as f64 / self.of as f64);
+        let scale = 1.0 + Z * Z / n;
+        let centre = (p + Z * Z / (2.0 * n)) / scale;
+        let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
+        (100.0 * (centre - half).max(0.0), 100.0 * (centre + half).min(1.0))
+    }
+}
+
+/// How often the label was the first prediction, and among the first five.
+pub(crate) fn accuracy(predictions: &[Prediction]) -> (Count, Count) {
+    let mut counts = <(Count, Count)>::default();
+    for prediction in predictions {
+        counts.0.add(prediction.is_right());
+        counts.1.add(prediction.holds_label());
+    }
+    counts
+}
+
+/// One class of the validation images.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Class {
+    /// Its index.
+    pub(crate) label: usize,
+    /// How often its images were recognised at once.
+    pub(crate) top1: Count,
+    /// How often it was among the first five predictions.
+    pub(crate) top5: Count,
+    /// The class its images were most often taken for, and how often.
+    pub(crate) taken_for: Option<(usize, usize)>,
+}
+
+/// The classes that have images, the worst first.
+pub(crate) fn classes(predictions: &[Prediction]) -> Vec<Class> {
+    let mut classes: BTreeMap<usize, Class> = BTreeMap::new();
+    for prediction in predictions {
+        let label = prediction.label;
+        let class = classes.entry(label).or_insert_with(|| Class { label, ..Class::default() });
+        class.top1.add(prediction.is_right());
+        class.top5.add(prediction.holds_label());
+    }
+    for ((label, predicted), count) in confusion(predictions) {
+        if let Some(class) = classes.get_mut(&label).filter(|_| label != predicted)
+            && class.taken_for.is_none_or(|(_, most)| count > most)
+        {
+            class.taken_for = Some((predicted, count));
+        }
+    }
+    let mut classes: Vec<Class> = classes.into_values().collect();
+    let key = |class: &Class| (class.top1.percent(), class.top5.percent());
+    classes.sort_by(|a, b| key(a).0.total_cmp(&key(b).0).then(key(a).1.total_cmp(&key(b).1)));
+    classes
+}
+
+/// How many images of a class (first) were taken for a class (second).
+pub(crate) fn confusion(predictions: &[Prediction]) -> BTreeMap<(usize, usize), usize> {
+    let mut confusion = BTreeMap::new();
+    for prediction in predictions {
+        if let Some(predicted) = prediction.pred1 {
+            *confusion.entry((prediction.label, predicted)).or_default() += 1;
+        }
+    }
+    confusion
+}
+
+/// One bin of the reliability diagram.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bin {
+    /// How many predictions were right, of those in the bin.
+    pub(crate) right: Count,
+    /// The sum of their probabilities.
+    confidence: f64,
+}
+
+impl Bin {
+    /// The mean probability in the bin, in percent.
+    pub(crate) fn mean_confidence(&self) -> f64 {
+        100.0 * self.confidence / self.right.of.max(1) as f64
+    }
+}
+
+/// How far the first prediction's probability can be believed.
+pub(crate) struct Calibration {
+    /// Bins of equal width over the probabilities from 0 to 1.
+    pub(crate) bins: [Bin; BINS],
+    /// All of them in one.
+    pub(crate) all: Bin,
+    /// The expected calibration error, in percentage points: over the bins, the mean distance of accuracy from
+    /// confidence, weighted by their sizes.
+    pub(crate) ece: f64,
+}
+
+/// The calibration of all predictions that carry a probability; none where there are none.
+pub(crate) fn calibration(predictions: &[Prediction]) -> Option<Calibration> {
+    let mut bins = [Bin::default(); BINS];
+    let mut all = Bin::default();
+    for prediction in predictions {
+        let Some(p) = prediction.p1.filter(|p| (0.0..=1.0).contains(p)) else { continue };
+        let place = ((p * BINS as f64) as usize).min(BINS - 1);
+        for bin in [&mut bins[place], &mut all] {
+            bin.right.add(prediction.is_right());
+            bin.confidence += p;
+        }
+    }
+    let weigh = |bin: &Bin| bin.right.of as f64 * (bin.right.percent() - bin.mean_confidence()).abs();
+    let ece = bins.iter().map(weigh).sum::<f64>() / all.right.of as f64;
+    (all.right.of > 0).then_some(Calibration { bins, all, ece })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prediction(label: usize, preds: &[usize], p1: f64) -> Prediction {
+        let pred = |place: usize| preds.get(place).copied();
+        Prediction { label, pred1: pred(0), pred2: pred(1), pred3: pred(2), p1: Some(p1), ..Prediction::default() }
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-3
+    }
+
+    #[test]
+    fn wilsons_interval_equals_worked_values() {
+        // Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+        for (hits, of, low, high) in
+            [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0.0, 16.11), (1, 29, 0.61, 17.18)]
+        {
+            let (lower, upper) = Count { hits, of }.wilson();
+            assert!((lower - low).abs() < 0.006 && (upper - high).abs() < 0.006, "{hits} of {of}: {lower} {upper}");
+        }
+        assert_eq!(Count::default().wilson(), (0.0, 100.0));
+    }
+
+    #[test]
+    fn percentages_and_counts_agree() {
+        assert_eq!(Count::from_percent(98.87, 355), Count { hits: 351, of: 355 });
+        assert_eq!(Count::from_percent(f64::NAN, 355), Count { hits: 0, of: 355 });
+        assert!(close(Count { hits: 1, of: 3 }.percent(), 33.3333));
+        assert_eq!(Count::default().percent(), 0.0);
+    }
+
+    #[test]
+    fn a_class_knows_its_accuracy_and_what_it_is_taken_for() {
+        let predictions = [
+            prediction(0, &[0, 1], 0.9),
+            prediction(0, &[1, 0], 0.6),
+            prediction(0, &[1, 2], 0.6),
+            prediction(0, &[2, 1], 0.5),
+            prediction(1, &[1, 0], 0.8),
+        ];
+        assert_eq!(accuracy(&predictions), (Count { hits: 2, of: 5 }, Count { hits: 3, of: 5 }));
+        let classes = classes(&predictions);
+        assert_eq!(classes.iter().map(|class| class.label).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(classes[0].top1, Count { hits: 1, of: 4 });
+        assert_eq!(classes[0].top5, Count { hits: 2, of: 4 });
+        assert_eq!(classes[0].taken_for, Some((1, 2)));
+        assert_eq!(classes[1].taken_for, None);
+        assert_eq!(confusion(&predictions)[&(0, 1)], 2);
+    }
+
+    #[test]
+    fn the_calibration_error_is_that_computed_by_hand() {
+        // Two bins: at 0.9 three of four right (75 %), at 0.55 none of one. ECE = (4 × 15 + 1 × 55) / 5 = 23.
+        let mut predictions = vec![prediction(0, &[0], 0.9); 3];
+        predictions.push(prediction(0, &[1], 0.9));
+        predictions.push(prediction(0, &[1], 0.55));
+        let calibration = calibration(&predictions).unwrap();
+        assert!(close(calibration.ece, 23.0), "{}", calibration.ece);
+        assert_eq!(calibration.bins[13].right, Count { hits: 3, of: 4 });
+        assert_eq!(calibration.bins[8].right, Count { hits: 0, of: 1 });
+        assert!(close(calibration.all.mean_confidence(), 83.0));
+        assert!(close(calibration.all.right.percent(), 60.0));
+    }
+
+    #[test]
+    fn probability_one_falls_into_the_last_bin_and_nonsense_into_none() {
+        let predictions = [prediction(0, &[0], 1.0), prediction(0, &[0], f64::NAN), prediction(0, &[0], 1.5)];
+        let calibration = calibration(&predictions).unwrap();
+        assert_eq!((calibration.bins[14].right.of, calibration.all.right.of), (1, 1));
+        assert!(super::calibration(&predictions[1..]).is_none());
+    }
+}

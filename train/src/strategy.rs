@@ -1,0 +1,585 @@
+//! The training loop: Burn's learner and events, our loader, checkpoints inside an epoch, an average of the weights,
+//! and a guard against what is not finite.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Result, anyhow};
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    optim::{GradientsAccumulator, GradientsParams},
+    tensor::{Device, Tensor},
+};
+use burn_train::{
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
+    SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+};
+use datasets::{ImageBatch, SampleRng, Source};
+use models::{Card, Network, weights};
+
+use crate::{
+    average::Average,
+    checkpoint::{Checkpoint, Store},
+    classifier::{self, Classifier},
+    data::Loaders,
+    evaluation::{self, Prediction, Reading},
+    journal::Journal,
+    optimizer,
+    progress::{EpochRecord, State, Times},
+    recipe::Recipe,
+    results, transfer,
+};
+
+/// Rows of `metrics.csv` an epoch, at most.
+const ROWS: u64 = 50;
+
+/// Set apart from the random streams of samples and of mixed batches.
+const STEP_STREAM: u64 = 1 << 62;
+
+/// A run, ready to go.
+pub struct Session {
+    pub recipe: Recipe,
+    pub card: Card,
+    pub run: PathBuf,
+    pub loaders: Loaders,
+    pub device: Device,
+    pub state: State,
+    pub average: Option<Average>,
+    pub journal: Journal,
+    /// Set from outside to end the run after the current step.
+    pub stop: Arc<AtomicBool>,
+    pub limits: RunLimits,
+    pub steps_per_epoch: u64,
+}
+
+/// What makes a run shorter than its recipe.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunLimits {
+    /// Steps, after which an epoch is ended as if its data were.
+    pub steps: Option<u64>,
+    /// Batches of the validation.
+    pub valid_batches: Option<usize>,
+    /// Neither validation, checkpoints nor weights: the range test of the rate finder.
+    pub steps_only: bool,
+    /// A row of `metrics.csv` for each step, and an end once the smoothed loss is so many times its lowest.
+    pub every_step_until: Option<f64>,
+}
+
+/// How a run ended.
+pub struct Outcome {
+    pub state: State,
+    /// The raw weights, in evaluation mode.
+    pub network: Network,
+    pub average: Option<Network>,
+    pub journal: Journal,
+    pub end: End,
+}
+
+/// Why a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// After its last epoch, or early because no epoch was better.
+    Finished,
+    /// On request.
+    Interrupted,
+    Failed(anyhow::Error),
+}
+
+/// The strategy that Burn's `SupervisedTraining` runs. It runs once.
+pub struct Strategy {
+    session: Mutex<Option<Session>>,
+    outcome: Arc<Mutex<Option<Outcome>>>,
+}
+
+impl Strategy {
+    /// The strategy, and where it leaves its outcome.
+    pub fn new(session: Session) -> (Self, Arc<Mutex<Option<Outcome>>>) {
+        let outcome = Arc::new(Mutex::new(None));
+        (Self { session: Mutex::new(Some(session)), outcome: outcome.clone() }, outcome)
+    }
+}
+
+type Events = SupervisedTrainingEventProcessor<Classifier>;
+
+impl SupervisedLearningStrategy<Classifier> for Strategy {
+    /// Burn's own loaders are passed over: the session's know how to start inside an epoch.
+    fn fit(
+        &self,
+        components: TrainingComponents<Classifier>,
+        learner: Learner<Classifier>,
+        _train: TrainLoader<Classifier>,
+        _valid: ValidLoader<Classifier>,
+        _starting_epoch: usize,
+    ) -> (Classifier, Events) {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let session = session.expect("a strategy runs once");
+        let mut run = Run {
+            store: Store::new(&session.run),
+            session,
+            learner,
+            events: components.event_processor,
+            interrupter: components.interrupter,
+            saved: Instant::now(),
+            saved_step: 0,
+            smooth: None,
+            lowest: f64::INFINITY,
+            diverged: false,
+        };
+        let end = run.train().unwrap_or_else(End::Failed);
+        let model = run.learner.model();
+        let Session { state, average, journal, .. } = run.session;
+        let (network, average) = (model.network.valid(), average.map(|average| average.network));
+        let outcome = Outcome { state, network, average, journal, end };
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        (model, run.events)
+    }
+}
+
+/// A session that runs.
+struct Run {
+    session: Session,
+    learner: Learner<Classifier>,
+    events: Events,
+    interrupter: Interrupter,
+    store: Store,
+    /// When the last checkpoint was written, and at which step.
+    saved: Instant,
+    saved_step: u64,
+    /// The smoothed loss of the range test, its lowest value, and whether it left that far behind.
+    smooth: Option<f64>,
+    lowest: f64,
+    diverged: bool,
+}
+
+impl Run {
+    fn train(&mut self) -> Result<End> {
+        self.saved_step = self.session.state.step;
+        while self.session.state.epoch < self.session.recipe.epochs {
+            let epoch = self.session.state.epoch;
+            self.thaw(epoch)?;
+            if self.train_epoch()? {
+                return Ok(End::Interrupted);
+            }
+            if self.session.limits.steps_only {
+                if self.is_at_limit() {
+                    return Ok(End::Finished);
+                }
+                self.session.state.epoch += 1;
+                self.session.state.batch = 0;
+                continue;
+            }
+            let predictions = self.validate_epoch()?;
+            self.end_epoch(predictions)?;
+            if self.is_stopped() {
+                return Ok(End::Interrupted);
+            }
+            if self.is_out_of_patience() {
+                break;
+            }
+        }
+        Ok(End::Finished)
+    }
+
+    /// Trains the stages that an epoch begins to train.
+    fn thaw(&mut self, epoch: usize) -> Result<()> {
+        let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
+        let network = self.learner.model().network;
+        let stages = transfer::stages(&network);
+        // A session is built as its first epoch wants it.
+        let before = transfer::num_frozen(&stages, transfer, epoch.saturating_sub(1))?;
+        let now = transfer::num_frozen(&stages, transfer, epoch)?;
+        if now < before {
+            let still = transfer::group(&network, &stages, now);
+            let group = transfer::group(&network, &stages, before).exclude(still);
+            classifier::thaw(&mut self.learner, group);
+        }
+        Ok(())
+    }
+
+    fn is_at_limit(&self) -> bool {
+        let state = &self.session.state;
+        self.session.limits.steps.is_some_and(|steps| state.step >= steps) || self.diverged
+    }
+
+    /// The rest of the current epoch's training images; whether a stop was asked for before their end.
+    fn train_epoch(&mut self) -> Result<bool> {
+        let Session { recipe, loaders, state, steps_per_epoch, .. } = &self.session;
+        let (epoch, accumulate, steps_per_epoch) = (state.epoch, recipe.accumulate, *steps_per_epoch);
+        let loader = loaders.train(epoch).clone();
+        let total = loader.num_batches();
+        let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: total * loader.batch_size() };
+        self.interrupter.fail_on_error(self.events.process_train(event));
+        // One past the last batch would mean the next epoch's first.
+        if state.batch < total {
+            loader.start_at(epoch as u64, state.batch)?;
+            let mut batches = loader.batches();
+            let mut group = Group::default();
+            let mut mark = Instant::now();
+            loop {
+                let batch = batches.next().transpose()?;
+                let state = &mut self.session.state;
+                let waited = lap(&mut mark);
+                state.times.waiting += waited;
+                state.seconds += waited;
+                group.seconds += waited;
+                let Some(batch) = batch else { break };
+                if group.count == 0 {
+                    group.statistics = running_statistics(&self.learner.model());
+                }
+                let last = batch.number + 1 == total;
+                state.batch = batch.number + 1;
+                self.forward_backward(batch, &mut group);
+                if group.count < accumulate && !last {
+                    group.seconds += self.computed(&mut mark);
+                    continue;
+                }
+                self.optimise(&mut group)?;
+                group.seconds += self.computed(&mut mark);
+                let progress = batches.progress();
+                self.after_step(std::mem::take(&mut group), progress, steps_per_epoch);
+                if self.is_stopped() {
+                    drop(batches);
+                    self.session.state.times.add_loader(&loader.meters());
+                    if !self.session.limits.steps_only {
+                        self.checkpoint();
+                    }
+                    return Ok(true);
+                }
+                if self.is_at_limit() {
+                    break;
+                }
+                if self.checkpoint_is_due() {
+                    self.checkpoint();
+                }
+                mark = Instant::now();
+            }
+            drop(batches);
+            self.session.state.times.add_loader(&loader.meters());
+        }
+        self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::EndSplit(epoch + 1)));
+        Ok(false)
+    }
+
+    /// Charges the time since the mark to computing.
+    fn computed(&mut self, mark: &mut Instant) -> f64 {
+        let seconds = lap(mark);
+        self.session.state.times.compute += seconds;
+        self.session.state.seconds += seconds;
+        seconds
+    }
+
+    fn forward_backward(&mut self, batch: ImageBatch, group: &mut Group) {
+        // Dropout's draws depend on the place in the data alone.
+        let seed =
+            SampleRng::new(self.session.recipe.seed, batch.epoch, STEP_STREAM | batch.number as u64).below(u64::MAX);
+        self.session.device.seed(seed);
+        group.samples.extend(&batch.indices);
+        let output = self.learner.train_step(batch);
+        group.reading.add(&output.item);
+        group.count += 1;
+        if self.session.recipe.accumulate == 1 {
+            group.gradients = output.grads;
+        } else {
+            let mut accumulator = GradientsAccumulator::new();
+            let model = self.learner.model();
+            accumulator.accumulate(&model, std::mem::take(&mut group.gradients));
+            accumulator.accumulate(&model, output.grads);
+            group.gradients = accumulator.grads();
+        }
+    }
+
+    /// One step of the optimizer with the mean of the group's gradients, or none where something is not finite.
+    fn optimise(&mut self, group: &mut Group) -> Result<()> {
+        let model = self.learner.model();
+        let gradients = std::mem::take(&mut group.gradients);
+        let mean = 1.0 / group.count as f64;
+        group.norm = optimizer::gradient_norm(&model, &gradients) * mean;
+        self.learner.lr_step();
+        let state = &mut self.session.state;
+        state.step += 1;
+        if !group.norm.is_finite() || !group.reading.loss.is_finite() {
+            state.skipped_steps += 1;
+            state.times.skipped_steps += 1;
+            state.bad_in_a_row += 1;
+            restore(model, std::mem::take(&mut group.statistics));
+            let what = if group.reading.loss.is_finite() { "gradient" } else { "loss" };
+            let samples = self.name_samples(&group.samples);
+            let (step, row) = (self.session.state.step, self.session.state.bad_in_a_row);
+            log::warn!("step {step} skipped: the {what} is not finite; samples: {samples}");
+            if row >= self.session.recipe.max_bad_steps {
+                return Err(anyhow!(
+                    "stopped at step {step}: the {what} was not finite {row} times in a row. A lower --lr, a warm-up \
+                     or optimizer.clip_norm usually helps. The last batch held {samples}"
+                ));
+            }
+            return Ok(());
+        }
+        state.bad_in_a_row = 0;
+        let clip = match self.session.recipe.optimizer.clip_norm {
+            Some(most) if group.norm > most => most / group.norm,
+            _ => 1.0,
+        };
+        let factor = mean * clip;
+        let gradients = if factor == 1.0 { gradients } else { optimizer::scale(&model, gradients, factor) };
+        drop(model);
+        self.learner.optimizer_step(gradients);
+        let step = self.session.state.step;
+        if let Some(average) = &mut self.session.average {
+            average.update(&self.learner.model().network, step);
+            self.session.state.average_started = average.started;
+        }
+        Ok(())
+    }
+
+    /// The keys of samples, for messages.
+    fn name_samples(&self, indices: &[usize]) -> String {
+        let source = self.session.loaders.first().source();
+        let shown: Vec<_> = indices.iter().take(8).map(|&index| source.key(index).into_owned()).collect();
+        let more = indices.len() - shown.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", shown.join(", "))
+    }
+
+    /// Counts, tells and shows a step.
+    fn after_step(&mut self, group: Group, progress: burn::data::dataloader::Progress, steps_per_epoch: u64) {
+        let Session { state, journal, limits, .. } = &mut self.session;
+        let finite = group.norm.is_finite() && group.reading.loss.is_finite();
+        state.interval.seconds += group.seconds;
+        if finite {
+            state.sums.add(&group.reading);
+            state.interval.reading.add(&group.reading);
+            state.interval.norms += group.norm;
+            state.interval.steps += 1;
+        }
+        let rate = self.learner.lr_current();
+        let every = if limits.every_step_until.is_some() { 1 } else { (steps_per_epoch / ROWS).max(1) };
+        if let Some(factor) = limits.every_step_until {
+            let loss = group.reading.score().loss;
+            let smooth = self.smooth.map_or(loss, |smooth| 0.9 * smooth + 0.1 * loss);
+            self.smooth = Some(smooth);
+            self.lowest = self.lowest.min(smooth);
+            self.diverged = !finite || smooth > factor * self.lowest;
+        }
+        let full = state.step.is_multiple_of(every) && state.interval.steps > 0;
+        let row = full.then(|| std::mem::take(&mut state.interval));
+        journal.step(state, rate.base(), row);
+        let step = state.step as usize;
+        let item = TrainingItem::new(group.reading, progress, Some(step), Some(rate));
+        self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::ProcessedItem(item)));
+    }
+
+    /// What the better of the raw weights and their average says of each validation image.
+    fn validate_epoch(&mut self) -> Result<Validation> {
+        let mut mark = Instant::now();
+        let epoch = self.session.state.epoch;
+        let loader = self.session.loaders.valid.clone();
+        let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: loader.source().len() };
+        self.interrupter.fail_on_error(self.events.process_valid(event));
+        let model = self.learner.model();
+        let (network, task) = (model.network.valid(), model.task);
+        let device = self.session.device.clone().without_autodiff();
+        let average = self.session.average.as_ref().map(|average| average.network.clone());
+        let mut validation = Validation { raw: Vec::new(), average: average.as_ref().map(|_| Vec::new()) };
+        loader.start_at(epoch as u64, 0)?;
+        let mut batches = loader.batches();
+        let limit = self.session.limits.valid_batches.unwrap_or(usize::MAX);
+        let mut number = 0;
+        while number < limit
+            && let Some(batch) = batches.next().transpose()?
+        {
+            number += 1;
+            let predictions = evaluation::predict(&network, &task, &batch, &device);
+            let mut reading = Reading::of(&predictions);
+            validation.raw.extend(predictions);
+            if let (Some(average), Some(of_average)) = (&average, &mut validation.average) {
+                let predictions = evaluation::predict(average, &task, &batch, &device);
+                reading = Reading::of(&predictions);
+                of_average.extend(predictions);
+            }
+            let item = TrainingItem::new(reading, batches.progress(), Some(number), None);
+            self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
+        }
+        drop(batches);
+        self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::EndSplit(epoch + 1)));
+        self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::EndEpoch(epoch + 1)));
+        let state = &mut self.session.state;
+        state.times.bad_samples += loader.meters().bad;
+        let seconds = lap(&mut mark);
+        state.times.validation += seconds;
+        state.seconds += seconds;
+        Ok(validation)
+    }
+
+    /// Writes down an epoch, keeps the best weights, and makes a checkpoint.
+    fn end_epoch(&mut self, validation: Validation) -> Result<()> {
+        let metric = self.session.recipe.checkpoints.best;
+        let state = &mut self.session.state;
+        let record = EpochRecord {
+            epoch: state.epoch + 1,
+            step: state.step,
+            learning_rate: self.learner.lr_current().base(),
+            train: state.sums.score(),
+            valid: Reading::of(&validation.raw).score(),
+            average: validation.average.as_ref().map(|predictions| Reading::of(predictions).score()),
+            images_per_second: state.sums.images as f64 / state.times.training().max(1e-9),
+            times: state.times,
+        };
+        state.history.push(record.clone());
+        let is_best = state.best(metric).is_some_and(|best| best.epoch == record.epoch);
+        state.epoch += 1;
+        state.batch = 0;
+        state.sums = Reading::default();
+        state.times = Times::default();
+        self.session.journal.epoch(&self.session.state, &record);
+        self.write_bad_samples();
+        if is_best {
+            self.keep_best(&record, validation);
+        }
+        self.checkpoint();
+        Ok(())
+    }
+
+    fn keep_best(&mut self, record: &EpochRecord, validation: Validation) {
+        let (_, of_average) = record.better(self.session.recipe.checkpoints.best);
+        let (network, predictions) = match (&self.session.average, validation.average) {
+            (Some(average), Some(predictions)) if of_average => (average.network.clone(), predictions),
+            _ => (self.learner.model().network.valid(), validation.raw),
+        };
+        let run = &self.session.run;
+        let source: &Arc<dyn Source> = self.session.loaders.valid.source();
+        let kept = weights::save(&network, &self.session.card, run.join(zoo::weights::RUN_WEIGHTS))
+            .map_err(anyhow::Error::from)
+            .and_then(|()| results::write_predictions(run, &predictions, source));
+        if let Err(error) = kept {
+            self.session.journal.warn(&format!("cannot keep the best weights: {error:#}; training goes on"));
+        }
+    }
+
+    fn write_bad_samples(&self) {
+        let bad = self.session.loaders.bad_samples();
+        if let Err(error) = results::write_bad_samples(&self.session.run, &bad) {
+            self.session.journal.warn(&format!("{error:#}"));
+        }
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let checkpoints = &self.session.recipe.checkpoints;
+        if self.session.limits.steps.is_some() {
+            return false;
+        }
+        let by_steps = checkpoints.every_steps.is_some_and(|steps| self.session.state.step - self.saved_step >= steps);
+        by_steps || self.saved.elapsed().as_secs_f64() >= 60.0 * checkpoints.every_minutes
+    }
+
+    /// Writes a checkpoint. Where that fails the run goes on: the last one is whole, and there will be another.
+    fn checkpoint(&mut self) {
+        let mut mark = Instant::now();
+        let optimizer = classifier::optimizer_record(&mut self.learner);
+        let model = self.learner.model();
+        // Running statistics lag by one step until they are asked for.
+        drop(model.network.valid());
+        let session = &mut self.session;
+        session.state.file_lengths = session.journal.lengths();
+        let checkpoint = Checkpoint {
+            state: session.state.clone(),
+            network: model.network.into_record(),
+            average: session.average.as_ref().map(|average| average.network.clone().into_record()),
+            optimizer,
+        };
+        if let Err(error) = self.store.save(checkpoint, session.recipe.checkpoints.keep) {
+            session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+        }
+        (self.saved, self.saved_step) = (Instant::now(), session.state.step);
+        let seconds = lap(&mut mark);
+        session.state.times.checkpointing += seconds;
+        session.state.seconds += seconds;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.session.stop.load(Ordering::Relaxed) || self.interrupter.should_stop()
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let Session { recipe, state, journal, .. } = &self.session;
+        let Some(patience) = recipe.checkpoints.patience else { return false };
+        let best = state.best(recipe.checkpoints.best).map_or(0, |best| best.epoch);
+        let waited = state.epoch.saturating_sub(best);
+        if waited >= patience {
+            journal.say(&format!("no better epoch than {best} in the last {waited}: stopping early"));
+        }
+        waited >= patience
+    }
+}
+
+/// What networks say of the validation images.
+struct Validation {
+    raw: Vec<Prediction>,
+    average: Option<Vec<Prediction>>,
+}
+
+/// Forward passes that make one step.
+#[derive(Default)]
+struct Group {
+    reading: Reading,
+    gradients: GradientsParams,
+    count: usize,
+    samples: Vec<usize>,
+    /// BatchNorm's running statistics before the first of them.
+    statistics: GradientsParams,
+    /// Of the mean gradient.
+    norm: f64,
+    seconds: f64,
+}
+
+/// Seconds since the mark, which moves to now.
+fn lap(mark: &mut Instant) -> f64 {
+    let now = Instant::now();
+    let seconds = (now - *mark).as_secs_f64();
+    *mark = now;
+    seconds
+}
+
+/// BatchNorm's running statistics.
+fn running_statistics(model: &Classifier) -> GradientsParams {
+    #[derive(Default)]
+    struct Statistics {
+        name: String,
+        found: GradientsParams,
+    }
+    impl ModuleVisitor for Statistics {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.name = name.to_string();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.name.starts_with("running_") {
+                self.found.register(param.id, param.val());
+            }
+        }
+    }
+    // They lag by one step until a snapshot is taken.
+    drop(model.network.valid());
+    let mut statistics = Statistics::default();
+    model.network.visit(&mut statistics);
+    statistics.found
+}
+
+/// Sets the running statistics back. All copies of a network share them.
+fn restore(model: Classifier, statistics: GradientsParams) {
+    struct Restore(GradientsParams);
+    impl ModuleMapper for Restore {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            match self.0.remove::<D>(param.id) {
+                Some(tensor) => param.map(|_| tensor),
+                None => param,
+            }
+        }
+    }
+    drop(model.network.valid());
+    let _ = model.network.map(&mut Restore(statistics));
+}
