@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::{
-    module::Module,
+    module::{Module, ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
     tensor::{Device, Int, Tensor, TensorData},
 };
@@ -56,7 +56,6 @@ struct Features {
 
 /// Runs a probe in a folder of its own.
 pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     let (folder, card, info) = training::new_run(&prepared, Kind::Probe, options)?;
     let Prepared { recipe, data, start, device } = &prepared;
     let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
@@ -83,7 +82,7 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let mut info = info;
     info.parameters = network.num_parameters();
     let run = Probe { recipe, task, device, train, valid, state, journal, started };
-    let outcome = run.train(network, &folder.path, &card, loaders.valid.source())?;
+    let outcome = run.train(network, &folder.path, &card, &data.valid)?;
     training::finish(outcome, &folder.path, &card, info, options)
 }
 
@@ -213,13 +212,24 @@ impl Features {
     }
 }
 
-/// What features depend on besides the images: the weights below the head and the preprocessing.
+/// What features depend on besides the images: the values below the head, and the preprocessing.
 fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
-    let mut hash = Sha256::new();
-    let record = network.valid().into_record().into_bytes().context("cannot hash the weights")?;
-    hash.update(&record[..]);
-    hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
-    Ok(hash.finalize().to_vec())
+    struct Values {
+        wanted: Vec<ParamId>,
+        hash: Sha256,
+    }
+    impl ModuleVisitor for Values {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.wanted.contains(&param.id) {
+                self.hash.update(param.val().into_data().as_bytes());
+            }
+        }
+    }
+    let mut values = Values { wanted: transfer::backbone(network), hash: Sha256::new() };
+    values.hash.update(recipe.architecture.name());
+    network.visit(&mut values);
+    values.hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
+    Ok(values.hash.finalize().to_vec())
 }
 
 /// The features of a loader's images: from the cache, or computed and put there.

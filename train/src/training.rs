@@ -425,9 +425,13 @@ pub fn finish(
     info.finished = Some(crate::run::now());
     info.result = result(&state, run)?;
     if matches!(end, End::Finished) {
-        weights::save(&network, card, run.join("last.safetensors"))?;
-        if let Some(average) = &average {
-            weights::save(average, card, run.join("last-ema.safetensors"))?;
+        let networks = [(Some(&network), "last.safetensors"), (average.as_ref(), "last-ema.safetensors")];
+        for (network, name) in networks {
+            let Some(network) = network else { continue };
+            weights::save(network, card, run.join(name)).with_context(|| {
+                let shown = run.display();
+                format!("the training is done, but its last weights could not be saved; then: train resume {shown}")
+            })?;
         }
     }
     info.write(run)?;

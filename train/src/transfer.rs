@@ -98,6 +98,13 @@ fn keys(network: &Network) -> Vec<Key> {
     keys.found
 }
 
+/// The parameters and running statistics below the head.
+pub fn backbone(network: &Network) -> Vec<ParamId> {
+    let head = network.head_key();
+    let below = |key: &Key| key.stage() != head && !key.is_aux() && !key.is_flag;
+    keys(network).into_iter().filter(below).map(|key| key.id).collect()
+}
+
 /// The stages that have parameters, in order of depth, the head last, auxiliary classifiers left out.
 pub fn stages(network: &Network) -> Vec<String> {
     let mut stages: Vec<String> = Vec::new();

@@ -110,8 +110,8 @@ impl Recipe {
         ensure!(rate.is_finite() && rate > 0.0, "schedule.learning_rate is {rate}; it is positive");
         let warmup = schedule.warmup_epochs;
         ensure!(
-            warmup.is_finite() && warmup >= 0.0 && warmup < self.epochs as f64,
-            "schedule.warmup_epochs is {warmup}; it lies between 0 and epochs ({})",
+            warmup.is_finite() && warmup >= 0.0 && warmup <= self.epochs as f64,
+            "schedule.warmup_epochs is {warmup}; it goes from 0 to epochs ({})",
             self.epochs
         );
         ensure!(
@@ -193,7 +193,7 @@ mod tests {
             ("batch_size", |recipe| recipe.batch_size = 0),
             ("accumulate", |recipe| recipe.accumulate = 0),
             ("learning_rate", |recipe| recipe.schedule.learning_rate = -0.1),
-            ("warmup_epochs", |recipe| recipe.schedule.warmup_epochs = 12.0),
+            ("warmup_epochs", |recipe| recipe.schedule.warmup_epochs = 12.5),
             ("std", |recipe| recipe.images.std[1] = 0.0),
             ("alexnet", |recipe| recipe.architecture = Architecture::AlexNet),
             ("betas", |recipe| recipe.optimizer.betas = Some([0.9, 0.999])),

@@ -1,0 +1,606 @@
+//! The `train` binary as its users run it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use datasets::{Digits, Source};
+use tempfile::TempDir;
+
+/// `train` with a home of its own, so that no cache of the user's is touched.
+fn command(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    command.args(args).env("HOME", home).env("XDG_CACHE_HOME", home.join("cache")).current_dir(home);
+    command
+}
+
+fn run(home: &Path, args: &[&str]) -> Output {
+    command(home, args).output().expect("train runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs and must succeed; standard output.
+fn succeed(home: &Path, args: &[&str]) -> String {
+    let output = run(home, args);
+    assert!(output.status.success(), "{args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Runs and must fail with the code; standard error.
+fn fail(home: &Path, code: i32, args: &[&str]) -> String {
+    let output = run(home, args);
+    assert_eq!(output.status.code(), Some(code), "{args:?}\n{}\n{}", text(&output.stdout), text(&output.stderr));
+    let error = text(&output.stderr);
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+/// Class folders with `count` digits of each of the classes, a few more for validation.
+fn digit_folders(root: &Path, classes: &[u32], count: usize) {
+    let digits = Digits::train();
+    let mut seen = vec![0; 10];
+    let mut bytes = Vec::new();
+    for index in 0..digits.len() {
+        let label = digits.label(index).unwrap();
+        let nth = seen[label as usize];
+        if !classes.contains(&label) || nth >= count + count / 2 {
+            continue;
+        }
+        seen[label as usize] += 1;
+        let folder = root.join(if nth < count { "train" } else { "val" }).join(format!("digit-{label}"));
+        fs::create_dir_all(&folder).unwrap();
+        digits.read(index, &mut bytes).unwrap();
+        fs::write(folder.join(format!("{nth:03}.png")), &bytes).unwrap();
+    }
+}
+
+/// A training of a few seconds with everything on that has a state: Mixup, CutMix, an average of the weights,
+/// accumulation, momentum, checkpoints inside an epoch.
+fn eventful(out: &str) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["pretrain", "--epochs", "3", "--batch-size", "24", "--quiet", "--seed", "5", "--out", out]
+            .map(String::from)
+            .to_vec();
+    for set in [
+        "images.mix=[{ name = \"Mixup\", alpha = 0.3 }, { name = \"CutMix\" }]",
+        "ema.decay=0.9",
+        "ema.every=2",
+        "accumulate=2",
+        "checkpoints.every_steps=3",
+        "loss.label_smoothing=0.1",
+        "optimizer.clip_norm=2.0",
+    ] {
+        args.extend(["--set".to_string(), set.to_string()]);
+    }
+    args
+}
+
+fn strs(args: &[String]) -> Vec<&str> {
+    args.iter().map(String::as_str).collect()
+}
+
+/// Everything of a run that must not depend on how often it was interrupted.
+fn fingerprint(run: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<(String, Vec<u8>)> =
+        ["weights.safetensors", "last.safetensors", "last-ema.safetensors", "predictions.csv"]
+            .map(|name| (name.to_string(), fs::read(run.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))))
+            .to_vec();
+    // Rows without the last cell, the speed.
+    let metrics = fs::read_to_string(run.join("metrics.csv")).unwrap();
+    let rows: Vec<&str> = metrics.lines().map(|line| line.rsplit_once(',').unwrap().0).collect();
+    files.push(("metrics.csv".into(), rows.join("\n").into_bytes()));
+    // The safetensors carry the card, whose origin names the run's folder.
+    files.into_iter().map(|(name, bytes)| (name, without_card(bytes))).collect()
+}
+
+fn without_card(bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.get(8) != Some(&b'{') {
+        return bytes;
+    }
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[8 + header..].to_vec()
+}
+
+fn assert_same(run: &Path, expected: &[(String, Vec<u8>)], what: &str) {
+    for ((name, bytes), (_, wanted)) in fingerprint(run).iter().zip(expected) {
+        assert!(bytes == wanted, "{what}: {name} differs from that of the undisturbed run");
+    }
+}
+
+/// A number from the clock, told on a failure by the test's output.
+fn random_below(limit: u64) -> u64 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    u64::from(nanos) / 1000 % limit
+}
+
+fn start(home: &Path, args: &[&str]) -> Child {
+    command(home, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("train starts")
+}
+
+#[cfg(unix)]
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().expect("kill runs");
+    assert!(status.success());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_killed_at_any_moment_ends_with_the_same_bits() {
+    let home = TempDir::new().unwrap();
+    let undisturbed = home.path().join("undisturbed");
+    let began = std::time::Instant::now();
+    succeed(home.path(), &strs(&eventful(undisturbed.to_str().unwrap())));
+    let whole = began.elapsed().as_millis() as u64;
+    let expected = fingerprint(&undisturbed);
+
+    let run = home.path().join("killed");
+    let args = eventful(run.to_str().unwrap());
+    let (mut child, mut kills) = (start(home.path(), &strs(&args)), 0);
+    while kills < 5 {
+        // So that five kills fall into the run's length, more or less.
+        let millis = 100 + random_below(whole / 4);
+        println!("kill {} after {millis} ms", kills + 1);
+        std::thread::sleep(Duration::from_millis(millis));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        signal(&child, "KILL");
+        child.wait().unwrap();
+        kills += 1;
+        if !run.join("recipe.toml").exists() || !run.join("run.json").exists() {
+            // Killed before the run began: its folder may be there, empty or with a temporary file.
+            let _ = fs::remove_dir_all(&run);
+            child = start(home.path(), &strs(&args));
+        } else {
+            child = start(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(kills >= 2, "the run was over after {kills} kills; it is too short to test anything");
+    assert_same(&run, &expected, &format!("killed {kills} times"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_says_how_to_go_on_and_loses_nothing() {
+    let home = TempDir::new().unwrap();
+    let undisturbed = home.path().join("undisturbed");
+    succeed(home.path(), &strs(&eventful(undisturbed.to_str().unwrap())));
+    let run = home.path().join("interrupted");
+    let child = start(home.path(), &strs(&eventful(run.to_str().unwrap())));
+    while !run.join("checkpoints").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&child, "INT");
+    let output = child.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("finishing the step") && error.contains("resume"), "{error}");
+    assert!(fs::read_to_string(run.join("run.json")).unwrap().contains("\"interrupted\""));
+    succeed(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+    assert_same(&run, &fingerprint(&undisturbed), "after Ctrl-C");
+    let error = fail(home.path(), 1, &["resume", run.to_str().unwrap()]);
+    assert!(error.contains("is finished"), "{error}");
+}
+
+#[test]
+fn a_run_s_recipe_alone_repeats_it() {
+    let home = TempDir::new().unwrap();
+    let (first, second) = (home.path().join("first"), home.path().join("second"));
+    let mut args = eventful(first.to_str().unwrap());
+    let epochs = args.iter().position(|arg| arg == "--epochs").unwrap();
+    args[epochs + 1] = "1".into();
+    args.extend(["--workers".into(), "0".into()]);
+    succeed(home.path(), &strs(&args));
+    let recipe = first.join("recipe.toml");
+    succeed(
+        home.path(),
+        &["pretrain", "--recipe", recipe.to_str().unwrap(), "--out", second.to_str().unwrap(), "-q", "--workers", "2"],
+    );
+    assert_same(&second, &fingerprint(&first), "from the recipe");
+}
+
+#[test]
+fn a_run_goes_on_as_it_began_or_not_at_all() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1, 2], 16);
+    let run = home.path().join("run");
+    let begin = |extra: &[&str]| {
+        let mut args =
+            vec!["pretrain", "--recipe", "digits", "--data", data.to_str().unwrap(), "--batch-size", "8", "-q"];
+        args.extend(["--epochs", "3", "--set", "checkpoints.every_steps=1", "--out", run.to_str().unwrap()]);
+        args.extend(extra);
+        args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
+    };
+    let mut child = start(home.path(), &strs(&begin(&[])));
+    while !run.join("checkpoints").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "over too soon");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let _ = child.kill();
+    child.wait().unwrap();
+
+    let recipe = fs::read_to_string(run.join("recipe.toml")).unwrap();
+    fs::write(run.join("recipe.toml"), recipe.replace("learning_rate = 0.1", "learning_rate = 0.2")).unwrap();
+    let error = fail(home.path(), 1, &["resume", run.to_str().unwrap()]);
+    assert!(error.contains("- learning_rate = 0.1") && error.contains("+ learning_rate = 0.2"), "{error}");
+    fs::write(run.join("recipe.toml"), recipe.replace("resnet20", "plain20")).unwrap();
+    let error = fail(home.path(), 1, &["resume", run.to_str().unwrap()]);
+    assert!(error.contains("+ architecture = \"plain20\""), "{error}");
+    fs::write(run.join("recipe.toml"), &recipe).unwrap();
+
+    let image = data.join("train/digit-0/000.png");
+    let bytes = fs::read(&image).unwrap();
+    fs::remove_file(&image).unwrap();
+    let error = fail(home.path(), 1, &["resume", run.to_str().unwrap()]);
+    assert!(error.contains("is not what this run began with"), "{error}");
+    fs::write(&image, bytes).unwrap();
+    succeed(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_and_the_one_before_it_taken() {
+    let home = TempDir::new().unwrap();
+    let run = home.path().join("run");
+    let mut child = start(home.path(), &strs(&eventful(run.to_str().unwrap())));
+    let checkpoints = || {
+        let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+        let mut names: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| !is_hidden(path)).collect();
+        names.sort();
+        names
+    };
+    while checkpoints().len() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "over too soon");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let last = checkpoints().pop().unwrap();
+    let mut bytes = fs::read(last.join("network.bpk")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x40;
+    fs::write(last.join("network.bpk"), bytes).unwrap();
+    let output = run_output(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+    let error = text(&output.stderr);
+    assert!(output.status.success() && error.contains("is damaged"), "{error}");
+}
+
+fn run_output(home: &Path, args: &[&str]) -> Output {
+    run(home, args)
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+#[test]
+fn weights_are_carried_over_to_new_classes() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[3, 5, 8], 24);
+    let source = home.path().join("source");
+    succeed(home.path(), &["--epochs", "4", "-q", "--out", source.to_str().unwrap()]);
+
+    // The whole network.
+    let tuned = home.path().join("tuned");
+    let base =
+        ["finetune", "--weights", source.to_str().unwrap(), "--data", data.to_str().unwrap(), "--batch-size", "8"];
+    let mut args = base.to_vec();
+    args.extend(["--epochs", "2", "-q", "--out", tuned.to_str().unwrap()]);
+    succeed(home.path(), &args);
+    let card: serde_json::Value = serde_json::from_slice(&fs::read(tuned.join("card.json")).unwrap()).unwrap();
+    assert_eq!(card["classes"], serde_json::json!(["digit-3", "digit-5", "digit-8"]));
+    assert_eq!(card["architecture"], "resnet20");
+    assert_eq!(card["preprocess"]["input_size"], serde_json::json!([16, 16]));
+
+    // The classifier on fixed features, twice: the second time from the cache, to the same bits.
+    let probes = ["probe-1", "probe-2"].map(|name| home.path().join(name));
+    for probe in &probes {
+        let mut args = base[..5].to_vec();
+        args.extend(["--recipe", "linear-probe", "--epochs", "40", "-q", "--out", probe.to_str().unwrap()]);
+        let printed = succeed(home.path(), &args);
+        assert!(printed.contains("best epoch"), "{printed}");
+    }
+    assert_eq!(fs::read_dir(home.path().join("cache/hearth/features")).unwrap().count(), 2);
+    let weights = probes.map(|probe| without_card(fs::read(probe.join("last.safetensors")).unwrap()));
+    assert!(weights[0] == weights[1]);
+    let results = fs::read_to_string(home.path().join("results.csv")).unwrap();
+    assert_eq!(results.lines().count(), 5, "{results}");
+}
+
+#[test]
+fn auto_reports_the_probe_beside_the_whole_network() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[3, 5, 8], 24);
+    let source = home.path().join("source");
+    succeed(home.path(), &["--epochs", "3", "-q", "--out", source.to_str().unwrap()]);
+    let printed = succeed(
+        home.path(),
+        &[
+            "finetune",
+            "--auto",
+            "--weights",
+            source.to_str().unwrap(),
+            "--data",
+            data.to_str().unwrap(),
+            "--batch-size",
+            "8",
+            "--epochs",
+            "3",
+            "-q",
+        ],
+    );
+    assert!(printed.contains("linear probe: top-1") && printed.contains("whole network: top-1"), "{printed}");
+    assert!(printed.contains("95 % interval"), "{printed}");
+    let comparison = printed.lines().find_map(|line| line.strip_prefix("comparison: ")).unwrap();
+    assert!(home.path().join(comparison).is_file());
+}
+
+#[test]
+fn a_trial_estimates_and_leaves_nothing() {
+    let home = TempDir::new().unwrap();
+    let printed = succeed(home.path(), &["--dry-run"]);
+    for expected in ["a step", "the whole run", "memory"] {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    assert!(!home.path().join("artifacts").exists());
+}
+
+#[test]
+fn a_rate_is_found_and_drawn() {
+    let home = TempDir::new().unwrap();
+    let printed = succeed(home.path(), &["lr-find", "--steps", "40", "-q"]);
+    let rate: f64 = printed.lines().find_map(|line| line.strip_prefix("suggested: --lr ")).unwrap().parse().unwrap();
+    assert!((1e-3..3.0).contains(&rate), "{printed}");
+    assert!(fs::read_to_string(home.path().join("lr-find.svg")).unwrap().starts_with("<svg"));
+    assert!(fs::read_to_string(home.path().join("lr-find.csv")).unwrap().lines().count() > 10);
+}
+
+#[test]
+fn recipes_are_listed_and_shown() {
+    let home = TempDir::new().unwrap();
+    let list = succeed(home.path(), &["recipes"]);
+    for name in ["digits", "imagenet-classic", "imagenet-modern", "imagenet-a3", "cifar", "finetune", "linear-probe"] {
+        assert!(list.contains(name), "{list}");
+    }
+    let shown = succeed(home.path(), &["recipes", "imagenet-a3"]);
+    assert!(shown.starts_with("# Reproduces:") && shown.contains("lamb"), "{shown}");
+    assert!(fail(home.path(), 1, &["recipes", "imagenet-a4"]).contains("did you mean imagenet-a3?"));
+}
+
+#[test]
+fn runs_are_compared_and_reports_written_again() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1], 8);
+    let runs = ["a", "b"].map(|name| home.path().join(name));
+    for (run, seed) in runs.iter().zip(["1", "2"]) {
+        succeed(
+            home.path(),
+            &[
+                "pretrain",
+                "--recipe",
+                "digits",
+                "--data",
+                data.to_str().unwrap(),
+                "--batch-size",
+                "4",
+                "--epochs",
+                "2",
+                "--seed",
+                seed,
+                "-q",
+                "--out",
+                run.to_str().unwrap(),
+            ],
+        );
+        assert!(run.join("report.html").is_file());
+    }
+    fs::remove_file(runs[0].join("report.html")).unwrap();
+    let printed = succeed(home.path(), &["report", runs[0].to_str().unwrap()]);
+    assert!(printed.contains("report.html") && runs[0].join("report.html").is_file(), "{printed}");
+    succeed(home.path(), &["report", runs[0].to_str().unwrap(), runs[1].to_str().unwrap()]);
+    let page = fs::read_to_string(home.path().join("comparison.html")).unwrap();
+    assert!(page.contains("seed"), "the recipes differ in their seed");
+}
+
+#[test]
+fn the_study_of_shortcuts_draws_its_charts() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1], 8);
+    let printed = succeed(
+        home.path(),
+        &[
+            "study",
+            "shortcuts",
+            "--recipe",
+            "digits",
+            "--data",
+            data.to_str().unwrap(),
+            "--epochs",
+            "2",
+            "--set",
+            "batch_size=8",
+            "-q",
+        ],
+    );
+    for name in ["plain20", "plain56", "resnet20", "resnet56"] {
+        assert!(printed.contains(name), "{printed}");
+    }
+    let folder = home.path().join("artifacts/study-shortcuts-001");
+    for name in ["study.html", "training-error.svg", "gradient-before.svg", "resnet56/report.html"] {
+        assert!(folder.join(name).is_file(), "{name}");
+    }
+}
+
+#[test]
+fn loss_that_is_not_finite_stops_the_run_and_names_its_samples() {
+    let home = TempDir::new().unwrap();
+    let error = fail(home.path(), 1, &["--lr", "1e30", "--set", "schedule.warmup_epochs=0", "--epochs", "2"]);
+    assert!(error.contains("not finite 10 times in a row") && error.contains("digit-"), "{error}");
+    assert!(error.contains("resume"), "{error}");
+}
+
+#[test]
+fn progress_can_be_json() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1], 8);
+    let output = run(
+        home.path(),
+        &[
+            "pretrain",
+            "--recipe",
+            "digits",
+            "--data",
+            data.to_str().unwrap(),
+            "--batch-size",
+            "4",
+            "--epochs",
+            "2",
+            "--log-format",
+            "json",
+        ],
+    );
+    let lines = text(&output.stderr);
+    let epochs: Vec<serde_json::Value> = lines
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["event"] == "epoch")
+        .collect();
+    assert_eq!(epochs.len(), 2, "{lines}");
+    assert!(epochs[1]["valid"]["top1"].is_number() && epochs[1]["times"]["waiting"].is_number());
+}
+
+#[test]
+fn wrong_input_is_told_with_its_cause_and_leaves_nothing_behind() {
+    let home = TempDir::new().unwrap();
+    let at = |name: &str| home.path().join(name).display().to_string();
+    digit_folders(&home.path().join("one"), &[4], 4);
+    digit_folders(&home.path().join("two"), &[0, 1], 8);
+    digit_folders(&home.path().join("other"), &[0, 2], 8);
+    fs::create_dir_all(home.path().join("empty")).unwrap();
+    fs::create_dir_all(home.path().join("full")).unwrap();
+    fs::write(home.path().join("full/thesis.txt"), "mine").unwrap();
+    fs::create_dir_all(home.path().join("flat")).unwrap();
+    fs::copy(home.path().join("two/train/digit-0/000.png"), home.path().join("flat/a.png")).unwrap();
+    let typo = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/digits.toml")).unwrap();
+    fs::write(home.path().join("typo.toml"), typo.replace("momentum", "momentun")).unwrap();
+
+    let cases: Vec<(Vec<String>, i32, &[&str])> = vec![
+        (vec!["--data".into(), at("missing")], 1, &["missing"]),
+        (vec!["--data".into(), at("empty")], 1, &["empty"]),
+        (vec!["--data".into(), at("flat"), "--recipe".into(), "digits".into()], 1, &["flat"]),
+        (vec!["--data".into(), at("one"), "--recipe".into(), "digits".into()], 1, &["one class"]),
+        (
+            vec!["--data".into(), at("two"), "--val".into(), at("other"), "--recipe".into(), "digits".into()],
+            1,
+            &["different classes", "digit-1", "digit-2"],
+        ),
+        (vec!["--recipe".into(), at("typo.toml")], 1, &["momentun", "did you mean `momentum`?"]),
+        (vec!["--lr".into(), "-0.1".into()], 1, &["schedule.learning_rate is -0.1"]),
+        (vec!["--batch-size".into(), "0".into()], 1, &["batch_size is 0"]),
+        (vec!["--batch-size".into(), "5000".into()], 1, &["5000", "smaller batch"]),
+        (vec!["--epochs".into(), "0".into()], 1, &["epochs is 0"]),
+        (vec!["--arch".into(), "alexnet".into()], 1, &["alexnet", "63"]),
+        (vec!["--arch".into(), "resnet21".into()], 2, &["resnet21"]),
+        (vec!["--out".into(), at("full")], 1, &["not empty", "train resume"]),
+        (vec!["--set".into(), "optimizer.momentun=1".into()], 1, &["did you mean `momentum`?"]),
+        (vec!["--backend".into(), "cuda".into()], 1, &["cuda", "--features cuda"]),
+        (vec!["resume".into(), at("empty")], 1, &["no folder of a run"]),
+        (vec!["finetune".into(), "--data".into(), at("two")], 1, &["--weights"]),
+        (
+            vec!["finetune".into(), "--weights".into(), at("nothing.pth"), "--data".into(), at("two")],
+            1,
+            &["nothing.pth", "no such file"],
+        ),
+        (vec!["report".into(), at("empty")], 1, &["empty"]),
+        (
+            vec!["lr-find".into(), "--from".into(), "1".into(), "--to".into(), "0.1".into()],
+            1,
+            &["--from 1 to --to 0.1"],
+        ),
+    ];
+    for (args, code, expected) in cases {
+        let error = fail(home.path(), code, &strs(&args));
+        for part in expected {
+            assert!(error.contains(part), "{args:?} should say `{part}`: {error}");
+        }
+    }
+    let left = fs::read_dir(home.path().join("artifacts")).map_or(0, |entries| entries.count());
+    assert_eq!(left, 0, "a refused run leaves no folder");
+    assert_eq!(fs::read_dir(home.path().join("full")).unwrap().count(), 1);
+}
+
+#[test]
+fn an_image_that_cannot_be_decoded_is_met_as_the_policy_says() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1], 8);
+    fs::write(data.join("train/digit-0/000.png"), "no image").unwrap();
+    let base =
+        ["pretrain", "--recipe", "digits", "--data", data.to_str().unwrap(), "--batch-size", "4", "--epochs", "2"];
+    let error = fail(home.path(), 1, &base);
+    assert!(error.contains("000.png"), "{error}");
+    for policy in ["skip", "substitute"] {
+        let mut args = base.to_vec();
+        let run = home.path().join(policy);
+        args.extend(["--bad-samples", policy, "--out", run.to_str().unwrap()]);
+        let output = run_output(home.path(), &args);
+        let error = text(&output.stderr);
+        assert!(output.status.success() && error.contains("could not be read or decoded"), "{error}");
+        let listed = fs::read_to_string(run.join("bad_samples.csv")).unwrap();
+        assert!(listed.contains("000.png"), "{listed}");
+    }
+}
+
+/// Needs a small file system, which only root can make.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_no_checkpoint_that_is_whole() {
+    let home = TempDir::new().unwrap();
+    let disk = home.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=14m", "tmpfs"]).arg(&disk).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: cannot mount a small file system here");
+        return;
+    }
+    struct Unmount(PathBuf);
+    impl Drop for Unmount {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(&self.0).status();
+        }
+    }
+    let _unmount = Unmount(disk.clone());
+    let undisturbed = home.path().join("undisturbed");
+    succeed(home.path(), &strs(&eventful(undisturbed.to_str().unwrap())));
+    let run = disk.join("run");
+    let mut child = start(home.path(), &strs(&eventful(run.to_str().unwrap())));
+    while !run.join("checkpoints").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "over too soon");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Someone else fills the disk to its last byte.
+    let ballast = disk.join("ballast");
+    let _ = fs::write(&ballast, vec![7; 14 << 20]);
+    let output = child.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert!(!output.status.success(), "{error}");
+    assert!(error.contains("No space left") && error.contains("training goes on"), "{error}");
+    fs::remove_file(&ballast).unwrap();
+    succeed(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+    assert_same(&run, &fingerprint(&undisturbed), "after a full disk");
+}
