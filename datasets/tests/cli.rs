@@ -264,3 +264,36 @@ fn help_explains_every_command() {
         assert!(help.contains("Usage: datasets") && help.contains("Examples:"), "{help}");
     }
 }
+
+#[test]
+fn processes_that_index_the_same_shards_at_once_do_not_hurt_each_other() {
+    let (data, out, cache) = (data(), TempDir::new().expect("a folder"), TempDir::new().expect("a folder"));
+    let shards = out.path().join("shards");
+    let made = datasets(&["shard", path(data.path()), "--out", path(&shards), "--shard-size", "20kB"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    // Each round starts without an index.
+    for round in 0..5 {
+        let cache = cache.path().join(round.to_string());
+        let start = |_| {
+            Command::new(env!("CARGO_BIN_EXE_datasets"))
+                .args(["inspect", path(&shards), "--format", "json"])
+                .env("XDG_CACHE_HOME", &cache)
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::piped())
+                .spawn()
+                .expect("the binary starts")
+        };
+        let processes: Vec<_> = (0..4).map(start).collect();
+        let outputs: Vec<Output> = processes.into_iter().map(|p| p.wait_with_output().expect("it ends")).collect();
+        for output in &outputs {
+            assert!(output.status.success(), "{}", stderr(output));
+            assert_eq!(json(output), json(&outputs[0]));
+        }
+        let again = Command::new(env!("CARGO_BIN_EXE_datasets"))
+            .args(["inspect", path(&shards), "--format", "json"])
+            .env("XDG_CACHE_HOME", &cache)
+            .output()
+            .expect("the binary runs");
+        assert_eq!(json(&again), json(&outputs[0]), "from the index that they left");
+    }
+}
