@@ -35,6 +35,7 @@ pub use blocks::{ConvNorm, Layer};
 pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize};
 pub use error::{Error, Result};
 pub use network::{Entry, Network, Output};
+pub use ops::with_compute_dtype;
 pub use summary::{Stage, Summary};
 pub use weights::{Strictness, Weights};
 

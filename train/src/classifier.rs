@@ -1,18 +1,21 @@
 //! A network with its loss: what Burn's Learner trains.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU32, Ordering},
+};
 
 use burn::{
     module::{Module, ParamGroup},
     optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
     tensor::{
-        Device, Tensor,
+        Device, FloatDType, Tensor,
         activation::{log_sigmoid, log_softmax},
     },
 };
 use burn_train::{InferenceStep, Learner, TrainOutput, TrainStep};
 use datasets::ImageBatch;
-use models::{ChannelOrder, Network, Output};
+use models::{ChannelOrder, Network, Output, with_compute_dtype};
 
 use crate::{
     evaluation::{self, Reading},
@@ -41,6 +44,9 @@ pub struct Task {
     /// Of the classes.
     weights: Option<Vec<f32>>,
     aux_weight: f32,
+    compute: Option<FloatDType>,
+    /// The bits of the factor of the loss before its gradient is taken.
+    loss_scale: AtomicU32,
     /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
     aside: Mutex<Aside>,
 }
@@ -75,7 +81,22 @@ impl Task {
             target_threshold: recipe.loss.target_threshold,
             weights,
             aux_weight: recipe.aux_weight(),
+            compute: recipe.network.dtype.half(),
+            loss_scale: AtomicU32::new(1f32.to_bits()),
             aside: Mutex::default(),
+        }
+    }
+
+    /// Gradients come multiplied by this from now on.
+    pub fn set_loss_scale(&self, scale: f32) {
+        self.loss_scale.store(scale.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Runs a network in the task's precision.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
+        match self.compute {
+            Some(dtype) => with_compute_dtype(dtype, work),
+            None => work(),
         }
     }
 
@@ -175,12 +196,15 @@ impl TrainStep for Classifier {
         let device = self.device(true);
         let task = &self.task;
         let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
-        let Output { logits, aux } = self.network.forward_aux(task.images(&batch, &device));
+        let images = task.images(&batch, &device);
+        let Output { logits, aux } = task.run(|| self.network.forward_aux(images));
         let mut loss = task.loss(logits.clone(), &targets, &weights);
         for (_, aux) in aux {
             loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), self);
+        let scale = f32::from_bits(task.loss_scale.load(Ordering::Relaxed));
+        let scaled = if scale == 1.0 { loss.clone() } else { loss.clone() * scale };
+        let gradients = GradientsParams::from_grads(scaled.backward(), self);
         let labels = batch.labels.as_deref().unwrap_or_default();
         let item = Reading::new(&loss.inner(), &logits.inner(), labels);
         TrainOutput { grads: gradients, item }

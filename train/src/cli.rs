@@ -139,6 +139,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub size: Option<u32>,
 
+    /// What convolutions and linear maps are computed in; weights and gradients stay f32
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+
     /// What the initial weights, the order, the augmentation and dropout depend on
     #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
     pub seed: Option<i64>,
@@ -194,6 +198,14 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+    /// With a loss scale that adapts
+    F16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -359,6 +371,12 @@ impl RunArgs {
         overrides.set("epochs", self.epochs);
         overrides.set("batch_size", self.batch_size);
         overrides.set("schedule.learning_rate", self.lr);
+        let dtype = self.dtype.map(|dtype| match dtype {
+            DtypeArg::F32 => "f32",
+            DtypeArg::Bf16 => "bf16",
+            DtypeArg::F16 => "f16",
+        });
+        overrides.set("network.dtype", dtype);
         overrides.set("seed", self.seed);
         for set in &self.set {
             overrides.parse(set)?;

@@ -102,6 +102,34 @@ impl DataSet {
         self.train.classes().iter().map(|class| class.name.clone()).collect()
     }
 
+    /// A note where training crops more than images have: what is missing becomes black.
+    ///
+    /// A look at the headers of some images, spread over all, since reading a million for a note would take too long.
+    pub fn small_images(&self, recipe: &Recipe) -> Option<String> {
+        const LOOKED_AT: usize = 64;
+        let needed = recipe.images.train.transforms().iter().find_map(|transform| match transform {
+            Transform::RandomCrop(crop) => Some(Some(crop.size.saturating_sub(2 * crop.padding))),
+            Transform::CenterCrop(crop) => Some(Some(crop.size)),
+            // Whatever comes after has the size that these give.
+            Transform::Resize(_) | Transform::RandomResizedCrop(_) | Transform::RandomShorterSide(_) => Some(None),
+            _ => None,
+        })??;
+        let (len, mut bytes) = (self.train.len(), Vec::new());
+        let looked_at = len.min(LOOKED_AT);
+        let is_small = |&nth: &usize| {
+            let read =
+                self.train.read(nth * len / looked_at, &mut bytes).ok().and_then(|()| datasets::probe(&bytes).ok());
+            read.is_some_and(|header| header.width.min(header.height) < needed)
+        };
+        let small = (0..looked_at).filter(is_small).count();
+        (small > 0).then(|| {
+            format!(
+                "{small} of {looked_at} training images looked at are smaller than the crop of {needed} pixels, which \
+                 fills them up with black: give a --size that fits, or a Resize before the crop"
+            )
+        })
+    }
+
     /// A hash of which images these are: keys and labels in order, and the classes. A run resumes on the same data
     /// only, wherever it lies.
     pub fn fingerprint(&self) -> String {
@@ -213,4 +241,80 @@ impl Loaders {
 /// Whether a transform draws anything.
 pub fn is_random(transform: &Transform) -> bool {
     !matches!(transform, Transform::Resize(_) | Transform::CenterCrop(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use datasets::{Class, Digits, Location};
+
+    use super::*;
+    use crate::recipe::{Overrides, load};
+
+    /// Two images of `classes` classes with the given labels.
+    struct Labelled {
+        classes: Vec<Class>,
+        labels: [Option<u32>; 2],
+    }
+
+    impl Labelled {
+        fn new(classes: usize, labels: [Option<u32>; 2]) -> Self {
+            let class = |id: usize| Class { id: id.to_string(), name: id.to_string() };
+            Self { classes: (0..classes).map(class).collect(), labels }
+        }
+    }
+
+    impl Source for Labelled {
+        fn len(&self) -> usize {
+            self.labels.len()
+        }
+        fn classes(&self) -> &[Class] {
+            &self.classes
+        }
+        fn label(&self, index: usize) -> Option<u32> {
+            self.labels[index]
+        }
+        fn key(&self, index: usize) -> Cow<'_, str> {
+            index.to_string().into()
+        }
+        fn location(&self, index: usize) -> Location {
+            Location { container: "shard.tar".into(), member: Some(format!("{index}.jpg")), offset: None }
+        }
+        fn read(&self, _index: usize, _buffer: &mut Vec<u8>) -> datasets::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn data_that_cannot_be_trained_on_is_refused() {
+        let good = Labelled::new(2, [Some(0), Some(1)]);
+        let error = |train: &dyn Source| check(train, &good, "train", "val").unwrap_err().to_string();
+        check(&good, &good, "train", "val").unwrap();
+        assert!(error(&Labelled::new(0, [None, None])).contains("no classes"));
+        assert!(error(&Labelled::new(1, [Some(0), Some(0)])).contains("one class"));
+        let message = error(&Labelled::new(2, [Some(0), Some(7)]));
+        assert!(message.contains("shard.tar → 1.jpg has the label 7") && message.contains("from 0 to 1"), "{message}");
+        assert!(error(&Labelled::new(2, [Some(0), None])).contains("has no label"));
+        assert!(error(&Labelled::new(3, [Some(0), Some(1)])).contains("only in train: 2; only in val: none"));
+    }
+
+    #[test]
+    fn images_smaller_than_the_crop_are_noted() {
+        let data = DataSet {
+            train: Arc::new(Digits::train()),
+            valid: Arc::new(Digits::test()),
+            kind: "digits",
+            notes: Vec::new(),
+        };
+        let recipe = |train: &str| {
+            let mut overrides = Overrides::default();
+            overrides.parse(&format!("images.train={train}")).unwrap();
+            load("digits", &overrides).unwrap()
+        };
+        let note = data.small_images(&recipe("[{ name = \"RandomCrop\", size = 16 }]")).unwrap();
+        assert!(note.starts_with("64 of 64") && note.contains("crop of 16 pixels"), "{note}");
+        assert_eq!(data.small_images(&recipe("[{ name = \"RandomCrop\", size = 12, padding = 2 }]")), None);
+        assert_eq!(data.small_images(&load("digits", &Overrides::default()).unwrap()), None);
+    }
 }

@@ -100,7 +100,8 @@ pub struct Score {
 
 /// What the network, in evaluation mode, says of each image of a batch.
 pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
-    let logits = network.forward(task.images(batch, device));
+    let images = task.images(batch, device);
+    let logits = task.run(|| network.forward(images));
     let [_, classes] = logits.dims();
     let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
     predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)

@@ -178,6 +178,7 @@ impl Journal {
     pub fn epoch(&mut self, state: &State, record: &EpochRecord) {
         self.last_line = Instant::now();
         self.record(record);
+        log::info!("epoch {}: {}", record.epoch, json!({ "train": record.train, "valid": record.valid }));
         self.epoch_line(state, record);
     }
 
@@ -272,8 +273,9 @@ impl Journal {
 
     /// A sentence for people.
     pub fn say(&self, text: &str) {
+        log::info!("{text}");
         match self.lines {
-            Lines::Quiet => log::info!("{text}"),
+            Lines::Quiet => {}
             Lines::Text => eprintln!("{text}"),
             Lines::Json => eprintln!("{}", json!({ "event": "note", "text": text })),
         }

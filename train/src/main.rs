@@ -15,7 +15,6 @@ mod probe;
 mod progress;
 mod recipe;
 mod renderer;
-mod report;
 mod results;
 mod run;
 mod schedule;

@@ -33,6 +33,8 @@ pub struct State {
     pub bad_in_a_row: usize,
     /// All steps that were skipped.
     pub skipped_steps: u64,
+    /// The factor of the loss in f16, and the steps since it last changed.
+    pub loss_scale: Option<(f32, u64)>,
     /// Whether the moving average has begun.
     pub average_started: bool,
     /// Wall-clock seconds of training so far, pauses left out.

@@ -32,12 +32,17 @@ use crate::{
     journal::Journal,
     optimizer,
     progress::{EpochRecord, State, Times},
-    recipe::Recipe,
+    recipe::{Dtype, Recipe},
     results, transfer,
 };
 
 /// Rows of `metrics.csv` an epoch, at most.
 const ROWS: u64 = 50;
+
+/// f16: the loss scale at the beginning, and the steps after which a larger one is tried, as PyTorch's `GradScaler` has
+/// them.
+const LOSS_SCALE: f32 = 65536.0;
+const LOSS_SCALE_STEPS: u64 = 2000;
 
 /// Set apart from the random streams of samples and of mixed batches.
 const STEP_STREAM: u64 = 1 << 62;
@@ -160,6 +165,10 @@ struct Run {
 impl Run {
     fn train(&mut self) -> Result<End> {
         self.saved_step = self.session.state.step;
+        if self.session.recipe.network.dtype == Dtype::F16 {
+            let scale = self.session.state.loss_scale.get_or_insert((LOSS_SCALE, 0)).0;
+            self.learner.model().task.set_loss_scale(scale);
+        }
         while self.session.state.epoch < self.session.recipe.epochs {
             let epoch = self.session.state.epoch;
             self.thaw(epoch)?;
@@ -298,12 +307,22 @@ impl Run {
     fn optimise(&mut self, group: &mut Group) -> Result<()> {
         let model = self.learner.model();
         let gradients = std::mem::take(&mut group.gradients);
-        let mean = 1.0 / group.count as f64;
+        let scale = self.session.state.loss_scale.map_or(1.0, |(scale, _)| f64::from(scale));
+        let mean = 1.0 / (group.count as f64 * scale);
         group.norm = optimizer::gradient_norm(&model, &gradients) * mean;
         self.learner.lr_step();
         let state = &mut self.session.state;
         state.step += 1;
-        if !group.norm.is_finite() || !group.reading.loss.is_finite() {
+        let finite = group.norm.is_finite() && group.reading.loss.is_finite();
+        if let Some((scale, steps)) = &mut state.loss_scale {
+            *steps += 1;
+            if !finite || *steps >= LOSS_SCALE_STEPS {
+                *scale *= if finite { 2.0 } else { 0.5 };
+                *steps = 0;
+                model.task.set_loss_scale(*scale);
+            }
+        }
+        if !finite {
             state.skipped_steps += 1;
             state.times.skipped_steps += 1;
             state.bad_in_a_row += 1;

@@ -26,7 +26,7 @@ use crate::{
     progress::State,
     recipe::Recipe,
     renderer::{NoFiles, renderer},
-    report, results,
+    results,
     run::{DataInfo, Kind, RECIPE, ResultInfo, RunFolder, RunInfo, Status},
     schedule::Rates,
     strategy::{End, Outcome, RunLimits, Session, Strategy},
@@ -68,7 +68,16 @@ pub fn prepare(mut recipe: Recipe, load: &LoadOptions, options: &Options) -> any
         None => None,
     };
     recipe.check()?;
-    let data = data::open(&recipe.data, recipe.seed)?;
+    if let Some(dtype) = recipe.network.dtype.half() {
+        ensure!(
+            device.supports_dtype(dtype),
+            "the backend {} does not compute in {}: use --dtype f32, or another --backend",
+            options.backend,
+            recipe.network.dtype.name()
+        );
+    }
+    let mut data = data::open(&recipe.data, recipe.seed)?;
+    data.notes.extend(data.small_images(&recipe));
     Ok(Prepared { recipe, data, start, device })
 }
 
@@ -158,6 +167,7 @@ fn begin(prepared: &Prepared, folder: &RunFolder, kind: Kind, options: &Options)
     };
     card.write(run.join("card.json"))?;
     let mut info = RunInfo::new(run, kind, options.command.clone(), options.backend.to_string());
+    info.dtype = recipe.network.dtype.name().to_string();
     info.data = DataInfo {
         train: recipe.data.train.clone(),
         valid: recipe.data.valid.clone().unwrap_or_else(|| recipe.data.train.clone()),

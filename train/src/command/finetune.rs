@@ -10,7 +10,6 @@ use crate::{
     cli::FinetuneArgs,
     data, probe,
     recipe::{self, Freeze, Overrides, Recipe, Transfer},
-    report,
     run::Kind,
     training::{self, Finished, Options, Prepared},
 };
@@ -84,9 +83,10 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     let weights = args.weights.as_deref();
     eprintln!("1 of 3: a linear probe on the features of the frozen network");
     let mut of_probe = Overrides::default();
-    of_probe.set("epochs", Some(100));
+    // The command line's own are for the whole network.
+    of_probe.set("epochs", Some(30));
     of_probe.set("batch_size", Some(256));
-    of_probe.set("schedule.learning_rate", Some(3e-3));
+    of_probe.set("schedule.learning_rate", Some(1e-3));
     of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
     of_probe.set("transfer.weights", weights);
     let probe = start(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use report::chart::{Chart, Scale, Series};
 use runtime::{exit::ExitCode, files::write_atomic_bytes};
 use zoo::LoadOptions;
 
 use crate::{
     cli::LrFindArgs,
     recipe,
-    report::chart::{Chart, Scale, Series},
     schedule::Rates,
     strategy::{End, RunLimits},
     training::{self, Options, Prepared},

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use runtime::exit::ExitCode;
 
-use crate::{cli::ReportArgs, report};
+use crate::cli::ReportArgs;
 
 pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     match args.runs.as_slice() {

@@ -11,6 +11,7 @@ use burn::{
 use burn_train::TrainStep;
 use datasets::ImageBatch;
 use models::{Architecture, NetworkConfig, Strictness, Weights};
+use report::chart::{Chart, Scale, Series};
 use runtime::{exit::ExitCode, files::write_atomic_bytes};
 use zoo::LoadOptions;
 
@@ -19,7 +20,6 @@ use crate::{
     cli::{ShortcutsArgs, Study, StudyArgs},
     progress::EpochRecord,
     recipe::{self, Overrides, Recipe},
-    report::chart::{Chart, Scale, Series},
     run::{Kind, RunFolder},
     strategy::End,
     training::{self, Options, Prepared},

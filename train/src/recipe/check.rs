@@ -37,6 +37,12 @@ impl Recipe {
         };
         let crop = images.eval.crop as usize;
         ensure!(crop > 0 && images.eval.resize > 0, "images.eval has a size of 0 pixels");
+        ensure!(
+            images.eval.crop <= images.eval.resize,
+            "images.eval crops {} pixels of images resized to {}: give a crop that fits",
+            images.eval.crop,
+            images.eval.resize
+        );
         ensure!(crop <= 16_384 && images.eval.resize <= 16_384, "images.eval goes up to 16384 pixels");
         for side in [size, crop].into_iter().chain(images.sizes.iter().map(|phase| phase.size as usize)) {
             self.architecture.check_input([side, side])?;

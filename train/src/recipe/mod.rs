@@ -8,6 +8,7 @@ mod images;
 mod read;
 mod shipped;
 
+use burn::tensor::FloatDType;
 use datasets::BadSamples;
 use models::Architecture;
 use serde::{Deserialize, Serialize};
@@ -114,8 +115,45 @@ pub struct NetworkOptions {
     /// auxiliary classifiers' off too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// What convolutions and linear maps are computed in; weights, norms and gradients stay f32.
+    #[serde(skip_serializing_if = "Dtype::is_f32")]
+    pub dtype: Dtype,
     /// Recompute cheap activations in the backward pass instead of keeping them: less memory, more time.
     pub gradient_checkpointing: bool,
+}
+
+/// A type of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+    /// With a loss scale that adapts, so that small gradients do not vanish.
+    F16,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// What to compute in, where it is not what everything else is in.
+    pub fn half(self) -> Option<FloatDType> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(FloatDType::BF16),
+            Self::F16 => Some(FloatDType::F16),
+        }
+    }
+
+    fn is_f32(&self) -> bool {
+        *self == Self::F32
+    }
 }
 
 /// What is minimised.

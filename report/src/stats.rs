@@ -1,39 +1,86 @@
-//! What the predictions of a run say: accuracies with their intervals, confusions, calibration.
+//! What predictions say: accuracies with their intervals, confusions, calibration.
 
 use std::collections::BTreeMap;
 
-use super::run::Prediction;
+use serde::{Deserialize, Serialize};
+
+/// What a network says of one image: a row of `predictions.csv`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The image's key.
+    #[serde(default)]
+    pub key: String,
+    /// The true class.
+    pub label: usize,
+    /// The probability of the true class.
+    pub p_label: Option<f64>,
+    /// Cross entropy.
+    pub loss: Option<f64>,
+    /// The most probable class.
+    pub pred1: Option<usize>,
+    /// Its probability.
+    pub p1: Option<f64>,
+    /// The second most probable class.
+    pub pred2: Option<usize>,
+    /// Its probability.
+    pub p2: Option<f64>,
+    /// The third.
+    pub pred3: Option<usize>,
+    /// Its probability.
+    pub p3: Option<f64>,
+    /// The fourth.
+    pub pred4: Option<usize>,
+    /// Its probability.
+    pub p4: Option<f64>,
+    /// The fifth.
+    pub pred5: Option<usize>,
+    /// Its probability.
+    pub p5: Option<f64>,
+}
+
+impl Prediction {
+    /// Whether the first prediction is the label.
+    pub fn is_right(&self) -> bool {
+        self.pred1 == Some(self.label)
+    }
+
+    /// Whether the label is among the first five predictions.
+    pub fn holds_label(&self) -> bool {
+        [self.pred1, self.pred2, self.pred3, self.pred4, self.pred5].contains(&Some(self.label))
+    }
+}
 
 /// How many bins the calibration has.
-pub(crate) const BINS: usize = 15;
+pub const BINS: usize = 15;
 
 /// So many of so many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Count {
+pub struct Count {
     /// How many hold.
-    pub(crate) hits: usize,
+    pub hits: usize,
     /// Of how many.
-    pub(crate) of: usize,
+    pub of: usize,
 }
 
 impl Count {
-    fn add(&mut self, hit: bool) {
+    /// Counts one more.
+    pub fn add(&mut self, hit: bool) {
         self.hits += usize::from(hit);
         self.of += 1;
     }
 
     /// The count that a share in percent of so many is.
-    pub(crate) fn from_percent(percent: f64, of: usize) -> Self {
+    pub fn from_percent(percent: f64, of: usize) -> Self {
         Self { hits: ((percent / 100.0 * of as f64).round().max(0.0) as usize).min(of), of }
     }
 
     /// The share, in percent.
-    pub(crate) fn percent(self) -> f64 {
+    pub fn percent(self) -> f64 {
         100.0 * self.hits as f64 / self.of.max(1) as f64
     }
 
     /// Wilson's 95 % interval of the share, in percent. Unlike the normal interval it holds near 0 and 100 %.
-    pub(crate) fn wilson(self) -> (f64, f64) {
+    pub fn wilson(self) -> (f64, f64) {
         if self.of == 0 {
             return (0.0, 100.0);
         }
@@ -47,7 +94,7 @@ impl Count {
 }
 
 /// How often the label was the first prediction, and among the first five.
-pub(crate) fn accuracy(predictions: &[Prediction]) -> (Count, Count) {
+pub fn accuracy(predictions: &[Prediction]) -> (Count, Count) {
     let mut counts = <(Count, Count)>::default();
     for prediction in predictions {
         counts.0.add(prediction.is_right());
@@ -58,19 +105,19 @@ pub(crate) fn accuracy(predictions: &[Prediction]) -> (Count, Count) {
 
 /// One class of the validation images.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Class {
+pub struct Class {
     /// Its index.
-    pub(crate) label: usize,
+    pub label: usize,
     /// How often its images were recognised at once.
-    pub(crate) top1: Count,
+    pub top1: Count,
     /// How often it was among the first five predictions.
-    pub(crate) top5: Count,
+    pub top5: Count,
     /// The class its images were most often taken for, and how often.
-    pub(crate) taken_for: Option<(usize, usize)>,
+    pub taken_for: Option<(usize, usize)>,
 }
 
 /// The classes that have images, the worst first.
-pub(crate) fn classes(predictions: &[Prediction]) -> Vec<Class> {
+pub fn classes(predictions: &[Prediction]) -> Vec<Class> {
     let mut classes: BTreeMap<usize, Class> = BTreeMap::new();
     for prediction in predictions {
         let label = prediction.label;
@@ -92,7 +139,7 @@ pub(crate) fn classes(predictions: &[Prediction]) -> Vec<Class> {
 }
 
 /// How many images of a class (first) were taken for a class (second).
-pub(crate) fn confusion(predictions: &[Prediction]) -> BTreeMap<(usize, usize), usize> {
+pub fn confusion(predictions: &[Prediction]) -> BTreeMap<(usize, usize), usize> {
     let mut confusion = BTreeMap::new();
     for prediction in predictions {
         if let Some(predicted) = prediction.pred1 {
@@ -104,33 +151,33 @@ pub(crate) fn confusion(predictions: &[Prediction]) -> BTreeMap<(usize, usize), 
 
 /// One bin of the reliability diagram.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Bin {
+pub struct Bin {
     /// How many predictions were right, of those in the bin.
-    pub(crate) right: Count,
+    pub right: Count,
     /// The sum of their probabilities.
     confidence: f64,
 }
 
 impl Bin {
     /// The mean probability in the bin, in percent.
-    pub(crate) fn mean_confidence(&self) -> f64 {
+    pub fn mean_confidence(&self) -> f64 {
         100.0 * self.confidence / self.right.of.max(1) as f64
     }
 }
 
 /// How far the first prediction's probability can be believed.
-pub(crate) struct Calibration {
+pub struct Calibration {
     /// Bins of equal width over the probabilities from 0 to 1.
-    pub(crate) bins: [Bin; BINS],
+    pub bins: [Bin; BINS],
     /// All of them in one.
-    pub(crate) all: Bin,
+    pub all: Bin,
     /// The expected calibration error, in percentage points: over the bins, the mean distance of accuracy from
     /// confidence, weighted by their sizes.
-    pub(crate) ece: f64,
+    pub ece: f64,
 }
 
 /// The calibration of all predictions that carry a probability; none where there are none.
-pub(crate) fn calibration(predictions: &[Prediction]) -> Option<Calibration> {
+pub fn calibration(predictions: &[Prediction]) -> Option<Calibration> {
     let mut bins = [Bin::default(); BINS];
     let mut all = Bin::default();
     for prediction in predictions {

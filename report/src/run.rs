@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::stats::Prediction;
+
 /// How many of the mistakes' pictures are shown.
 const PICTURES: usize = 48;
 /// A picture larger than this is no thumbnail and is left out.
@@ -96,34 +98,6 @@ pub(crate) struct Epoch {
     pub(crate) skipped_steps: Option<f64>,
     #[serde(default)]
     pub(crate) advice: String,
-}
-
-/// One row of `predictions.csv`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Prediction {
-    #[serde(default)]
-    pub(crate) key: String,
-    pub(crate) label: usize,
-    pub(crate) p_label: Option<f64>,
-    pub(crate) loss: Option<f64>,
-    pub(crate) pred1: Option<usize>,
-    pub(crate) p1: Option<f64>,
-    pub(crate) pred2: Option<usize>,
-    pub(crate) pred3: Option<usize>,
-    pub(crate) pred4: Option<usize>,
-    pub(crate) pred5: Option<usize>,
-}
-
-impl Prediction {
-    /// Whether the first prediction is the label.
-    pub(crate) fn is_right(&self) -> bool {
-        self.pred1 == Some(self.label)
-    }
-
-    /// Whether the label is among the first five predictions.
-    pub(crate) fn holds_label(&self) -> bool {
-        [self.pred1, self.pred2, self.pred3, self.pred4, self.pred5].contains(&Some(self.label))
-    }
 }
 
 /// One row of `mistakes/index.csv`.

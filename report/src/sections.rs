@@ -512,7 +512,7 @@ fn calibration(run: &Run) -> String {
 }
 
 fn suspects(run: &Run) -> String {
-    let loss = |prediction: &super::run::Prediction| prediction.loss.filter(|loss| !loss.is_nan());
+    let loss = |prediction: &super::stats::Prediction| prediction.loss.filter(|loss| !loss.is_nan());
     let mut suspects: Vec<_> = run.predictions.iter().filter(|prediction| loss(prediction).is_some()).collect();
     suspects.sort_by(|a, b| b.loss.partial_cmp(&a.loss).unwrap_or(std::cmp::Ordering::Equal));
     suspects.truncate(SUSPECTS);
