@@ -56,6 +56,25 @@ Examples:
   curl -s https://example.org/cat.png | infer classify - --weights resnet18 --format json")]
     Classify(ClassifyArgs),
 
+    /// Judges a network on labelled images: top-1, top-5, loss, calibration, each class
+    ///
+    /// Every image counts once, whatever the batch size. The classes of the data are matched with the network's by name,
+    /// or by wnid for networks that know ImageNet's 1000 classes; where the data has fewer, the network is judged among
+    /// all of its classes and among those of the data. Validation images of ImageNet under their official names are
+    /// judged by the reassessed ReaL labels too.
+    #[command(after_long_help = "Examples:
+  infer evaluate --data /data/imagenet --weights resnet50
+  infer evaluate --data photos/ --weights artifacts/my-run --out judged/
+  infer evaluate --data /data/imagenet --weights bvlc_googlenet --crops 144
+  infer evaluate --data /data/imagenet --weights vgg16 --dense --scales 256,384,512 --flip
+  infer evaluate --data /data/imagenet --weights resnet50 --ensemble resnet101 resnext50_32x4d
+  infer evaluate … --rank 0 --of 2 --out part0   and   … --rank 1 --of 2 --out part1
+  infer merge part0 part1 --out judged/")]
+    Evaluate(Box<EvaluateArgs>),
+
+    /// Puts the shares of an evaluation together, exactly
+    Merge(MergeArgs),
+
     /// Prints a network's stages, output shapes, parameters and multiply-adds
     ///
     /// Of an architecture by name, or of a file of weights with what its model card says.
@@ -127,6 +146,111 @@ pub struct ClassifyArgs {
     /// Images that the network takes at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
+}
+
+/// `evaluate`
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// The images: class folders, ImageNet's archives, shards, a table
+    #[arg(long, value_name = "DATA")]
+    pub data: String,
+    /// Which part of them
+    #[arg(long, value_enum, default_value_t = SplitArg::Val)]
+    pub split: SplitArg,
+    /// Leave out the samples that this quarantine file lists
+    #[arg(long, value_name = "FILE")]
+    pub without: Option<PathBuf>,
+    /// The weights: a run folder, a file, or a published name
+    #[arg(short, long, value_name = "W", required_unless_present = "ensemble")]
+    pub weights: Option<String>,
+    /// More weights of the same classes, whose probabilities are averaged with the first's
+    #[arg(long, value_name = "W", num_args = 1..)]
+    pub ensemble: Vec<String>,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// Views of an image whose probabilities are averaged: the centre, AlexNet's 10, GoogLeNet's 144
+    #[arg(long, value_enum, default_value_t = CropsArg::One)]
+    pub crops: CropsArg,
+    /// Shorter sides in pixels to which images are resized, in place of the card's; the views of all are averaged
+    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    pub scales: Vec<u32>,
+    /// Average with the mirror image
+    #[arg(long)]
+    pub flip: bool,
+    /// Look at the whole image in place of a crop: VGG's and AlexNet's classifier at every place, others as they are
+    #[arg(long)]
+    pub dense: bool,
+    /// This process judges every OF-th image from RANK on; `infer merge` puts the results together
+    #[arg(long, value_name = "RANK", default_value_t = 0, requires = "of")]
+    pub rank: usize,
+    /// How many processes share the work
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub of: usize,
+    /// What to do with an image that cannot be read or decoded
+    #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
+    pub bad_samples: BadSamplesArg,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
+    pub format: AnswerFormat,
+    /// A folder, new or empty, for tables, pictures, the prediction for each image and a page
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Views that the network takes at a time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: u32,
+    /// Threads that decode; by default as many as there are cores
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
+/// `merge`
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The folders that `evaluate --out` wrote, one a share
+    #[arg(required = true, value_name = "DIR")]
+    pub parts: Vec<PathBuf>,
+    /// A folder, new or empty, for the whole
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
+    pub format: AnswerFormat,
+}
+
+/// A part of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    /// The validation images; everything where the data has no parts
+    Val,
+    /// The training images
+    Train,
+    /// Everything
+    All,
+}
+
+/// Views of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CropsArg {
+    /// The centre
+    #[value(name = "1")]
+    One,
+    /// Corners and centre, each with its mirror
+    #[value(name = "10")]
+    Ten,
+    /// Four sizes, three squares of each, six crops of each, each with its mirror
+    #[value(name = "144")]
+    All,
+}
+
+/// What to do with an image that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BadSamplesArg {
+    /// Stop, naming archive, member, offset and cause
+    Strict,
+    /// Count it, list it and leave it out; the exit code is 3
+    Skip,
 }
 
 /// `summary`

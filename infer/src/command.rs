@@ -1,6 +1,7 @@
 //! The commands, a module each, and what they share.
 
 pub mod classify;
+pub mod evaluate;
 pub mod models;
 pub mod summary;
 pub mod verify;

@@ -4,13 +4,18 @@
 //! --weights → zoo::weights::open → Opened (weights, card) ─┬→ Model (network on a device)
 //!                                                          └→ CardPreprocess (as the card says, never guessed)
 //! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
+//! --data  → datasets::open → Views (the protocol's crops) → evaluation::evaluate → rows → report
 //! ```
 //!
 //! This crate is the inside of a program, so errors are `anyhow` chains: each names the file, the cause and the way
 //! out, and is printed as one line.
 
+pub mod evaluation;
 pub mod inputs;
+pub mod labels;
 pub mod model;
+pub mod picture;
+pub mod protocol;
 pub mod stream;
 
 pub use inputs::Input;

@@ -11,7 +11,7 @@ use runtime::{
 
 use crate::{
     cli::{Cli, Command},
-    command::{classify, models, summary, verify},
+    command::{classify, evaluate, models, summary, verify},
 };
 
 fn main() -> ExitCode {
@@ -20,6 +20,8 @@ fn main() -> ExitCode {
     let progress = cli.progress();
     exit::run(|| match &cli.command {
         Command::Classify(args) => classify::run(args, progress),
+        Command::Evaluate(args) => evaluate::evaluate(args, progress),
+        Command::Merge(args) => evaluate::merge(args),
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),

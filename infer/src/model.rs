@@ -54,6 +54,11 @@ impl Model {
         &self.preprocess
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// A batch `[n, 3, h, w]` of RGB bytes → logits `[n, classes]`.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
         self.network.forward(self.preprocess.normalise(batch, &self.device))

@@ -374,3 +374,82 @@ fn without_card(from: &Path, to: &Path) {
     let file = [&(header.len() as u64).to_le_bytes()[..], &header, &bytes[8 + length..]].concat();
     fs::write(to, file).expect("written");
 }
+
+/// Class folders with images of other pixels each, for `evaluate`.
+fn labelled(desk: &Desk) {
+    for (class, shape) in [("ant", "a"), ("bee, \"honey\"", "b"), ("cat", "c")] {
+        for number in 0..7 {
+            desk.image(&format!("data/val/{class}/{number}-{shape}.png"));
+        }
+    }
+}
+
+#[test]
+fn shares_of_an_evaluation_add_up_exactly() {
+    let desk = Desk::new();
+    labelled(&desk);
+    let base = ["evaluate", "--data", "data", "--weights", "run", "--format", "json"];
+    let with = |more: &[&str]| desk.infer(&[&base, more].concat());
+    let whole = with(&["--out", "whole", "--batch-size", "4"]).ends_with(0);
+    let whole: Value = serde_json::from_str(&whole.stdout).expect("JSON");
+    assert_eq!(whole["top1"]["of"], 21);
+    assert_eq!(whole["top5"]["right"], 21, "three classes are always among five");
+    for rank in ["0", "1", "2"] {
+        with(&["--rank", rank, "--of", "3", "--out", &format!("part{rank}"), "--batch-size", "1"]).ends_with(0);
+    }
+    let merged = desk.infer(&["merge", "part2", "part0", "part1", "--out", "merged", "--format", "json"]).ends_with(0);
+    let merged: Value = serde_json::from_str(&merged.stdout).expect("JSON");
+    for field in ["top1", "top5", "loss", "ece", "images"] {
+        assert_eq!(merged[field], whole[field], "{field}");
+    }
+    let read = |folder: &str, file: &str| fs::read(desk.path(folder).join(file)).expect("written");
+    for file in ["predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "calibration.svg"] {
+        assert!(read("merged", file) == read("whole", file), "{file}");
+    }
+    assert!(String::from_utf8(read("whole", "report.html")).expect("text").contains("Confusion matrix"));
+
+    let incomplete = desk.infer(&["merge", "part0", "part1", "--out", "other"]).ends_with(1);
+    assert!(incomplete.stderr.contains("each once"), "{}", incomplete.stderr);
+    let occupied = with(&["--out", "whole"]).ends_with(1);
+    assert!(occupied.stderr.contains("not empty"), "{}", occupied.stderr);
+}
+
+#[test]
+fn protocols_average_views_and_networks() {
+    let desk = Desk::new();
+    labelled(&desk);
+    let rows = |more: &[&str], out: &str| {
+        desk.infer(&[&["evaluate", "--data", "data", "--weights", "run", "--out", out], more].concat()).ends_with(0);
+        fs::read_to_string(desk.path(out).join("predictions.csv")).expect("written")
+    };
+    let plain = rows(&[], "plain");
+    assert_eq!(rows(&["--ensemble", "run"], "twice"), plain, "the average of a network with itself is itself");
+    assert_eq!(rows(&["--scales", "32"], "scaled"), plain, "the card's own scale");
+    assert_ne!(rows(&["--flip"], "flipped"), plain);
+    assert_ne!(rows(&["--crops", "10"], "ten"), plain);
+    assert_ne!(rows(&["--dense"], "dense"), plain);
+    let error = desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--scales", "16"]).ends_with(1);
+    assert!(error.stderr.contains("smaller than the network's input"), "{}", error.stderr);
+}
+
+#[test]
+fn an_evaluation_says_what_it_cannot_judge() {
+    let desk = Desk::new();
+    labelled(&desk);
+    desk.broken("data/val/ant/broken.jpg");
+    let judged = desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--out", "judged"]).ends_with(3);
+    assert!(judged.stdout.contains("top-1") && judged.stdout.contains("of 21"), "{}", judged.stdout);
+    assert!(judged.stderr.contains("1 images could not be read"), "{}", judged.stderr);
+    let listed = fs::read_to_string(desk.path("judged/bad_samples.csv")).expect("written");
+    assert!(listed.contains("broken.jpg"), "{listed}");
+    let strict =
+        desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--bad-samples", "strict"]).ends_with(1);
+    assert!(strict.stderr.contains("broken.jpg"), "{}", strict.stderr);
+
+    desk.image("other/val/dog/1.png").image("other/val/cat/2.png");
+    let unknown = desk.infer(&["evaluate", "--data", "other", "--weights", "run"]).ends_with(1);
+    assert!(unknown.stderr.contains("does not know 1 of the data's 2 classes: dog"), "{}", unknown.stderr);
+    desk.image("flat/1.png");
+    let unlabelled = desk.infer(&["evaluate", "--data", "flat", "--weights", "run"]).ends_with(1);
+    assert!(unlabelled.stderr.contains("no labels"), "{}", unlabelled.stderr);
+}

@@ -17,7 +17,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{Layer, dropout_relu_features, fresh_linear, max_pool, padding},
+    blocks::{Layer, dense_classifier, dropout_relu_features, fresh_linear, max_pool, padding},
     ops,
     tap::Tap,
 };
@@ -78,12 +78,22 @@ impl AlexNetConfig {
 }
 
 impl AlexNet {
+    /// Images `[n, 3, h, w]` → the last map of the column `[n, 256, h', w']`, 6 × 6 for 224 × 224 pixels.
+    fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
+        let layers = self.features.iter().enumerate();
+        layers.fold(x, |x, (i, layer)| tap.stage(&format!("features.{i}"), layer.forward(x)))
+    }
+
+    /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
+    /// classifier fits.
+    pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
+        let (_, first, _, _, second, _, last) = &self.classifier;
+        dense_classifier(self.column(x, &mut ()), 6, [first, second, last])
+    }
+
     /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let mut x = x;
-        for (i, layer) in self.features.iter().enumerate() {
-            x = tap.stage(&format!("features.{i}"), layer.forward(x));
-        }
+        let x = self.column(x, tap);
         let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [6, 6]));
         let x = self.classifier.0.forward(x.flatten(1, 3)); // [n, 256 · 6 · 6]
         dropout_relu_features(x, &self.classifier.1, &self.classifier.3, &self.classifier.4)

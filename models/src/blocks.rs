@@ -7,7 +7,7 @@ use burn::{
         conv::{Conv2d, Conv2dConfig},
         pool::{MaxPool2d, MaxPool2dConfig},
     },
-    tensor::{Device, Tensor, activation::relu},
+    tensor::{Device, Tensor, activation::relu, module::conv2d, ops::ConvOptions},
 };
 
 use crate::ops;
@@ -75,6 +75,22 @@ impl Layer {
 pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Dropout, second: &Linear) -> Tensor<2> {
     let x = relu(ops::linear(first, x));
     relu(ops::linear(second, dropout.forward(x)))
+}
+
+/// The classifier of AlexNet and VGG at every place of a map `[n, c, h, w]` of at least `window × window`, its scores
+/// averaged: `[n, classes]`. The first linear map becomes a convolution of the window, the others of 1 × 1.
+pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, last]: [&Linear; 3]) -> Tensor<2> {
+    let [n, channels, _, _] = map.dims();
+    let weight = first.weight.val().transpose();
+    let [outputs, _] = weight.dims();
+    let weight = weight.reshape([outputs, channels, window, window]);
+    let bias = first.bias.as_ref().map(|bias| bias.val());
+    let x = relu(conv2d(map, weight, bias, ConvOptions::new([1, 1], [0, 0], [1, 1], 1))); // [n, outputs, h', w']
+    let [_, _, height, width] = x.dims();
+    let places = x.permute([0, 2, 3, 1]).reshape([n * height * width, outputs]);
+    let scores = ops::linear(last, relu(ops::linear(second, places))); // [n · h' · w', classes]
+    let [_, classes] = scores.dims();
+    scores.reshape([n, height * width, classes]).mean_dim(1).reshape([n, classes])
 }
 
 /// Configuration of a [`ConvNorm`] block.

@@ -32,7 +32,7 @@ pub mod weights;
 
 pub use architecture::{Architecture, NetworkConfig};
 pub use blocks::{ConvNorm, Layer};
-pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize};
+pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize, imagenet_classes};
 pub use error::{Error, Result};
 pub use network::{Entry, Network, Output};
 pub use ops::with_compute_dtype;

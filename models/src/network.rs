@@ -66,6 +66,17 @@ impl Network {
         self.head(self.features_tapped(images, tap))
     }
 
+    /// Images `[n, 3, h, w]`, not cropped → logits `[n, classes]` of the whole: VGG's and AlexNet's classifier is applied
+    /// at every place where it fits (at least 224 × 224 pixels) and its scores are averaged; other networks average
+    /// their last map anyway.
+    pub fn forward_dense(&self, images: Tensor<4>) -> Tensor<2> {
+        match self {
+            Network::AlexNet(network) => network.forward_dense(images),
+            Network::Vgg(network) => network.forward_dense(images),
+            _ => self.forward(images),
+        }
+    }
+
     /// Images `[n, 3, h, w]` → logits and the auxiliary classifiers' logits.
     pub fn forward_aux(&self, images: Tensor<4>) -> Output {
         let (logits, aux) = match self {
@@ -220,5 +231,31 @@ impl ModuleVisitor for Keys {
 
     fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
         self.push(param.lazy_shape().to_vec());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+    use crate::{Architecture, NetworkConfig};
+
+    /// Dense evaluation is the mean of the classifier over all windows, so on an input of one window it is the network
+    /// itself, and on one that repeats itself over the windows as well.
+    #[test]
+    fn dense_evaluation_is_the_mean_over_all_windows() {
+        let device = Device::flex();
+        for architecture in [Architecture::AlexNet, Architecture::Vgg11] {
+            device.seed(1);
+            let network = NetworkConfig::new(architecture).with_num_classes(5).with_dropout(Some(0.0)).init(&device);
+            let images = Tensor::<4>::random([1, 3, 224, 224], Distribution::Default, &device);
+            let [plain, dense] = [network.forward(images.clone()), network.forward_dense(images)];
+            let difference = (plain - dense.clone()).abs().max().into_scalar::<f32>();
+            let largest = dense.abs().max().into_scalar::<f32>();
+            assert!(difference < 1e-4 * largest, "{architecture}: {difference} of {largest}");
+            let wide = Tensor::<4>::random([1, 3, 224, 288], Distribution::Default, &device);
+            assert_eq!(network.forward_dense(wide).dims(), [1, 5]);
+        }
     }
 }

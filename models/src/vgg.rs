@@ -15,7 +15,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{Layer, dropout_relu_features, fresh_linear, kaiming_fan_out, max_pool, padding},
+    blocks::{Layer, dense_classifier, dropout_relu_features, fresh_linear, kaiming_fan_out, max_pool, padding},
     ops,
     tap::Tap,
 };
@@ -125,12 +125,22 @@ fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
 }
 
 impl Vgg {
+    /// Images `[n, 3, h, w]` → the last map of the column `[n, 512, h/32, w/32]`.
+    fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
+        let layers = self.features.iter().enumerate();
+        layers.fold(x, |x, (i, layer)| tap.stage(&format!("features.{i}"), layer.forward(x)))
+    }
+
+    /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
+    /// classifier fits: the paper's dense evaluation (section 3.2), of an image that was not cropped.
+    pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
+        let (first, _, _, second, _, _, last) = &self.classifier;
+        dense_classifier(self.column(x, &mut ()), 7, [first, second, last])
+    }
+
     /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let mut x = x;
-        for (i, layer) in self.features.iter().enumerate() {
-            x = tap.stage(&format!("features.{i}"), layer.forward(x));
-        }
+        let x = self.column(x, tap);
         let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [7, 7]));
         let x = x.flatten(1, 3); // [n, 512 · 7 · 7]
         let x = dropout_relu_features(x, &self.classifier.0, &self.classifier.2, &self.classifier.3);

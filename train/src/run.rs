@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use runtime::files::write_atomic_bytes;
+use runtime::{environment, files::write_atomic_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::evaluation::Score;
@@ -152,13 +152,13 @@ impl RunInfo {
             command,
             kind,
             hearth: env!("CARGO_PKG_VERSION").to_string(),
-            commit: commit(),
+            commit: environment::commit(),
             burn: "0.22.1".to_string(),
             backend: backend.clone(),
             device: backend,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: cpu(),
+            cpu: environment::cpu(),
             dtype: "f32".to_string(),
             started: now(),
             ..Self::default()
@@ -180,28 +180,6 @@ impl RunInfo {
 /// The time now as RFC 3339, UTC.
 pub fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
-}
-
-/// The commit of the git checkout around the current folder.
-fn commit() -> Option<String> {
-    let here = std::env::current_dir().ok()?;
-    let git = here.ancestors().map(|folder| folder.join(".git")).find(|git| git.is_dir())?;
-    let head = fs::read_to_string(git.join("HEAD")).ok()?;
-    let commit = match head.trim().strip_prefix("ref: ") {
-        None => head,
-        Some(name) => fs::read_to_string(git.join(name)).ok().or_else(|| {
-            let packed = fs::read_to_string(git.join("packed-refs")).ok()?;
-            packed.lines().find_map(|line| Some(line.strip_suffix(name)?.trim().to_string()))
-        })?,
-    };
-    Some(commit.trim().to_string())
-}
-
-/// The processor's name, where the system tells it.
-fn cpu() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
 /// Makes a new folder `NAME-001`, `NAME-002`, … in `artifacts`: the number after the highest there. Two runs that start

@@ -1,0 +1,363 @@
+//! `infer evaluate` and `infer merge`: how right a network is.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use datasets::{BadSamples, OpenOptions, Quarantine, Source, Split};
+use image::ImageFormat;
+use infer::{
+    Model,
+    evaluation::{self, Evaluation, Mean, Rate, Settings, Subject, Summary},
+    picture,
+    protocol::{Crops, Protocol},
+};
+use report::{
+    chart::{Chart, Scale, Series},
+    stats::{self, Prediction},
+};
+use runtime::{
+    exit::ExitCode,
+    files::write_atomic_bytes,
+    progress::{Output, Progress, Unit},
+};
+
+use super::{grouped, print_json};
+use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
+
+/// From so many classes on only the worst are printed.
+const PRINTED_CLASSES: usize = 20;
+
+pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
+    if let Some(out) = &args.out {
+        ensure_empty(out)?;
+    }
+    let (source, split) = open(args)?;
+    let device = args.backend.backend.device()?;
+    let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
+    let load = |name: &&str| -> Result<Model> {
+        let opened = zoo::weights::open(name, &args.load, &device, output)?;
+        Model::load(&opened, &device)
+    };
+    let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
+    let settings = Settings {
+        protocol: Protocol {
+            crops: match args.crops {
+                CropsArg::One => Crops::One,
+                CropsArg::Ten => Crops::Ten,
+                CropsArg::All => Crops::All144,
+            },
+            scales: args.scales.clone(),
+            flip: args.flip,
+            dense: args.dense,
+        },
+        batch_size: args.batch_size as usize,
+        workers: args.workers,
+        bad_samples: match args.bad_samples {
+            BadSamplesArg::Strict => BadSamples::Strict,
+            BadSamplesArg::Skip => BadSamples::Skip,
+        },
+        share: (args.rank, args.of),
+    };
+    let subject = Subject {
+        weights: names.iter().map(|name| name.to_string()).collect(),
+        architectures: models.iter().map(|model| model.card().architecture.to_string()).collect(),
+        origins: models.iter().map(|model| model.card().origin.clone()).collect(),
+        data: args.data.clone(),
+        split: split.to_string(),
+        images: source.len(),
+        classes: models.first().map_or(0, |model| model.card().classes.len()),
+        data_classes: source.classes().len(),
+        protocol: settings.protocol.to_string(),
+        hearth: env!("CARGO_PKG_VERSION").to_string(),
+        commit: runtime::environment::commit(),
+        backend: args.backend.backend.to_string(),
+    };
+    let views = evaluation::num_views(&models, source.len(), &settings)?;
+    let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
+    let evaluation = evaluation::evaluate(&models, &source, &settings, subject, &progress)?;
+    progress.finish();
+    conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+}
+
+pub fn merge(args: &MergeArgs) -> Result<ExitCode> {
+    ensure_empty(&args.out)?;
+    let read = |folder: &PathBuf| Ok((folder.display().to_string(), Evaluation::read(folder)?));
+    let merged = evaluation::merge(args.parts.iter().map(read).collect::<Result<_>>()?)?;
+    let card = args.parts.first().and_then(|part| std::fs::read_to_string(part.join("card.json")).ok());
+    conclude(&merged, args.format, Some(&args.out), card)
+}
+
+fn ensure_empty(folder: &Path) -> Result<()> {
+    let occupied = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    ensure!(!occupied, "the folder {} is not empty: give another --out", folder.display());
+    ensure!(!folder.is_file(), "--out {} is a file; it must be a folder, new or empty", folder.display());
+    Ok(())
+}
+
+fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
+    let split = match args.split {
+        SplitArg::Val => Split::Val,
+        SplitArg::Train => Split::Train,
+        SplitArg::All => Split::All,
+    };
+    let open =
+        |split| datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, ..OpenOptions::split(split) });
+    let (opened, split) = match open(split) {
+        // Data without parts is judged whole.
+        Err(datasets::Error::MissingSplit { .. }) if split == Split::Val => (open(Split::All)?, Split::All),
+        opened => (opened?, split),
+    };
+    for note in &opened.notes {
+        log::warn!("{note}");
+    }
+    let mut source = opened.source;
+    if let Some(path) = &args.without {
+        let (kept, left_out) = Quarantine::load(path)?.apply(source)?;
+        log::info!("{} leaves {left_out} images out", path.display());
+        source = kept;
+    }
+    if source.classes().is_empty() || source.label(0).is_none() {
+        bail!("{} has no labels: `infer classify` says what is on images without them", args.data);
+    }
+    Ok((source, split))
+}
+
+fn conclude(
+    evaluation: &Evaluation,
+    format: AnswerFormat,
+    out: Option<&Path>,
+    card: Option<String>,
+) -> Result<ExitCode> {
+    let summary = evaluation.summary();
+    match format {
+        AnswerFormat::Text => print!("{}", text(evaluation, &summary)),
+        AnswerFormat::Json => print_json(&summary)?,
+        AnswerFormat::Csv => print!("{}", csv_line(&summary)?),
+    }
+    if let Some(out) = out {
+        write(evaluation, &summary, out, card)?;
+        eprintln!("result: {}", out.display());
+    }
+    if !evaluation.bad.is_empty() {
+        log::warn!("{} images could not be read or decoded and are not counted", evaluation.bad.len());
+        return Ok(ExitCode::SomeInputsFailed);
+    }
+    Ok(ExitCode::Success)
+}
+
+fn text(evaluation: &Evaluation, summary: &Summary) -> String {
+    let Summary { subject, top1, top5, loss, .. } = summary;
+    let mut text = format!(
+        "{} on {} {} images of {} ({}), {}\n",
+        subject.architectures.join(" + "),
+        grouped(top1.of),
+        subject.split,
+        subject.data,
+        if summary.of > 1 { format!("share {} of {}", summary.rank, summary.of) } else { "all".into() },
+        subject.protocol,
+    );
+    let rate = |name: &str, rate: &Rate| {
+        format!(
+            "{name:26} {:6.2} %   {:.2} to {:.2} %   {} of {}\n",
+            rate.percent,
+            rate.low,
+            rate.high,
+            grouped(rate.right),
+            grouped(rate.of)
+        )
+    };
+    text += &rate("top-1", top1);
+    text += &rate("top-5", top5);
+    if let Some(top1) = &summary.top1_among_data_classes {
+        text += &rate(&format!("top-1 among {} classes", subject.data_classes), top1);
+    }
+    if let Some(top5) = &summary.top5_among_data_classes {
+        text += &rate(&format!("top-5 among {} classes", subject.data_classes), top5);
+    }
+    if let Some(real) = &summary.top1_real {
+        text += &rate("top-1 by ReaL labels", real);
+    }
+    let Mean { mean, low, high } = loss;
+    text += &format!("{:26} {mean:6.4}     {low:.4} to {high:.4}\n", "loss");
+    if let Some(ece) = summary.ece {
+        text += &format!("{:26} {ece:6.2} points\n", "calibration error");
+    }
+    text += &format!("{:26} {:6.1} images/s\n", "throughput", summary.images_per_second);
+    let classes = stats::classes(&evaluation.predictions());
+    if classes.len() > 1 {
+        let shown = classes.len().min(PRINTED_CLASSES);
+        let which = if shown < classes.len() {
+            format!("the worst {shown} of {} classes", classes.len())
+        } else {
+            "classes".into()
+        };
+        text += &format!("\n{which}\n");
+        for class in classes.iter().take(shown) {
+            let name = &evaluation.class_names[class.label];
+            let taken = class.taken_for.map_or(String::new(), |(other, count)| {
+                format!("   {count} taken for {}", evaluation.class_names[other])
+            });
+            text += &format!(
+                "  {:6.2} %  {:>4} of {:<4} {name}{taken}\n",
+                class.top1.percent(),
+                class.top1.hits,
+                class.top1.of
+            );
+        }
+    }
+    text
+}
+
+/// A header and a row.
+fn csv_line(summary: &Summary) -> Result<String> {
+    let Summary { subject, top1, top5, loss, .. } = summary;
+    let cell = |rate: &Option<Rate>| rate.as_ref().map_or(String::new(), |rate| format!("{:.3}", rate.percent));
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record([
+        "weights",
+        "architecture",
+        "data",
+        "split",
+        "protocol",
+        "images",
+        "top1",
+        "top1_low",
+        "top1_high",
+        "top5",
+        "top5_low",
+        "top5_high",
+        "loss",
+        "loss_low",
+        "loss_high",
+        "top1_among_data_classes",
+        "top5_among_data_classes",
+        "top1_real",
+        "ece",
+        "bad_samples",
+        "images_per_second",
+    ])?;
+    let number = |value: f64| format!("{value:.4}");
+    table.write_record([
+        subject.weights.join(" "),
+        subject.architectures.join(" "),
+        subject.data.clone(),
+        subject.split.clone(),
+        subject.protocol.clone(),
+        top1.of.to_string(),
+        number(top1.percent),
+        number(top1.low),
+        number(top1.high),
+        number(top5.percent),
+        number(top5.low),
+        number(top5.high),
+        number(loss.mean),
+        number(loss.low),
+        number(loss.high),
+        cell(&summary.top1_among_data_classes),
+        cell(&summary.top5_among_data_classes),
+        cell(&summary.top1_real),
+        summary.ece.map_or(String::new(), number),
+        summary.bad_samples.to_string(),
+        format!("{:.1}", summary.images_per_second),
+    ])?;
+    Ok(String::from_utf8(table.into_inner()?)?)
+}
+
+/// The result's files, tables, pictures and page.
+fn write(evaluation: &Evaluation, summary: &Summary, out: &Path, card: Option<String>) -> Result<()> {
+    evaluation.write(out)?;
+    let predictions = evaluation.predictions();
+    let names = &evaluation.class_names;
+    let confusion = stats::confusion(&predictions);
+    let bytes = |write: &dyn Fn(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>| -> Result<Vec<u8>> {
+        let mut table = csv::Writer::from_writer(Vec::new());
+        write(&mut table)?;
+        Ok(table.into_inner()?)
+    };
+    let per_class = bytes(&|table| {
+        table.write_record(["class", "name", "images", "top1", "top5", "most_often_taken_for", "times"])?;
+        for class in stats::classes(&predictions) {
+            let (other, count) = class.taken_for.unzip();
+            table.write_record([
+                class.label.to_string(),
+                names[class.label].clone(),
+                class.top1.of.to_string(),
+                format!("{:.3}", class.top1.percent()),
+                format!("{:.3}", class.top5.percent()),
+                other.map_or(String::new(), |other| names[other].clone()),
+                count.map_or(String::new(), |count| count.to_string()),
+            ])?;
+        }
+        Ok(())
+    })?;
+    write_atomic_bytes(&out.join("per_class.csv"), &per_class)?;
+    let pairs = bytes(&|table| {
+        table.write_record(["class", "name", "predicted", "predicted_name", "count"])?;
+        for (&(label, predicted), count) in &confusion {
+            let (name, other) = (&names[label], &names[predicted]);
+            table.write_record([&label.to_string(), name, &predicted.to_string(), other, &count.to_string()])?;
+        }
+        Ok(())
+    })?;
+    write_atomic_bytes(&out.join("confusion.csv"), &pairs)?;
+
+    // Of a thousand classes, only those that occur make a picture.
+    let mut occurring: Vec<usize> = confusion.keys().flat_map(|&(label, predicted)| [label, predicted]).collect();
+    occurring.sort_unstable();
+    occurring.dedup();
+    let place: BTreeMap<usize, usize> = occurring.iter().enumerate().map(|(place, &class)| (class, place)).collect();
+    let shown: Vec<String> = occurring.iter().map(|&class| names[class].clone()).collect();
+    let counts = confusion.iter().map(|(&(label, predicted), &n)| ((place[&label], place[&predicted]), n)).collect();
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture::confusion(&shown, &counts).write_to(&mut png, ImageFormat::Png).context("cannot draw confusion.png")?;
+    write_atomic_bytes(&out.join("confusion.png"), png.get_ref())?;
+    if let Some(chart) = calibration(&predictions) {
+        write_atomic_bytes(&out.join("calibration.svg"), chart.to_svg().as_bytes())?;
+    }
+
+    // What the report reads beside the predictions.
+    if let Some(card) = card {
+        write_atomic_bytes(&out.join("card.json"), card.as_bytes())?;
+    }
+    let subject = &summary.subject;
+    let info = serde_json::json!({
+        "name": format!("{} on {}", subject.architectures.join(" + "), subject.data),
+        "command": ["evaluate", subject.protocol], "kind": "evaluation", "status": "finished",
+        "hearth": subject.hearth, "commit": subject.commit, "backend": subject.backend,
+        "data": {
+            "valid": subject.data, "kind": subject.split, "valid_images": subject.images,
+            "classes": subject.data_classes,
+        },
+        "result": {
+            "best": { "loss": summary.loss.mean, "top1": summary.top1.percent, "top5": summary.top5.percent },
+            "images_per_second": summary.images_per_second, "seconds": summary.seconds,
+            "bad_samples": summary.bad_samples,
+        },
+    });
+    write_atomic_bytes(&out.join("run.json"), &serde_json::to_vec_pretty(&info)?)?;
+    report::write(out)?;
+    Ok(())
+}
+
+/// How often the first prediction is right, by its probability.
+fn calibration(predictions: &[Prediction]) -> Option<Chart> {
+    let calibration = stats::calibration(predictions)?;
+    let filled = calibration.bins.iter().filter(|bin| bin.right.of > 0);
+    let points = filled.map(|bin| (bin.mean_confidence(), bin.right.percent())).collect();
+    Some(Chart {
+        title: format!("Calibration: expected error {:.2} points", calibration.ece),
+        x_label: "probability of the first prediction, %".into(),
+        y_label: "right, %".into(),
+        x_scale: Scale::Linear,
+        y_scale: Scale::Linear,
+        series: vec![
+            Series::new("the network", points),
+            Series::new("perfect", vec![(0.0, 0.0), (100.0, 100.0)]).dashed(),
+        ],
+        marker: None,
+    })
+}
