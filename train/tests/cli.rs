@@ -347,6 +347,88 @@ fn auto_reports_the_probe_beside_the_whole_network() {
 }
 
 #[test]
+fn stages_that_thaw_one_by_one_resume_to_the_same_bits() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[3, 5, 8], 24);
+    let source = home.path().join("source");
+    succeed(home.path(), &["--epochs", "2", "-q", "--out", source.to_str().unwrap()]);
+    let begin = |out: &Path| {
+        let mut args = ["finetune", "--weights", source.to_str().unwrap(), "--data", data.to_str().unwrap()].to_vec();
+        args.extend(["--batch-size", "8", "--epochs", "4", "-q", "--freeze", "backbone", "--unfreeze-at", "2"]);
+        args.extend(["--unfreeze-per-epoch", "2", "--layer-decay", "0.7", "--set", "checkpoints.every_steps=2"]);
+        args.extend(["--set", "ema.decay=0.9", "--out", out.to_str().unwrap()]);
+        args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
+    };
+    let undisturbed = home.path().join("undisturbed");
+    succeed(home.path(), &strs(&begin(&undisturbed)));
+    let expected = fingerprint(&undisturbed);
+    // Nine steps an epoch: inside each epoch, and at the end of one.
+    for step in [4, 9, 14, 22, 32] {
+        let run = home.path().join(format!("killed-{step}"));
+        let mut child = start(home.path(), &strs(&begin(&run)));
+        let reached = || {
+            let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            names.filter_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok()).any(|at| at >= step)
+        };
+        while !reached() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        let output = run_output(home.path(), &["resume", run.to_str().unwrap(), "-q"]);
+        let error = text(&output.stderr);
+        assert!(output.status.success() || error.contains("is finished"), "{error}");
+        assert_same(&run, &expected, &format!("killed at step {step}"));
+    }
+}
+
+#[test]
+fn everything_that_a_recipe_can_say_trains() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1, 7], 24);
+    let best = |name: &str, sets: &[&str]| {
+        let mut args =
+            ["pretrain", "--recipe", "digits", "--data", data.to_str().unwrap(), "--batch-size", "8"].to_vec();
+        let out = home.path().join(name);
+        args.extend(["--epochs", "7", "--lr", "0.05", "-q", "--out", out.to_str().unwrap()]);
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        let printed = succeed(home.path(), &args);
+        let line = printed.lines().find(|line| line.contains("best epoch")).unwrap();
+        line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let plain = best("plain", &[]);
+    let cases: [(&str, &[&str]); 12] = [
+        ("bf16", &["network.dtype=bf16"]),
+        ("f16", &["network.dtype=f16"]),
+        ("checkpointing", &["network.gradient_checkpointing=true"]),
+        ("sizes", &["images.sizes=[{ epoch = 1, size = 12 }, { epoch = 4, size = 16 }]"]),
+        ("balanced", &["loss.class_weights=balanced", "data.balanced=true"]),
+        ("repeats", &["data.repeats=2"]),
+        ("bce", &["loss.name=bce"]),
+        ("adamw", &["optimizer={ name = \"adamw\", weight_decay = 0.01 }", "schedule.learning_rate=0.003"]),
+        ("lamb", &["optimizer={ name = \"lamb\", weight_decay = 0.01 }", "schedule.learning_rate=0.02"]),
+        ("rmsprop", &["optimizer={ name = \"rmsprop\" }", "schedule.learning_rate=0.003"]),
+        ("nesterov", &["optimizer.nesterov=true", "optimizer.decay_norms_and_biases=false"]),
+        ("one-cycle", &["schedule.decay=one_cycle", "schedule.warmup_epochs=0"]),
+    ];
+    for (name, sets) in cases {
+        let top1 = best(name, sets);
+        assert!(top1 > 60.0, "{name}: {top1} %; plain {plain} %");
+    }
+    // Three classes are always among the first five: no epoch is better than the first.
+    best("patience", &["checkpoints.patience=2", "checkpoints.best=top5"]);
+    let epochs = fs::read_to_string(home.path().join("patience/epochs.csv")).unwrap();
+    assert_eq!(epochs.lines().count(), 1 + 3, "{epochs}");
+    let weights = |name: &str| without_card(fs::read(home.path().join(name).join("last.safetensors")).unwrap());
+    assert!(weights("checkpointing") == weights("plain"), "what is computed again is the same");
+    assert!(weights("bf16") != weights("plain") && weights("f16") != weights("bf16"), "other precisions");
+    assert!(text(&fs::read(home.path().join("f16/run.json")).unwrap()).contains("\"dtype\": \"f16\""));
+}
+
+#[test]
 fn a_trial_estimates_and_leaves_nothing() {
     let home = TempDir::new().unwrap();
     let printed = succeed(home.path(), &["--dry-run"]);
