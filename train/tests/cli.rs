@@ -1,4 +1,5 @@
 //! The `train` binary as its users run it.
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
 
 use std::{
     fs,
@@ -44,7 +45,7 @@ fn fail(home: &Path, code: i32, args: &[&str]) -> String {
 /// Class folders with `count` digits of each of the classes, a few more for validation.
 fn digit_folders(root: &Path, classes: &[u32], count: usize) {
     let digits = Digits::train();
-    let mut seen = vec![0; 10];
+    let mut seen = [0; 10];
     let mut bytes = Vec::new();
     for index in 0..digits.len() {
         let label = digits.label(index).unwrap();
