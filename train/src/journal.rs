@@ -151,7 +151,8 @@ impl Journal {
         let score = state.sums.score();
         let speed = state.sums.images as f64 / state.times.training().max(1e-9);
         let left = state.time_left(self.num_epochs, self.steps_per_epoch);
-        let step = state.step % self.steps_per_epoch.max(1);
+        // Of the epoch, from 1.
+        let step = (state.step.max(1) - 1) % self.steps_per_epoch.max(1) + 1;
         match self.lines {
             Lines::Quiet => {}
             Lines::Text => eprintln!(
