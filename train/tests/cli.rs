@@ -217,7 +217,7 @@ fn a_run_goes_on_as_it_began_or_not_at_all() {
     let begin = |extra: &[&str]| {
         let mut args =
             vec!["pretrain", "--recipe", "digits", "--data", data.to_str().unwrap(), "--batch-size", "8", "-q"];
-        args.extend(["--epochs", "3", "--set", "checkpoints.every_steps=1", "--out", run.to_str().unwrap()]);
+        args.extend(["--epochs", "10", "--set", "checkpoints.every_steps=1", "--out", run.to_str().unwrap()]);
         args.extend(extra);
         args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
     };
