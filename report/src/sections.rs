@@ -67,9 +67,11 @@ pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
     Some(Outcome { what, top, counts: top.map(|top| Some(Count::from_percent(top?, images?))) })
 }
 
-/// What was trained on what.
+/// What was trained, or judged, on what.
 pub(crate) fn subject(run: &Run) -> String {
+    let judged = run.info.text("/kind") == Some("evaluation");
     let verb = match run.info.text("/kind") {
+        Some("evaluation") => "judged on",
         Some("finetune") => "fine-tuned on",
         Some("probe") => "with a linear probe on",
         _ => "trained on",
@@ -79,11 +81,18 @@ pub(crate) fn subject(run: &Run) -> String {
     if let Some(parameters) = run.info.count("/parameters") {
         let _ = write!(subject, " ({} parameters)", thousands(parameters));
     }
-    let data = run.info.text("/data/train").or(run.info.text("/data/kind")).unwrap_or("unnamed data");
+    let data = run
+        .info
+        .text(if judged { "/data/valid" } else { "/data/train" })
+        .or(run.info.text("/data/kind"))
+        .unwrap_or("unnamed data");
     let _ = write!(subject, " {verb} <bdi>{}</bdi>", escape(data));
     let mut sizes = Vec::new();
     sizes.extend(run.info.count("/data/train_images").map(|images| plural(images, "image")));
-    sizes.extend(run.info.count("/data/valid_images").map(|images| format!("{} to validate on", thousands(images))));
+    sizes.extend(run.info.count("/data/valid_images").map(|images| match judged {
+        true => plural(images, "image"),
+        false => format!("{} to validate on", thousands(images)),
+    }));
     sizes.extend(
         Some(run.class_count()).filter(|&count| count > 0).map(|count| format!("{} classes", thousands(count))),
     );

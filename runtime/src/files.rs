@@ -53,7 +53,7 @@ fn set_default_mode(file: &File) -> io::Result<()> {
 }
 
 /// Makes a rename in the folder last. Only Unix can open a folder for that.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
     #[cfg(not(unix))]

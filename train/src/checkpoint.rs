@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use burn::{optim::OptimizerRecord, store::ModuleRecord, tensor::Bytes};
+use runtime::files::sync_folder;
 use serde::{Deserialize, Serialize};
 
 use crate::progress::State;
@@ -104,7 +105,7 @@ impl Store {
             fs::remove_dir_all(path)?;
         }
         fs::rename(partial, path)?;
-        sync_folder(&self.folder)
+        Ok(sync_folder(&self.folder)?)
     }
 
     /// The steps of the checkpoints that are there, ascending.
@@ -163,15 +164,6 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     Ok(file.sync_all()?)
-}
-
-/// Makes a rename last. Only Unix can open a folder for that.
-fn sync_folder(folder: &Path) -> Result<()> {
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
 }
 
 #[cfg(test)]

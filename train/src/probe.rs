@@ -32,7 +32,7 @@ use crate::{
     interrupt,
     journal::{Journal, Lines},
     optimizer,
-    progress::{EpochRecord, Interval, State, Times},
+    progress::{EpochRecord, Interval, State, Times, lap},
     recipe::Recipe,
     results,
     run::Kind,
@@ -197,13 +197,6 @@ fn step(
     learner.lr_step();
     learner.optimizer_step(gradients);
     (Reading::new(&loss.inner(), &logits.inner(), &labels), norm)
-}
-
-fn lap(mark: &mut Instant) -> f64 {
-    let now = Instant::now();
-    let seconds = (now - *mark).as_secs_f64();
-    *mark = now;
-    seconds
 }
 
 impl Features {

@@ -1,6 +1,9 @@
 //! Where a run stands: everything besides tensors that a checkpoint holds.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +11,14 @@ use crate::{
     evaluation::{Reading, Score},
     recipe::Metric,
 };
+
+/// Seconds since the mark, which moves to now.
+pub fn lap(mark: &mut Instant) -> f64 {
+    let now = Instant::now();
+    let seconds = (now - *mark).as_secs_f64();
+    *mark = now;
+    seconds
+}
 
 /// The place of a run in its data and its schedule, its counters and its history.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -31,7 +31,7 @@ use crate::{
     evaluation::{self, Prediction, Reading},
     journal::Journal,
     optimizer,
-    progress::{EpochRecord, State, Times},
+    progress::{EpochRecord, State, Times, lap},
     recipe::{Dtype, Recipe},
     results, transfer,
 };
@@ -554,14 +554,6 @@ struct Group {
     /// Of the mean gradient.
     norm: f64,
     seconds: f64,
-}
-
-/// Seconds since the mark, which moves to now.
-fn lap(mark: &mut Instant) -> f64 {
-    let now = Instant::now();
-    let seconds = (now - *mark).as_secs_f64();
-    *mark = now;
-    seconds
 }
 
 /// BatchNorm's running statistics.

@@ -56,17 +56,41 @@ pub struct Prepared {
     pub device: Device,
 }
 
-/// Opens a recipe's weights and data. With weights, the network and the images follow their card.
-pub fn prepare(mut recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow::Result<Prepared> {
+/// Opens a recipe's weights and data.
+pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow::Result<Prepared> {
     let device = options.backend.device()?;
     let start = match &recipe.transfer {
         Some(transfer) => {
-            let opened = open_weights(&transfer.weights, load, &device, options)?;
-            recipe.architecture = opened.card.architecture;
-            Some(opened)
+            // A recipe in a file names the network of a file of weights that has no card.
+            let load = LoadOptions { architecture: load.architecture.or(Some(recipe.architecture)), ..load.clone() };
+            Some(open_weights(&transfer.weights, &load, &device, options)?)
         }
         None => None,
     };
+    complete(recipe, start, device, options)
+}
+
+/// The same for a shipped recipe, whose network and images are those of the weights' card; images have the side `size`
+/// where one is given.
+pub fn follow_weights(
+    mut recipe: Recipe,
+    load: &LoadOptions,
+    size: Option<u32>,
+    options: &Options,
+) -> anyhow::Result<Prepared> {
+    let device = options.backend.device()?;
+    let transfer = recipe.transfer.as_ref().context("the recipe has no [transfer]")?;
+    let start = open_weights(&transfer.weights, load, &device, options)?;
+    recipe.architecture = start.card.architecture;
+    recipe.images.follow(&start.card.preprocess)?;
+    if let Some(size) = size {
+        recipe.images.set_size(size)?;
+    }
+    complete(recipe, Some(start), device, options)
+}
+
+/// Checks the recipe and opens its data.
+fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options: &Options) -> anyhow::Result<Prepared> {
     recipe.check()?;
     if let Some(dtype) = recipe.network.dtype.half() {
         ensure!(
@@ -87,24 +111,6 @@ pub struct Finished {
     pub info: RunInfo,
     pub end: End,
     pub state: State,
-}
-
-/// Prepares a recipe that starts from weights: the images follow the weights' card, or have the side `size`.
-pub fn follow_weights(
-    recipe: &mut Recipe,
-    load: &LoadOptions,
-    size: Option<u32>,
-    options: &Options,
-) -> anyhow::Result<Prepared> {
-    let device = options.backend.device()?;
-    let transfer = recipe.transfer.as_ref().context("the recipe has no [transfer]")?;
-    let opened = open_weights(&transfer.weights, load, &device, options)?;
-    recipe.architecture = opened.card.architecture;
-    recipe.images.follow(&opened.card.preprocess)?;
-    if let Some(size) = size {
-        recipe.images.set_size(size)?;
-    }
-    prepare(recipe.clone(), load, options)
 }
 
 fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<zoo::Opened> {
@@ -220,6 +226,11 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
         info.status != Status::Finished,
         "the run {} is finished; `train finetune --weights {} --data …` starts another from its weights",
         run.display(),
+        run.display()
+    );
+    ensure!(
+        info.kind != Kind::Probe,
+        "{} is a linear probe, which takes seconds: start it again (its features are kept)",
         run.display()
     );
     let (checkpoint, warnings) = Store::new(run).load()?;
@@ -531,6 +542,11 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
                 "training stopped; what was written is in {shown}, and `train resume {shown}` goes on from its last \
                  checkpoint"
             )));
+        }
+        End::Interrupted if info.kind == Kind::Probe => {
+            println!("run: {shown}");
+            eprintln!("stopped; start it again: the features are kept");
+            return Ok(ExitCode::Interrupted);
         }
         End::Interrupted => {
             println!("run: {shown}");

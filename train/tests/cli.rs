@@ -303,6 +303,18 @@ fn weights_are_carried_over_to_new_classes() {
     assert_eq!(card["architecture"], "resnet20");
     assert_eq!(card["preprocess"]["input_size"], serde_json::json!([16, 16]));
 
+    // Its recipe alone repeats it, also where the images are not as the weights' card says.
+    let [sized, again] = ["sized", "again"].map(|name| home.path().join(name));
+    let mut args = base.to_vec();
+    args.extend(["--epochs", "1", "--size", "20", "-q", "--out", sized.to_str().unwrap()]);
+    succeed(home.path(), &args);
+    let recipe = sized.join("recipe.toml");
+    succeed(home.path(), &["finetune", "--recipe", recipe.to_str().unwrap(), "-q", "--out", again.to_str().unwrap()]);
+    let last = |run: &Path| without_card(fs::read(run.join("last.safetensors")).unwrap());
+    assert!(last(&sized) == last(&again));
+    let recipes = [&sized, &again].map(|run| fs::read_to_string(run.join("recipe.toml")).unwrap());
+    assert!(recipes[0] == recipes[1] && recipes[0].contains("crop = 20"), "{}", recipes[1]);
+
     // The classifier on fixed features, twice: the second time from the cache, to the same bits.
     let probes = ["probe-1", "probe-2"].map(|name| home.path().join(name));
     for probe in &probes {
@@ -315,7 +327,9 @@ fn weights_are_carried_over_to_new_classes() {
     let weights = probes.map(|probe| without_card(fs::read(probe.join("last.safetensors")).unwrap()));
     assert!(weights[0] == weights[1]);
     let results = fs::read_to_string(home.path().join("results.csv")).unwrap();
-    assert_eq!(results.lines().count(), 5, "{results}");
+    assert_eq!(results.lines().count(), 7, "{results}");
+    let error = fail(home.path(), 1, &["resume", home.path().join("probe-1").to_str().unwrap()]);
+    assert!(error.contains("is finished"), "{error}");
 }
 
 #[test]

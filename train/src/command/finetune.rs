@@ -74,7 +74,14 @@ fn prepare(
         args.run.data.is_some() || !from_card,
         "give --data: the images to train on, in one folder a class for instance"
     );
-    training::follow_weights(&mut recipe, &args.load, args.run.size, options)
+    if from_card {
+        return training::follow_weights(recipe, &args.load, args.run.size, options);
+    }
+    // A file says itself how images are prepared; a run's alone repeats the run.
+    if let Some(size) = args.run.size {
+        recipe.images.set_size(size)?;
+    }
+    training::prepare(recipe, &args.load, options)
 }
 
 /// A linear probe; a search for the rate; then the whole network, from the head down.

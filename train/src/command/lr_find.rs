@@ -38,7 +38,7 @@ pub fn run(args: &LrFindArgs) -> Result<ExitCode> {
     }
     let mut recipe = recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?;
     let prepared = if recipe.transfer.is_some() {
-        training::follow_weights(&mut recipe, &args.load, args.run.size, &options)?
+        training::follow_weights(recipe, &args.load, args.run.size, &options)?
     } else {
         if let Some(size) = args.run.size {
             recipe.images.set_size(size)?;
