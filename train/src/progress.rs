@@ -34,6 +34,8 @@ pub struct State {
     pub epoch: usize,
     /// Batches of the current epoch that are behind.
     pub batch: usize,
+    /// The learning rate of the last step.
+    pub learning_rate: f64,
     /// The training images of the current epoch so far.
     pub sums: Reading,
     /// The training images since the last row of `metrics.csv`.

@@ -377,6 +377,7 @@ impl Run {
             state.interval.steps += 1;
         }
         let rate = self.learner.lr_current();
+        state.learning_rate = rate.base();
         let every = if limits.every_step_until.is_some() { 1 } else { (steps_per_epoch / ROWS).max(1) };
         if let Some(factor) = limits.every_step_until {
             let loss = group.reading.score().loss;
@@ -442,7 +443,8 @@ impl Run {
         let record = EpochRecord {
             epoch: state.epoch + 1,
             step: state.step,
-            learning_rate: self.learner.lr_current().base(),
+            // Not the learner's: a run that resumes at an epoch's end has made no step yet.
+            learning_rate: state.learning_rate,
             train: state.sums.score(),
             valid: Reading::of(&validation.raw).score(),
             average: validation.average.as_ref().map(|predictions| Reading::of(predictions).score()),

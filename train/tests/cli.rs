@@ -110,6 +110,12 @@ fn without_card(bytes: Vec<u8>) -> Vec<u8> {
 
 fn assert_same(run: &Path, expected: &[(String, Vec<u8>)], what: &str) {
     for ((name, bytes), (_, wanted)) in fingerprint(run).iter().zip(expected) {
+        if bytes != wanted && name.ends_with(".csv") {
+            let lines = |bytes: &[u8]| text(bytes).lines().map(String::from).collect::<Vec<_>>();
+            let (lines, wanted) = (lines(bytes), lines(wanted));
+            let at = lines.iter().zip(&wanted).position(|(a, b)| a != b).unwrap_or(lines.len().min(wanted.len()));
+            println!("line {}: {:?}, undisturbed {:?}", at + 1, lines.get(at), wanted.get(at));
+        }
         assert!(bytes == wanted, "{what}: {name} differs from that of the undisturbed run");
     }
 }
@@ -166,6 +172,28 @@ fn a_run_that_is_killed_at_any_moment_ends_with_the_same_bits() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(kills >= 2, "the run was over after {kills} kills; it is too short to test anything");
     assert_same(&run, &expected, &format!("killed {kills} times"));
+}
+
+/// Between an epoch's last step and its record there is a checkpoint too, as long as the validation takes.
+#[test]
+fn a_run_that_is_killed_in_its_validation_ends_with_the_same_bits() {
+    let home = TempDir::new().unwrap();
+    let undisturbed = home.path().join("undisturbed");
+    succeed(home.path(), &strs(&eventful(undisturbed.to_str().unwrap())));
+    let run = home.path().join("killed");
+    let mut child = start(home.path(), &strs(&eventful(run.to_str().unwrap())));
+    // 1442 images, 24 a batch, two batches a step: 30 steps an epoch.
+    let last = run.join("checkpoints/step-00000030/state.json");
+    while !last.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "over too soon");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(last).unwrap()).unwrap();
+    println!("killed at epoch {}, batch {}", state["epoch"], state["batch"]);
+    succeed(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+    assert_same(&run, &fingerprint(&undisturbed), "killed in its validation");
 }
 
 #[cfg(unix)]
