@@ -1,7 +1,7 @@
 //! What several architectures are made of.
 
 use burn::{
-    module::Module,
+    module::{Module, Param},
     nn::{
         BatchNorm, BatchNormConfig, Dropout, Initializer, Linear, LinearConfig, PaddingConfig2d, Relu,
         conv::{Conv2d, Conv2dConfig},
@@ -11,6 +11,35 @@ use burn::{
 };
 
 use crate::ops;
+
+/// Batch normalisation, or nothing once it is [folded](fold) into the convolution before it.
+pub(crate) trait Norm {
+    /// `[n, c, h, w]` → `[n, c, h, w]`.
+    fn forward(&self, x: Tensor<4>) -> Tensor<4>;
+}
+
+impl Norm for Option<BatchNorm> {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        match self {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
+    }
+}
+
+/// Puts a norm, as it is in evaluation, into the convolution before it: weights times γ/σ, and a bias of β − μγ/σ.
+pub(crate) fn fold(conv: &mut Conv2d, norm: &mut Option<BatchNorm>) {
+    let Some(norm) = norm.take() else { return };
+    let scale = norm.gamma.val() / norm.running_var.value().add_scalar(norm.epsilon).sqrt(); // [c]
+    let shift = norm.beta.val() - norm.running_mean.value() * scale.clone();
+    let bias = match &conv.bias {
+        Some(bias) => bias.val() * scale.clone() + shift,
+        None => shift,
+    };
+    let [channels, ..] = conv.weight.dims();
+    conv.weight = Param::from_tensor(conv.weight.val() * scale.reshape([channels, 1, 1, 1]));
+    conv.bias = Some(Param::from_tensor(bias));
+}
 
 /// Same number of pixels on all four sides, by axis: `[vertical, horizontal]`.
 pub(crate) fn padding([vertical, horizontal]: [usize; 2]) -> PaddingConfig2d {
@@ -165,19 +194,20 @@ impl ConvNormConfig {
 pub struct ConvNorm {
     /// The convolution.
     pub conv: Conv2d,
-    /// Batch normalisation, eps 1e-3.
+    /// Batch normalisation, eps 1e-3; none in the network of 2014, nor once folded into the convolution.
     pub bn: Option<BatchNorm>,
 }
 
 impl ConvNorm {
     /// `[n, c_in, h, w]` → `[n, c_out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = ops::conv2d(&self.conv, x);
-        relu(match &self.bn {
-            Some(bn) => bn.forward(x),
-            None => x,
-        })
+        relu(self.bn.forward(ops::conv2d(&self.conv, x)))
     }
+}
+
+/// [Folds](fold) the norms of `layers`.
+pub(crate) fn fold_all<const N: usize>(layers: [&mut ConvNorm; N]) {
+    layers.into_iter().for_each(|ConvNorm { conv, bn }| fold(conv, bn));
 }
 
 /// Moves an input that was normalised with ImageNet's mean and deviation to ±1 (mean 0.5, deviation 0.5), which is

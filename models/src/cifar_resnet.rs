@@ -17,7 +17,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{fresh_linear, padding},
+    blocks::{Norm, fold, fresh_linear, padding},
     ops,
     tap::Tap,
 };
@@ -40,7 +40,7 @@ pub struct CifarResNetConfig {
 #[allow(missing_docs)] // In order of the forward pass.
 pub struct CifarResNet {
     pub conv1: Conv2d,
-    pub bn1: BatchNorm,
+    pub bn1: Option<BatchNorm>,
     pub layer1: Vec<CifarBlock>,
     pub layer2: Vec<CifarBlock>,
     pub layer3: Vec<CifarBlock>,
@@ -56,9 +56,9 @@ impl CifarResNetConfig {
                     let (input, stride) = if i == 0 { (input, stride) } else { (output, 1) };
                     CifarBlock {
                         conv1: conv3x3([input, output], stride, device),
-                        bn1: BatchNormConfig::new(output).init(device),
+                        bn1: Some(BatchNormConfig::new(output).init(device)),
                         conv2: conv3x3([output, output], 1, device),
-                        bn2: BatchNormConfig::new(output).init(device),
+                        bn2: Some(BatchNormConfig::new(output).init(device)),
                         shortcut: self.shortcuts,
                     }
                 })
@@ -66,7 +66,7 @@ impl CifarResNetConfig {
         };
         CifarResNet {
             conv1: conv3x3([3, 16], 1, device),
-            bn1: BatchNormConfig::new(16).init(device),
+            bn1: Some(BatchNormConfig::new(16).init(device)),
             layer1: layer([16, 16], 1),
             layer2: layer([16, 32], 2),
             layer3: layer([32, 64], 2),
@@ -107,6 +107,16 @@ impl CifarResNet {
         self.linear = fresh_linear(&self.linear, num_classes, device);
         self
     }
+
+    /// The same function in evaluation, with every norm folded into the convolution before it.
+    pub fn fold_batch_norm(mut self) -> Self {
+        fold(&mut self.conv1, &mut self.bn1);
+        for block in [&mut self.layer1, &mut self.layer2, &mut self.layer3].into_iter().flatten() {
+            fold(&mut block.conv1, &mut block.bn1);
+            fold(&mut block.conv2, &mut block.bn2);
+        }
+        self
+    }
 }
 
 fn forward_blocks(blocks: &[CifarBlock], x: Tensor<4>) -> Tensor<4> {
@@ -118,9 +128,9 @@ fn forward_blocks(blocks: &[CifarBlock], x: Tensor<4>) -> Tensor<4> {
 #[allow(missing_docs)]
 pub struct CifarBlock {
     pub conv1: Conv2d,
-    pub bn1: BatchNorm,
+    pub bn1: Option<BatchNorm>,
     pub conv2: Conv2d,
-    pub bn2: BatchNorm,
+    pub bn2: Option<BatchNorm>,
     /// Whether the input is added to the output.
     pub shortcut: bool,
 }

@@ -78,6 +78,9 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// A network could not be recorded as a graph.
+    #[error("this network cannot be recorded as a graph: {0}")]
+    Graph(String),
     /// Published weights could not be had.
     #[error(transparent)]
     Hub(#[from] crate::hub::Error),

@@ -14,7 +14,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool, to_plus_minus_one},
+    blocks::{ConvNorm, ConvNormConfig, fold_all, fresh_linear, max_pool, to_plus_minus_one},
     ops,
     tap::{Capture, Tap},
 };
@@ -164,6 +164,29 @@ impl GoogLeNet {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         for aux in [&mut self.aux1, &mut self.aux2].into_iter().flatten() {
             aux.fc2 = fresh_linear(&aux.fc2, num_classes, device);
+        }
+        self
+    }
+
+    /// The same function in evaluation, with every norm folded into the convolution before it.
+    pub fn fold_batch_norm(mut self) -> Self {
+        fold_all([&mut self.conv1, &mut self.conv2, &mut self.conv3]);
+        let inceptions = [
+            &mut self.inception3a,
+            &mut self.inception3b,
+            &mut self.inception4a,
+            &mut self.inception4b,
+            &mut self.inception4c,
+            &mut self.inception4d,
+            &mut self.inception4e,
+            &mut self.inception5a,
+            &mut self.inception5b,
+        ];
+        for Inception { branch1, branch2, branch3, branch4 } in inceptions {
+            fold_all([branch1, &mut branch2.0, &mut branch2.1, &mut branch3.0, &mut branch3.1, &mut branch4.1]);
+        }
+        for aux in [&mut self.aux1, &mut self.aux2].into_iter().flatten() {
+            fold_all([&mut aux.conv]);
         }
         self
     }

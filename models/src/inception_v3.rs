@@ -19,7 +19,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool, to_plus_minus_one},
+    blocks::{ConvNorm, ConvNormConfig, fold_all, fresh_linear, max_pool, to_plus_minus_one},
     googlenet::normal_linear,
     ops,
     tap::{Capture, Tap},
@@ -172,6 +172,25 @@ impl InceptionV3 {
         }
         self
     }
+
+    /// The same function in evaluation, with every norm folded into the convolution before it.
+    pub fn fold_batch_norm(mut self) -> Self {
+        fold_all([
+            &mut self.Conv2d_1a_3x3,
+            &mut self.Conv2d_2a_3x3,
+            &mut self.Conv2d_2b_3x3,
+            &mut self.Conv2d_3b_1x1,
+            &mut self.Conv2d_4a_3x3,
+        ]);
+        [&mut self.Mixed_5b, &mut self.Mixed_5c, &mut self.Mixed_5d].into_iter().for_each(InceptionA::fold);
+        self.Mixed_6a.fold();
+        let factored = [&mut self.Mixed_6b, &mut self.Mixed_6c, &mut self.Mixed_6d, &mut self.Mixed_6e];
+        factored.into_iter().for_each(InceptionC::fold);
+        self.AuxLogits.iter_mut().for_each(InceptionAux::fold);
+        self.Mixed_7a.fold();
+        [&mut self.Mixed_7b, &mut self.Mixed_7c].into_iter().for_each(InceptionE::fold);
+        self
+    }
 }
 
 /// 1×1, 5×5, double 3×3 and average pooling (figure 5 of the paper).
@@ -209,6 +228,12 @@ impl InceptionA {
         let branch_pool = self.branch_pool.forward(average(x));
         Tensor::cat(vec![branch1x1, branch5x5, branch3x3dbl, branch_pool], 1)
     }
+
+    fn fold(&mut self) {
+        let Self { branch1x1, branch5x5_1, branch5x5_2, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3, branch_pool } =
+            self;
+        fold_all([branch1x1, branch5x5_1, branch5x5_2, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3, branch_pool]);
+    }
 }
 
 /// 3×3, double 3×3 and max pooling, all with stride 2 (figure 10).
@@ -238,6 +263,11 @@ impl InceptionB {
         let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
         let branch_pool = max_pool(3, 2, 0, false).forward(x);
         Tensor::cat(vec![branch3x3, branch3x3dbl, branch_pool], 1)
+    }
+
+    fn fold(&mut self) {
+        let Self { branch3x3, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3 } = self;
+        fold_all([branch3x3, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3]);
     }
 }
 
@@ -284,6 +314,33 @@ impl InceptionC {
         let branch_pool = self.branch_pool.forward(average(x));
         Tensor::cat(vec![branch1x1, branch7x7, branch7x7dbl, branch_pool], 1)
     }
+
+    fn fold(&mut self) {
+        let Self {
+            branch1x1,
+            branch7x7_1,
+            branch7x7_2,
+            branch7x7_3,
+            branch7x7dbl_1,
+            branch7x7dbl_2,
+            branch7x7dbl_3,
+            branch7x7dbl_4,
+            branch7x7dbl_5,
+            branch_pool,
+        } = self;
+        fold_all([
+            branch1x1,
+            branch7x7_1,
+            branch7x7_2,
+            branch7x7_3,
+            branch7x7dbl_1,
+            branch7x7dbl_2,
+            branch7x7dbl_3,
+            branch7x7dbl_4,
+            branch7x7dbl_5,
+            branch_pool,
+        ]);
+    }
 }
 
 /// 3×3, factored 7×7 with 3×3 and max pooling, all with stride 2.
@@ -317,6 +374,11 @@ impl InceptionD {
         let branch7x7x3 = self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(branch7x7x3));
         let branch_pool = max_pool(3, 2, 0, false).forward(x);
         Tensor::cat(vec![branch3x3, branch7x7x3, branch_pool], 1)
+    }
+
+    fn fold(&mut self) {
+        let Self { branch3x3_1, branch3x3_2, branch7x7x3_1, branch7x7x3_2, branch7x7x3_3, branch7x7x3_4 } = self;
+        fold_all([branch3x3_1, branch3x3_2, branch7x7x3_1, branch7x7x3_2, branch7x7x3_3, branch7x7x3_4]);
     }
 }
 
@@ -362,6 +424,31 @@ impl InceptionE {
         let branch_pool = self.branch_pool.forward(average(x));
         Tensor::cat(vec![branch1x1, branch3x3a, branch3x3b, branch3x3dbl_a, branch3x3dbl_b, branch_pool], 1)
     }
+
+    fn fold(&mut self) {
+        let Self {
+            branch1x1,
+            branch3x3_1,
+            branch3x3_2a,
+            branch3x3_2b,
+            branch3x3dbl_1,
+            branch3x3dbl_2,
+            branch3x3dbl_3a,
+            branch3x3dbl_3b,
+            branch_pool,
+        } = self;
+        fold_all([
+            branch1x1,
+            branch3x3_1,
+            branch3x3_2a,
+            branch3x3_2b,
+            branch3x3dbl_1,
+            branch3x3dbl_2,
+            branch3x3dbl_3a,
+            branch3x3dbl_3b,
+            branch_pool,
+        ]);
+    }
 }
 
 /// The auxiliary classifier over a 17 × 17 map.
@@ -388,5 +475,10 @@ impl InceptionAux {
         let x = self.conv1.forward(self.conv0.forward(x)); // [n, 768, 1, 1]
         let x = adaptive_avg_pool2d(x, [1, 1]);
         ops::linear(&self.fc, x.flatten(1, 3))
+    }
+
+    fn fold(&mut self) {
+        let Self { conv0, conv1, .. } = self;
+        fold_all([conv0, conv1]);
     }
 }

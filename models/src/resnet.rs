@@ -18,7 +18,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{fresh_linear, kaiming_fan_out, max_pool, padding},
+    blocks::{Norm, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
     ops,
     tap::Tap,
 };
@@ -46,7 +46,7 @@ pub struct ResNetConfig {
 #[allow(missing_docs)] // The fields are torchvision's module names, in order of the forward pass.
 pub struct ResNet {
     pub conv1: Conv2d,
-    pub bn1: BatchNorm,
+    pub bn1: Option<BatchNorm>,
     pub layer1: Vec<Block>,
     pub layer2: Vec<Block>,
     pub layer3: Vec<Block>,
@@ -72,7 +72,7 @@ impl ResNetConfig {
         };
         ResNet {
             conv1: conv([3, 64], 7, 2, 1, device),
-            bn1: BatchNormConfig::new(64).init(device),
+            bn1: Some(BatchNormConfig::new(64).init(device)),
             layer1: layer(64, self.layers[0], 1),
             layer2: layer(128, self.layers[1], 2),
             layer3: layer(256, self.layers[2], 2),
@@ -83,7 +83,7 @@ impl ResNetConfig {
 
     fn block(&self, config: &BlockConfig, device: &Device) -> Block {
         let BlockConfig { channels: [input, output], planes, stride } = *config;
-        let norm = |channels| BatchNormConfig::new(channels).init(device);
+        let norm = |channels| Some(BatchNormConfig::new(channels).init(device));
         let downsample =
             (stride != 1 || input != output).then(|| (conv([input, output], 1, stride, 1, device), norm(output)));
         if !self.bottleneck {
@@ -150,6 +150,14 @@ impl ResNet {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         self
     }
+
+    /// The same function in evaluation, with every norm folded into the convolution before it.
+    pub fn fold_batch_norm(mut self) -> Self {
+        fold(&mut self.conv1, &mut self.bn1);
+        let layers = [&mut self.layer1, &mut self.layer2, &mut self.layer3, &mut self.layer4];
+        layers.into_iter().flatten().for_each(Block::fold);
+        self
+    }
 }
 
 fn forward_blocks(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
@@ -174,10 +182,29 @@ impl Block {
             Block::Bottleneck(block) => block.forward(x),
         }
     }
+
+    fn fold(&mut self) {
+        let downsample = match self {
+            Block::Basic(BasicBlock { conv1, bn1, conv2, bn2, downsample }) => {
+                fold(conv1, bn1);
+                fold(conv2, bn2);
+                downsample
+            }
+            Block::Bottleneck(Bottleneck { conv1, bn1, conv2, bn2, conv3, bn3, downsample }) => {
+                fold(conv1, bn1);
+                fold(conv2, bn2);
+                fold(conv3, bn3);
+                downsample
+            }
+        };
+        if let Some((conv, bn)) = downsample {
+            fold(conv, bn);
+        }
+    }
 }
 
 /// The projection of a shortcut whose ends differ: 1×1 convolution and norm.
-type Downsample = Option<(Conv2d, BatchNorm)>;
+type Downsample = Option<(Conv2d, Option<BatchNorm>)>;
 
 fn shortcut(downsample: &Downsample, x: Tensor<4>) -> Tensor<4> {
     match downsample {
@@ -191,9 +218,9 @@ fn shortcut(downsample: &Downsample, x: Tensor<4>) -> Tensor<4> {
 #[allow(missing_docs)]
 pub struct BasicBlock {
     pub conv1: Conv2d,
-    pub bn1: BatchNorm,
+    pub bn1: Option<BatchNorm>,
     pub conv2: Conv2d,
-    pub bn2: BatchNorm,
+    pub bn2: Option<BatchNorm>,
     pub downsample: Downsample,
 }
 
@@ -212,11 +239,11 @@ impl BasicBlock {
 #[allow(missing_docs)]
 pub struct Bottleneck {
     pub conv1: Conv2d,
-    pub bn1: BatchNorm,
+    pub bn1: Option<BatchNorm>,
     pub conv2: Conv2d,
-    pub bn2: BatchNorm,
+    pub bn2: Option<BatchNorm>,
     pub conv3: Conv2d,
-    pub bn3: BatchNorm,
+    pub bn3: Option<BatchNorm>,
     pub downsample: Downsample,
 }
 

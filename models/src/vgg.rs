@@ -15,7 +15,7 @@ use burn::{
 };
 
 use crate::{
-    blocks::{Layer, dense_classifier, dropout_relu_features, fresh_linear, kaiming_fan_out, max_pool, padding},
+    blocks::{Layer, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
     ops,
     tap::Tap,
 };
@@ -155,6 +155,20 @@ impl Vgg {
     /// The same network with a fresh last layer for `num_classes`.
     pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
         self.classifier.6 = fresh_linear(&self.classifier.6, num_classes, device);
+        self
+    }
+
+    /// The same function in evaluation, with every norm folded into the convolution before it: `vgg16_bn` becomes a
+    /// `vgg16`, names of layers included.
+    pub fn fold_batch_norm(mut self) -> Self {
+        let mut features = Vec::with_capacity(self.features.len());
+        for layer in self.features {
+            match (layer, features.last_mut()) {
+                (Layer::BatchNorm(bn), Some(Layer::Conv(conv))) => fold(conv, &mut Some(bn)),
+                (layer, _) => features.push(layer),
+            }
+        }
+        self.features = features;
         self
     }
 }
