@@ -75,6 +75,30 @@ Examples:
     /// Puts the shares of an evaluation together, exactly
     Merge(MergeArgs),
 
+    /// Shows where on images a network looks, and what it finds alike
+    ///
+    /// Writes a picture for each image: what the network gets, and beside it where it sees each of the most probable
+    /// classes; a contact sheet when there are several. With --features, --neighbours, --stages or --filters it does that
+    /// instead. An image that cannot be read gets its line of error, the others go on, and the exit code is 3.
+    #[command(after_long_help = "Examples:
+  infer explain dog.jpg --weights resnet50                            # explained/dog.explained.png
+  infer explain photos/ --weights artifacts/my-run --method grad-cam++ --out why/
+  infer explain dog.jpg --weights vgg16 --class beagle --class 162 --method occlusion
+  infer explain dog.jpg --weights googlenet --stages                  # what each stage makes of it
+  infer explain --weights alexnet --filters                           # its first layer
+  infer explain photos/ --weights resnet50 --features vectors.npy     # and vectors.csv with their paths
+  infer explain dog.jpg --weights resnet50 --neighbours vectors.npy   # or a folder of images")]
+    Explain(Box<ExplainArgs>),
+
+    /// Writes a network for other programs: safetensors, Burn's record, ONNX
+    ///
+    /// Safetensors have torchvision's names and layouts, so `load_state_dict(strict=True)` takes them. ONNX (opset 17) takes
+    /// any number of images; every architecture is written from its recorded graph of operations.
+    #[command(after_long_help = "Examples:
+  infer export --weights artifacts/my-run --to onnx --fold-batchnorm   # resnet50.onnx
+  infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
+    Export(ExportArgs),
+
     /// Prints a network's stages, output shapes, parameters and multiply-adds
     ///
     /// Of an architecture by name, or of a file of weights with what its model card says.
@@ -120,6 +144,18 @@ pub enum AnswerFormat {
     Csv,
 }
 
+/// How a network runs.
+#[derive(Debug, Clone, Args)]
+pub struct RunOptions {
+    /// Run batch normalisation as layers of its own
+    ///
+    /// By default it is folded into the convolutions before it, which is faster and the same to rounding.
+    #[arg(long)]
+    pub keep_batchnorm: bool,
+    #[command(flatten)]
+    pub backend: BackendArgs,
+}
+
 /// `classify`
 #[derive(Debug, Args)]
 pub struct ClassifyArgs {
@@ -142,7 +178,7 @@ pub struct ClassifyArgs {
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
     #[command(flatten)]
-    pub backend: BackendArgs,
+    pub run: RunOptions,
     /// Images that the network takes at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
@@ -202,7 +238,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
     #[command(flatten)]
-    pub backend: BackendArgs,
+    pub run: RunOptions,
 }
 
 /// `merge`
@@ -217,6 +253,104 @@ pub struct MergeArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
+}
+
+/// `explain`
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Image files, folders (the images in them, not in folders below), or `-` for an image on standard input
+    #[arg(value_name = "IMAGE", required_unless_present = "filters")]
+    pub images: Vec<PathBuf>,
+    /// The weights: a run folder, a file, or a published name
+    #[arg(short, long, value_name = "W")]
+    pub weights: String,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// A class to look for, by index or name (may be repeated); by default the most probable ones
+    #[arg(short, long = "class", value_name = "CLASS")]
+    pub classes: Vec<String>,
+    /// How many classes are looked for, or how many neighbours
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub topk: u32,
+    /// How they are looked for
+    #[arg(long, value_enum, default_value_t = MethodArg::GradCam)]
+    pub method: MethodArg,
+    /// The stage whose map Grad-CAM weights (`infer summary` lists them); by default the last before the classifier
+    #[arg(long, value_name = "STAGE")]
+    pub stage: Option<String>,
+    /// Show the shape and the strongest channels of each stage in place of classes
+    #[arg(long, conflicts_with_all = ["classes", "features", "neighbours"])]
+    pub stages: bool,
+    /// Show the filters of the first layer
+    #[arg(long)]
+    pub filters: bool,
+    /// Write the vector before the classifier of each image to this file (NumPy's .npy, with a .csv of paths beside it)
+    #[arg(long, value_name = "FILE.npy", conflicts_with = "neighbours")]
+    pub features: Option<PathBuf>,
+    /// Find the images most like each, by the cosine of their vectors: in a folder, or in a file that --features wrote
+    #[arg(long, value_name = "FOLDER|FILE.npy")]
+    pub neighbours: Option<PathBuf>,
+    /// The folder for pictures
+    #[arg(short, long, value_name = "DIR", default_value = "explained")]
+    pub out: PathBuf,
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Views that the network takes at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: u32,
+    #[command(flatten)]
+    pub run: RunOptions,
+}
+
+/// How a class is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MethodArg {
+    /// Channels of the last map, weighted by the class's gradient
+    GradCam,
+    /// The same, weighted place by place: several objects show
+    #[value(name = "grad-cam++", alias = "grad-cam-plus-plus")]
+    GradCamPlusPlus,
+    /// How far the probability falls where a grey square hides the image; slow, and owes nothing to gradients
+    Occlusion,
+    /// The gradient of the pixels themselves, averaged over noisy copies
+    Smoothgrad,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// The weights: a run folder, a file, or a published name
+    #[arg(short, long, value_name = "W")]
+    pub weights: String,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// What to write
+    #[arg(long, value_enum)]
+    pub to: ExportFormat,
+    /// The file; by default the architecture's name in this folder
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(short, long)]
+    pub force: bool,
+    /// Fold batch normalisation into the convolutions before it: fewer operations, the same to rounding, not for training
+    #[arg(long)]
+    pub fold_batchnorm: bool,
+    /// Height and width of the images of an ONNX file, as 224 or 320x256; the card's by default
+    #[arg(long, value_name = "H[xW]", value_parser = image_size)]
+    pub size: Option<[usize; 2]>,
+}
+
+/// A kind of file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// PyTorch's state dictionary under torchvision's names, with the model card inside
+    Safetensors,
+    /// Burn's own record (.bpk), with the model card inside
+    Burnpack,
+    /// For onnxruntime, OpenVINO, TensorRT and the like
+    Onnx,
 }
 
 /// A part of the data.

@@ -2,6 +2,8 @@
 
 pub mod classify;
 pub mod evaluate;
+pub mod explain;
+pub mod export;
 pub mod models;
 pub mod summary;
 pub mod verify;
@@ -13,6 +15,13 @@ use serde::Serialize;
 fn print_json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?);
     Ok(())
+}
+
+/// A picture as a PNG file.
+fn png(picture: &image::RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).context("cannot encode a picture")?;
+    Ok(bytes.into_inner())
 }
 
 /// 1234567 as `1,234,567`.

@@ -11,9 +11,12 @@
 //! out, and is printed as one line.
 
 pub mod evaluation;
+pub mod explain;
+pub mod features;
 pub mod inputs;
 pub mod labels;
 pub mod model;
+pub mod onnx;
 pub mod picture;
 pub mod protocol;
 pub mod stream;

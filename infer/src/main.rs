@@ -11,7 +11,7 @@ use runtime::{
 
 use crate::{
     cli::{Cli, Command},
-    command::{classify, evaluate, models, summary, verify},
+    command::{classify, evaluate, explain, export, models, summary, verify},
 };
 
 fn main() -> ExitCode {
@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         Command::Classify(args) => classify::run(args, progress),
         Command::Evaluate(args) => evaluate::evaluate(args, progress),
         Command::Merge(args) => evaluate::merge(args),
+        Command::Explain(args) => explain::run(args, progress),
+        Command::Export(args) => export::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),

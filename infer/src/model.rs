@@ -1,7 +1,10 @@
 //! A network with its card, on a device.
 
-use anyhow::{Context, Result, ensure};
-use burn::tensor::{Device, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
 use datasets::ImageBatch;
 use models::{Card, Network};
 
@@ -28,15 +31,27 @@ pub struct Prediction {
 }
 
 impl Model {
-    /// Loads the weights onto `device`, which has no autodiff: the network runs in evaluation mode. Auxiliary
-    /// classifiers stay in the file, since only training uses them.
+    /// Loads the weights onto `device`, which needs no autodiff: the network runs in evaluation mode. Auxiliary
+    /// classifiers stay in the file, since only training uses them. Batch normalisation is folded into the convolutions
+    /// before it, which is faster and the same to rounding, unless `keep_batch_norm`.
     ///
     /// # Errors
     /// Those of [`Opened::network`] and [`CardPreprocess::new`].
-    pub fn load(opened: &Opened, device: &Device) -> Result<Self> {
+    pub fn load(opened: &Opened, keep_batch_norm: bool, device: &Device) -> Result<Self> {
         let device = device.clone().without_autodiff();
-        let preprocess = CardPreprocess::new(&opened.card)?;
-        Ok(Self { network: opened.network(false, &device)?, card: opened.card.clone(), preprocess, device })
+        let network = opened.network(false, &device)?;
+        let network = if keep_batch_norm { network } else { network.fold_batch_norm() };
+        Self::new(network, opened.card.clone(), &device)
+    }
+
+    /// A network on `device` with its card.
+    ///
+    /// # Errors
+    /// Those of [`CardPreprocess::new`].
+    pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
+        let preprocess = CardPreprocess::new(&card)?;
+        // Without training flags the network may be a constant in a graph of gradients, and stays in evaluation mode.
+        Ok(Self { network: network.valid(), card, preprocess, device: device.clone() })
     }
 
     /// The network.
@@ -69,13 +84,49 @@ impl Model {
     /// # Errors
     /// Where the device fails, or the logits are not finite.
     pub fn probabilities(&self, batch: &ImageBatch) -> Result<Vec<Vec<f64>>> {
-        let logits = self.logits(batch).try_into_data().context("the device could not run the network")?;
+        self.probabilities_of(self.logits(batch))
+    }
+
+    /// Logits `[n, classes]` → probabilities, `n` rows.
+    ///
+    /// # Errors
+    /// Where the device fails, or the logits are not finite.
+    pub fn probabilities_of(&self, logits: Tensor<2>) -> Result<Vec<Vec<f64>>> {
+        let logits = logits.try_into_data().context("the device could not run the network")?;
         let logits: Vec<f32> = logits.convert::<f32>().try_into_vec().context("the logits are no floats")?;
         ensure!(
             logits.iter().all(|logit| logit.is_finite()),
             "the network's outputs are not finite: are the weights damaged?"
         );
         Ok(logits.chunks_exact(self.card.classes.len()).map(softmax).collect())
+    }
+
+    /// The class that is meant by `text`: its index, its name, or a part of one name alone, whatever the case.
+    ///
+    /// # Errors
+    /// Where there is none, or several.
+    pub fn class(&self, text: &str) -> Result<usize> {
+        let classes = &self.card.classes;
+        if let Ok(index) = text.parse::<usize>() {
+            ensure!(index < classes.len(), "there is no class {index}: the network has 0 to {}", classes.len() - 1);
+            return Ok(index);
+        }
+        let wanted = text.to_lowercase();
+        if let Some(index) = classes.iter().position(|class| class.to_lowercase() == wanted) {
+            return Ok(index);
+        }
+        let found: Vec<usize> =
+            (0..classes.len()).filter(|&index| classes[index].to_lowercase().contains(&wanted)).collect();
+        match found[..] {
+            [index] => Ok(index),
+            [] => bail!("no class of the network is called {text}; give its index, from 0 to {}", classes.len() - 1),
+            _ => {
+                let shown: Vec<String> =
+                    found.iter().take(5).map(|&index| format!("{index} {}", classes[index])).collect();
+                let more = if found.len() > 5 { ", …" } else { "" };
+                bail!("{} classes could be meant by {text}: {}{more}", found.len(), shown.join(", "))
+            }
+        }
     }
 
     /// The `k` most probable classes, or all where there are fewer; the most probable first.

@@ -136,7 +136,7 @@ fn bvlc(protocol: &str, resize: Option<Resize>) {
     if let Some(resize) = resize {
         opened.card.preprocess.resize = resize;
     }
-    let model = Model::load(&opened, &device).expect("a network");
+    let model = Model::load(&opened, false, &device).expect("a network");
     let index_cache = tempfile::tempdir().expect("a folder");
     let options = OpenOptions { index_cache: Some(index_cache.path().into()), ..OpenOptions::split(Split::Val) };
     let source = open(&archive.display().to_string(), &options).expect("the archive").source;
@@ -168,7 +168,7 @@ fn cifar(architecture: Architecture) {
     let device = Device::flex();
     let options = LoadOptions { card: Some(folder.path().join("card.json")), ..LoadOptions::default() };
     let opened = weights::open(&weights_file.display().to_string(), &options, &device, Output::Quiet).expect("weights");
-    let model = Model::load(&opened, &device).expect("a network");
+    let model = Model::load(&opened, false, &device).expect("a network");
     let source = open(&images.display().to_string(), &OpenOptions::split(Split::All)).expect("the images").source;
     let classes: Vec<&str> = source.classes().iter().map(|class| class.id.as_str()).collect();
     assert_eq!(classes, model.card().classes, "the folders are the network's classes, in order");

@@ -137,6 +137,19 @@ impl Architecture {
         matches!(self, Architecture::GoogLeNet | Architecture::GoogLeNet2014 | Architecture::InceptionV3)
     }
 
+    /// What the network is once its norms are [folded](crate::Network::fold_batch_norm): VGG with norms becomes VGG
+    /// without, the others keep their name.
+    pub fn folded(self) -> Self {
+        use Architecture::*;
+        match self {
+            Vgg11Bn => Vgg11,
+            Vgg13Bn => Vgg13,
+            Vgg16Bn => Vgg16,
+            Vgg19Bn => Vgg19,
+            other => other,
+        }
+    }
+
     /// Whether an input of `height × width` pixels can be classified.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use burn::{
 };
 
 use crate::{
-    alexnet::AlexNet, cifar_resnet::CifarResNet, googlenet::GoogLeNet, googlenet_2014::GoogLeNet2014,
+    Layer, alexnet::AlexNet, cifar_resnet::CifarResNet, googlenet::GoogLeNet, googlenet_2014::GoogLeNet2014,
     inception_v3::InceptionV3, resnet::ResNet, tap::Tap, vgg::Vgg,
 };
 
@@ -127,6 +127,23 @@ impl Network {
             Network::ResNet(network) => Network::ResNet(network.fold_batch_norm()),
             Network::CifarResNet(network) => Network::CifarResNet(network.fold_batch_norm()),
             network @ (Network::AlexNet(_) | Network::GoogLeNet2014(_)) => network,
+        }
+    }
+
+    /// The stage whose output is the last map before the classifier: the last of a column's ReLUs (before its last
+    /// pooling, at twice the resolution), or the last block.
+    pub fn last_map(&self) -> String {
+        let last_relu = |features: &[Layer]| {
+            let last = features.iter().rposition(|layer| matches!(layer, Layer::Relu(_)));
+            format!("features.{}", last.unwrap_or_default())
+        };
+        match self {
+            Network::AlexNet(network) => last_relu(&network.features),
+            Network::Vgg(network) => last_relu(&network.features),
+            Network::GoogLeNet(_) | Network::GoogLeNet2014(_) => "inception5b".to_string(),
+            Network::InceptionV3(_) => "Mixed_7c".to_string(),
+            Network::ResNet(_) => "layer4".to_string(),
+            Network::CifarResNet(_) => "layer3".to_string(),
         }
     }
 

@@ -55,7 +55,10 @@ impl Opened {
         let Self { weights, card } = self;
         let config = weights.config(card.architecture, device).with_transform_input(card.transform_input);
         let config = if aux { config } else { config.with_aux_logits(false) };
-        let (network, _) = weights.load(config.init(device), card.architecture, Strictness::Exact)?;
+        let network = config.init(device);
+        let folded = weights.is_folded(card.architecture, device);
+        let network = if folded { network.fold_batch_norm() } else { network };
+        let (network, _) = weights.load(network, card.architecture, Strictness::Exact)?;
         ensure!(
             network.num_classes() == card.classes.len(),
             "the model card of {} contradicts its weights: it names {} classes, the last layer has {}",

@@ -35,9 +35,9 @@ enum Outcome {
 
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
-    let device = args.backend.backend.device()?;
+    let device = args.run.backend.backend.device()?;
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    let model = Model::load(&opened, &device)?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);

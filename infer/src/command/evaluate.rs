@@ -36,11 +36,11 @@ pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
         ensure_empty(out)?;
     }
     let (source, split) = open(args)?;
-    let device = args.backend.backend.device()?;
+    let device = args.run.backend.backend.device()?;
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let opened = zoo::weights::open(name, &args.load, &device, output)?;
-        Model::load(&opened, &device)
+        Model::load(&opened, args.run.keep_batchnorm, &device)
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let settings = Settings {
@@ -74,7 +74,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
         protocol: settings.protocol.to_string(),
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
-        backend: args.backend.backend.to_string(),
+        backend: args.run.backend.backend.to_string(),
     };
     let views = evaluation::num_views(&models, source.len(), &settings)?;
     let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `.pth`, `.pt`, `.th`: zip, legacy pickle and tar; nested dictionaries; nothing from a pickle is executed | yes | |
 //! | `.safetensors`, torchvision's names and layouts, or Caffe's layer names (BVLC GoogLeNet) | yes | yes |
-//! | `.bpk`, Burn's records | yes | by Burn (`Module::into_record`) |
+//! | `.bpk`, Burn's records | yes | yes |
 //! | `.caffemodel`, as BVLC published GoogLeNet | yes | |
 //!
 //! The kind is told from a file's content, not its name. Stored f16, bf16 and f64 values become f32. What a file
@@ -23,8 +23,8 @@ use std::{
 
 use burn::tensor::{DType, Device, TensorData};
 use burn_store::{
-    BurnToPyTorchAdapter, ChainAdapter, FloatCastAdapter, ModuleSnapshot, ModuleStore, PyTorchToBurnAdapter,
-    SafetensorsStore, bridge,
+    BurnToPyTorchAdapter, BurnpackStore, ChainAdapter, FloatCastAdapter, ModuleSnapshot, ModuleStore,
+    PyTorchToBurnAdapter, SafetensorsStore, bridge,
     burn_pack::{self, Tensor as PackTensor},
     pytorch_reader::PytorchReader,
 };
@@ -130,6 +130,17 @@ impl Weights {
         let classes = keyed.get(head.as_str()).and_then(|tensor| tensor.shape.first().copied());
         let aux = architecture.has_aux() && keyed.keys().any(|key| is_aux(key));
         config.with_num_classes(classes.unwrap_or(architecture.default_classes())).with_aux_logits(aux)
+    }
+
+    /// Whether the batch normalisations of `architecture` are folded into its convolutions in this file: it has biases
+    /// where the network has norms, as [`Network::fold_batch_norm`] leaves them.
+    pub fn is_folded(&self, architecture: Architecture, device: &Device) -> bool {
+        let entries = NetworkConfig::new(architecture).with_aux_logits(false).init(device).entries();
+        let keyed = self.keyed(&entries);
+        let has_norms = entries.iter().any(Entry::is_statistic);
+        let bias = |key: &String| key.strip_suffix("weight").is_some_and(|of| keyed.contains_key(&format!("{of}bias")));
+        let biases = keyed.iter().any(|(key, tensor)| tensor.shape.len() == 4 && bias(key));
+        has_norms && biases && !keyed.keys().any(|key| key.ends_with(".running_mean"))
     }
 
     /// The tensors by the network's keys, with PyTorch's shapes: prefixes (`state_dict.`, `module.`) are gone and
@@ -280,6 +291,19 @@ pub fn save(network: &Network, card: &Card, path: impl AsRef<Path>) -> Result<()
             .metadata(CARD, card.to_json())
             .skip_enum_variants(true)
             .with_to_adapter(BurnToPyTorchAdapter);
+        store.collect_from(network).map_err(|error| std::io::Error::other(error.to_string()))
+    })
+}
+
+/// Writes a network as Burn's record, which any Burn program loads into the same module, with its card inside. Whole or
+/// not there, as with [`save`].
+///
+/// # Errors
+/// [`Error::Io`] where the file can't be written; what was there before stays.
+pub fn save_record(network: &Network, card: &Card, path: impl AsRef<Path>) -> Result<()> {
+    files::write_whole(path.as_ref(), |temporary| {
+        let store = BurnpackStore::from_file(temporary).auto_extension(false).overwrite(true);
+        let mut store = store.metadata(CARD, card.to_json());
         store.collect_from(network).map_err(|error| std::io::Error::other(error.to_string()))
     })
 }

@@ -1,9 +1,10 @@
-//! Pictures of tables.
+//! The confusion matrix as a picture.
 
 use std::collections::BTreeMap;
 
-use font8x8::UnicodeFonts;
 use image::{Rgb, RgbImage};
+
+use super::{INK, write};
 
 /// Up to so many classes their names are written beside the rows.
 const NAMED: usize = 60;
@@ -43,26 +44,10 @@ pub fn confusion(names: &[String], counts: &BTreeMap<(usize, usize), usize>) -> 
         if named {
             let name: String = names[label as usize].chars().take(24).collect();
             let width = 8 * name.chars().count() as u32;
-            write(&mut picture, &name, left - 6 - width, 4 + label * cell + (cell - 8) / 2);
+            write(&mut picture, &name, left - 6 - width, 4 + label * cell + (cell - 8) / 2, INK);
         }
     }
     picture
-}
-
-/// Writes a line in letters of 8 × 8 pixels, the upper left corner at (x, y).
-fn write(picture: &mut RgbImage, text: &str, x: u32, y: u32) {
-    for (place, letter) in text.chars().enumerate() {
-        let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
-        let Some(rows) = glyph.or_else(|| font8x8::BASIC_FONTS.get('?')) else { continue };
-        for (row, bits) in rows.iter().enumerate() {
-            for column in (0..8).filter(|column| bits >> column & 1 == 1) {
-                let (x, y) = (x + 8 * place as u32 + column, y + row as u32);
-                if x < picture.width() && y < picture.height() {
-                    picture.put_pixel(x, y, Rgb([40, 40, 40]));
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,59 @@
+//! `infer export`: a network for other programs.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use infer::onnx;
+use models::{Graph, weights};
+use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
+
+use super::grouped;
+use crate::cli::{ExportArgs, ExportFormat};
+
+pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
+    let device = BackendSpec::default().device()?;
+    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let mut card = opened.card.clone();
+    let extension = match args.to {
+        ExportFormat::Safetensors => "safetensors",
+        ExportFormat::Burnpack => "bpk",
+        ExportFormat::Onnx => "onnx",
+    };
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.{extension}", card.architecture)));
+    let shown = out.display();
+    ensure!(!out.is_dir(), "{shown} is a folder; --out names a file");
+    if out.exists() && !args.force {
+        bail!("{shown} exists already; --force replaces it, --out gives another name");
+    }
+    // ONNX is for use; other files keep the auxiliary classifiers, so that training may go on.
+    let network = opened.network(args.to != ExportFormat::Onnx, &device)?;
+    let network = match args.fold_batchnorm {
+        true => {
+            card.architecture = card.architecture.folded();
+            network.fold_batch_norm()
+        }
+        false => network,
+    };
+    match args.to {
+        ExportFormat::Safetensors => weights::save(&network, &card, &out)?,
+        ExportFormat::Burnpack => weights::save_record(&network, &card, &out)?,
+        ExportFormat::Onnx => {
+            let size = args.size.unwrap_or(card.preprocess.input_size);
+            let graph = Graph::of(card.architecture, &network, size)?;
+            write_atomic_bytes(&out, &onnx::encode(&graph, &card)?)?;
+            let [height, width] = size;
+            eprintln!(
+                "input: float32 [batch, 3, {height}, {width}], normalised as the card says (metadata hearth.card)"
+            );
+            eprintln!("logits: float32 [batch, {}]; opset {}", card.classes.len(), onnx::OPSET);
+        }
+    }
+    let bytes = std::fs::metadata(&out).with_context(|| format!("cannot look at {shown}"))?.len();
+    println!(
+        "{}, {} parameters, {} bytes: {shown}",
+        card.architecture,
+        grouped(network.num_parameters()),
+        grouped(bytes as usize)
+    );
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,353 @@
+//! Where on an image a network sees a class.
+//!
+//! | method | what it shows | passes |
+//! |---|---|---|
+//! | [Grad-CAM](https://arxiv.org/abs/1610.02391) (Selvaraju et al., 2016) | channels of the last map, weighted by the class's gradient | 1, and backward through the top |
+//! | [Grad-CAM++](https://arxiv.org/abs/1710.11063) (Chattopadhay et al., 2017) | the same, weighted place by place: several objects show | as before |
+//! | Occlusion ([Zeiler & Fergus, 2013](https://arxiv.org/abs/1311.2901)) | how far the probability falls where a grey square hides the image | some 170 |
+//! | SmoothGrad ([Smilkov et al., 2017](https://arxiv.org/abs/1706.03825)) | the pixels' own gradient, averaged over noisy copies | 16, and backward through all |
+//!
+//! Images are explained one at a time, and passes run in batches of a few: memory does not grow with their number.
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{Tensor, TensorData};
+use datasets::SampleRng;
+use image::{
+    ImageBuffer, Luma, RgbImage,
+    imageops::{self, FilterType},
+};
+use models::tap::Tap;
+
+use crate::Model;
+
+/// How a class is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Method {
+    /// Grad-CAM.
+    #[default]
+    GradCam,
+    /// Grad-CAM++.
+    GradCamPlusPlus,
+    /// Occlusion by a square of a seventh of the image's side.
+    Occlusion,
+    /// SmoothGrad.
+    SmoothGrad,
+}
+
+/// How strongly each pixel speaks for a class, from 0 to 1; all 0 where nothing does.
+pub type Heat = ImageBuffer<Luma<f32>, Vec<f32>>;
+
+/// How many noisy copies SmoothGrad averages.
+const NOISY_COPIES: u64 = 16;
+/// The deviation of the noise as a share of the input's range, the paper's middle value.
+const NOISE: f64 = 0.15;
+/// The side of the square that hides, as a share of the image's.
+const HIDDEN: f64 = 1.0 / 7.0;
+
+/// What looks into a model.
+#[derive(Debug)]
+pub struct Explainer<'a> {
+    model: &'a Model,
+    method: Method,
+    stage: String,
+    batch_size: usize,
+}
+
+impl<'a> Explainer<'a> {
+    /// Looks at `stage` (Grad-CAM), by default the network's last map.
+    ///
+    /// # Errors
+    /// Where the network has no such stage.
+    pub fn new(model: &'a Model, method: Method, stage: Option<&str>, batch_size: usize) -> Result<Self> {
+        let stage = match stage {
+            None => model.network().last_map(),
+            Some(stage) => {
+                let known = stages(model)?;
+                ensure!(
+                    known.iter().any(|(name, _)| name == stage),
+                    "{} has no stage {stage}; it has {}",
+                    model.card().architecture,
+                    known.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+                );
+                stage.to_string()
+            }
+        };
+        Ok(Self { model, method, stage, batch_size: batch_size.max(1) })
+    }
+
+    /// Where on `image`, as the card prepares it, the network sees each of `classes`.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn explain(&self, image: &RgbImage, classes: &[usize]) -> Result<Vec<Heat>> {
+        let input = self.model.preprocess().normalise(&self.model.preprocess().batch(&[image]), self.model.device());
+        let size = image.dimensions();
+        match self.method {
+            Method::GradCam | Method::GradCamPlusPlus => self.cams(input, classes, size),
+            Method::Occlusion => self.occlusion(input, classes, size),
+            Method::SmoothGrad => classes.iter().map(|&class| self.smooth_grad(&input, class, size)).collect(),
+        }
+    }
+
+    /// One pass for all classes: the map is repeated for each of them, and each copy gets its class's gradient.
+    fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
+        let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
+        let logits = self.model.network().forward_tapped(input, &mut leaf);
+        let map = leaf.map.with_context(|| format!("the network has no stage {}", self.stage))?;
+        let [_, channels, height, width] = map.dims();
+        let gradients = chosen(logits, classes).backward();
+        let gradient = map.grad(&gradients).context("the logits do not depend on that stage")?;
+        let values = |tensor: Tensor<4>| -> Result<Vec<f32>> {
+            Ok(tensor.try_into_data().context("the device could not explain")?.convert::<f32>().try_into_vec()?)
+        };
+        let (map, gradient) = (values(map.inner())?, values(gradient)?);
+        let each = channels * height * width;
+        let heats = map.chunks_exact(each).zip(gradient.chunks_exact(each)).map(|(map, gradient)| {
+            let mut heat = vec![0f32; height * width];
+            for (map, gradient) in map.chunks_exact(height * width).zip(gradient.chunks_exact(height * width)) {
+                let weight = match self.method {
+                    Method::GradCamPlusPlus => plus_plus_weight(map, gradient),
+                    _ => gradient.iter().sum::<f32>() / gradient.len() as f32,
+                };
+                heat.iter_mut().zip(map).for_each(|(heat, value)| *heat += weight * value);
+            }
+            scaled(heat, width as u32, height as u32, size)
+        });
+        Ok(heats.collect())
+    }
+
+    /// The fall of each class's probability where a square of the mean colour hides the image, averaged over the squares
+    /// that hide a pixel.
+    fn occlusion(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
+        let [_, _, height, width] = input.dims();
+        let patch = ((height.min(width) as f64 * HIDDEN).round() as usize).max(1);
+        let step = patch.div_ceil(2);
+        let places = |side: usize| (0..).map(|i| i * step).take_while(move |&at| at + step < side + patch);
+        let squares: Vec<(usize, usize)> = places(height).flat_map(|y| places(width).map(move |x| (y, x))).collect();
+        let whole = self.probabilities(input.clone())?;
+        let mut falls = vec![vec![0f32; height * width]; classes.len()];
+        let mut seen = vec![0f32; height * width];
+        // Squares stick out at the edges, so that borders are hidden as often as the middle.
+        let span = |at: usize, side: usize| (at.saturating_sub(patch / 2), (at + patch - patch / 2).min(side));
+        for chunk in squares.chunks(self.batch_size) {
+            let hidden = chunk.iter().map(|&(y, x)| {
+                let ((top, bottom), (left, right)) = (span(y, height), span(x, width));
+                let grey = Tensor::<4>::zeros([1, 3, bottom - top, right - left], &input.device());
+                input.clone().slice_assign([0..1, 0..3, top..bottom, left..right], grey)
+            });
+            let probabilities = self.probabilities(Tensor::cat(hidden.collect(), 0))?;
+            for (&(y, x), probabilities) in chunk.iter().zip(probabilities) {
+                let ((top, bottom), (left, right)) = (span(y, height), span(x, width));
+                for (row, column) in (top..bottom).flat_map(|row| (left..right).map(move |column| (row, column))) {
+                    seen[row * width + column] += 1.0;
+                    for (falls, &class) in falls.iter_mut().zip(classes) {
+                        falls[row * width + column] += (whole[0][class] - probabilities[class]) as f32;
+                    }
+                }
+            }
+        }
+        let heat = |falls: Vec<f32>| {
+            let mean = falls.iter().zip(&seen).map(|(fall, seen)| fall / seen.max(1.0)).collect();
+            scaled(mean, width as u32, height as u32, size)
+        };
+        Ok(falls.into_iter().map(heat).collect())
+    }
+
+    fn probabilities(&self, input: Tensor<4>) -> Result<Vec<Vec<f64>>> {
+        self.model.probabilities_of(self.model.network().forward(input))
+    }
+
+    /// The gradient of the class's logit with respect to the pixels: its size, the largest of the three colours, averaged
+    /// over noisy copies of the image.
+    fn smooth_grad(&self, input: &Tensor<4>, class: usize, size: (u32, u32)) -> Result<Heat> {
+        let [_, _, height, width] = input.dims();
+        let range = f64::from((input.clone().max() - input.clone().min()).into_scalar::<f32>());
+        let mut sum = vec![0f32; height * width];
+        let copies: Vec<u64> = (0..NOISY_COPIES).collect();
+        for copies in copies.chunks(self.batch_size) {
+            let shape = [copies.len(), 3, height, width];
+            // The same noise for every image, class and size of batch.
+            let noise = copies.iter().flat_map(|&copy| {
+                let mut rng = SampleRng::new(0, 0, copy);
+                (0..3 * height * width).map(move |_| (NOISE * range * rng.normal()) as f32)
+            });
+            let noise = TensorData::new(noise.collect::<Vec<f32>>(), shape);
+            let noise = Tensor::<4>::from_data(noise, self.model.device());
+            let copies = copies.len();
+            let noisy = (input.clone() + noise).autodiff().require_grad();
+            let logits = self.model.network().forward(noisy.clone());
+            let gradients = chosen(logits, &vec![class; copies]).backward();
+            let gradient = noisy.grad(&gradients).context("the logits do not depend on the image")?;
+            // [copies, 3, h, w] → [h, w]
+            let strength = gradient.abs().max_dim(1).sum_dim(0);
+            let strength: Vec<f32> =
+                strength.try_into_data().context("the device could not explain")?.try_into_vec()?;
+            sum.iter_mut().zip(strength).for_each(|(sum, value)| *sum += value);
+        }
+        // A few pixels have gradients far above all others: the picture ends at the 99th percentile, as in the paper.
+        let mut sorted = sum.clone();
+        sorted.sort_by(f32::total_cmp);
+        let most = sorted[sorted.len() * 99 / 100].max(f32::MIN_POSITIVE);
+        let clipped = sum.into_iter().map(|value| value.min(most)).collect();
+        Ok(scaled(clipped, width as u32, height as u32, size))
+    }
+}
+
+/// The stages of a network that give a map, with its shape `[c, h, w]`, in order.
+///
+/// # Errors
+/// Where the network does not take the card's input.
+pub fn stages(model: &Model) -> Result<Vec<(String, [usize; 3])>> {
+    let [height, width] = model.card().preprocess.input_size;
+    model.card().architecture.check_input([height, width])?;
+    let mut found = Vec::new();
+    let blank = Tensor::zeros([1, 3, height, width], model.device());
+    model.network().forward_tapped(blank, &mut |name: &str, map: &Tensor<4>| {
+        let [_, channels, height, width] = map.dims();
+        found.push((name.to_string(), [channels, height, width]));
+    });
+    Ok(found)
+}
+
+/// The sum of the logits chosen, one of each row.
+fn chosen(logits: Tensor<2>, classes: &[usize]) -> Tensor<1> {
+    let [rows, columns] = logits.dims();
+    let mut mask = vec![0f32; rows * columns];
+    for (row, &class) in classes.iter().enumerate() {
+        mask[row * columns + class] = 1.0;
+    }
+    let mask = Tensor::<2>::from_data(TensorData::new(mask, [rows, columns]), &logits.device());
+    (logits * mask).sum()
+}
+
+/// Grad-CAM++'s weight of a channel: its positive gradients, each by α = g² / (2g² + ΣA·g³).
+fn plus_plus_weight(map: &[f32], gradient: &[f32]) -> f32 {
+    let total: f32 = map.iter().sum();
+    let weight = gradient.iter().map(|&g| {
+        let denominator = 2.0 * g * g + total * g * g * g;
+        let alpha = if denominator == 0.0 { 0.0 } else { g * g / denominator };
+        alpha * g.max(0.0)
+    });
+    weight.sum()
+}
+
+/// Positive values, from 0 to 1, at the image's size.
+fn scaled(values: Vec<f32>, width: u32, height: u32, (to_width, to_height): (u32, u32)) -> Heat {
+    let mut heat: Vec<f32> =
+        values.into_iter().map(|value| if value.is_finite() { value.max(0.0) } else { 0.0 }).collect();
+    normalise(&mut heat); // Before too: resizing cuts off at 1.
+    let heat = Heat::from_raw(width, height, heat).expect("a value for each place");
+    let mut heat = imageops::resize(&heat, to_width, to_height, FilterType::Triangle);
+    normalise(&mut heat);
+    heat
+}
+
+/// Divides by the largest.
+fn normalise(values: &mut [f32]) {
+    let most = values.iter().copied().fold(0f32, f32::max);
+    if most > 0.0 {
+        values.iter_mut().for_each(|value| *value /= most);
+    }
+}
+
+/// Makes the output of a stage the leaf of a gradient, with a copy for each class.
+struct Leaf<'a> {
+    stage: &'a str,
+    copies: usize,
+    map: Option<Tensor<4>>,
+}
+
+impl Tap for Leaf<'_> {
+    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
+        if name != self.stage {
+            return output;
+        }
+        let leaf = output.repeat_dim(0, self.copies).autodiff().require_grad();
+        self.map = Some(leaf.clone());
+        leaf
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use models::{Architecture, Card, NetworkConfig};
+
+    use super::*;
+
+    fn model(architecture: Architecture) -> Model {
+        let device = Device::flex();
+        device.seed(5);
+        let mut card = Card::of(architecture, 4, "a test");
+        let side = architecture.min_size().max(32);
+        card.preprocess = models::Preprocess::imagenet(side, side);
+        let network = NetworkConfig::new(architecture).with_num_classes(4).with_aux_logits(false).init(&device);
+        Model::new(network, card, &device).unwrap()
+    }
+
+    fn image(model: &Model) -> RgbImage {
+        let [height, width] = model.preprocess().input_size().map(|side| side as u32);
+        RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 7) as u8, (y * 5) as u8, (x * y) as u8]))
+    }
+
+    #[test]
+    fn every_family_and_method_gives_heat_of_the_image_s_size() {
+        use Architecture::*;
+        for architecture in [AlexNet, Vgg11, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNet20] {
+            let model = model(architecture);
+            let image = image(&model);
+            let methods = [Method::GradCam, Method::GradCamPlusPlus, Method::SmoothGrad];
+            let all = [Method::GradCam, Method::GradCamPlusPlus, Method::SmoothGrad, Method::Occlusion];
+            for &method in if architecture == ResNet20 { &all[..] } else { &methods[..] } {
+                let heats = Explainer::new(&model, method, None, 8).unwrap().explain(&image, &[0, 3]).unwrap();
+                assert_eq!(heats.len(), 2);
+                for heat in heats {
+                    assert_eq!(heat.dimensions(), image.dimensions());
+                    assert!(heat.iter().all(|value| (0.0..=1.0).contains(value)), "{architecture} {method:?}");
+                }
+            }
+        }
+    }
+
+    /// After global average pooling and one linear map, Grad-CAM is the map weighted by the class's row of weights
+    /// (divided by the number of places, which scaling undoes): the paper's section 3.
+    #[test]
+    fn grad_cam_of_the_last_map_is_the_class_activation_map() {
+        let model = model(Architecture::ResNet20);
+        let image = image(&model);
+        let heat = Explainer::new(&model, Method::GradCam, None, 8).unwrap().explain(&image, &[2]).unwrap().remove(0);
+
+        let input = model.preprocess().normalise(&model.preprocess().batch(&[&image]), model.device());
+        let mut map = None;
+        model.network().forward_tapped(input, &mut |name: &str, x: &Tensor<4>| {
+            if name == "layer3" {
+                map = Some(x.clone());
+            }
+        });
+        let models::Network::CifarResNet(network) = model.network() else { panic!("another network") };
+        let weights = network.linear.weight.val().slice([0..64, 2..3]).reshape([1, 64, 1, 1]);
+        let cam: Vec<f32> = (map.unwrap() * weights).sum_dim(1).into_data().try_into_vec().unwrap();
+        let expected = scaled(cam, 8, 8, image.dimensions());
+        let worst = heat.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst < 1e-4 && expected.iter().any(|value| *value == 1.0), "{worst}");
+    }
+
+    #[test]
+    fn a_stage_that_is_not_there_is_named_with_those_that_are() {
+        let model = model(Architecture::ResNet20);
+        let error = Explainer::new(&model, Method::GradCam, Some("layer9"), 8).unwrap_err().to_string();
+        assert!(error.contains("no stage layer9") && error.contains("layer3"), "{error}");
+        let heat = Explainer::new(&model, Method::GradCam, Some("layer1"), 8).unwrap();
+        assert_eq!(heat.explain(&image(&model), &[1]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn explanations_repeat() {
+        let model = model(Architecture::ResNet20);
+        let image = image(&model);
+        for method in [Method::SmoothGrad, Method::Occlusion] {
+            let explain = |batch| Explainer::new(&model, method, None, batch).unwrap().explain(&image, &[1]).unwrap();
+            assert!(explain(5) == explain(5), "{method:?}");
+        }
+    }
+}

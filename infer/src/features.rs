@@ -1,0 +1,250 @@
+//! What a network sees of an image as a vector: the input of its last linear map, for search and for other tools.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::Tensor,
+};
+use image::RgbImage;
+use models::Network;
+use runtime::files::{write_atomic, write_atomic_bytes};
+
+use crate::{Input, Model, stream};
+
+impl Model {
+    /// The vector of each image, `[n, features]` in rows.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
+        let input = self.preprocess().normalise(&self.preprocess().batch(images), self.device());
+        let features = self.network().features(input);
+        let [_, length] = features.dims();
+        let values = features.try_into_data().context("the device could not run the network")?;
+        let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are no floats")?;
+        Ok(values.chunks_exact(length).map(<[f32]>::to_vec).collect())
+    }
+}
+
+/// Calls `consume` with each input and its vector, or what is wrong with it, in order.
+///
+/// # Errors
+/// Where the device fails, and what `consume` returns.
+pub fn each(
+    model: &Model,
+    inputs: &[Input],
+    batch_size: usize,
+    mut consume: impl FnMut(&Input, Result<Vec<f32>>) -> Result<()>,
+) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    stream::batches(inputs, model.preprocess(), batch_size, threads, |batch| {
+        let readable: Vec<&RgbImage> = batch.iter().filter_map(|(_, image)| image.as_ref().ok()).collect();
+        let vectors = if readable.is_empty() { vec![] } else { model.features(&readable)? };
+        let mut vectors = vectors.into_iter();
+        for (input, image) in batch {
+            let vector = match image {
+                Ok(_) => Ok(vectors.next().context("the network answered for fewer images than it got")?),
+                Err(error) => Err(anyhow::anyhow!("{error:#}")),
+            };
+            consume(input, vector)?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes vectors as NumPy's `.npy`, float32 `[images, features]`, as they come; beside it `NAME.csv` with the path of
+/// each row. Both are whole or not there.
+///
+/// # Errors
+/// Where a file cannot be written, or `fill` fails.
+pub fn write_npy(path: &Path, fill: impl FnOnce(&mut Rows<'_>) -> Result<()>) -> Result<usize> {
+    let names = write_atomic(path, |file| {
+        file.write_all(&header(0, 0))?; // Its place; the counts are known at the end.
+        let mut rows = Rows { file, names: Vec::new(), length: 0 };
+        fill(&mut rows)?;
+        let (names, length) = (rows.names, rows.length);
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&header(names.len(), length))?;
+        Ok(names)
+    })?;
+    let mut table = csv::Writer::from_writer(Vec::new());
+    table.write_record(["path"])?;
+    names.iter().try_for_each(|name| table.write_record([name]))?;
+    write_atomic_bytes(&names_of(path), &table.into_inner()?)?;
+    Ok(names.len())
+}
+
+/// The rows of a growing `.npy`.
+#[derive(Debug)]
+pub struct Rows<'a> {
+    file: &'a mut BufWriter<File>,
+    names: Vec<String>,
+    length: usize,
+}
+
+impl Rows<'_> {
+    /// One more row.
+    ///
+    /// # Errors
+    /// Where it cannot be written, or has another length than those before.
+    pub fn push(&mut self, name: String, vector: &[f32]) -> Result<()> {
+        ensure!(self.names.is_empty() || vector.len() == self.length, "vectors of different lengths");
+        self.length = vector.len();
+        vector.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes()))?;
+        self.names.push(name);
+        Ok(())
+    }
+}
+
+/// NumPy's format 1.0: always 128 bytes, so that it can be written last.
+fn header(rows: usize, columns: usize) -> Vec<u8> {
+    let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    let mut header = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    header.extend(text.bytes());
+    header.resize(127, b' ');
+    header.push(b'\n');
+    header
+}
+
+fn names_of(path: &Path) -> PathBuf {
+    path.with_extension("csv")
+}
+
+/// Reads a `.npy` that [`write_npy`] wrote, row by row, with each row's path.
+///
+/// # Errors
+/// Where a file cannot be read, or is not of this form.
+pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result<()>) -> Result<()> {
+    let shown = path.display();
+    let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot read {shown}"))?);
+    let mut start = [0; 10];
+    let mut text = String::new();
+    let read = file.read_exact(&mut start).and_then(|()| file.read_line(&mut text));
+    let shape = text.split_once("'shape': (").and_then(|(_, rest)| rest.split_once(')')).map(|(shape, _)| shape);
+    let sizes: Vec<usize> =
+        shape.map(|s| s.split(',').filter_map(|n| n.trim().parse().ok()).collect()).unwrap_or_default();
+    let is_ours = read.is_ok() && start.starts_with(b"\x93NUMPY\x01") && text.contains("'<f4'");
+    let (true, &[rows, columns], false) = (is_ours, sizes.as_slice(), text.contains("'fortran_order': True")) else {
+        bail!("{shown} is no table of float32 vectors as `infer explain --features` writes them");
+    };
+    let table = names_of(path);
+    let mut names = csv::Reader::from_path(&table)
+        .with_context(|| format!("{shown} has no list of paths beside it, {}", table.display()))?;
+    let mut names = names.records();
+    let mut bytes = vec![0; columns * 4];
+    for row in 0..rows {
+        let name = names.next().with_context(|| format!("{} ends at row {row} of {rows}", table.display()))??;
+        file.read_exact(&mut bytes).with_context(|| format!("{shown} ends at row {row} of {rows}"))?;
+        let vector = bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
+        consume(name.get(0).unwrap_or_default().to_string(), vector.collect())?;
+    }
+    Ok(())
+}
+
+/// The cosine of the angle between two vectors.
+pub fn similarity(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE)
+}
+
+/// The nearest of many, as they come: memory does not grow with their number.
+#[derive(Debug, Clone)]
+pub struct Nearest {
+    wanted: usize,
+    /// The most similar first.
+    found: Vec<(f64, String)>,
+}
+
+impl Nearest {
+    /// Will keep `wanted`.
+    pub fn new(wanted: usize) -> Self {
+        Self { wanted, found: Vec::new() }
+    }
+
+    /// Looks at one more; of equals the first counts.
+    pub fn see(&mut self, similarity: f64, name: &str) {
+        let place = self.found.partition_point(|(other, _)| *other >= similarity);
+        if place < self.wanted {
+            self.found.insert(place, (similarity, name.to_string()));
+            self.found.truncate(self.wanted);
+        }
+    }
+
+    /// What was found, the most similar first.
+    pub fn into_found(self) -> Vec<(f64, String)> {
+        self.found
+    }
+}
+
+/// The weights of the first convolution, `[out, 3, kh, kw]`.
+///
+/// # Errors
+/// Where the device fails.
+pub fn first_filters(network: &Network) -> Result<(Vec<f32>, [usize; 3])> {
+    #[derive(Default)]
+    struct First(Option<(Vec<f32>, [usize; 3])>);
+    impl ModuleVisitor for First {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if self.0.is_none()
+                && let [filters, 3, height, width] = param.lazy_shape().to_vec()[..]
+                && let Ok(data) = param.val().try_into_data()
+            {
+                self.0 = Some((data.iter::<f32>().collect(), [filters, height, width]));
+            }
+        }
+    }
+    let mut first = First::default();
+    network.visit(&mut first);
+    first.0.context("the network has no convolution of three colours")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_come_back_with_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vectors.npy");
+        let rows = write_npy(&path, |rows| {
+            rows.push("a, b.jpg".into(), &[1.0, 2.0, 3.0])?;
+            rows.push("c.jpg".into(), &[-1.0, 0.5, 0.0])
+        });
+        assert_eq!(rows.unwrap(), 2);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 128 + 2 * 3 * 4);
+        assert!(String::from_utf8_lossy(&bytes[10..128]).contains("'shape': (2, 3)"));
+        let mut seen = Vec::new();
+        read_npy(&path, |name, vector| {
+            seen.push((name, vector));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, [("a, b.jpg".into(), vec![1.0, 2.0, 3.0]), ("c.jpg".into(), vec![-1.0, 0.5, 0.0])]);
+
+        std::fs::write(&path, &bytes[..140]).unwrap();
+        let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
+        assert!(error.contains("ends at row 1 of 2"), "{error}");
+        std::fs::write(&path, "no table").unwrap();
+        assert!(read_npy(&path, |_, _| Ok(())).unwrap_err().to_string().contains("no table of float32"));
+        assert!(write_npy(&path, |_| bail!("no")).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"no table", "what was there stays");
+    }
+
+    #[test]
+    fn the_nearest_are_kept_in_order() {
+        let mut nearest = Nearest::new(2);
+        for (similarity, name) in [(0.1, "a"), (0.9, "b"), (0.5, "c"), (0.9, "d")] {
+            nearest.see(similarity, name);
+        }
+        assert_eq!(nearest.into_found(), [(0.9, "b".into()), (0.9, "d".into())]);
+        assert!((similarity(&[1.0, 0.0], &[1.0, 1.0]) - 0.5f64.sqrt()).abs() < 1e-9);
+        assert_eq!(similarity(&[0.0], &[1.0]), 0.0);
+    }
+}
