@@ -99,6 +99,21 @@ Examples:
   infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
     Export(ExportArgs),
 
+    /// Measures how fast networks run, and in how much memory
+    ///
+    /// Random images of the network's size go through it; what is timed is one batch from the images on the device to the
+    /// logits on the host. Each row is measured in a process of its own.
+    #[command(
+        after_long_help = "One JSON object a line (--format json) has the names that the peers' scripts print: model, batch, size, threads,
+median_s, min_s, max_s, images_per_s, peak_rss_mb; besides p99_s, folded, device, cpu.
+
+Examples:
+  infer bench                                     # the usual five, batches of 1 and 8
+  infer bench resnet50 --both --batch-sizes 1,8,32
+  infer bench --weights artifacts/my-run --backend flex --backend cuda:0 --format json"
+    )]
+    Bench(BenchArgs),
+
     /// Prints a network's stages, output shapes, parameters and multiply-adds
     ///
     /// Of an architecture by name, or of a file of weights with what its model card says.
@@ -317,6 +332,49 @@ pub enum MethodArg {
     Smoothgrad,
 }
 
+/// `bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The architectures (`infer models` lists them), with weights drawn at random; by default one of each family
+    #[arg(value_name = "ARCH", conflicts_with = "weights")]
+    pub architectures: Vec<Architecture>,
+    /// A run folder, a file or a published name instead
+    #[arg(short, long, value_name = "W")]
+    pub weights: Option<String>,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// Images a batch, each number a row
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_sizes: Vec<u32>,
+    /// Height and width of the images in pixels, as 224 or 320x256; the network's own by default
+    #[arg(long, value_name = "H[xW]", value_parser = image_size)]
+    pub size: Option<[usize; 2]>,
+    /// Threads of the CPU backends; by default as many as there are cores
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+    /// Batches that are timed
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub iters: u32,
+    /// Batches before those
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub warmup: u32,
+    /// Run batch normalisation as layers of its own
+    #[arg(long)]
+    pub keep_batchnorm: bool,
+    /// A row with batch normalisation folded and one with it kept
+    #[arg(long, conflicts_with = "keep_batchnorm")]
+    pub both: bool,
+    /// The backend and its device (may be repeated, each a row); the first that is compiled in by default
+    #[arg(short, long = "backend", value_name = "NAME[:DEVICE]")]
+    pub backends: Vec<BackendSpec>,
+    /// How results are printed, row by row
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Measure the one row asked for in this process
+    #[arg(long, hide = true)]
+    pub in_process: bool,
+}
+
 /// `export`
 #[derive(Debug, Args)]
 pub struct ExportArgs {
@@ -455,6 +513,13 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     match text.split_once(['x', 'X', '×']) {
         Some((height, width)) => Ok([side(height)?, side(width)?]),
         None => side(text).map(|side| [side, side]),
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=1024) => Ok(threads),
+        _ => Err("a number of threads is one from 1 to 1024".to_string()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The commands, a module each, and what they share.
 
+pub mod bench;
 pub mod classify;
 pub mod evaluate;
 pub mod explain;
@@ -8,6 +9,8 @@ pub mod models;
 pub mod summary;
 pub mod verify;
 
+use std::process::ExitStatus;
+
 use anyhow::{Context, Result};
 use serde::Serialize;
 
@@ -15,6 +18,14 @@ use serde::Serialize;
 fn print_json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?);
     Ok(())
+}
+
+/// Why a process of this program came to no end: what it printed last as an error, or how it ended.
+fn failure_reason(stderr: &str, status: ExitStatus) -> String {
+    match stderr.lines().rev().find_map(|line| line.strip_prefix("error: ")) {
+        Some(error) => error.trim().to_string(),
+        None => format!("the process ended with {status}"),
+    }
 }
 
 /// A picture as a PNG file.
@@ -38,5 +49,16 @@ mod tests {
     #[test]
     fn long_numbers_are_grouped() {
         assert_eq!([0, 999, 1000, 25_557_032].map(grouped), ["0", "999", "1,000", "25,557,032"]);
+    }
+
+    #[test]
+    fn a_process_that_came_to_no_end_has_its_reason() {
+        use std::os::unix::process::ExitStatusExt;
+        let killed = ExitStatus::from_raw(9);
+        assert_eq!(
+            failure_reason("a note\nerror: no adapter: none found\nanother note\n", killed),
+            "no adapter: none found"
+        );
+        assert!(failure_reason("", killed).contains("signal: 9"), "{}", failure_reason("", killed));
     }
 }

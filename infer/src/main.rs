@@ -11,7 +11,7 @@ use runtime::{
 
 use crate::{
     cli::{Cli, Command},
-    command::{classify, evaluate, explain, export, models, summary, verify},
+    command::{bench, classify, evaluate, explain, export, models, summary, verify},
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Merge(args) => evaluate::merge(args),
         Command::Explain(args) => explain::run(args, progress),
         Command::Export(args) => export::run(args, progress),
+        Command::Bench(args) => bench::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),

@@ -286,7 +286,7 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
         features::each(model, &candidates, batch_size, |input, vector| {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
-                Err(error) => progress::suspend(|| log::warn!("{}: {error:#}", input.name())),
+                Err(error) => log::warn!("{}: {error:#}", input.name()),
             }
             progress.inc(1);
             Ok(())

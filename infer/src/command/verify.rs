@@ -5,7 +5,7 @@
 //! costs its row and nothing else.
 
 use std::{
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
     time::Instant,
 };
 
@@ -19,7 +19,7 @@ use runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::print_json;
+use super::{failure_reason, print_json};
 use crate::cli::{Format, VerifyArgs};
 
 /// One of each family whose tensors fit into the 128 MiB that a buffer of a software GPU may have: AlexNet's and VGG's
@@ -140,16 +140,8 @@ fn compare_in_child(args: &VerifyArgs, architecture: Architecture, backend: Back
     {
         return Ok(row);
     }
-    let reason = reason(&String::from_utf8_lossy(&output.stderr), output.status);
+    let reason = failure_reason(&String::from_utf8_lossy(&output.stderr), output.status);
     Ok(Row { architecture, backend: backend.to_string(), input_size, outcome: Outcome::NotRun { reason } })
-}
-
-/// Why a comparison came to no end: what it printed last as an error, or how it ended.
-fn reason(stderr: &str, status: ExitStatus) -> String {
-    match stderr.lines().rev().find_map(|line| line.strip_prefix("error: ")) {
-        Some(error) => error.trim().to_string(),
-        None => format!("the process ended with {status}"),
-    }
 }
 
 /// The one comparison asked for, in this process.
@@ -372,14 +364,6 @@ mod tests {
     }
 
     #[cfg(unix)]
-    #[test]
-    fn a_comparison_that_came_to_no_end_has_its_reason() {
-        use std::os::unix::process::ExitStatusExt;
-        let killed = ExitStatus::from_raw(9);
-        assert_eq!(reason("a note\nerror: no adapter: none found\nanother note\n", killed), "no adapter: none found");
-        assert!(reason("", killed).contains("signal: 9"), "{}", reason("", killed));
-    }
-
     #[test]
     fn a_row_survives_its_way_through_json() {
         let found = Differences {

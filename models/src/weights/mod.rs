@@ -136,11 +136,12 @@ impl Weights {
     /// where the network has norms, as [`Network::fold_batch_norm`] leaves them.
     pub fn is_folded(&self, architecture: Architecture, device: &Device) -> bool {
         let entries = NetworkConfig::new(architecture).with_aux_logits(false).init(device).entries();
-        let keyed = self.keyed(&entries);
-        let has_norms = entries.iter().any(Entry::is_statistic);
-        let bias = |key: &String| key.strip_suffix("weight").is_some_and(|of| keyed.contains_key(&format!("{of}bias")));
-        let biases = keyed.iter().any(|(key, tensor)| tensor.shape.len() == 4 && bias(key));
-        has_norms && biases && !keyed.keys().any(|key| key.ends_with(".running_mean"))
+        let has_bias =
+            |key: &str| key.strip_suffix("weight").is_some_and(|of| self.tensors.contains_key(&format!("{of}bias")));
+        let mut tensors = self.tensors.iter();
+        entries.iter().any(Entry::is_statistic)
+            && tensors.clone().any(|(key, tensor)| tensor.shape.len() == 4 && has_bias(key))
+            && !tensors.any(|(key, _)| key.ends_with("running_mean"))
     }
 
     /// The tensors by the network's keys, with PyTorch's shapes: prefixes (`state_dict.`, `module.`) are gone and

@@ -1,0 +1,275 @@
+//! `infer bench`: how fast a network runs, and in how much memory.
+//!
+//! Each row is measured in a process of its own (`--in-process`): the largest memory of a process can only grow, the
+//! number of threads is set once, and a backend that crashes costs its row and nothing else.
+
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Device, Tensor, TensorData};
+use datasets::SampleRng;
+use models::{Architecture, Network, NetworkConfig};
+use runtime::{
+    backend::BackendSpec,
+    environment,
+    exit::ExitCode,
+    progress::{Output, Progress, Unit},
+};
+use serde::{Deserialize, Serialize};
+
+use super::failure_reason;
+use crate::cli::{BenchArgs, Format};
+
+/// What is timed when nothing is named: one of each family, as the peers' benchmarks time them.
+const USUAL: [Architecture; 5] = [
+    Architecture::ResNet18,
+    Architecture::ResNet50,
+    Architecture::GoogLeNet,
+    Architecture::Vgg16,
+    Architecture::AlexNet,
+];
+
+/// One measurement. The names are those of `bench_model.py` and `bench_onnx.py` of the peers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Row {
+    peer: String,
+    version: String,
+    model: String,
+    mode: String,
+    batch: usize,
+    /// The side of the image in pixels, or its height and width.
+    size: Size,
+    device: String,
+    threads: usize,
+    folded: bool,
+    params: usize,
+    iters: usize,
+    warmup: usize,
+    /// From the first call, which initialises weights on the device and compiles kernels.
+    first_step_s: f64,
+    median_s: f64,
+    min_s: f64,
+    max_s: f64,
+    p99_s: f64,
+    images_per_s: f64,
+    /// The most memory that the process held, and before the network was made; null where the system does not tell.
+    peak_rss_mb: Option<f64>,
+    import_rss_mb: Option<f64>,
+    cpu: String,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Size {
+    Square(usize),
+    Rectangle([usize; 2]),
+}
+
+pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
+    if args.in_process {
+        return in_process(args, output);
+    }
+    let architectures = match (&args.weights, args.architectures.is_empty()) {
+        (None, true) => USUAL.to_vec(),
+        _ => args.architectures.clone(),
+    };
+    let subjects: Vec<Vec<String>> = match &args.weights {
+        Some(weights) => {
+            // An error of the weights belongs to the whole, not to each row.
+            zoo::weights::open(weights, &args.load, &BackendSpec::default().device()?, output)?;
+            vec![[vec!["--weights".to_string(), weights.clone()], load_arguments(args)].concat()]
+        }
+        None => architectures.iter().map(|architecture| vec![architecture.name().to_string()]).collect(),
+    };
+    let backends = if args.backends.is_empty() { vec![BackendSpec::default()] } else { args.backends.clone() };
+    for backend in &backends {
+        backend.device()?;
+    }
+    let folds: &[bool] = match (args.keep_batchnorm, args.both) {
+        (_, true) => &[false, true],
+        (true, _) => &[false],
+        _ => &[true],
+    };
+    let total = subjects.len() * backends.len() * args.batch_sizes.len() * folds.len();
+    let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), output);
+    if args.format == Format::Text {
+        runtime::progress::suspend(|| println!("{}", Row::HEADER));
+    }
+    let mut failed = 0;
+    for subject in &subjects {
+        for backend in &backends {
+            for batch in &args.batch_sizes {
+                for fold in folds {
+                    match in_child(args, subject, backend, *batch, *fold)? {
+                        Ok(row) => runtime::progress::suspend(|| match args.format {
+                            Format::Text => println!("{}", row.text()),
+                            Format::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                        }),
+                        Err(reason) => {
+                            failed += 1;
+                            let subject = subject.first().map_or("", String::as_str);
+                            runtime::progress::suspend(|| {
+                                eprintln!("error: {subject} on {backend}, {batch} images: {reason}");
+                            });
+                        }
+                    }
+                    progress.inc(1);
+                }
+            }
+        }
+    }
+    progress.finish();
+    Ok(match failed {
+        0 => ExitCode::Success,
+        n if n == total => ExitCode::Failure,
+        _ => ExitCode::SomeInputsFailed,
+    })
+}
+
+/// The options of `--weights` for a child.
+fn load_arguments(args: &BenchArgs) -> Vec<String> {
+    let mut arguments = vec!["--offline".to_string()]; // The parent has downloaded what there was to download.
+    let mut push = |name: &str, value: Option<String>| {
+        arguments.extend(value.into_iter().flat_map(|value| [name.to_string(), value]));
+    };
+    push("--arch", args.load.architecture.map(|architecture| architecture.to_string()));
+    push("--card", args.load.card.as_ref().map(|path| path.display().to_string()));
+    push("--cache-dir", args.load.cache_dir.as_ref().map(|path| path.display().to_string()));
+    arguments
+}
+
+fn in_child(
+    args: &BenchArgs,
+    subject: &[String],
+    backend: &BackendSpec,
+    batch: u32,
+    fold: bool,
+) -> Result<Result<Row, String>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    command.arg("bench").args(subject).args(["--in-process", "--backend", &backend.to_string()]);
+    command.args(["--batch-sizes", &batch.to_string(), "--iters", &args.iters.to_string()]);
+    command.args(["--warmup", &args.warmup.to_string()]);
+    if let Some([height, width]) = args.size {
+        command.args(["--size", &format!("{height}x{width}")]);
+    }
+    if !fold {
+        command.arg("--keep-batchnorm");
+    }
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    command.env("RAYON_NUM_THREADS", threads(args).to_string());
+    let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
+    Ok(match serde_json::from_slice(&output.stdout) {
+        Ok(row) if output.status.success() => Ok(row),
+        _ => Err(failure_reason(&String::from_utf8_lossy(&output.stderr), output.status)),
+    })
+}
+
+fn threads(args: &BenchArgs) -> usize {
+    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The one measurement asked for.
+fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
+    let ([backend], [batch]) = (&args.backends[..], &args.batch_sizes[..]) else {
+        bail!("--in-process takes one --backend and one batch size");
+    };
+    let device = backend.device()?;
+    let import_rss_mb = peak_rss_mb();
+    let (architecture, network, usual_size) = subject(args, &device, output)?;
+    let params = network.num_parameters();
+    let network = if args.keep_batchnorm { network } else { network.fold_batch_norm() };
+    let [height, width] = args.size.unwrap_or(usual_size);
+    architecture.check_input([height, width])?;
+    let batch = *batch as usize;
+    let mut rng = SampleRng::new(0, 0, 0);
+    let values: Vec<f32> = (0..batch * 3 * height * width).map(|_| rng.normal() as f32).collect();
+    let images = Tensor::<4>::from_data(TensorData::new(values, [batch, 3, height, width]), &device);
+
+    let (warmup, iters) = (args.warmup as usize, args.iters as usize);
+    let mut seconds = Vec::with_capacity(warmup + iters);
+    for _ in 0..warmup + iters {
+        let start = Instant::now();
+        // Reading the logits waits for the device.
+        let logits = network.forward(images.clone()).try_into_data().context("the device could not run the network")?;
+        seconds.push(start.elapsed().as_secs_f64());
+        ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
+    }
+    let first_step_s = seconds[0];
+    let mut timed = seconds.split_off(warmup);
+    timed.sort_by(f64::total_cmp);
+    let middle = timed.len() / 2;
+    let median_s = if timed.len() % 2 == 1 { timed[middle] } else { (timed[middle - 1] + timed[middle]) / 2.0 };
+    let row = Row {
+        peer: "hearth".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        model: architecture.to_string(),
+        mode: "infer".into(),
+        batch,
+        size: if height == width { Size::Square(height) } else { Size::Rectangle([height, width]) },
+        device: backend.to_string(),
+        threads: threads(args),
+        folded: !args.keep_batchnorm,
+        params,
+        iters,
+        warmup,
+        first_step_s,
+        median_s,
+        min_s: timed[0],
+        max_s: timed[timed.len() - 1],
+        p99_s: timed[(timed.len() * 99).div_ceil(100) - 1],
+        images_per_s: batch as f64 / median_s,
+        peak_rss_mb: peak_rss_mb(),
+        import_rss_mb,
+        cpu: environment::cpu(),
+    };
+    println!("{}", serde_json::to_string(&row)?);
+    Ok(ExitCode::Success)
+}
+
+/// The architecture, the network and its usual size of input.
+fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Architecture, Network, [usize; 2])> {
+    if let Some(weights) = &args.weights {
+        let opened = zoo::weights::open(weights, &args.load, device, output)?;
+        return Ok((opened.card.architecture, opened.network(false, device)?, opened.card.preprocess.input_size));
+    }
+    let [architecture] = args.architectures[..] else { bail!("--in-process takes one architecture") };
+    let network = NetworkConfig::new(architecture).with_aux_logits(false).init(device);
+    Ok((architecture, network, [architecture.default_size(); 2]))
+}
+
+/// The most memory this process has held, in MiB, where the system tells (Linux).
+fn peak_rss_mb() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some((kib / 102.4).round() / 10.0)
+}
+
+impl Row {
+    const HEADER: &str = "network             backend     batch  size     norms    images/s       p50 ms       p99 ms  \
+                          peak MiB";
+
+    fn text(&self) -> String {
+        let size = match self.size {
+            Size::Square(side) => side.to_string(),
+            Size::Rectangle([height, width]) => format!("{height}x{width}"),
+        };
+        let norms = if self.folded { "folded" } else { "kept" };
+        let memory = self.peak_rss_mb.map_or("-".to_string(), |mib| format!("{mib:.0}"));
+        format!(
+            "{:18}  {:10} {:>6}  {size:8} {norms:7} {:>9.2} {:>12.2} {:>12.2} {memory:>9}",
+            self.model,
+            self.device,
+            self.batch,
+            self.images_per_s,
+            1e3 * self.median_s,
+            1e3 * self.p99_s
+        )
+    }
+}
