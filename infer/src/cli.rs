@@ -99,6 +99,25 @@ Examples:
   infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
     Export(ExportArgs),
 
+    /// Answers over HTTP, with a page for people
+    ///
+    /// `POST /v1/classify` takes an image as its body, or a form with several; `POST /v1/explain` gives a picture of where
+    /// a class is seen; `/` is a page for photographs and the camera. Images that arrive together run together. What does
+    /// not fit is refused at once with a status that says why: nothing grows under load. Ctrl-C ends it once the requests
+    /// in flight are answered.
+    ///
+    /// It listens on this machine alone unless --addr says otherwise.
+    #[cfg(feature = "serve")]
+    #[command(after_long_help = "Also: GET /v1/model, /healthz, /readyz, /metrics (Prometheus), /openapi.json
+
+Examples:
+  infer serve --weights resnet50                      # then open http://127.0.0.1:8080
+  curl -sS --data-binary @dog.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8080/v1/classify
+  curl -sS -F a=@dog.jpg -F b=@cat.jpg 'http://127.0.0.1:8080/v1/classify?topk=1'
+  curl -sS --data-binary @dog.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/v1/explain?class=162' > why.png
+  HEARTH_TOKEN=… infer serve --weights artifacts/my-run --addr 0.0.0.0:8080")]
+    Serve(Box<ServeArgs>),
+
     /// Measures how fast networks run, and in how much memory
     ///
     /// Random images of the network's size go through it; what is timed is one batch from the images on the device to the
@@ -330,6 +349,55 @@ pub enum MethodArg {
     Occlusion,
     /// The gradient of the pixels themselves, averaged over noisy copies
     Smoothgrad,
+}
+
+/// `serve`
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The weights: a run folder, a file, or a published name
+    #[arg(short, long, value_name = "W")]
+    pub weights: String,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    pub addr: std::net::SocketAddr,
+    /// Images that the network takes at a time, at most
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: u32,
+    /// How long the first image of a batch waits for others, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2)]
+    pub max_wait_ms: u64,
+    /// Images that are decoded, wait or run at once; more are refused (503)
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_images: u32,
+    /// Images of one request (413)
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_images_per_request: u32,
+    /// Size of a request's body in MiB (413)
+    #[arg(long, value_name = "MIB", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_body_mib: u32,
+    /// Time for a request in seconds, its body included (408)
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeout_secs: u32,
+    /// Connections at once; others wait
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Requests a second from one address (429); no limit by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate_limit: Option<u32>,
+    /// A bearer token that /v1/ asks for (401); better given as HEARTH_TOKEN, which other users of the machine cannot see
+    #[arg(long, value_name = "TOKEN", env = "HEARTH_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// An origin whose pages may call, as https://example.org (may be repeated, `*` is any); none by default
+    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    pub cors_origins: Vec<String>,
+    /// Threads that decode; by default as many as there are cores
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub workers: Option<usize>,
+    #[command(flatten)]
+    pub run: RunOptions,
 }
 
 /// `bench`

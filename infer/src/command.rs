@@ -6,6 +6,8 @@ pub mod evaluate;
 pub mod explain;
 pub mod export;
 pub mod models;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod summary;
 pub mod verify;
 

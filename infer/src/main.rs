@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args, progress),
         Command::Export(args) => export::run(args, progress),
         Command::Bench(args) => bench::run(args, progress),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => command::serve::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),

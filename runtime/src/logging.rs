@@ -65,7 +65,7 @@ struct StderrLogger {
 }
 
 /// The crates whose records count as Hearth's own.
-const OWN_CRATES: [&str; 7] = ["models", "datasets", "runtime", "zoo", "report", "train", "infer"];
+const OWN_CRATES: [&str; 8] = ["models", "datasets", "runtime", "zoo", "report", "train", "infer", "serve"];
 
 impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {

@@ -1,0 +1,105 @@
+//! `infer serve`: a network over HTTP.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+use datasets::DecodeError;
+use image::RgbImage;
+use infer::{
+    Model,
+    explain::{Explainer, Method},
+    picture,
+};
+use runtime::{exit::ExitCode, progress::Output};
+use serde_json::json;
+use serve::{Engine, Explanation, Options, Refusal};
+
+use super::png;
+use crate::cli::ServeArgs;
+
+/// A model as the server wants it.
+struct Served {
+    model: Model,
+    backend: String,
+}
+
+impl Engine for Served {
+    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, Refusal> {
+        self.model.preprocess().decode(bytes).map_err(|error| {
+            let message = error.to_string();
+            match error {
+                DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => Refusal::Unsupported(message),
+                DecodeError::TooManyPixels { .. } | DecodeError::TooManyBytes { .. } => Refusal::TooLarge(message),
+                _ => Refusal::Damaged(message),
+            }
+        })
+    }
+
+    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>> {
+        self.model.probabilities(&self.model.preprocess().batch(&images.iter().collect::<Vec<_>>()))
+    }
+
+    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation> {
+        let probabilities = self.classify(std::slice::from_ref(image))?.remove(0);
+        let best = || (0..probabilities.len()).max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]));
+        let class = class.or_else(best).unwrap_or_default();
+        let heat = Explainer::new(&self.model, Method::GradCam, None, 1)?.explain(image, &[class])?.remove(0);
+        Ok(Explanation { class, probability: probabilities[class], png: png(&picture::overlay(image, &heat))? })
+    }
+
+    fn classes(&self) -> &[String] {
+        &self.model.card().classes
+    }
+
+    fn blank(&self) -> RgbImage {
+        let [height, width] = self.model.preprocess().input_size().map(|side| side as u32);
+        RgbImage::new(width, height)
+    }
+
+    fn name(&self) -> String {
+        self.model.card().architecture.to_string()
+    }
+
+    fn model(&self) -> serde_json::Value {
+        json!({
+            "name": self.name(),
+            "parameters": self.model.network().num_parameters(),
+            "backend": self.backend,
+            "hearth": env!("CARGO_PKG_VERSION"),
+            "card": self.model.card(),
+        })
+    }
+}
+
+pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
+    ensure!(args.token.as_deref() != Some(""), "the token is empty: leave it out, or give one");
+    let backend = &args.run.backend.backend;
+    let device = backend.device()?;
+    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
+    let defaults = Options::default();
+    let options = Options {
+        addr: args.addr,
+        max_batch: args.batch_size as usize,
+        max_wait: Duration::from_millis(args.max_wait_ms),
+        max_images: args.max_images as usize,
+        max_body: (args.max_body_mib as usize) << 20,
+        max_bodies: defaults.max_bodies.max((args.max_body_mib as usize) << 20),
+        max_images_per_request: args.max_images_per_request as usize,
+        request_timeout: Duration::from_secs(args.timeout_secs.into()),
+        max_connections: args.max_connections as usize,
+        rate_limit: args.rate_limit,
+        token: args.token.clone(),
+        cors_origins: args.cors_origins.clone(),
+        workers: args.workers.unwrap_or(defaults.workers),
+        ..defaults
+    };
+    if !args.addr.ip().is_loopback() && args.token.is_none() {
+        log::warn!("{} can be reached from other machines, and no token is asked for (--token)", args.addr.ip());
+    }
+    let served = Served { model, backend: backend.to_string() };
+    let name = served.name();
+    serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
+    eprintln!("served to the end");
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,176 @@
+//! The engine's thread: it puts waiting images together into batches.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use axum::http::StatusCode;
+use image::RgbImage;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::{Engine, Explanation, Options, error::Failure, metrics::Metrics};
+
+type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// What the engine is asked. It keeps its place in the house until it is answered.
+enum Work {
+    Classify { image: RgbImage, place: OwnedSemaphorePermit, reply: Reply<Vec<f64>> },
+    Explain { image: RgbImage, class: Option<usize>, place: OwnedSemaphorePermit, reply: Reply<Explanation> },
+}
+
+impl Work {
+    /// Whether nobody waits for the answer any more.
+    fn is_forgotten(&self) -> bool {
+        match self {
+            Work::Classify { reply, .. } => reply.is_closed(),
+            Work::Explain { reply, .. } => reply.is_closed(),
+        }
+    }
+}
+
+/// The way to the engine's thread.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    sender: SyncSender<Work>,
+    ready: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Work::Classify { .. } => "Classify",
+            Work::Explain { .. } => "Explain",
+        })
+    }
+}
+
+impl Queue {
+    /// Whether the engine has run once.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Waits for the probabilities of an image.
+    pub async fn classify(&self, image: RgbImage, place: OwnedSemaphorePermit) -> Result<Vec<f64>, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Work::Classify { image, place, reply })?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Waits for an explanation.
+    pub async fn explain(
+        &self,
+        image: RgbImage,
+        class: Option<usize>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Explanation, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Work::Explain { image, class, place, reply })?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// The queue holds as many as there are places in the house, so it is never full.
+    fn send(&self, work: Work) -> Result<(), Failure> {
+        self.sender.try_send(work).map_err(|_| Failure::busy())
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
+}
+
+/// Starts the thread. It ends when every [`Queue`] is gone.
+pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>) -> (Queue, JoinHandle<()>) {
+    let (sender, receiver) = sync_channel(options.max_images);
+    let ready = Arc::new(AtomicBool::new(false));
+    let queue = Queue { sender, ready: Arc::clone(&ready) };
+    let (max_batch, max_wait) = (options.max_batch.max(1), options.max_wait);
+    let thread = thread::spawn(move || {
+        match run(|| engine.classify(&[engine.blank()])) {
+            Ok(_) => ready.store(true, Ordering::Release),
+            Err(failure) => log::error!("the network does not run: {}", failure.message),
+        }
+        let next_batch = |receiver: &Receiver<Work>, first: Work| {
+            let mut batch = vec![first];
+            let deadline = Instant::now() + max_wait;
+            while batch.len() < max_batch {
+                // With nothing left to wait this still takes what is there.
+                match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                    Ok(work @ Work::Classify { .. }) => batch.push(work),
+                    Ok(other) => return (batch, Some(other)),
+                    Err(_) => break,
+                }
+            }
+            (batch, None)
+        };
+        let mut held = None;
+        while let Some(work) = held.take().or_else(|| receiver.recv().ok()) {
+            if work.is_forgotten() {
+                continue;
+            }
+            match work {
+                Work::Explain { image, class, place, reply } => {
+                    let _ = reply.send(run(|| engine.explain(&image, class)));
+                    drop(place);
+                }
+                work @ Work::Classify { .. } => {
+                    let (batch, other) = next_batch(&receiver, work);
+                    held = other;
+                    classify(engine.as_ref(), batch, &metrics);
+                }
+            }
+        }
+    });
+    (queue, thread)
+}
+
+fn classify(engine: &impl Engine, batch: Vec<Work>, metrics: &Metrics) {
+    let (mut images, mut waiting) = (Vec::new(), Vec::new());
+    for work in batch.into_iter().filter(|work| !work.is_forgotten()) {
+        if let Work::Classify { image, place, reply } = work {
+            images.push(image);
+            waiting.push((place, reply));
+        }
+    }
+    if images.is_empty() {
+        return;
+    }
+    metrics.batch(images.len());
+    let count = images.len();
+    let answers = run(|| {
+        let answers = engine.classify(&images)?;
+        anyhow::ensure!(answers.len() == count, "the network answered for {} of {count} images", answers.len());
+        Ok(answers)
+    });
+    match answers {
+        Ok(answers) => waiting.into_iter().zip(answers).for_each(|((_place, reply), answer)| {
+            let _ = reply.send(Ok(answer));
+        }),
+        Err(failure) => waiting.into_iter().for_each(|(_place, reply)| {
+            let _ = reply.send(Err(failure.clone()));
+        }),
+    }
+}
+
+/// An error or a panic of the engine is an answer, not the end. What it says goes to the log, not to the client.
+fn run<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, Failure> {
+    let failure = || Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the network could not be run; the log says why");
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            log::error!("the network could not be run: {error:#}");
+            Err(failure())
+        }
+        Err(_) => {
+            log::error!("the network panicked");
+            Err(failure())
+        }
+    }
+}

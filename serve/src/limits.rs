@@ -1,0 +1,195 @@
+//! What a request must pass: time, rate, token; and the line and the counts it leaves.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use crate::{error::Failure, routes::House};
+
+/// Addresses that are remembered; beyond, all share one bucket.
+const REMEMBERED: usize = 10_000;
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// A bucket for each address, which fills at the rate and holds a second's worth.
+#[derive(Debug, Default)]
+pub struct Rates(Mutex<HashMap<Option<IpAddr>, (f64, Instant)>>);
+
+impl Rates {
+    fn allows(&self, rate: u32, address: Option<IpAddr>, now: Instant) -> bool {
+        let rate = f64::from(rate);
+        let full = |(left, since): &(f64, Instant)| left + now.duration_since(*since).as_secs_f64() * rate >= rate;
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= REMEMBERED && !buckets.contains_key(&address) {
+            buckets.retain(|_, bucket| !full(bucket));
+        }
+        let known = buckets.len() < REMEMBERED || buckets.contains_key(&address);
+        let (left, since) = buckets.entry(address.filter(|_| known)).or_insert((rate, now));
+        *left = (*left + now.duration_since(*since).as_secs_f64() * rate).min(rate.max(1.0));
+        *since = now;
+        if *left < 1.0 {
+            return false;
+        }
+        *left -= 1.0;
+        true
+    }
+}
+
+pub async fn rate<E: Send + Sync + 'static>(
+    State(house): State<Arc<House<E>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    match house.options.rate_limit {
+        Some(rate) if !house.rates.allows(rate, address, Instant::now()) => {
+            let message = format!("more than {rate} requests a second from one address");
+            Failure::new(StatusCode::TOO_MANY_REQUESTS, message).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+pub async fn token<E: Send + Sync + 'static>(
+    State(house): State<Arc<House<E>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(token) = &house.options.token else { return next.run(request).await };
+    let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
+    let (scheme, given) = given.split_at(given.len().min(7));
+    match scheme.eq_ignore_ascii_case(b"bearer ") && equal(given, token.as_bytes()) {
+        true => next.run(request).await,
+        false => {
+            let message = "a token is needed: Authorization: Bearer …";
+            Failure::new(StatusCode::UNAUTHORIZED, message).into_response()
+        }
+    }
+}
+
+/// Compares without telling by its time where two tokens of one length differ.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+pub async fn timeout<E: Send + Sync + 'static>(
+    State(house): State<Arc<House<E>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let limit = house.options.request_timeout;
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = format!("no answer within {} s", limit.as_secs_f64());
+            Failure::new(StatusCode::REQUEST_TIMEOUT, message).into_response()
+        }
+    }
+}
+
+/// Counts a request and writes its line: `method=POST path=/v1/classify status=200 ms=12.3 …`.
+pub async fn record<E: Send + Sync + 'static>(
+    State(house): State<Arc<House<E>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = Instant::now();
+    let method = request.method().to_string();
+    let path = request.uri().path().to_string();
+    // Unknown paths share a name, so that nobody can grow the table of metrics; so do unknown methods.
+    let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
+    let known = matches!(method.as_str(), "GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "PATCH");
+    let peer = request.extensions().get::<Peer>().map_or("-".to_string(), |peer| peer.0.to_string());
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let bytes = length.and_then(|length| length.to_str().ok()).unwrap_or("-").to_string();
+    let id = request_id(&request);
+    let mut response = next.run(request).await;
+    let seconds = start.elapsed().as_secs_f64();
+    let status = response.status().as_u16();
+    house.metrics.request(if known { &method } else { "other" }, &route, status, seconds);
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    log::info!(
+        target: "serve",
+        "method={} path={} status={status} ms={:.1} bytes={} peer={peer} id={id}",
+        quoted(&method),
+        quoted(&path),
+        1e3 * seconds,
+        quoted(&bytes)
+    );
+    response
+}
+
+/// The client's own, if it is short and plain, or a new one.
+fn request_id(request: &Request) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let own = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let plain = |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    own.filter(plain).map_or_else(
+        || {
+            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_micros() as u64);
+            format!("{time:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed))
+        },
+        str::to_string,
+    )
+}
+
+/// A value of a line: as it is where it is plain, and so that it stays one value where not.
+fn quoted(value: &str) -> String {
+    let plain = value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'='));
+    if plain && value.len() <= 200 {
+        value.to_string()
+    } else {
+        format!("{:?}", value.chars().take(200).collect::<String>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_bucket_fills_at_its_rate_and_addresses_do_not_share() {
+        let (rates, start) = (Rates::default(), Instant::now());
+        let [a, b] = [1u8, 2].map(|last| Some(IpAddr::from([10, 0, 0, last])));
+        assert!((0..5).all(|_| rates.allows(5, a, start)));
+        assert!(!rates.allows(5, a, start));
+        assert!(rates.allows(5, b, start));
+        assert!(rates.allows(5, a, start + Duration::from_millis(250)));
+        assert!(!rates.allows(5, a, start + Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn memory_of_addresses_is_bounded() {
+        let (rates, start) = (Rates::default(), Instant::now());
+        for n in 0..2 * REMEMBERED as u32 {
+            rates.allows(5, Some(IpAddr::from(n.to_be_bytes())), start);
+        }
+        assert!(rates.0.lock().unwrap().len() <= REMEMBERED + 1);
+    }
+
+    #[test]
+    fn tokens_are_compared_and_lines_stay_lines() {
+        assert!(equal(b"abc", b"abc") && !equal(b"abc", b"abd") && !equal(b"abc", b"ab"));
+        assert_eq!(quoted("/v1/model"), "/v1/model");
+        assert_eq!(quoted("/a b\n"), "\"/a b\\n\"");
+    }
+}

@@ -1,0 +1,34 @@
+//! The page for people: three files, nothing from elsewhere.
+
+use axum::{
+    http::{HeaderName, header},
+    response::{IntoResponse, Response},
+};
+
+/// What the page may load: itself.
+const POLICY: &str = "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; \
+                      connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
+
+pub async fn html() -> Response {
+    file("text/html; charset=utf-8", include_str!("page/index.html"))
+}
+
+pub async fn css() -> Response {
+    file("text/css; charset=utf-8", include_str!("page/page.css"))
+}
+
+pub async fn js() -> Response {
+    file("text/javascript; charset=utf-8", include_str!("page/page.js"))
+}
+
+fn file(kind: &'static str, content: &'static str) -> Response {
+    let headers: [(HeaderName, &str); 5] = [
+        (header::CONTENT_TYPE, kind),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, content).into_response()
+}
