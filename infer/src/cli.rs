@@ -133,6 +133,16 @@ Examples:
     )]
     Bench(BenchArgs),
 
+    /// Draws a network as the papers do, as an SVG
+    ///
+    /// Stages from top to bottom with their shapes, parameters and multiply-adds; Inception modules with their branches
+    /// side by side, residual blocks with their shortcuts. Drawn from the recorded graph of operations.
+    #[command(after_long_help = "Examples:
+  infer diagram resnet50                                   # resnet50.svg
+  infer diagram googlenet --out googlenet.svg
+  infer diagram artifacts/my-run --size 128 --out mine.svg")]
+    Diagram(DiagramArgs),
+
     /// Prints a network's stages, output shapes, parameters and multiply-adds
     ///
     /// Of an architecture by name, or of a file of weights with what its model card says.
@@ -441,6 +451,25 @@ pub struct BenchArgs {
     /// Measure the one row asked for in this process
     #[arg(long, hide = true)]
     pub in_process: bool,
+}
+
+/// `diagram`
+#[derive(Debug, Args)]
+pub struct DiagramArgs {
+    /// An architecture (`infer models` lists them), or weights: a run folder, a file, a published name
+    #[arg(value_name = "ARCH|W")]
+    pub network: String,
+    #[command(flatten)]
+    pub load: LoadOptions,
+    /// The file; by default the architecture's name in this folder
+    #[arg(short, long, value_name = "FILE.svg")]
+    pub out: Option<PathBuf>,
+    /// Height and width of the input in pixels, as 224 or 320x256; the network's own by default
+    #[arg(long, value_name = "H[xW]", value_parser = image_size)]
+    pub size: Option<[usize; 2]>,
+    /// Draw it with batch normalisation folded into the convolutions
+    #[arg(long)]
+    pub fold_batchnorm: bool,
 }
 
 /// `export`

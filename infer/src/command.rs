@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod classify;
+pub mod diagram;
 pub mod evaluate;
 pub mod explain;
 pub mod export;

@@ -4,12 +4,16 @@
 //! --weights → zoo::weights::open → Opened (weights, card) ─┬→ Model (network on a device)
 //!                                                          └→ CardPreprocess (as the card says, never guessed)
 //! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
+//! IMAGE…    → Explainer → heat → picture; features → vectors, neighbours
+//! network   → models::Graph (recorded) ─┬→ onnx
+//!                                       └→ diagram (SVG)
 //! --data  → datasets::open → Views (the protocol's crops) → evaluation::evaluate → rows → report
 //! ```
 //!
 //! This crate is the inside of a program, so errors are `anyhow` chains: each names the file, the cause and the way
 //! out, and is printed as one line.
 
+pub mod diagram;
 pub mod evaluation;
 pub mod explain;
 pub mod features;

@@ -11,7 +11,7 @@ use runtime::{
 
 use crate::{
     cli::{Cli, Command},
-    command::{bench, classify, evaluate, explain, export, models, summary, verify},
+    command::{bench, classify, diagram, evaluate, explain, export, models, summary, verify},
 };
 
 fn main() -> ExitCode {
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args, progress),
         #[cfg(feature = "serve")]
         Command::Serve(args) => command::serve::run(args, progress),
+        Command::Diagram(args) => diagram::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),

@@ -119,6 +119,20 @@ fn exports_are_read_again_and_never_replaced_unasked() {
 }
 
 #[test]
+fn a_network_is_drawn_by_name_or_from_its_weights() {
+    let desk = Desk::new();
+    let named = desk.infer(&["diagram", "resnet20"]).ends_with(0);
+    assert_eq!(named.stdout, "resnet20: resnet20.svg\n");
+    let drawing = fs::read_to_string(desk.path("resnet20.svg")).expect("a file");
+    assert!(drawing.contains("10 classes") && drawing.contains("every other pixel"), "{drawing}");
+    desk.infer(&["diagram", "run", "--size", "64", "--fold-batchnorm", "--out", "mine.svg"]).ends_with(0);
+    let own = fs::read_to_string(desk.path("mine.svg")).expect("a file");
+    assert!(own.contains("3 classes") && own.contains("3 × 64 × 64") && !own.contains("BN"), "{own}");
+    desk.infer(&["diagram", "resnet21"]).ends_with(1).says("resnet21: no file or run folder has this path");
+    desk.infer(&["diagram", "alexnet", "--size", "16"]).ends_with(1).says("at least 63 × 63");
+}
+
+#[test]
 fn a_benchmark_has_the_peers_names() {
     let desk = Desk::new();
     let ran = desk.infer(&[

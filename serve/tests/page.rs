@@ -186,8 +186,8 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 fn http_get(port: u16, path: &str) -> Option<Value> {
     use std::io::{Read, Write};
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{port}\r\n\r\n").ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     // Chromium may keep the connection open: what came until then counts.
     let _ = stream.read_to_end(&mut answer);

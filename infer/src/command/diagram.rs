@@ -1,0 +1,36 @@
+//! `infer diagram`: a network as a picture.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use infer::diagram;
+use models::{Architecture, Graph, NetworkConfig};
+use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
+
+use crate::cli::DiagramArgs;
+
+pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
+    let device = BackendSpec::default().device()?;
+    // An architecture's name means the architecture, unless a file or run is called so.
+    let named = args.network.parse::<Architecture>().ok().filter(|_| !Path::new(&args.network).exists());
+    let (architecture, network, usual_size) = match named {
+        Some(architecture) => {
+            let network = NetworkConfig::new(architecture).with_aux_logits(false).init(&device);
+            (architecture, network, [architecture.default_size(); 2])
+        }
+        None => {
+            let opened = zoo::weights::open(&args.network, &args.load, &device, output)?;
+            (opened.card.architecture, opened.network(false, &device)?, opened.card.preprocess.input_size)
+        }
+    };
+    let (architecture, network) = match args.fold_batchnorm {
+        true => (architecture.folded(), network.fold_batch_norm()),
+        false => (architecture, network),
+    };
+    let out = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("{architecture}.svg")));
+    ensure!(!out.is_dir(), "{} is a folder; --out names a file", out.display());
+    let graph = Graph::of(architecture, &network, args.size.unwrap_or(usual_size))?;
+    write_atomic_bytes(&out, diagram::svg(architecture.name(), &graph).as_bytes())?;
+    println!("{architecture}: {}", out.display());
+    Ok(ExitCode::Success)
+}
