@@ -8,7 +8,6 @@ use std::{
 };
 
 use desk::Desk;
-use image::{Rgb, RgbImage};
 use models::{Architecture, Card};
 use serde_json::Value;
 

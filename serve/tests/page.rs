@@ -19,9 +19,19 @@ use serve::Options;
 use stand::{Stand, photo};
 use tungstenite::{Message, WebSocket};
 
+/// A process that ends with the test, whatever becomes of it.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A browser with one page.
 struct Browser {
-    process: Child,
+    _process: Process,
     socket: WebSocket<TcpStream>,
     next: u64,
     /// Requests to anywhere, and errors that the page logged.
@@ -45,6 +55,7 @@ impl Browser {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
+            .map(Process)
             .unwrap();
         let port = wait("a port of Chromium's", || {
             let text = fs::read_to_string(profile.path().join("DevToolsActivePort")).ok()?;
@@ -59,7 +70,7 @@ impl Browser {
         let (socket, _) = tungstenite::client(target.as_str(), stream).unwrap();
         socket.get_ref().set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (requested, errors) = (Vec::new(), Vec::new());
-        let mut browser = Self { process, socket, next: 0, requested, errors, _profile: profile };
+        let mut browser = Self { _process: process, socket, next: 0, requested, errors, _profile: profile };
         for domain in ["Page", "Runtime", "Network", "Log", "DOM"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
@@ -162,13 +173,6 @@ impl Browser {
         }
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(name), bytes).unwrap();
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
