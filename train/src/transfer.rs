@@ -223,7 +223,8 @@ mod tests {
     fn running_means(network: &Network) -> [Vec<f32>; 2] {
         let Network::ResNet(resnet) = network else { unreachable!() };
         let Some(models::resnet::Block::Basic(last)) = resnet.layer4.last() else { unreachable!() };
-        [&resnet.bn1, &last.bn2].map(|norm| norm.running_mean.value_sync().into_data().iter::<f32>().collect())
+        [&resnet.bn1, &last.bn2]
+            .map(|norm| norm.as_ref().unwrap().running_mean.value_sync().into_data().iter::<f32>().collect())
     }
 
     #[test]
