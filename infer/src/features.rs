@@ -36,18 +36,18 @@ impl Model {
 ///
 /// # Errors
 /// Where the device fails, and what `consume` returns.
-pub fn each(
+pub fn each<'a>(
     model: &Model,
-    inputs: &[Input],
+    inputs: &'a [Input],
     batch_size: usize,
-    mut consume: impl FnMut(&Input, Result<Vec<f32>>) -> Result<()>,
+    mut consume: impl FnMut(&'a Input, Result<Vec<f32>>) -> Result<()>,
 ) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     stream::batches(inputs, model.preprocess(), batch_size, threads, |batch| {
         let readable: Vec<&RgbImage> = batch.iter().filter_map(|(_, image)| image.as_ref().ok()).collect();
         let vectors = if readable.is_empty() { vec![] } else { model.features(&readable)? };
         let mut vectors = vectors.into_iter();
-        for (input, image) in batch {
+        for &(input, ref image) in batch {
             let vector = match image {
                 Ok(_) => Ok(vectors.next().context("the network answered for fewer images than it got")?),
                 Err(error) => Err(anyhow::anyhow!("{error:#}")),

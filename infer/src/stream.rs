@@ -23,12 +23,12 @@ const WAITING: usize = 8;
 ///
 /// # Errors
 /// What `consume` returns, which ends the work.
-pub fn batches(
-    inputs: &[Input],
+pub fn batches<'a>(
+    inputs: &'a [Input],
     preprocess: &CardPreprocess,
     batch_size: usize,
     threads: usize,
-    mut consume: impl FnMut(&[(&Input, Result<RgbImage>)]) -> Result<()>,
+    mut consume: impl FnMut(&[(&'a Input, Result<RgbImage>)]) -> Result<()>,
 ) -> Result<()> {
     let threads = threads.clamp(1, inputs.len().max(1));
     thread::scope(|scope| {

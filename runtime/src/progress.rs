@@ -42,7 +42,7 @@ impl Output {
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// Things with a plural name: `Unit::Items("images")`.
+    /// Things with a regular plural name: `Unit::Items("images")`.
     Items(&'static str),
     /// Bytes, printed as KiB, MiB, ….
     Bytes,
@@ -51,6 +51,7 @@ pub enum Unit {
 impl Unit {
     fn amount(self, n: u64) -> String {
         match self {
+            Self::Items(name) if n == 1 => format!("1 {}", name.strip_suffix('s').unwrap_or(name)),
             Self::Items(name) => format!("{n} {name}"),
             Self::Bytes => HumanBytes(n).to_string(),
         }
@@ -343,6 +344,7 @@ mod tests {
         assert_eq!(text, "download: 3.00 MiB of 12.00 MiB (25 %), 1.50 MiB/s, 6.0 s left");
         let (state, now) = state_after(2, 3, None);
         assert_eq!(line("scan", Unit::Items("images"), &state, now), "scan: 3 images, 1.5 images/s");
+        assert_eq!(Unit::Items("images").amount(1), "1 image");
     }
 
     #[test]

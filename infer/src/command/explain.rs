@@ -240,13 +240,12 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
 
 /// Finds the images most like each; the number of images that could not be read.
 fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, output: Output) -> Result<usize> {
+    let batch_size = args.batch_size as usize;
     let mut queries: Vec<(&Input, Vec<f32>, Nearest)> = Vec::new();
     let mut unreadable = 0;
-    let batch_size = args.batch_size as usize;
-    let mut found = Vec::new();
     features::each(model, inputs, batch_size, |input, vector| {
         match vector {
-            Ok(vector) => found.push((input.name(), vector)),
+            Ok(vector) => queries.push((input, vector, Nearest::new(args.topk as usize))),
             Err(error) => {
                 unreadable += 1;
                 say(args, &failed(input, &error))?;
@@ -254,11 +253,6 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
         }
         Ok(())
     })?;
-    for (name, vector) in found {
-        if let Some(input) = inputs.iter().find(|input| input.name() == name) {
-            queries.push((input, vector, Nearest::new(args.topk as usize)));
-        }
-    }
     let same = |input: &Input, path: &str| match (input, fs::canonicalize(path)) {
         (Input::File(own), Ok(path)) => fs::canonicalize(own).is_ok_and(|own| own == path),
         _ => false,
