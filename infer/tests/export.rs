@@ -6,9 +6,10 @@
 
 use std::{path::Path, process::Command};
 
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use datasets::SampleRng;
 use infer::onnx;
-use models::{Architecture, Card, Graph, Network, NetworkConfig, Strictness, Weights, weights};
+use models::{Architecture, Card, Entry, Graph, Network, NetworkConfig, Strictness, Weights, weights};
 
 fn python() -> Option<String> {
     let python = std::env::var("HEARTH_PYTHON").unwrap_or_else(|_| "python3".to_string());
@@ -20,24 +21,33 @@ fn python() -> Option<String> {
     None
 }
 
-/// A network whose statistics are those of a few training batches, in evaluation mode.
-fn network(architecture: Architecture, side: usize, transform_input: bool) -> Network {
-    use burn::module::Module;
+/// A network with weights of He's variance, and norms and statistics around those of a trained one: values neither grow
+/// nor vanish with its depth, so that differences tell of operations and not of the draw.
+fn network(architecture: Architecture, transform_input: bool) -> Network {
     let device = Device::flex();
-    device.seed(11);
-    let training = device.clone().autodiff();
     let config = NetworkConfig::new(architecture).with_num_classes(10).with_aux_logits(false);
-    let network = config.with_transform_input(transform_input).init(&training);
-    for _ in 0..2 {
-        network.forward(Tensor::random([4, 3, side, side], Distribution::Default, &training));
-    }
-    network.valid()
+    let network = config.with_transform_input(transform_input).init(&device);
+    let draw = |(index, entry): (usize, Entry)| {
+        let (low, high) = match entry.shape[..] {
+            [_, ref inputs @ ..] if !inputs.is_empty() => {
+                let bound = (6.0 / inputs.iter().product::<usize>() as f64).sqrt();
+                (-bound, bound)
+            }
+            _ if entry.key.ends_with(".running_var") || entry.key.ends_with(".weight") => (0.5, 1.5),
+            _ => (-0.1, 0.1),
+        };
+        let mut rng = SampleRng::new(11, 0, index as u64);
+        let values: Vec<f32> = (0..entry.len()).map(|_| rng.uniform(low, high) as f32).collect();
+        (entry.key, TensorData::new(values, entry.shape))
+    };
+    let weights = Weights::from_tensors("drawn", network.entries().into_iter().enumerate().map(draw));
+    weights.load(network, architecture, Strictness::Exact).unwrap().0
 }
 
 /// Exports and runs; `[difference of three images, of one]`, relative to the largest logit.
 fn differences(python: &str, architecture: Architecture, side: usize, folder: &Path, options: [bool; 2]) -> Vec<f64> {
     let [fold, transform_input] = options;
-    let network = network(architecture, side, transform_input);
+    let network = network(architecture, transform_input);
     let images = Tensor::<4>::random([3, 3, side, side], Distribution::Normal(0.0, 1.0), &Device::flex());
     let raw = |tensor: burn::tensor::TensorData| tensor.iter::<f32>().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
     let logits = network.forward(images.clone());
@@ -106,7 +116,7 @@ fn folded_files_and_records_are_opened_as_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     for architecture in [Architecture::ResNet20, Architecture::Vgg11Bn, Architecture::GoogLeNet] {
         let side = architecture.min_size().max(32);
-        let network = network(architecture, side, false);
+        let network = network(architecture, false);
         let images = Tensor::<4>::random([2, 3, side, side], Distribution::Default, &device);
         let logits = network.forward(images.clone());
         for (fold, record) in [(false, true), (true, false), (true, true)] {
@@ -138,7 +148,7 @@ fn folded_files_and_records_are_opened_as_what_they_are() {
     // What is folded has no statistics to miss, but must still be that network.
     let path = folder.path().join("weights");
     weights::save(
-        &network(Architecture::ResNet20, 32, false).fold_batch_norm(),
+        &network(Architecture::ResNet20, false).fold_batch_norm(),
         &Card::of(Architecture::ResNet20, 10, ""),
         &path,
     )
