@@ -1,0 +1,518 @@
+//! Convolution and its data gradient as matrix products without an image matrix: the rows of the left operand are
+//! looked up pixel by pixel in the map itself (channels last), the right operand is the packed weights.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{
+    check,
+    memory::Buffer,
+    parallel::{Shared, part, tasks, threads},
+    tile::{self, Tile, WIDTH, accumulate, load, load_part, rows, store, store_part, with_tile},
+};
+
+/// What a convolution is, without its numbers. Sizes are `[height, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Images.
+    pub n: usize,
+    /// Channels of the input.
+    pub channels_in: usize,
+    /// Channels of the output.
+    pub channels_out: usize,
+    /// Of the input.
+    pub input: [usize; 2],
+    /// Of the kernel.
+    pub kernel: [usize; 2],
+    /// Steps between places.
+    pub stride: [usize; 2],
+    /// Zeros before and after, `[[top, bottom], [left, right]]`.
+    pub padding: [[usize; 2]; 2],
+    /// Steps between the weights of a kernel.
+    pub dilation: [usize; 2],
+    /// Groups of channels that do not see each other.
+    pub groups: usize,
+}
+
+impl Shape {
+    /// Size of the output map; `None` where the kernel does not fit into the padded input.
+    pub fn output(&self) -> Option<[usize; 2]> {
+        let along = |axis: usize| {
+            let padded = self.input[axis] + self.padding[axis][0] + self.padding[axis][1];
+            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
+            Some(padded.checked_sub(reach)? / self.stride[axis] + 1)
+        };
+        Some([along(0)?, along(1)?])
+    }
+
+    /// Weights of a kernel for one channel.
+    pub fn taps(&self) -> usize {
+        self.kernel[0] * self.kernel[1]
+    }
+
+    /// Multiply-adds.
+    pub fn cost(&self) -> usize {
+        let [height, width] = self.output().unwrap_or([0, 0]);
+        self.n * height * width * self.channels_out * self.channels_in / self.groups * self.taps()
+    }
+}
+
+/// One weight of a kernel: where it looks, relative to the pixel that an output pixel starts from, and which it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tap {
+    /// Rows down.
+    pub down: isize,
+    /// Columns right.
+    pub right: isize,
+    /// Its place in the packed weights.
+    pub index: usize,
+}
+
+/// Weights of one group in panels: `[panel][tap][k][width]`, the last panel filled up with zeros.
+pub struct Packed {
+    data: Buffer,
+    taps: usize,
+    /// Length of the sum for a tap: channels of the left operand.
+    k: usize,
+    /// Channels of the result.
+    channels: usize,
+}
+
+/// Where weight `(tap, k, channel)` lies: `base + tap · 1 + k · k_stride + channel · channel_stride`.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightOrder {
+    /// Offset of the group.
+    pub base: usize,
+    /// Between the channels that are summed over.
+    pub k_stride: usize,
+    /// Between the channels of the result.
+    pub channel_stride: usize,
+    /// Whether the kernel is turned by half a circle.
+    pub turned: bool,
+}
+
+/// Floats in a row of a panel on this processor.
+pub fn panel_width() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _simd: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    WIDTH * Arch::new().dispatch(Lanes)
+}
+
+impl Packed {
+    /// Packs the weights of one group. `scale` multiplies each channel of the result.
+    pub fn new(weights: &[f32], order: WeightOrder, [taps, k, channels]: [usize; 3], scale: Option<&[f32]>) -> Self {
+        let width = panel_width();
+        let panels = channels.div_ceil(width);
+        let mut data = Buffer::new(panels * taps * k * width);
+        let out = Shared::new(&mut data);
+        let parts = k.div_ceil(32).min((4 * threads()).div_ceil(panels)).max(1);
+        tasks(panels * parts, |task| {
+            let (panel, index) = (task / parts, task % parts);
+            let first = panel * width;
+            let count = width.min(channels - first);
+            let range = part(k, parts, index, 1);
+            for k_index in range {
+                let source = order.base + k_index * order.k_stride;
+                for tap in 0..taps {
+                    let start = ((panel * taps + tap) * k + k_index) * width;
+                    // SAFETY: each task has its own `k` of its own panel.
+                    let row = unsafe { out.range(start..start + width) };
+                    let tap = if order.turned { taps - 1 - tap } else { tap };
+                    for (lane, value) in row[..count].iter_mut().enumerate() {
+                        let weight = weights[source + tap + (first + lane) * order.channel_stride];
+                        *value = scale.map_or(weight, |scale| weight * scale[first + lane]);
+                    }
+                    row[count..].fill(0.0);
+                }
+            }
+        });
+        Self { data, taps, k, channels }
+    }
+
+    /// The same weights with the columns of a kernel's row as channels: `[panel][row][column · k][width]`.
+    pub fn as_rows(mut self, rows: usize) -> Self {
+        self.k *= self.taps / rows;
+        self.taps = rows;
+        self
+    }
+
+    /// The panels' floats.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// `[taps, k, channels]`.
+    pub fn dims(&self) -> [usize; 3] {
+        [self.taps, self.k, self.channels]
+    }
+}
+
+/// A map with its channels last.
+#[derive(Clone, Copy)]
+pub struct Map<'a> {
+    /// `[n, height, width, pitch]`.
+    pub data: &'a [f32],
+    /// `[height, width]`.
+    pub size: [usize; 2],
+    /// Floats from pixel to pixel.
+    pub pitch: usize,
+    /// The first channel meant.
+    pub offset: usize,
+}
+
+/// What happens to a sum before it is written.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added to each channel.
+    pub bias: Option<&'a [f32]>,
+    /// Added to each value; laid out as the output is.
+    pub residual: Option<&'a [f32]>,
+    /// Negative values become zero.
+    pub relu: bool,
+}
+
+/// Pixels `(y, x)` of an output, for `y` and `x` in `0..count`, written to `first + y · step, …` of it.
+#[derive(Clone, Copy)]
+pub struct Lattice {
+    /// Of the whole output.
+    pub size: [usize; 2],
+    /// The first pixel written.
+    pub first: [usize; 2],
+    /// Between pixels written.
+    pub step: [usize; 2],
+    /// How many are written.
+    pub count: [usize; 2],
+}
+
+impl Lattice {
+    /// Every pixel.
+    pub fn all(size: [usize; 2]) -> Self {
+        Self { size, first: [0, 0], step: [1, 1], count: size }
+    }
+}
+
+/// A product over looked-up rows: `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`.
+pub struct Product<'a> {
+    /// Images.
+    pub n: usize,
+    /// Left operand.
+    pub x: Map<'a>,
+    /// Steps in `x` between pixels of the output.
+    pub stride: [usize; 2],
+    /// What is summed over.
+    pub taps: &'a [Tap],
+    /// Right operand.
+    pub weights: &'a Packed,
+    /// Pixels to be written.
+    pub lattice: Lattice,
+    /// Floats from pixel to pixel of the output.
+    pub out_pitch: usize,
+    /// The first channel of the output.
+    pub out_offset: usize,
+    /// The end of it.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// Bytes of the left operand that a task goes over again for each panel: they should stay in a core's own cache.
+const CHUNK: usize = 256 << 10;
+
+impl Product<'_> {
+    /// Computes into `out`, `[n, height, width, out_pitch]`.
+    pub fn run(&self, out: &mut [f32]) {
+        let [_, k, channels] = self.weights.dims();
+        let [height, width] = self.lattice.count;
+        let pixels = self.n * height * width;
+        if pixels == 0 || channels == 0 {
+            return;
+        }
+        let panels = channels.div_ceil(panel_width());
+        let bytes = k.max(16) * size_of::<f32>() * self.stride[0] * self.stride[1];
+        let chunk = (CHUNK / bytes).clamp(56, 1792).min(pixels.div_ceil(threads())).next_multiple_of(14);
+        let chunks = pixels.div_ceil(chunk);
+        let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
+        let zeros = vec![0.0; k];
+        let out = Shared::new(out);
+        let arch = Arch::new();
+        tasks(chunks * groups, |task| {
+            let pixels = part(pixels, chunks, task / groups, 14);
+            let panels = part(panels, groups, task % groups, 1);
+            arch.dispatch(Task { product: self, zeros: &zeros, out, pixels, panels });
+        });
+    }
+}
+
+struct Task<'a> {
+    product: &'a Product<'a>,
+    zeros: &'a [f32],
+    out: Shared<'a, f32>,
+    pixels: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let [_, _, channels] = self.product.weights.dims();
+        let width = WIDTH * S::F32_LANES;
+        let most = tile::even_rows(self.pixels.len(), rows::<S>());
+        for panel in self.panels.clone() {
+            let vectors = (channels - panel * width).div_ceil(S::F32_LANES).min(WIDTH);
+            let mut start = self.pixels.start;
+            while start < self.pixels.end {
+                let count = most.min(self.pixels.end - start);
+                with_tile!(count, vectors, block::<S>(simd, &self, start, panel));
+                start += count;
+            }
+        }
+    }
+}
+
+/// One tile: pixels `start..start + M`, one panel.
+#[inline(always)]
+fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, start: usize, panel: usize) {
+    let product = task.product;
+    let [_, k, channels] = product.weights.dims();
+    let lanes = S::F32_LANES;
+    let width = WIDTH * lanes;
+    let [height, columns] = product.lattice.count;
+    let x = product.x;
+    let [x_height, x_width] = x.size;
+
+    // Where each row of the tile reads from and writes to.
+    let mut origin = [[0isize; 2]; M];
+    let mut image = [0usize; M];
+    let mut write = [0usize; M];
+    let (mut n, rest) = (start / (height * columns), start % (height * columns));
+    let (mut row, mut column) = (rest / columns, rest % columns);
+    for m in 0..M {
+        origin[m] = [(row * product.stride[0]) as isize, (column * product.stride[1]) as isize];
+        image[m] = n * x_height * x_width;
+        let lattice = &product.lattice;
+        let y = lattice.first[0] + row * lattice.step[0];
+        let at = lattice.first[1] + column * lattice.step[1];
+        write[m] = ((n * lattice.size[0] + y) * lattice.size[1] + at) * product.out_pitch + product.out_offset;
+        column += 1;
+        if column == columns {
+            (column, row) = (0, row + 1);
+            if row == height {
+                (row, n) = (0, n + 1);
+            }
+        }
+    }
+
+    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    for tap in product.taps {
+        let mut left = [task.zeros.as_ptr(); M];
+        for m in 0..M {
+            let [down, right] = [origin[m][0] + tap.down, origin[m][1] + tap.right];
+            if (down as usize) < x_height && (right as usize) < x_width {
+                let pixel = image[m] + down as usize * x_width + right as usize;
+                check!(pixel * x.pitch + x.offset + k <= x.data.len());
+                left[m] = x.data.as_ptr().wrapping_add(pixel * x.pitch + x.offset);
+            }
+        }
+        let at = (panel * product.weights.taps + tap.index) * k * width;
+        check!(at + k * width <= product.weights.data.len());
+        // SAFETY: each row is the `k` channels of a pixel inside the map, or as many zeros; the panel has `k` rows.
+        unsafe {
+            let weights = product.weights.data.as_ptr().add(at);
+            accumulate(simd, &mut tile, &left, weights, width, k);
+        }
+    }
+
+    // A copy, so that the sums themselves are never indexed by a variable: they stay in registers.
+    let sums = tile;
+    let first = panel * width;
+    for n in 0..N {
+        let channel = first + n * lanes;
+        let count = lanes.min(channels - channel);
+        let bias = match product.epilogue.bias {
+            // SAFETY: there is a bias for each channel.
+            Some(bias) => unsafe { load_part(simd, bias[channel..channel + count].as_ptr(), count) },
+            None => simd.splat_f32s(0.0),
+        };
+        for m in 0..M {
+            // SAFETY: the residual is laid out as the output, and no other task has this pixel and panel.
+            unsafe {
+                finish(simd, &product.epilogue, task.out, write[m] + channel, count, simd.add_f32s(sums[m][n], bias))
+            };
+        }
+    }
+}
+
+/// Adds the residual, takes the ReLU and writes `count` floats at `at`.
+///
+/// # Safety
+/// `at` and `count` must lie inside the residual, if there is one, and in the part of `out` that is this task's alone.
+#[inline(always)]
+pub(super) unsafe fn finish<S: Simd>(
+    simd: S,
+    epilogue: &Epilogue<'_>,
+    out: Shared<'_, f32>,
+    at: usize,
+    count: usize,
+    mut value: S::f32s,
+) {
+    let full = count == S::F32_LANES;
+    if let Some(residual) = epilogue.residual {
+        check!(at + count <= residual.len());
+        let residual = residual.as_ptr().wrapping_add(at);
+        // SAFETY: the caller's promise.
+        let residual = unsafe { if full { load::<S>(residual) } else { load_part(simd, residual, count) } };
+        value = simd.add_f32s(value, residual);
+    }
+    if epilogue.relu {
+        value = simd.max_f32s(value, simd.splat_f32s(0.0));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { if full { store::<S>(out.at(at), value) } else { store_part(simd, out.at(at), count, value) } }
+}
+
+/// The padded input of a convolution of few channels, `[n, height, width, c]`: a row of the kernel is contiguous in it.
+pub fn pad(x: &[f32], [n_stride, c_stride, y_stride, x_stride]: [usize; 4], shape: &Shape) -> (Buffer, [usize; 2]) {
+    let c = shape.channels_in;
+    let [[top, bottom], [left, right]] = shape.padding;
+    let size @ [height, width] = [shape.input[0] + top + bottom, shape.input[1] + left + right];
+    let mut padded = Buffer::new(shape.n * height * width * c);
+    let out = Shared::new(&mut padded);
+    tasks(shape.n * height, |row| {
+        let (n, y) = (row / height, row % height);
+        // SAFETY: each task has its own row.
+        let out = unsafe { out.range(row * width * c..(row + 1) * width * c) };
+        if y < top || y >= top + shape.input[0] {
+            return out.fill(0.0);
+        }
+        out[..left * c].fill(0.0);
+        out[(left + shape.input[1]) * c..].fill(0.0);
+        let source = n * n_stride + (y - top) * y_stride;
+        for (column, pixel) in out[left * c..(left + shape.input[1]) * c].chunks_exact_mut(c).enumerate() {
+            for (channel, value) in pixel.iter_mut().enumerate() {
+                *value = x[source + column * x_stride + channel * c_stride];
+            }
+        }
+    });
+    (padded, size)
+}
+
+/// Convolutions of so few channels read whole rows of the kernel at once, from a padded copy.
+pub fn reads_rows(shape: &Shape) -> bool {
+    shape.channels_in < 8 && shape.groups == 1 && shape.dilation[1] == 1
+}
+
+/// The taps of a forward pass.
+pub fn forward_taps(shape: &Shape) -> Vec<Tap> {
+    let [height, width] = shape.kernel;
+    let mut taps = Vec::with_capacity(height * width);
+    for y in 0..height {
+        for x in 0..width {
+            taps.push(Tap {
+                down: (y * shape.dilation[0]) as isize - shape.padding[0][0] as isize,
+                right: (x * shape.dilation[1]) as isize - shape.padding[1][0] as isize,
+                index: y * width + x,
+            });
+        }
+    }
+    taps
+}
+
+/// The pixels of an input with the same remainders by the stride, and the taps that reach them from the output.
+pub fn backward_lattices(shape: &Shape) -> Vec<(Lattice, Vec<Tap>)> {
+    // Along an axis, for each remainder: (index of the weight, offset in the output).
+    let along = |axis: usize, remainder: usize| -> Vec<(usize, isize)> {
+        let stride = shape.stride[axis] as isize;
+        let reach = |tap: usize| {
+            let at = (remainder + shape.padding[axis][0]) as isize - (tap * shape.dilation[axis]) as isize;
+            (at.rem_euclid(stride) == 0).then_some((tap, at.div_euclid(stride)))
+        };
+        (0..shape.kernel[axis]).filter_map(reach).collect()
+    };
+    let mut lattices = Vec::new();
+    for y in 0..shape.stride[0].min(shape.input[0]) {
+        for x in 0..shape.stride[1].min(shape.input[1]) {
+            let (down, right) = (along(0, y), along(1, x));
+            let tap = |&(i, down): &(usize, isize), &(j, right): &(usize, isize)| Tap {
+                down,
+                right,
+                index: i * shape.kernel[1] + j,
+            };
+            let taps = down.iter().flat_map(|i| right.iter().map(move |j| tap(i, j))).collect();
+            let count =
+                [(shape.input[0] - y).div_ceil(shape.stride[0]), (shape.input[1] - x).div_ceil(shape.stride[1])];
+            lattices.push((Lattice { size: shape.input, first: [y, x], step: shape.stride, count }, taps));
+        }
+    }
+    lattices
+}
+
+/// Adds nothing to `out` but the sums of `rows · columns` products: `out[row] = x[row] · weights`, for Winograd's
+/// products. `x` has rows `pitch` floats apart; `out` rows are as wide as the panels together.
+pub struct Rows<'a> {
+    /// Left operand.
+    pub x: &'a [f32],
+    /// Between its rows.
+    pub pitch: usize,
+    /// Rows to be computed.
+    pub rows: std::ops::Range<usize>,
+    /// The panels of one product: `[panel][k][width]`.
+    pub panels: &'a [f32],
+    /// Length of the sums.
+    pub k: usize,
+    /// Panels to be computed.
+    pub which: std::ops::Range<usize>,
+    /// Between the rows of the result.
+    pub out_pitch: usize,
+}
+
+impl Rows<'_> {
+    /// Computes into `out`.
+    ///
+    /// # Safety
+    /// No other task may write these rows of these panels.
+    #[inline(always)]
+    pub unsafe fn run<S: Simd>(&self, simd: S, out: Shared<'_, f32>) {
+        let most = tile::even_rows(self.rows.len(), rows::<S>());
+        for panel in self.which.clone() {
+            let mut start = self.rows.start;
+            while start < self.rows.end {
+                let count = most.min(self.rows.end - start);
+                with_tile!(count, WIDTH, plain_block::<S>(simd, self, out, start, panel));
+                start += count;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn plain_block<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    task: &Rows<'_>,
+    out: Shared<'_, f32>,
+    start: usize,
+    panel: usize,
+) {
+    let width = WIDTH * S::F32_LANES;
+    let mut left = [task.x.as_ptr(); M];
+    for (m, left) in left.iter_mut().enumerate() {
+        check!((start + m) * task.pitch + task.k <= task.x.len());
+        *left = left.wrapping_add((start + m) * task.pitch);
+    }
+    check!((panel + 1) * task.k * width <= task.panels.len());
+    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    // SAFETY: rows of `k` floats, a panel of `k` rows; `out` is this task's alone, as the caller of `run` promised.
+    unsafe {
+        let weights = task.panels.as_ptr().add(panel * task.k * width);
+        accumulate(simd, &mut tile, &left, weights, width, task.k);
+        for (m, sums) in tile.iter().enumerate() {
+            for n in 0..N {
+                store::<S>(out.at((start + m) * task.out_pitch + panel * width + n * S::F32_LANES), sums[n]);
+            }
+        }
+    }
+}

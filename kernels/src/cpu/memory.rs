@@ -1,0 +1,155 @@
+//! Memory that is used again: a step of training asks for the same sizes as the step before, and fresh pages from the
+//! system cost more than many an operation that fills them.
+
+use std::{
+    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Buffers smaller than this (in bytes) come from the system's allocator each time.
+const SMALL: usize = 16 << 10;
+/// Buffers of at least this size (in bytes) are aligned to it, so that the system can map them by huge pages.
+const HUGE: usize = 2 << 20;
+const CACHE_LINE: usize = 64;
+
+/// `len` floats, aligned to a cache line. What they are at first is arbitrary, but never uninitialised.
+pub struct Buffer {
+    start: NonNull<f32>,
+    len: usize,
+    /// Bytes allocated.
+    size: usize,
+}
+
+// SAFETY: a buffer owns its memory alone.
+unsafe impl Send for Buffer {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for Buffer {}
+
+/// What was given back, by size, and counts of bytes.
+#[derive(Default)]
+struct Pool {
+    free: BTreeMap<usize, Vec<NonNull<f32>>>,
+    kept: usize,
+    live: usize,
+    most_live: usize,
+}
+
+// SAFETY: the pool owns the memory that its pointers mean.
+unsafe impl Send for Pool {}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), kept: 0, live: 0, most_live: 0 });
+
+fn pool() -> MutexGuard<'static, Pool> {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Rounds up so that at most an eighth is wasted and sizes meet again.
+fn size_class(bytes: usize) -> usize {
+    let step = (bytes.next_power_of_two() / 16).max(CACHE_LINE);
+    bytes.next_multiple_of(step)
+}
+
+fn layout(size: usize) -> Layout {
+    let align = if size >= HUGE { HUGE } else { CACHE_LINE };
+    Layout::from_size_align(size, align).expect("a tensor's size is below isize::MAX")
+}
+
+impl Buffer {
+    /// A buffer of `len` floats of any value.
+    pub fn new(len: usize) -> Self {
+        let size = size_class((len * size_of::<f32>()).max(CACHE_LINE));
+        if size >= SMALL {
+            let mut pool = pool();
+            pool.live += size;
+            pool.most_live = pool.most_live.max(pool.live);
+            if let Some(start) = pool.free.get_mut(&size).and_then(Vec::pop) {
+                pool.kept -= size;
+                return Self { start, len, size };
+            }
+        }
+        let layout = layout(size);
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start.cast()) else { handle_alloc_error(layout) };
+        advise_huge_pages(start, size);
+        Self { start, len, size }
+    }
+
+    /// A buffer of `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        let mut buffer = Self::new(len);
+        buffer.fill(0.0);
+        buffer
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: NonNull<f32>, size: usize) {
+    if size >= HUGE && !cfg!(miri) {
+        // SAFETY: the range was just allocated; the advice changes nothing that a program can see.
+        unsafe { libc::madvise(start.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_start: NonNull<f32>, _size: usize) {}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.size >= SMALL {
+            let mut pool = pool();
+            pool.live -= self.size;
+            // Never more kept for later than was once in use.
+            if pool.kept + self.size <= pool.most_live {
+                pool.kept += self.size;
+                pool.free.entry(self.size).or_default().push(self.start);
+                return;
+            }
+        }
+        // SAFETY: allocated with this layout in `new`, and nothing else frees it.
+        unsafe { dealloc(self.start.as_ptr().cast(), layout(self.size)) };
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: `len` floats were allocated, zeroed at first and only ever written as floats.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_meet_again_and_waste_little() {
+        for bytes in [64, 100, 4096, 70_001, 1 << 20, (1 << 20) + 1, 30_000_001] {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class <= bytes + bytes / 8 + CACHE_LINE, "{bytes} → {class}");
+            assert_eq!(size_class(class), class);
+        }
+    }
+
+    #[test]
+    fn a_buffer_comes_back_and_zeros_are_zeros() {
+        let mut buffer = Buffer::new(123_457);
+        assert_eq!(buffer.as_ptr() as usize % CACHE_LINE, 0);
+        buffer.fill(7.0);
+        drop(buffer);
+        assert!(Buffer::zeros(123_457).iter().all(|&value| value == 0.0));
+        assert_eq!(Buffer::new(0).len(), 0);
+    }
+}

@@ -1,0 +1,18 @@
+//! The arithmetic, on slices: it knows nothing of Burn. Maps have their channels last.
+
+/// Asserts what the reads and writes of a kernel rely on, in builds with debug assertions or the feature `checked`.
+macro_rules! check {
+    ($($arguments:tt)*) => {
+        if cfg!(any(debug_assertions, feature = "checked")) {
+            assert!($($arguments)*);
+        }
+    };
+}
+pub(crate) use check;
+
+pub mod conv;
+pub mod memory;
+pub mod parallel;
+pub mod tile;
+pub mod weight_gradient;
+pub mod winograd;

@@ -1,0 +1,448 @@
+//! 3×3 convolutions by Winograd's F(4×4, 3×3): 36 products for 16 outputs where the plain sum has 144.
+//!
+//! Paper: [Fast Algorithms for Convolutional Neural Networks](https://arxiv.org/abs/1509.09308) (Lavin & Gray, 2015),
+//! whose matrices these are. The result differs from the plain sum by rounding, relative to the largest output some ten
+//! times as much; a test has the bound.
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{
+    check,
+    conv::{Epilogue, Packed, Rows, Shape, finish, panel_width},
+    memory::Buffer,
+    parallel::{Shared, part, tasks, threads},
+    tile::{WIDTH, load, load_part, store},
+};
+
+/// Side of an output tile.
+const OUT: usize = 4;
+/// Side of an input tile.
+const IN: usize = 6;
+/// Places of a transformed tile.
+const PLACES: usize = IN * IN;
+
+/// Whether Winograd is the faster way: the kernel fits, and what the transformed weights weigh is paid back.
+pub fn wins(shape: &Shape, weights_are_kept: bool) -> bool {
+    let plain = shape.kernel == [3, 3]
+        && shape.stride == [1, 1]
+        && shape.dilation == [1, 1]
+        && shape.groups == 1
+        && shape.channels_in >= 16
+        && shape.channels_out >= 16;
+    let Some([height, width]) = shape.output().filter(|_| plain) else { return false };
+    let tiles = shape.n * height.div_ceil(OUT) * width.div_ceil(OUT);
+    let (c_in, c_out) = (shape.channels_in as f64, shape.channels_out as f64);
+    // In units of a multiply-add; a float that goes through memory counts as much as the arithmetic done meanwhile.
+    let direct = shape.cost() as f64;
+    let products = (PLACES * tiles) as f64 * c_in * c_out;
+    let transforms = tiles as f64 * (c_in + c_out) * 700.0;
+    let weights = PLACES as f64 * c_in * c_out * if weights_are_kept { 15.0 } else { 60.0 };
+    products + transforms + weights < 0.95 * direct
+}
+
+/// Transformed weights: `[place][panel][k][width]`.
+pub struct Weights {
+    data: Buffer,
+    k: usize,
+    channels: usize,
+}
+
+impl Weights {
+    /// Transforms packed weights of 3 × 3 taps.
+    pub fn new(packed: &Packed) -> Self {
+        let [taps, k, channels] = packed.dims();
+        assert_eq!(taps, 9, "Winograd's transform is for 3 × 3 weights");
+        let width = panel_width();
+        let panels = channels.div_ceil(width);
+        let mut data = Buffer::new(PLACES * panels * k * width);
+        let out = Shared::new(&mut data);
+        let parts = k.div_ceil(16);
+        let arch = Arch::new();
+        tasks(panels * parts, |task| {
+            let range = part(k, parts, task % parts, 1);
+            arch.dispatch(TransformWeights { packed: packed.data(), k, panels, panel: task / parts, range, out });
+        });
+        Self { data, k, channels }
+    }
+}
+
+struct TransformWeights<'a> {
+    packed: &'a [f32],
+    k: usize,
+    panels: usize,
+    panel: usize,
+    range: std::ops::Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        let width = WIDTH * lanes;
+        let Self { packed, k, panels, panel, range, out } = self;
+        assert!(packed.len() >= (panel + 1) * 9 * k * width);
+        for k_index in range {
+            for n in 0..WIDTH {
+                let mut half = [[simd.splat_f32s(0.0); 3]; IN]; // G g
+                for x in 0..3 {
+                    let mut column = [simd.splat_f32s(0.0); 3];
+                    for y in 0..3 {
+                        let at = ((panel * 9 + y * 3 + x) * k + k_index) * width + n * lanes;
+                        // SAFETY: inside the panel, as was checked.
+                        column[y] = unsafe { load::<S>(packed.as_ptr().wrapping_add(at)) };
+                    }
+                    let column = transform_kernel(simd, column);
+                    for y in 0..IN {
+                        half[y][x] = column[y];
+                    }
+                }
+                for y in 0..IN {
+                    let row = transform_kernel(simd, half[y]);
+                    for x in 0..IN {
+                        let at = (((y * IN + x) * panels + panel) * k + k_index) * width + n * lanes;
+                        // SAFETY: each task has its own panel and `k`.
+                        unsafe { store::<S>(out.at(at), row[x]) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `factor · a + b`.
+#[inline(always)]
+fn fma<S: Simd>(simd: S, factor: f32, a: S::f32s, b: S::f32s) -> S::f32s {
+    simd.mul_add_e_f32s(simd.splat_f32s(factor), a, b)
+}
+
+/// G · g.
+#[inline(always)]
+fn transform_kernel<S: Simd>(simd: S, g: [S::f32s; 3]) -> [S::f32s; IN] {
+    let sixth = simd.splat_f32s(1.0 / 6.0);
+    let even = simd.mul_f32s(simd.splat_f32s(-1.0 / 6.0), simd.add_f32s(g[0], g[2]));
+    let odd = simd.mul_f32s(sixth, g[1]);
+    let outer = fma(simd, 1.0 / 24.0, g[0], simd.mul_f32s(sixth, g[2]));
+    let middle = simd.mul_f32s(simd.splat_f32s(1.0 / 12.0), g[1]);
+    [
+        simd.mul_f32s(simd.splat_f32s(0.25), g[0]),
+        simd.sub_f32s(even, odd),
+        simd.add_f32s(even, odd),
+        simd.add_f32s(outer, middle),
+        simd.sub_f32s(outer, middle),
+        g[2],
+    ]
+}
+
+/// Bᵀ · d.
+#[inline(always)]
+fn transform_input<S: Simd>(simd: S, d: [S::f32s; IN]) -> [S::f32s; IN] {
+    let (a, b) = (fma(simd, -4.0, d[2], d[4]), fma(simd, -4.0, d[1], d[3]));
+    let (c, e) = (simd.sub_f32s(d[4], d[2]), simd.sub_f32s(d[3], d[1]));
+    [
+        fma(simd, 4.0, d[0], fma(simd, -5.0, d[2], d[4])),
+        simd.add_f32s(a, b),
+        simd.sub_f32s(a, b),
+        fma(simd, 2.0, e, c),
+        fma(simd, -2.0, e, c),
+        fma(simd, 4.0, d[1], fma(simd, -5.0, d[3], d[5])),
+    ]
+}
+
+/// Aᵀ · m.
+#[inline(always)]
+fn transform_output<S: Simd>(simd: S, m: [S::f32s; IN]) -> [S::f32s; OUT] {
+    let (even, odd) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2]));
+    let (even2, odd2) = (simd.add_f32s(m[3], m[4]), simd.sub_f32s(m[3], m[4]));
+    [
+        simd.add_f32s(simd.add_f32s(m[0], even), even2),
+        fma(simd, 2.0, odd2, odd),
+        fma(simd, 4.0, even2, even),
+        simd.add_f32s(fma(simd, 8.0, odd2, odd), m[5]),
+    ]
+}
+
+/// A 3×3 convolution with stride 1: `[n, h, w, k]` → `[n, h', w', channels]`.
+pub struct Convolution<'a> {
+    /// Images.
+    pub n: usize,
+    /// `[n, h, w, k]`.
+    pub x: &'a [f32],
+    /// `[h, w]`.
+    pub input: [usize; 2],
+    /// `[h', w']`.
+    pub output: [usize; 2],
+    /// Zeros before the first row and column; those after follow from the sizes.
+    pub padding: [isize; 2],
+    /// Transformed.
+    pub weights: &'a Weights,
+    /// The end of it.
+    pub epilogue: Epilogue<'a>,
+    /// Floats from pixel to pixel of the output.
+    pub out_pitch: usize,
+    /// The first channel of the output.
+    pub out_offset: usize,
+}
+
+/// Transformed tiles of a task that does all steps itself: bytes that stay in a core's second cache.
+const OWN: usize = 640 << 10;
+/// Transformed weights (bytes) up to which tasks do all steps themselves; larger ones should be read as seldom as can be.
+const SMALL_WEIGHTS: usize = 3 << 20;
+/// Transformed tiles (bytes) of steps done by all threads together: they should stay in the cache that cores share.
+const TOGETHER: usize = 10 << 20;
+
+impl Convolution<'_> {
+    /// Tiles of all images.
+    fn tiles(&self) -> usize {
+        self.n * self.output[0].div_ceil(OUT) * self.output[1].div_ceil(OUT)
+    }
+
+    /// Floats in a row of transformed input and of transformed output.
+    fn pitches(&self) -> [usize; 2] {
+        let width = panel_width();
+        [self.weights.k.next_multiple_of(width / WIDTH), self.weights.channels.next_multiple_of(width)]
+    }
+
+    /// Computes into `out`.
+    pub fn run(&self, out: &mut [f32]) {
+        let tiles = self.tiles();
+        let [k_pitch, out_pitch] = self.pitches();
+        let tile_bytes = PLACES * (k_pitch + out_pitch) * size_of::<f32>();
+        let zeros = vec![0.0; self.weights.k];
+        let out = Shared::new(out);
+        let small = self.weights.data.len() * size_of::<f32>() <= SMALL_WEIGHTS;
+        let own = (OWN / tile_bytes) / 7 * 7;
+        if small && own >= 7 && tiles >= 7 * threads() {
+            let own = own.min(28).min(tiles.div_ceil(threads()));
+            let chunks = tiles.div_ceil(own);
+            tasks(chunks, |chunk| {
+                let range = part(tiles, chunks, chunk, 1);
+                let mut work = Work::new(self, range.clone());
+                let [v, m] = work.shared();
+                let step = |what, range| Step { job: self, tiles: range, what, zeros: &zeros, v, m, out };
+                let arch = Arch::new();
+                arch.dispatch(step(What::Input(range.clone()), range.clone()));
+                arch.dispatch(step(What::Products(0..PLACES, 0..out_pitch / panel_width()), range.clone()));
+                arch.dispatch(step(What::Output(range.clone()), range));
+            });
+            return;
+        }
+        let together = (TOGETHER / tile_bytes).max(14).min(tiles);
+        let chunks = tiles.div_ceil(together);
+        for chunk in 0..chunks {
+            let range = part(tiles, chunks, chunk, 1);
+            let mut work = Work::new(self, range.clone());
+            let [v, m] = work.shared();
+            let step = |what| Step { job: self, tiles: range.clone(), what, zeros: &zeros, v, m, out };
+            let arch = Arch::new();
+            let parts = (4 * threads()).min(range.len());
+            let some = |i| {
+                let part = part(range.len(), parts, i, 1);
+                range.start + part.start..range.start + part.end
+            };
+            tasks(parts, |i| arch.dispatch(step(What::Input(some(i)))));
+            // Two halves of the panels, so that threads end together.
+            let panels = out_pitch / panel_width();
+            let halves = panels.min(2);
+            tasks(PLACES * halves, |i| {
+                let panels = part(panels, halves, i % halves, 1);
+                arch.dispatch(step(What::Products(i / halves..i / halves + 1, panels)));
+            });
+            tasks(parts, |i| arch.dispatch(step(What::Output(some(i)))));
+        }
+    }
+}
+
+/// Transformed inputs `[place][tile][k_pitch]` and outputs `[place][tile][out_pitch]` of some tiles.
+struct Work {
+    v: Buffer,
+    m: Buffer,
+}
+
+impl Work {
+    fn new(job: &Convolution<'_>, tiles: std::ops::Range<usize>) -> Self {
+        let [v, m] = job.pitches().map(|pitch| Buffer::new(PLACES * plane(tiles.len(), pitch)));
+        Self { v, m }
+    }
+
+    fn shared(&mut self) -> [Shared<'_, f32>; 2] {
+        [Shared::new(&mut self.v), Shared::new(&mut self.m)]
+    }
+}
+
+/// Floats from place to place: an odd number of cache lines, or the 36 of a tile would fall on one set of the cache.
+fn plane(tiles: usize, pitch: usize) -> usize {
+    let lines = (tiles * pitch).div_ceil(16);
+    (lines | 1) * 16
+}
+
+enum What {
+    Input(std::ops::Range<usize>),
+    Products(std::ops::Range<usize>, std::ops::Range<usize>),
+    Output(std::ops::Range<usize>),
+}
+
+struct Step<'a> {
+    job: &'a Convolution<'a>,
+    /// The tiles of the work.
+    tiles: std::ops::Range<usize>,
+    what: What,
+    zeros: &'a [f32],
+    v: Shared<'a, f32>,
+    m: Shared<'a, f32>,
+    out: Shared<'a, f32>,
+}
+
+impl Step<'_> {
+    /// The image, the first row and the first column of a tile's output.
+    #[inline(always)]
+    fn place(&self, tile: usize) -> [usize; 3] {
+        let columns = self.job.output[1].div_ceil(OUT);
+        let rows = self.job.output[0].div_ceil(OUT);
+        [tile / (rows * columns), tile / columns % rows * OUT, tile % columns * OUT]
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(&self, simd: S, tile: usize) {
+        let job = self.job;
+        let k = job.weights.k;
+        let [height, width] = job.input;
+        let [n, y, x] = self.place(tile);
+        let mut read = [self.zeros.as_ptr(); PLACES];
+        for (i, read) in read.iter_mut().enumerate() {
+            let down = (y + i / IN) as isize - job.padding[0];
+            let right = (x + i % IN) as isize - job.padding[1];
+            if (down as usize) < height && (right as usize) < width {
+                let at = ((n * height + down as usize) * width + right as usize) * k;
+                check!(at + k <= job.x.len());
+                *read = job.x.as_ptr().wrapping_add(at);
+            }
+        }
+        let [pitch, _] = job.pitches();
+        let plane = plane(self.tiles.len(), pitch);
+        let write = (tile - self.tiles.start) * pitch;
+        for channel in (0..k).step_by(S::F32_LANES) {
+            let count = S::F32_LANES.min(k - channel);
+            let mut half = [[simd.splat_f32s(0.0); IN]; IN];
+            for row in 0..IN {
+                let mut d = [simd.splat_f32s(0.0); IN];
+                for column in 0..IN {
+                    let from = read[row * IN + column].wrapping_add(channel);
+                    // SAFETY: `k` channels of a pixel inside the map, or as many zeros.
+                    d[column] = unsafe { load_part(simd, from, count) };
+                }
+                half[row] = transform_input(simd, d);
+            }
+            for column in 0..IN {
+                let mut d = [simd.splat_f32s(0.0); IN];
+                for row in 0..IN {
+                    d[row] = half[row][column];
+                }
+                let v = transform_input(simd, d);
+                for row in 0..IN {
+                    // SAFETY: each task has its own tiles.
+                    unsafe { store::<S>(self.v.at((row * IN + column) * plane + write + channel), v[row]) };
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(&self, simd: S, tile: usize) {
+        let job = self.job;
+        let channels = job.weights.channels;
+        let [height, width] = job.output;
+        let [n, y, x] = self.place(tile);
+        let [_, pitch] = job.pitches();
+        let plane = plane(self.tiles.len(), pitch);
+        let read = (tile - self.tiles.start) * pitch;
+        let zero = simd.splat_f32s(0.0);
+        for channel in (0..channels).step_by(S::F32_LANES) {
+            let count = S::F32_LANES.min(channels - channel);
+            let mut half = [[zero; OUT]; IN];
+            for row in 0..IN {
+                let mut m = [zero; IN];
+                for column in 0..IN {
+                    // SAFETY: the products of this tile are done, and its rows are as wide as the panels.
+                    m[column] = unsafe { load::<S>(self.m.at((row * IN + column) * plane + read + channel)) };
+                }
+                half[row] = transform_output(simd, m);
+            }
+            let bias = match job.epilogue.bias {
+                // SAFETY: there is a bias for each channel.
+                Some(bias) => unsafe { load_part(simd, bias[channel..channel + count].as_ptr(), count) },
+                None => zero,
+            };
+            for column in 0..OUT {
+                if x + column >= width {
+                    break;
+                }
+                let mut m = [zero; IN];
+                for row in 0..IN {
+                    m[row] = half[row][column];
+                }
+                let values = transform_output(simd, m);
+                for row in 0..OUT {
+                    if y + row >= height {
+                        break;
+                    }
+                    let pixel = (n * height + y + row) * width + x + column;
+                    let at = pixel * job.out_pitch + job.out_offset + channel;
+                    let value = simd.add_f32s(values[row], bias);
+                    // SAFETY: the residual is laid out as the output, and each task has its own tiles.
+                    unsafe { finish(simd, &job.epilogue, self.out, at, count, value) };
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn products<S: Simd>(&self, simd: S, place: usize, panels: std::ops::Range<usize>) {
+        let job = self.job;
+        let [k_pitch, out_pitch] = job.pitches();
+        let tiles = self.tiles.len();
+        let weights = job.weights.k * out_pitch;
+        let v = plane(tiles, k_pitch);
+        let m = plane(tiles, out_pitch);
+        // SAFETY: the inputs of this place are done, and no one else writes the outputs of these panels.
+        unsafe {
+            Rows {
+                x: self.v.range(place * v..(place + 1) * v),
+                pitch: k_pitch,
+                rows: 0..tiles,
+                panels: &job.weights.data[place * weights..(place + 1) * weights],
+                k: job.weights.k,
+                which: panels,
+                out_pitch,
+            }
+            .run(simd, self.m.from(place * m))
+        }
+    }
+}
+
+impl WithSimd for Step<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match &self.what {
+            What::Input(tiles) => {
+                for tile in tiles.clone() {
+                    self.input(simd, tile);
+                }
+            }
+            What::Products(places, panels) => {
+                for place in places.clone() {
+                    self.products(simd, place, panels.clone());
+                }
+            }
+            What::Output(tiles) => {
+                for tile in tiles.clone() {
+                    self.output(simd, tile);
+                }
+            }
+        }
+    }
+}
