@@ -11,7 +11,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+mod autodiff;
+mod calls;
 pub mod cpu;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod ops;
+mod plain;
+
+pub use calls::*;
 
 /// Which operations the networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -13,11 +13,11 @@ use burn::{
     config::Config,
     module::Module,
     nn::{Dropout, DropoutConfig, Linear, LinearConfig, Relu, conv::Conv2dConfig},
-    tensor::{Device, Tensor, module::adaptive_avg_pool2d},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
-    blocks::{Layer, dense_classifier, dropout_relu_features, fresh_linear, max_pool, padding},
+    blocks::{Layer, column, dense_classifier, dropout_relu_features, fresh_linear, max_pool, padding},
     ops,
     tap::Tap,
 };
@@ -80,8 +80,7 @@ impl AlexNetConfig {
 impl AlexNet {
     /// Images `[n, 3, h, w]` → the last map of the column `[n, 256, h', w']`, 6 × 6 for 224 × 224 pixels.
     fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-        let layers = self.features.iter().enumerate();
-        layers.fold(x, |x, (i, layer)| tap.stage(&format!("features.{i}"), layer.forward(x)))
+        column(&self.features, x, tap)
     }
 
     /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
@@ -94,7 +93,7 @@ impl AlexNet {
     /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
         let x = self.column(x, tap);
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [6, 6]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [6, 6]));
         let x = self.classifier.0.forward(x.flatten(1, 3)); // [n, 256 · 6 · 6]
         dropout_relu_features(x, &self.classifier.1, &self.classifier.3, &self.classifier.4)
     }

@@ -10,22 +10,10 @@ use burn::{
     tensor::{Device, Tensor, activation::relu, module::conv2d, ops::ConvOptions},
 };
 
-use crate::ops;
-
-/// Batch normalisation, or nothing once it is [folded](fold) into the convolution before it.
-pub(crate) trait Norm {
-    /// `[n, c, h, w]` → `[n, c, h, w]`.
-    fn forward(&self, x: Tensor<4>) -> Tensor<4>;
-}
-
-impl Norm for Option<BatchNorm> {
-    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        match self {
-            Some(norm) => norm.forward(x),
-            None => x,
-        }
-    }
-}
+use crate::{
+    ops::{self, Then},
+    tap::Tap,
+};
 
 /// Puts a norm, as it is in evaluation, into the convolution before it: weights times γ/σ, and a bias of β − μγ/σ.
 pub(crate) fn fold(conv: &mut Conv2d, norm: &mut Option<BatchNorm>) {
@@ -92,11 +80,40 @@ impl Layer {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Layer::Conv(conv) => ops::conv2d(conv, x),
-            Layer::BatchNorm(bn) => bn.forward(x),
-            Layer::Relu(relu) => relu.forward(x),
-            Layer::MaxPool(pool) => pool.forward(x),
+            Layer::BatchNorm(bn) => ops::then(x, Then { norm: Some(bn), ..Then::default() }),
+            Layer::Relu(_) => ops::then(x, Then { relu: true, ..Then::default() }),
+            Layer::MaxPool(pool) => ops::max_pool2d(pool, x),
         }
     }
+}
+
+/// Images `[n, 3, h, w]` → the last map of a column, whose stages are `features.0`, `features.1` …
+///
+/// A convolution, its norm and its ReLU are one step, unless the tap wants to see what lies between them.
+pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
+    let name = |index: usize| format!("features.{index}");
+    let mut index = 0;
+    while let Some(layer) = layers.get(index) {
+        let mut last = index;
+        x = match layer {
+            Layer::Conv(conv) => {
+                let mut then = Then::default();
+                while !tap.sees(&name(last)) {
+                    match layers.get(last + 1) {
+                        Some(Layer::BatchNorm(bn)) if !then.relu => then.norm = Some(bn),
+                        Some(Layer::Relu(_)) if !then.relu => then.relu = true,
+                        _ => break,
+                    }
+                    last += 1;
+                }
+                ops::conv2d_then(conv, x, then)
+            }
+            layer => layer.forward(x),
+        };
+        x = tap.stage(&name(last), x);
+        index = last + 1;
+    }
+    x
 }
 
 /// The classifier of AlexNet and VGG: three linear maps with dropout and ReLU between them. The tuples' indices are
@@ -201,7 +218,7 @@ pub struct ConvNorm {
 impl ConvNorm {
     /// `[n, c_in, h, w]` → `[n, c_out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        relu(self.bn.forward(ops::conv2d(&self.conv, x)))
+        ops::conv2d_then(&self.conv, x, Then { norm: self.bn.as_ref(), residual: None, relu: true })
     }
 }
 

@@ -13,12 +13,13 @@ use burn::{
         BatchNorm, BatchNormConfig, Initializer, Linear, LinearConfig,
         conv::{Conv2d, Conv2dConfig},
     },
-    tensor::{Device, Tensor, activation::relu, module::adaptive_avg_pool2d, s},
+    tensor::{Device, Tensor, s},
 };
 
 use crate::{
-    blocks::{Norm, fold, fresh_linear, padding},
+    blocks::{fold, fresh_linear, padding},
     ops,
+    resnet::{conv_norm, stem},
     tap::Tap,
 };
 
@@ -87,13 +88,11 @@ fn conv3x3(channels: [usize; 2], stride: usize, device: &Device) -> Conv2d {
 impl CifarResNet {
     /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 64]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = tap.stage("conv1", ops::conv2d(&self.conv1, x)); // [n, 16, h, w]
-        let x = tap.stage("bn1", self.bn1.forward(x));
-        let x = tap.stage("relu", relu(x));
+        let x = stem(&self.conv1, &self.bn1, x, tap); // [n, 16, h, w]
         let x = tap.stage("layer1", forward_blocks(&self.layer1, x));
         let x = tap.stage("layer2", forward_blocks(&self.layer2, x)); // [n, 32, h/2, w/2]
         let x = tap.stage("layer3", forward_blocks(&self.layer3, x)); // [n, 64, h/4, w/4]
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         x.flatten(1, 3)
     }
 
@@ -138,13 +137,15 @@ pub struct CifarBlock {
 impl CifarBlock {
     /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let out = relu(self.bn1.forward(ops::conv2d(&self.conv1, x.clone())));
-        let out = self.bn2.forward(ops::conv2d(&self.conv2, out));
-        if !self.shortcut {
-            return relu(out);
-        }
-        let planes = out.dims()[1];
-        relu(out + option_a(x, planes))
+        let [planes, ..] = self.conv2.weight.dims();
+        let (x, identity) = if self.shortcut {
+            let [x, identity] = ops::fork(x);
+            (x, Some(option_a(identity, planes)))
+        } else {
+            (x, None)
+        };
+        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
+        conv_norm(&self.conv2, &self.bn2, out, identity, true)
     }
 }
 

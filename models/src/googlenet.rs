@@ -10,7 +10,7 @@ use burn::{
     config::Config,
     module::Module,
     nn::{Dropout, DropoutConfig, Initializer, Linear, LinearConfig, pool::MaxPool2d},
-    tensor::{Device, Tensor, activation::relu, module::adaptive_avg_pool2d},
+    tensor::{Device, Tensor, activation::relu},
 };
 
 use crate::{
@@ -122,22 +122,22 @@ impl GoogLeNet {
         let x = if self.transform_input { to_plus_minus_one(x) } else { x };
 
         let x = tap.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
-        let x = tap.stage("maxpool1", max_pool(3, 2, 0, true).forward(x)); // [n, 64, h/4, w/4]
+        let x = tap.stage("maxpool1", ops::max_pool2d(&max_pool(3, 2, 0, true), x)); // [n, 64, h/4, w/4]
         let x = tap.stage("conv2", self.conv2.forward(x));
         let x = tap.stage("conv3", self.conv3.forward(x));
-        let x = tap.stage("maxpool2", max_pool(3, 2, 0, true).forward(x)); // [n, 192, h/8, w/8]
+        let x = tap.stage("maxpool2", ops::max_pool2d(&max_pool(3, 2, 0, true), x)); // [n, 192, h/8, w/8]
         let x = tap.stage("inception3a", self.inception3a.forward(x));
         let x = tap.stage("inception3b", self.inception3b.forward(x));
-        let x = tap.stage("maxpool3", max_pool(3, 2, 0, true).forward(x)); // [n, 480, h/16, w/16]
+        let x = tap.stage("maxpool3", ops::max_pool2d(&max_pool(3, 2, 0, true), x)); // [n, 480, h/16, w/16]
         let x = tap.stage("inception4a", self.inception4a.forward(x));
         let x = tap.stage("inception4b", self.inception4b.forward(x));
         let x = tap.stage("inception4c", self.inception4c.forward(x));
         let x = tap.stage("inception4d", self.inception4d.forward(x));
         let x = tap.stage("inception4e", self.inception4e.forward(x));
-        let x = tap.stage("maxpool4", max_pool(2, 2, 0, true).forward(x)); // [n, 832, h/32, w/32]
+        let x = tap.stage("maxpool4", ops::max_pool2d(&max_pool(2, 2, 0, true), x)); // [n, 832, h/32, w/32]
         let x = tap.stage("inception5a", self.inception5a.forward(x));
         let x = tap.stage("inception5b", self.inception5b.forward(x));
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
     }
 
@@ -153,7 +153,7 @@ impl GoogLeNet {
         let mut aux = Vec::new();
         for (name, head, at) in [("aux1", &self.aux1, "inception4a"), ("aux2", &self.aux2, "inception4d")] {
             if let (Some(head), Some(x)) = (head, stages.take(at)) {
-                aux.push((name, head.forward(adaptive_avg_pool2d(x, [4, 4]))));
+                aux.push((name, head.forward(ops::adaptive_avg_pool2d(x, [4, 4]))));
             }
         }
         (logits, aux)
@@ -247,11 +247,12 @@ pub struct Inception {
 impl Inception {
     /// `[n, c, h, w]` → `[n, c1 + c3 + c5 + pool, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch1 = self.branch1.forward(x.clone());
-        let branch2 = self.branch2.1.forward(self.branch2.0.forward(x.clone()));
-        let branch3 = self.branch3.1.forward(self.branch3.0.forward(x.clone()));
-        let branch4 = self.branch4.1.forward(self.branch4.0.forward(x));
-        Tensor::cat(vec![branch1, branch2, branch3, branch4], 1)
+        let [x1, x2, x3, x4] = ops::fork(x);
+        let branch1 = self.branch1.forward(x1);
+        let branch2 = self.branch2.1.forward(self.branch2.0.forward(x2));
+        let branch3 = self.branch3.1.forward(self.branch3.0.forward(x3));
+        let branch4 = self.branch4.1.forward(ops::max_pool2d(&self.branch4.0, x4));
+        ops::cat([branch1, branch2, branch3, branch4])
     }
 }
 

@@ -11,11 +11,7 @@ use burn::{
     config::Config,
     module::Module,
     nn::{Dropout, DropoutConfig, Initializer, Linear, LinearConfig, LocalResponseNormConfig},
-    tensor::{
-        Device, Tensor,
-        module::{adaptive_avg_pool2d, avg_pool2d},
-        ops::AvgPoolOptions,
-    },
+    tensor::{Device, Tensor, ops::AvgPoolOptions},
 };
 
 use crate::{
@@ -121,24 +117,24 @@ impl GoogLeNet2014 {
         let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75).init();
 
         let x = tap.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
-        let x = tap.stage("maxpool1", pool.forward(x)); // [n, 64, h/4, w/4]
-        let x = tap.stage("norm1", norm.forward(x));
+        let x = tap.stage("maxpool1", ops::max_pool2d(&pool, x)); // [n, 64, h/4, w/4]
+        let x = tap.stage("norm1", ops::local_response_norm(&norm, x));
         let x = tap.stage("conv2", self.conv2.forward(x));
         let x = tap.stage("conv3", self.conv3.forward(x));
-        let x = tap.stage("norm2", norm.forward(x));
-        let x = tap.stage("maxpool2", pool.forward(x)); // [n, 192, h/8, w/8]
+        let x = tap.stage("norm2", ops::local_response_norm(&norm, x));
+        let x = tap.stage("maxpool2", ops::max_pool2d(&pool, x)); // [n, 192, h/8, w/8]
         let x = tap.stage("inception3a", self.inception3a.forward(x));
         let x = tap.stage("inception3b", self.inception3b.forward(x));
-        let x = tap.stage("maxpool3", pool.forward(x)); // [n, 480, h/16, w/16]
+        let x = tap.stage("maxpool3", ops::max_pool2d(&pool, x)); // [n, 480, h/16, w/16]
         let x = tap.stage("inception4a", self.inception4a.forward(x));
         let x = tap.stage("inception4b", self.inception4b.forward(x));
         let x = tap.stage("inception4c", self.inception4c.forward(x));
         let x = tap.stage("inception4d", self.inception4d.forward(x));
         let x = tap.stage("inception4e", self.inception4e.forward(x));
-        let x = tap.stage("maxpool4", pool.forward(x)); // [n, 832, h/32, w/32]
+        let x = tap.stage("maxpool4", ops::max_pool2d(&pool, x)); // [n, 832, h/32, w/32]
         let x = tap.stage("inception5a", self.inception5a.forward(x));
         let x = tap.stage("inception5b", self.inception5b.forward(x));
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
     }
 
@@ -175,7 +171,7 @@ impl GoogLeNet2014 {
 /// **NOTE** The paper's heads exist for 224 × 224 inputs only; another size of map is pooled adaptively to 4 × 4.
 fn aux_pool(x: Tensor<4>) -> Tensor<4> {
     match x.dims() {
-        [_, _, 14, 14] => avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])),
-        _ => adaptive_avg_pool2d(x, [4, 4]),
+        [_, _, 14, 14] => ops::avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])),
+        _ => ops::adaptive_avg_pool2d(x, [4, 4]),
     }
 }

@@ -11,11 +11,7 @@ use burn::{
     config::Config,
     module::Module,
     nn::{Dropout, DropoutConfig, Initializer, Linear},
-    tensor::{
-        Device, Tensor,
-        module::{adaptive_avg_pool2d, avg_pool2d},
-        ops::AvgPoolOptions,
-    },
+    tensor::{Device, Tensor, ops::AvgPoolOptions},
 };
 
 use crate::{
@@ -88,7 +84,10 @@ fn column(channels: [usize; 2], k: usize) -> ConvNormConfig {
 
 /// 3 × 3 average pooling that keeps the map's size; zeros of the border count.
 fn average(x: Tensor<4>) -> Tensor<4> {
-    avg_pool2d(x, AvgPoolOptions::new([3, 3]).with_stride([1, 1]).with_padding([1, 1]).with_count_include_pad(true))
+    ops::avg_pool2d(
+        x,
+        AvgPoolOptions::new([3, 3]).with_stride([1, 1]).with_padding([1, 1]).with_count_include_pad(true),
+    )
 }
 
 impl InceptionV3Config {
@@ -129,10 +128,10 @@ impl InceptionV3 {
         let x = tap.stage("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(x)); // [n, 32, 149, 149]
         let x = tap.stage("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x)); // [n, 32, 147, 147]
         let x = tap.stage("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x)); // [n, 64, 147, 147]
-        let x = tap.stage("maxpool1", max_pool(3, 2, 0, false).forward(x)); // [n, 64, 73, 73]
+        let x = tap.stage("maxpool1", ops::max_pool2d(&max_pool(3, 2, 0, false), x)); // [n, 64, 73, 73]
         let x = tap.stage("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x)); // [n, 80, 73, 73]
         let x = tap.stage("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x)); // [n, 192, 71, 71]
-        let x = tap.stage("maxpool2", max_pool(3, 2, 0, false).forward(x)); // [n, 192, 35, 35]
+        let x = tap.stage("maxpool2", ops::max_pool2d(&max_pool(3, 2, 0, false), x)); // [n, 192, 35, 35]
         let x = tap.stage("Mixed_5b", self.Mixed_5b.forward(x)); // [n, 256, 35, 35]
         let x = tap.stage("Mixed_5c", self.Mixed_5c.forward(x)); // [n, 288, 35, 35]
         let x = tap.stage("Mixed_5d", self.Mixed_5d.forward(x)); // [n, 288, 35, 35]
@@ -144,7 +143,7 @@ impl InceptionV3 {
         let x = tap.stage("Mixed_7a", self.Mixed_7a.forward(x)); // [n, 1280, 8, 8]
         let x = tap.stage("Mixed_7b", self.Mixed_7b.forward(x)); // [n, 2048, 8, 8]
         let x = tap.stage("Mixed_7c", self.Mixed_7c.forward(x));
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 2048]
     }
 
@@ -221,12 +220,13 @@ impl InceptionA {
 
     /// `[n, c, h, w]` → `[n, 224 + pool features, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch1x1 = self.branch1x1.forward(x.clone());
-        let branch5x5 = self.branch5x5_2.forward(self.branch5x5_1.forward(x.clone()));
-        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let [x1, x2, x3, x4] = ops::fork(x);
+        let branch1x1 = self.branch1x1.forward(x1);
+        let branch5x5 = self.branch5x5_2.forward(self.branch5x5_1.forward(x2));
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x3));
         let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
-        let branch_pool = self.branch_pool.forward(average(x));
-        Tensor::cat(vec![branch1x1, branch5x5, branch3x3dbl, branch_pool], 1)
+        let branch_pool = self.branch_pool.forward(average(x4));
+        ops::cat([branch1x1, branch5x5, branch3x3dbl, branch_pool])
     }
 
     fn fold(&mut self) {
@@ -258,11 +258,12 @@ impl InceptionB {
 
     /// `[n, c, h, w]` → `[n, 480 + c, (h − 1)/2, (w − 1)/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch3x3 = self.branch3x3.forward(x.clone());
-        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let [x1, x2, x3] = ops::fork(x);
+        let branch3x3 = self.branch3x3.forward(x1);
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x2));
         let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
-        let branch_pool = max_pool(3, 2, 0, false).forward(x);
-        Tensor::cat(vec![branch3x3, branch3x3dbl, branch_pool], 1)
+        let branch_pool = ops::max_pool2d(&max_pool(3, 2, 0, false), x3);
+        ops::cat([branch3x3, branch3x3dbl, branch_pool])
     }
 
     fn fold(&mut self) {
@@ -305,14 +306,15 @@ impl InceptionC {
 
     /// `[n, 768, h, w]` → `[n, 768, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch1x1 = self.branch1x1.forward(x.clone());
-        let branch7x7 = self.branch7x7_2.forward(self.branch7x7_1.forward(x.clone()));
+        let [x1, x2, x3, x4] = ops::fork(x);
+        let branch1x1 = self.branch1x1.forward(x1);
+        let branch7x7 = self.branch7x7_2.forward(self.branch7x7_1.forward(x2));
         let branch7x7 = self.branch7x7_3.forward(branch7x7);
-        let branch7x7dbl = self.branch7x7dbl_2.forward(self.branch7x7dbl_1.forward(x.clone()));
+        let branch7x7dbl = self.branch7x7dbl_2.forward(self.branch7x7dbl_1.forward(x3));
         let branch7x7dbl = self.branch7x7dbl_4.forward(self.branch7x7dbl_3.forward(branch7x7dbl));
         let branch7x7dbl = self.branch7x7dbl_5.forward(branch7x7dbl);
-        let branch_pool = self.branch_pool.forward(average(x));
-        Tensor::cat(vec![branch1x1, branch7x7, branch7x7dbl, branch_pool], 1)
+        let branch_pool = self.branch_pool.forward(average(x4));
+        ops::cat([branch1x1, branch7x7, branch7x7dbl, branch_pool])
     }
 
     fn fold(&mut self) {
@@ -369,11 +371,12 @@ impl InceptionD {
 
     /// `[n, c, h, w]` → `[n, 512 + c, (h − 1)/2, (w − 1)/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch3x3 = self.branch3x3_2.forward(self.branch3x3_1.forward(x.clone()));
-        let branch7x7x3 = self.branch7x7x3_2.forward(self.branch7x7x3_1.forward(x.clone()));
+        let [x1, x2, x3] = ops::fork(x);
+        let branch3x3 = self.branch3x3_2.forward(self.branch3x3_1.forward(x1));
+        let branch7x7x3 = self.branch7x7x3_2.forward(self.branch7x7x3_1.forward(x2));
         let branch7x7x3 = self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(branch7x7x3));
-        let branch_pool = max_pool(3, 2, 0, false).forward(x);
-        Tensor::cat(vec![branch3x3, branch7x7x3, branch_pool], 1)
+        let branch_pool = ops::max_pool2d(&max_pool(3, 2, 0, false), x3);
+        ops::cat([branch3x3, branch7x7x3, branch_pool])
     }
 
     fn fold(&mut self) {
@@ -414,15 +417,16 @@ impl InceptionE {
 
     /// `[n, c, h, w]` → `[n, 2048, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let branch1x1 = self.branch1x1.forward(x.clone());
-        let branch3x3 = self.branch3x3_1.forward(x.clone());
+        let [x1, x2, x3, x4] = ops::fork(x);
+        let branch1x1 = self.branch1x1.forward(x1);
+        let branch3x3 = self.branch3x3_1.forward(x2);
         let branch3x3a = self.branch3x3_2a.forward(branch3x3.clone());
         let branch3x3b = self.branch3x3_2b.forward(branch3x3);
-        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x.clone()));
+        let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x3));
         let branch3x3dbl_a = self.branch3x3dbl_3a.forward(branch3x3dbl.clone());
         let branch3x3dbl_b = self.branch3x3dbl_3b.forward(branch3x3dbl);
-        let branch_pool = self.branch_pool.forward(average(x));
-        Tensor::cat(vec![branch1x1, branch3x3a, branch3x3b, branch3x3dbl_a, branch3x3dbl_b, branch_pool], 1)
+        let branch_pool = self.branch_pool.forward(average(x4));
+        ops::cat([branch1x1, branch3x3a, branch3x3b, branch3x3dbl_a, branch3x3dbl_b, branch_pool])
     }
 
     fn fold(&mut self) {
@@ -471,9 +475,9 @@ impl InceptionAux {
 
     /// `[n, 768, h, w]`, at least 17 × 17 → `[n, classes]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        let x = avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])); // [n, 768, 5, 5]
+        let x = ops::avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])); // [n, 768, 5, 5]
         let x = self.conv1.forward(self.conv0.forward(x)); // [n, 768, 1, 1]
-        let x = adaptive_avg_pool2d(x, [1, 1]);
+        let x = ops::adaptive_avg_pool2d(x, [1, 1]);
         ops::linear(&self.fc, x.flatten(1, 3))
     }
 

@@ -5,9 +5,13 @@ use std::cell::Cell;
 
 use burn::{
     module::Param,
-    nn::{Linear, conv::Conv2d},
-    tensor::{FloatDType, Tensor},
+    nn::{BatchNorm, Linear, LocalResponseNorm, PaddingConfig2d, conv::Conv2d, pool::MaxPool2d},
+    tensor::{
+        Device, FloatDType, Tensor, activation, module,
+        ops::{AvgPoolOptions, ConvOptions},
+    },
 };
+use kernels::After;
 
 thread_local! {
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
@@ -47,6 +51,11 @@ fn count(output_elements: usize, fan_in: usize) {
 
 /// `[n, c_in, h, w]` → `[n, c_out, h', w']`.
 pub(crate) fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    if is_fast(&x)
+        && let Some(padding) = pads(conv)
+    {
+        return fast_conv2d(conv, padding, x, After::default());
+    }
     let y = match COMPUTE.get() {
         None => conv.forward(x),
         Some(dtype) => {
@@ -57,9 +66,133 @@ pub(crate) fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
             conv.forward(x.cast(dtype)).cast(own)
         }
     };
+    count_conv2d(conv, &y);
+    y
+}
+
+fn count_conv2d(conv: &Conv2d, y: &Tensor<4>) {
     let [_, channels_in, kernel_h, kernel_w] = conv.weight.dims();
     count(y.shape().num_elements(), channels_in * kernel_h * kernel_w);
+}
+
+/// Whether the operations of `kernels` take this tensor.
+pub(crate) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
+    COMPUTE.get().is_none() && kernels::accelerates(x)
+}
+
+/// Zeros before and after each axis, where they do not follow from the size of the input.
+fn pads(conv: &Conv2d) -> Option<[(usize, usize); 2]> {
+    match conv.padding {
+        PaddingConfig2d::Valid => Some([(0, 0); 2]),
+        PaddingConfig2d::Explicit(top, left, bottom, right) => Some([(top, bottom), (left, right)]),
+        _ => None,
+    }
+}
+
+fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut after: After) -> Tensor<4> {
+    let options = ConvOptions::new_with_padding(conv.stride, padding, conv.dilation, conv.groups);
+    let bias = conv.bias.as_ref().map(|bias| bias.val());
+    after.bias = match (bias, after.bias, &after.scale) {
+        (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
+        (bias, shift, _) => bias.or(shift),
+    };
+    let y = kernels::conv2d(x, conv.weight.val(), options, after);
+    count_conv2d(conv, &y);
     y
+}
+
+/// What a convolution does before the next: normalises, adds a shortcut, takes the ReLU.
+#[derive(Default)]
+pub(crate) struct Then<'a> {
+    pub norm: Option<&'a BatchNorm>,
+    /// As the output.
+    pub residual: Option<Tensor<4>>,
+    pub relu: bool,
+}
+
+/// `relu(norm(conv(x)) + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`.
+pub(crate) fn conv2d_then(conv: &Conv2d, x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
+    let Some(padding) = pads(conv).filter(|_| is_fast(&x)) else {
+        return self::then(conv2d(conv, x), then);
+    };
+    let Then { norm, residual, relu } = then;
+    match norm {
+        None => fast_conv2d(conv, padding, x, After { residual, relu, ..After::default() }),
+        Some(norm) if !x.device().is_autodiff() => {
+            let [scale, shift] = affine(norm, &x.device());
+            fast_conv2d(conv, padding, x, After { scale: Some(scale), bias: Some(shift), residual, relu })
+        }
+        norm => self::then(conv2d(conv, x), Then { norm, residual, relu }),
+    }
+}
+
+/// `relu(norm(x) + residual)`: `[n, c, h, w]` → `[n, c, h, w]`.
+pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
+    let Then { norm, residual, relu } = then;
+    if !is_fast(&x) {
+        let x = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
+        let x = residual.map_or_else(|| x.clone(), |residual| x.clone() + residual);
+        return if relu { activation::relu(x) } else { x };
+    }
+    let device = x.device();
+    match norm {
+        Some(norm) if device.is_autodiff() && norm.training.is_enabled() => {
+            let weights = [norm.gamma.val(), norm.beta.val()];
+            let (y, mean, variance) = kernels::batch_norm(x, weights, norm.epsilon, residual, relu);
+            // As Burn's module keeps its running statistics.
+            let blend = |old: Tensor<1>, new: Tensor<1>| {
+                old.to_device(&device).mul_scalar(1.0 - norm.momentum).add(new.mul_scalar(norm.momentum)).detach()
+            };
+            norm.running_mean.update(blend(norm.running_mean.value_sync(), mean));
+            norm.running_var.update(blend(norm.running_var.value_sync(), variance));
+            y
+        }
+        Some(norm) => kernels::channel_affine(x, affine(norm, &device), residual, relu),
+        None if residual.is_none() && !relu => x,
+        None => {
+            let [_, channels, _, _] = x.dims();
+            let unit = [Tensor::ones([channels], &device), Tensor::zeros([channels], &device)];
+            kernels::channel_affine(x, unit, residual, relu)
+        }
+    }
+}
+
+/// A norm in evaluation as `x · scale + shift`, both `[c]`.
+fn affine(norm: &BatchNorm, device: &Device) -> [Tensor<1>; 2] {
+    let deviation = norm.running_var.value().to_device(device).add_scalar(norm.epsilon).sqrt();
+    let scale = norm.gamma.val() / deviation;
+    let shift = norm.beta.val() - norm.running_mean.value().to_device(device) * scale.clone();
+    [scale, shift]
+}
+
+/// `x` for `N` branches that join again; their gradients meet in one sum.
+pub(crate) fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
+    if is_fast(&x) && x.device().is_autodiff() { kernels::fork(x) } else { std::array::from_fn(|_| x.clone()) }
+}
+
+/// `[n, c, h, w]` → `[n, c, h', w']`.
+pub(crate) fn max_pool2d(pool: &MaxPool2d, x: Tensor<4>) -> Tensor<4> {
+    pool.forward(x)
+}
+
+/// `[n, c, h, w]` → `[n, c, h', w']`.
+pub(crate) fn avg_pool2d(x: Tensor<4>, options: AvgPoolOptions<2>) -> Tensor<4> {
+    module::avg_pool2d(x, options)
+}
+
+/// `[n, c, h, w]` → `[n, c, size…]`.
+pub(crate) fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    module::adaptive_avg_pool2d(x, size)
+}
+
+/// `[n, c, h, w]` → `[n, c, h, w]`.
+pub(crate) fn local_response_norm(norm: &LocalResponseNorm, x: Tensor<4>) -> Tensor<4> {
+    norm.forward(x)
+}
+
+/// Joins maps along their channels.
+pub(crate) fn cat<const N: usize>(maps: [Tensor<4>; N]) -> Tensor<4> {
+    Tensor::cat(maps.to_vec(), 1)
 }
 
 /// `[n, d_in]` → `[n, d_out]`.

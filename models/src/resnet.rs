@@ -14,12 +14,12 @@ use burn::{
         BatchNorm, BatchNormConfig, Linear, LinearConfig,
         conv::{Conv2d, Conv2dConfig},
     },
-    tensor::{Device, Tensor, activation::relu, module::adaptive_avg_pool2d},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
-    blocks::{Norm, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
-    ops,
+    blocks::{fold, fresh_linear, kaiming_fan_out, max_pool, padding},
+    ops::{self, Then},
     tap::Tap,
 };
 
@@ -128,15 +128,13 @@ fn conv(channels: [usize; 2], kernel: usize, stride: usize, groups: usize, devic
 impl ResNet {
     /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 512]` (`[n, 2048]` with bottlenecks).
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = tap.stage("conv1", ops::conv2d(&self.conv1, x)); // [n, 64, h/2, w/2]
-        let x = tap.stage("bn1", self.bn1.forward(x));
-        let x = tap.stage("relu", relu(x));
-        let x = tap.stage("maxpool", max_pool(3, 2, 1, false).forward(x)); // [n, 64, h/4, w/4]
+        let x = stem(&self.conv1, &self.bn1, x, tap); // [n, 64, h/2, w/2]
+        let x = tap.stage("maxpool", ops::max_pool2d(&max_pool(3, 2, 1, false), x)); // [n, 64, h/4, w/4]
         let x = tap.stage("layer1", forward_blocks(&self.layer1, x));
         let x = tap.stage("layer2", forward_blocks(&self.layer2, x)); // [n, ·, h/8, w/8]
         let x = tap.stage("layer3", forward_blocks(&self.layer3, x)); // [n, ·, h/16, w/16]
         let x = tap.stage("layer4", forward_blocks(&self.layer4, x)); // [n, ·, h/32, w/32]
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [1, 1]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         x.flatten(1, 3)
     }
 
@@ -158,6 +156,27 @@ impl ResNet {
         layers.into_iter().flatten().for_each(Block::fold);
         self
     }
+}
+
+/// `relu(norm(conv(x)) + residual)`, the ReLU where it is wanted.
+pub(crate) fn conv_norm(
+    conv: &Conv2d,
+    norm: &Option<BatchNorm>,
+    x: Tensor<4>,
+    residual: Option<Tensor<4>>,
+    relu: bool,
+) -> Tensor<4> {
+    ops::conv2d_then(conv, x, Then { norm: norm.as_ref(), residual, relu })
+}
+
+/// The stages `conv1`, `bn1` and `relu`: one step, unless the tap wants to see what lies between them.
+pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
+    if !tap.sees("conv1") && !tap.sees("bn1") {
+        return tap.stage("relu", conv_norm(conv, norm, x, None, true));
+    }
+    let x = tap.stage("conv1", ops::conv2d(conv, x));
+    let x = tap.stage("bn1", ops::then(x, Then { norm: norm.as_ref(), ..Then::default() }));
+    tap.stage("relu", ops::then(x, Then { relu: true, ..Then::default() }))
 }
 
 fn forward_blocks(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
@@ -208,7 +227,7 @@ type Downsample = Option<(Conv2d, Option<BatchNorm>)>;
 
 fn shortcut(downsample: &Downsample, x: Tensor<4>) -> Tensor<4> {
     match downsample {
-        Some((conv, bn)) => bn.forward(ops::conv2d(conv, x)),
+        Some((conv, bn)) => conv_norm(conv, bn, x, None, false),
         None => x,
     }
 }
@@ -227,10 +246,10 @@ pub struct BasicBlock {
 impl BasicBlock {
     /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let identity = shortcut(&self.downsample, x.clone());
-        let out = relu(self.bn1.forward(ops::conv2d(&self.conv1, x)));
-        let out = self.bn2.forward(ops::conv2d(&self.conv2, out));
-        relu(out + identity)
+        let [x, identity] = ops::fork(x);
+        let identity = shortcut(&self.downsample, identity);
+        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
+        conv_norm(&self.conv2, &self.bn2, out, Some(identity), true)
     }
 }
 
@@ -250,10 +269,10 @@ pub struct Bottleneck {
 impl Bottleneck {
     /// `[n, c, h, w]` → `[n, 4 · planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let identity = shortcut(&self.downsample, x.clone());
-        let out = relu(self.bn1.forward(ops::conv2d(&self.conv1, x)));
-        let out = relu(self.bn2.forward(ops::conv2d(&self.conv2, out)));
-        let out = self.bn3.forward(ops::conv2d(&self.conv3, out));
-        relu(out + identity)
+        let [x, identity] = ops::fork(x);
+        let identity = shortcut(&self.downsample, identity);
+        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
+        let out = conv_norm(&self.conv2, &self.bn2, out, None, true);
+        conv_norm(&self.conv3, &self.bn3, out, Some(identity), true)
     }
 }

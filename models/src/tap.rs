@@ -9,12 +9,21 @@ use burn::tensor::Tensor;
 pub trait Tap {
     /// Called with the output `[n, c, h, w]` of stage `name`; what it returns flows on.
     fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4>;
+
+    /// Whether stage `name` must be announced; one that need not may be computed together with the next.
+    fn sees(&self, _name: &str) -> bool {
+        true
+    }
 }
 
 /// No tap: everything flows on untouched.
 impl Tap for () {
     fn stage(&mut self, _name: &str, output: Tensor<4>) -> Tensor<4> {
         output
+    }
+
+    fn sees(&self, _name: &str) -> bool {
+        false
     }
 }
 
@@ -48,9 +57,13 @@ impl<'a> Capture<'a> {
 
 impl Tap for Capture<'_> {
     fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
-        if self.wanted.contains(&name) {
+        if self.sees(name) {
             self.found.push((name.to_string(), output.clone()));
         }
         output
+    }
+
+    fn sees(&self, name: &str) -> bool {
+        self.wanted.contains(&name)
     }
 }

@@ -11,11 +11,13 @@ use burn::{
         BatchNormConfig, Dropout, DropoutConfig, Initializer, Linear, LinearConfig, Relu,
         conv::{Conv2d, Conv2dConfig},
     },
-    tensor::{Device, Tensor, module::adaptive_avg_pool2d},
+    tensor::{Device, Tensor},
 };
 
 use crate::{
-    blocks::{Layer, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
+    blocks::{
+        Layer, column, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out, max_pool, padding,
+    },
     ops,
     tap::Tap,
 };
@@ -127,8 +129,7 @@ fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
 impl Vgg {
     /// Images `[n, 3, h, w]` → the last map of the column `[n, 512, h/32, w/32]`.
     fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-        let layers = self.features.iter().enumerate();
-        layers.fold(x, |x, (i, layer)| tap.stage(&format!("features.{i}"), layer.forward(x)))
+        column(&self.features, x, tap)
     }
 
     /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
@@ -141,7 +142,7 @@ impl Vgg {
     /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
         let x = self.column(x, tap);
-        let x = tap.stage("avgpool", adaptive_avg_pool2d(x, [7, 7]));
+        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [7, 7]));
         let x = x.flatten(1, 3); // [n, 512 · 7 · 7]
         let x = dropout_relu_features(x, &self.classifier.0, &self.classifier.2, &self.classifier.3);
         self.classifier.5.forward(x)

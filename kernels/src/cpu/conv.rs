@@ -4,7 +4,6 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    check,
     memory::Buffer,
     parallel::{Shared, part, tasks, threads},
     tile::{self, Tile, WIDTH, accumulate, load, load_part, rows, store, store_part, with_tile},
@@ -77,17 +76,42 @@ pub struct Packed {
     channels: usize,
 }
 
-/// Where weight `(tap, k, channel)` lies: `base + tap · 1 + k · k_stride + channel · channel_stride`.
+/// Where a weight lies in `[c_out, c_in / groups, kh, kw]`, the weights of `groups` groups that are taken together as
+/// one: those between channels of different groups are zero.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightOrder {
-    /// Offset of the group.
+    /// Offset of the first group.
     pub base: usize,
-    /// Between the channels that are summed over.
-    pub k_stride: usize,
-    /// Between the channels of the result.
-    pub channel_stride: usize,
+    /// Taps of the kernel.
+    pub taps: usize,
+    /// Input channels of a group.
+    pub inputs: usize,
+    /// Output channels of a group.
+    pub outputs: usize,
+    /// Groups taken together.
+    pub groups: usize,
+    /// Whether sums run over the outputs and results are the inputs, as in the data gradient.
+    pub transposed: bool,
     /// Whether the kernel is turned by half a circle.
     pub turned: bool,
+}
+
+impl WeightOrder {
+    /// Length of a sum for a tap, and channels of the result.
+    pub fn sizes(&self) -> [usize; 2] {
+        let [inputs, outputs] = [self.inputs, self.outputs].map(|channels| channels * self.groups);
+        if self.transposed { [outputs, inputs] } else { [inputs, outputs] }
+    }
+
+    /// Where the taps of weight `(k, channel)` begin; `None` where it is zero.
+    #[inline(always)]
+    pub fn at(&self, k: usize, channel: usize) -> Option<usize> {
+        let (input, output) = if self.transposed { (channel, k) } else { (k, channel) };
+        if self.groups > 1 && input / self.inputs != output / self.outputs {
+            return None;
+        }
+        Some(self.base + (output * self.inputs + input % self.inputs) * self.taps)
+    }
 }
 
 /// Floats in a row of a panel on this processor.
@@ -104,8 +128,10 @@ pub fn panel_width() -> usize {
 }
 
 impl Packed {
-    /// Packs the weights of one group. `scale` multiplies each channel of the result.
-    pub fn new(weights: &[f32], order: WeightOrder, [taps, k, channels]: [usize; 3], scale: Option<&[f32]>) -> Self {
+    /// Packs the weights of some groups.
+    pub fn new(weights: &[f32], order: WeightOrder) -> Self {
+        let [k, channels] = order.sizes();
+        let taps = order.taps;
         let width = panel_width();
         let panels = channels.div_ceil(width);
         let mut data = Buffer::new(panels * taps * k * width);
@@ -115,19 +141,16 @@ impl Packed {
             let (panel, index) = (task / parts, task % parts);
             let first = panel * width;
             let count = width.min(channels - first);
-            let range = part(k, parts, index, 1);
-            for k_index in range {
-                let source = order.base + k_index * order.k_stride;
-                for tap in 0..taps {
-                    let start = ((panel * taps + tap) * k + k_index) * width;
-                    // SAFETY: each task has its own `k` of its own panel.
-                    let row = unsafe { out.range(start..start + width) };
-                    let tap = if order.turned { taps - 1 - tap } else { tap };
-                    for (lane, value) in row[..count].iter_mut().enumerate() {
-                        let weight = weights[source + tap + (first + lane) * order.channel_stride];
-                        *value = scale.map_or(weight, |scale| weight * scale[first + lane]);
+            for k_index in part(k, parts, index, 1) {
+                let row = |tap: usize| ((panel * taps + tap) * k + k_index) * width;
+                for lane in 0..width {
+                    let source = if lane < count { order.at(k_index, first + lane) } else { None };
+                    for tap in 0..taps {
+                        let from = if order.turned { taps - 1 - tap } else { tap };
+                        let value = source.map_or(0.0, |source| weights[source + from]);
+                        // SAFETY: each task has its own `k` of its own panel.
+                        unsafe { out.at(row(tap) + lane).write(value) };
                     }
-                    row[count..].fill(0.0);
                 }
             }
         });
@@ -168,12 +191,32 @@ pub struct Map<'a> {
 /// What happens to a sum before it is written.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
-    /// Added to each channel.
+    /// Multiplies each channel of the output.
+    pub scale: Option<&'a [f32]>,
+    /// Added to each channel of the output.
     pub bias: Option<&'a [f32]>,
     /// Added to each value; laid out as the output is.
     pub residual: Option<&'a [f32]>,
     /// Negative values become zero.
     pub relu: bool,
+}
+
+impl Epilogue<'_> {
+    /// Scale and bias of `count` channels.
+    #[inline(always)]
+    pub(super) fn affine<S: Simd>(&self, simd: S, channel: usize, count: usize) -> [S::f32s; 2] {
+        let mut affine = [simd.splat_f32s(1.0), simd.splat_f32s(0.0)];
+        // SAFETY: as many floats as the slice has.
+        unsafe {
+            if let Some(scale) = self.scale {
+                affine[0] = load_part(simd, scale[channel..channel + count].as_ptr(), count);
+            }
+            if let Some(bias) = self.bias {
+                affine[1] = load_part(simd, bias[channel..channel + count].as_ptr(), count);
+            }
+        }
+        affine
+    }
 }
 
 /// Pixels `(y, x)` of an output, for `y` and `x` in `0..count`, written to `first + y · step, …` of it.
@@ -333,15 +376,18 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
     for n in 0..N {
         let channel = first + n * lanes;
         let count = lanes.min(channels - channel);
-        let bias = match product.epilogue.bias {
-            // SAFETY: there is a bias for each channel.
-            Some(bias) => unsafe { load_part(simd, bias[channel..channel + count].as_ptr(), count) },
-            None => simd.splat_f32s(0.0),
-        };
+        let [scale, bias] = product.epilogue.affine(simd, product.out_offset + channel, count);
         for m in 0..M {
             // SAFETY: the residual is laid out as the output, and no other task has this pixel and panel.
             unsafe {
-                finish(simd, &product.epilogue, task.out, write[m] + channel, count, simd.add_f32s(sums[m][n], bias))
+                finish(
+                    simd,
+                    &product.epilogue,
+                    task.out,
+                    write[m] + channel,
+                    count,
+                    simd.mul_add_e_f32s(sums[m][n], scale, bias),
+                )
             };
         }
     }

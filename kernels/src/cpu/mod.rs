@@ -8,10 +8,9 @@ macro_rules! check {
         }
     };
 }
-pub(crate) use check;
-
 pub mod conv;
 pub mod memory;
+pub mod norm;
 pub mod parallel;
 pub mod tile;
 pub mod weight_gradient;

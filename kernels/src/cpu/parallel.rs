@@ -2,7 +2,6 @@
 
 use std::{marker::PhantomData, ops::Range};
 
-use super::check;
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 /// How many threads [`tasks`] has.

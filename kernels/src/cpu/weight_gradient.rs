@@ -3,7 +3,6 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    check,
     conv::{Map, Tap, WeightOrder, panel_width},
     memory::Buffer,
     parallel::{Shared, part, tasks, threads},
@@ -101,15 +100,12 @@ impl WithSimd for Task<'_> {
             }
         }
 
-        let order = self.order;
         for k_index in 0..k {
             for channel in 0..channels {
-                let base =
-                    order.base + (self.k.start + k_index) * order.k_stride + (first + channel) * order.channel_stride;
+                let Some(base) = self.order.at(self.k.start + k_index, first + channel) else { continue };
                 for tap in 0..taps {
                     // SAFETY: each task has its own weights.
-                    let place = unsafe { self.out.range(base + tap..base + tap + 1) };
-                    place[0] = sums[(tap * k + k_index) * width + channel];
+                    unsafe { self.out.at(base + tap).write(sums[(tap * k + k_index) * width + channel]) };
                 }
             }
         }

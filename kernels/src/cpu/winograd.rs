@@ -7,7 +7,6 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    check,
     conv::{Epilogue, Packed, Rows, Shape, finish, panel_width},
     memory::Buffer,
     parallel::{Shared, part, tasks, threads},
@@ -370,11 +369,7 @@ impl Step<'_> {
                 }
                 half[row] = transform_output(simd, m);
             }
-            let bias = match job.epilogue.bias {
-                // SAFETY: there is a bias for each channel.
-                Some(bias) => unsafe { load_part(simd, bias[channel..channel + count].as_ptr(), count) },
-                None => zero,
-            };
+            let [scale, bias] = job.epilogue.affine(simd, job.out_offset + channel, count);
             for column in 0..OUT {
                 if x + column >= width {
                     break;
@@ -390,7 +385,7 @@ impl Step<'_> {
                     }
                     let pixel = (n * height + y + row) * width + x + column;
                     let at = pixel * job.out_pitch + job.out_offset + channel;
-                    let value = simd.add_f32s(values[row], bias);
+                    let value = simd.mul_add_e_f32s(values[row], scale, bias);
                     // SAFETY: the residual is laid out as the output, and each task has its own tiles.
                     unsafe { finish(simd, &job.epilogue, self.out, at, count, value) };
                 }

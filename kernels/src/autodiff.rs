@@ -1,0 +1,323 @@
+//! The gradients of the operations.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::{
+    backend::{
+        Autodiff, AutodiffBackend, Backend,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads,
+            ops::{Backward, NodeGuard, Ops, OpsKind},
+        },
+        tensor::FloatTensor,
+    },
+    tensor::ops::ConvOptions,
+};
+
+use crate::{
+    ops::{Gradients, Kernels, Maybe, Then},
+    plain,
+};
+
+/// Parents: x, weight, then bias and residual where there are any.
+#[derive(Debug)]
+struct ConvBackward;
+
+#[derive(Debug, Clone)]
+struct ConvState<B: Backend> {
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    /// The output, where a ReLU masks its gradient.
+    y: Option<FloatTensor<B>>,
+    has_bias: bool,
+    options: ConvOptions<2>,
+}
+
+impl<B: Kernels, const N: usize> Backward<B, N> for ConvBackward {
+    type State = ConvState<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let ConvState { x, weight, y, has_bias, options } = ops.state;
+        let mut dy = grads.consume::<B>(&ops.node);
+        if let Some(y) = y {
+            dy = B::masked(y, dy);
+        }
+        let mut parents = ops.parents.into_iter();
+        let mut next = || parents.next().flatten();
+        let (x_node, weight_node) = (next(), next());
+        if has_bias && let Some(node) = next() {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = next() {
+            grads.register::<B>(node.id, dy.clone());
+        }
+        if let Some(node) = weight_node {
+            let gradient = B::fused_conv2d_weight_backward(x.clone(), weight.clone(), dy.clone(), options.clone());
+            grads.register::<B>(node.id, gradient);
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::fused_conv2d_x_backward(x, weight, dy, options));
+        }
+    }
+}
+
+/// Parents: x, gamma, beta, then the residual where there is one.
+#[derive(Debug)]
+struct BatchNormBackward;
+
+#[derive(Debug, Clone)]
+struct BatchNormState<B: Backend> {
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    variance: FloatTensor<B>,
+    /// The output, where the input alone does not tell what the ReLU let through.
+    y: Option<FloatTensor<B>>,
+    epsilon: f64,
+    then: Then,
+}
+
+impl<B: Kernels, const N: usize> Backward<B, N> for BatchNormBackward {
+    type State = BatchNormState<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let BatchNormState { x, gamma, beta, mean, variance, y, epsilon, then } = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        let (dx, d_gamma, d_beta, residual) =
+            B::fused_batch_norm_backward(x, gamma, beta, mean, variance, y, dy, epsilon, then);
+        let gradients = [dx, d_gamma, d_beta, residual];
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
+        }
+    }
+}
+
+/// Parents: x, scale, shift, then the residual where there is one.
+#[derive(Debug)]
+struct AffineBackward;
+
+#[derive(Debug, Clone)]
+struct AffineState<B: Backend> {
+    x: FloatTensor<B>,
+    scale: FloatTensor<B>,
+    y: Option<FloatTensor<B>>,
+}
+
+impl<B: Kernels, const N: usize> Backward<B, N> for AffineBackward {
+    type State = AffineState<B>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let AffineState { x, scale, y } = ops.state;
+        let mut dy = grads.consume::<B>(&ops.node);
+        if let Some(y) = y {
+            dy = B::masked(y, dy);
+        }
+        let mut parents = ops.parents.into_iter();
+        let mut next = || parents.next().flatten();
+        let (x_node, scale_node, shift_node, residual_node) = (next(), next(), next(), next());
+        if let Some(node) = scale_node {
+            grads.register::<B>(node.id, B::channel_sums(B::float_mul(dy.clone(), x)));
+        }
+        if let Some(node) = shift_node {
+            grads.register::<B>(node.id, B::channel_sums(dy.clone()));
+        }
+        if let Some(node) = residual_node {
+            grads.register::<B>(node.id, dy.clone());
+        }
+        if let Some(node) = x_node {
+            let zeros = B::float_mul_scalar(scale.clone(), 0f32.into());
+            grads.register::<B>(node.id, B::channel_affine(dy, scale, zeros, Maybe::None, Then::default()));
+        }
+    }
+}
+
+/// Where the gradients of the branches of a [fork](Kernels::branch) meet.
+#[derive(Debug, Clone)]
+pub struct Meeting(Arc<Mutex<Waiting>>);
+
+#[derive(Debug)]
+struct Waiting {
+    /// Branches whose gradient is still to come.
+    missing: usize,
+    /// The sum of those that came, a `FloatTensor` of the backend.
+    sum: Option<Box<dyn std::any::Any + Send>>,
+}
+
+impl Meeting {
+    /// A meeting of so many branches.
+    pub fn new(branches: usize) -> Self {
+        Self(Arc::new(Mutex::new(Waiting { missing: branches, sum: None })))
+    }
+}
+
+#[derive(Debug)]
+struct BranchBackward;
+
+impl<B: Kernels> Backward<B, 1> for BranchBackward {
+    type State = Meeting;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let mut waiting = ops.state.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.missing -= 1;
+        let sum = match waiting.sum.take().and_then(|sum| sum.downcast::<FloatTensor<B>>().ok()) {
+            Some(sum) => B::sum_in_place(*sum, dy),
+            None => dy,
+        };
+        let [parent] = ops.parents;
+        match parent {
+            Some(node) if waiting.missing == 0 => grads.register::<B>(node.id, sum),
+            _ => waiting.sum = Some(Box::new(sum)),
+        }
+    }
+}
+
+/// Registers an operation: what its gradient needs is made of its output, where a gradient is wanted at all.
+fn record<B, C, W, const N: usize>(
+    backward: W,
+    nodes: [NodeGuard; N],
+    output: FloatTensor<B>,
+    state: impl FnOnce(&FloatTensor<B>) -> W::State,
+) -> FloatTensor<Autodiff<B, C>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    W: Backward<B, N>,
+{
+    match backward.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prepared) => {
+            let state = state(&output);
+            prepared.finish(state, output)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    }
+}
+
+/// The same for an operation some of whose parents may be missing.
+fn record_some<B, C, W, S>(
+    backward: W,
+    nodes: Vec<NodeGuard>,
+    output: FloatTensor<B>,
+    state: impl FnOnce(&FloatTensor<B>) -> S,
+) -> FloatTensor<Autodiff<B, C>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+    W: Backward<B, 2, State = S> + Backward<B, 3, State = S> + Backward<B, 4, State = S>,
+{
+    let nodes = match <[NodeGuard; 2]>::try_from(nodes) {
+        Ok(nodes) => return record::<B, C, W, 2>(backward, nodes, output, state),
+        Err(nodes) => nodes,
+    };
+    let nodes = match <[NodeGuard; 3]>::try_from(nodes) {
+        Ok(nodes) => return record::<B, C, W, 3>(backward, nodes, output, state),
+        Err(nodes) => nodes,
+    };
+    match <[NodeGuard; 4]>::try_from(nodes) {
+        Ok(nodes) => record::<B, C, W, 4>(backward, nodes, output, state),
+        Err(nodes) => unreachable!("an operation has two to four parents, not {}", nodes.len()),
+    }
+}
+
+type Ad<B, C> = FloatTensor<Autodiff<B, C>>;
+
+impl<B: Kernels, C: CheckpointStrategy> Gradients for Autodiff<B, C> {}
+
+impl Gradients for burn::backend::Dispatch {}
+
+/// Without a fast implementation there is nothing to choose: the plain bodies for every backend.
+#[cfg(not(feature = "flex"))]
+impl Kernels for burn::backend::Dispatch {}
+
+impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn fused_conv2d(
+        x: Ad<B, C>,
+        weight: Ad<B, C>,
+        scale: Maybe<Self>,
+        bias: Maybe<Self>,
+        residual: Maybe<Self>,
+        options: ConvOptions<2>,
+        then: Then,
+    ) -> Ad<B, C> {
+        let [scale, bias, residual] = [scale, bias, residual].map(Maybe::into_option);
+        if scale.is_some() {
+            return plain::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, then);
+        }
+        let mut nodes = vec![x.node(), weight.node()];
+        nodes.extend(bias.iter().chain(&residual).map(|tensor| tensor.node()));
+        let has_bias = bias.is_some();
+        let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
+        let [bias, residual] = [bias, residual].map(|tensor| tensor.map(|tensor| tensor.into_primitive()));
+        let then = Then { keep_weights: false, ..then };
+        let output = B::fused_conv2d(
+            x.clone(),
+            weight.clone(),
+            Maybe::None,
+            bias.into(),
+            residual.into(),
+            options.clone(),
+            then,
+        );
+        record_some::<B, C, _, _>(ConvBackward, nodes, output, |y| ConvState {
+            x,
+            weight,
+            y: then.relu.then(|| y.clone()),
+            has_bias,
+            options,
+        })
+    }
+
+    fn fused_batch_norm(
+        x: Ad<B, C>,
+        gamma: Ad<B, C>,
+        beta: Ad<B, C>,
+        residual: Maybe<Self>,
+        epsilon: f64,
+        then: Then,
+    ) -> (Ad<B, C>, Ad<B, C>, Ad<B, C>) {
+        let residual = residual.into_option();
+        let mut nodes = vec![x.node(), gamma.node(), beta.node()];
+        nodes.extend(residual.as_ref().map(|tensor| tensor.node()));
+        let has_residual = residual.is_some();
+        let [x, gamma, beta] = [x, gamma, beta].map(|tensor| tensor.into_primitive());
+        let residual = residual.map(|tensor| tensor.into_primitive());
+        let (output, mean, variance) =
+            B::fused_batch_norm(x.clone(), gamma.clone(), beta.clone(), residual.into(), epsilon, then);
+        let statistics = [mean.clone(), variance.clone()].map(<Self as AutodiffBackend>::from_inner);
+        let y = record_some::<B, C, _, _>(BatchNormBackward, nodes, output, |y| BatchNormState {
+            x,
+            gamma,
+            beta,
+            mean,
+            variance,
+            y: (then.relu && has_residual).then(|| y.clone()),
+            epsilon,
+            then,
+        });
+        let [mean, variance] = statistics;
+        (y, mean, variance)
+    }
+
+    fn channel_affine(x: Ad<B, C>, scale: Ad<B, C>, shift: Ad<B, C>, residual: Maybe<Self>, then: Then) -> Ad<B, C> {
+        let residual = residual.into_option();
+        let mut nodes = vec![x.node(), scale.node(), shift.node()];
+        nodes.extend(residual.as_ref().map(|tensor| tensor.node()));
+        let [x, scale, shift] = [x, scale, shift].map(|tensor| tensor.into_primitive());
+        let residual = residual.map(|tensor| tensor.into_primitive());
+        let output = B::channel_affine(x.clone(), scale.clone(), shift, residual.into(), then);
+        record_some::<B, C, _, _>(AffineBackward, nodes, output, |y| AffineState {
+            x,
+            scale,
+            y: then.relu.then(|| y.clone()),
+        })
+    }
+
+    fn branch(x: Ad<B, C>, meeting: Meeting) -> Ad<B, C> {
+        let node = x.node();
+        record::<B, C, _, 1>(BranchBackward, [node], x.into_primitive(), |_| meeting)
+    }
+}

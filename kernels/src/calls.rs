@@ -1,0 +1,110 @@
+//! The operations on Burn's tensors.
+
+#[cfg(feature = "flex")]
+use burn::backend::DispatchTensorKind;
+use burn::{
+    backend::Dispatch,
+    tensor::{DType, Tensor, ops::ConvOptions},
+};
+
+use crate::{
+    Choice,
+    autodiff::Meeting,
+    choice,
+    ops::{Kernels, Maybe, Then},
+};
+
+/// Whether the fast operations take this tensor: on `flex`, single precision, and [chosen](crate::choose).
+pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
+    if choice() == Choice::Plain || x.dtype() != DType::F32 {
+        return false;
+    }
+    #[cfg(feature = "flex")]
+    {
+        let kind = x.clone().into_dispatch().kind;
+        let kind = match &kind {
+            DispatchTensorKind::Autodiff(inner) => inner,
+            kind => kind,
+        };
+        matches!(kind, DispatchTensorKind::Flex(_))
+    }
+    #[cfg(not(feature = "flex"))]
+    false
+}
+
+fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> Maybe<Dispatch> {
+    tensor.map(Tensor::into_dispatch).into()
+}
+
+/// What a convolution does besides; nothing by default.
+#[derive(Debug, Clone, Default)]
+pub struct After {
+    /// `[c]`: multiplies each channel; has no gradient of its own.
+    pub scale: Option<Tensor<1>>,
+    /// `[c]`: added to each channel.
+    pub bias: Option<Tensor<1>>,
+    /// As the output: added.
+    pub residual: Option<Tensor<4>>,
+    /// Negative values become zero.
+    pub relu: bool,
+}
+
+/// `relu(conv(x, weight) · scale + bias + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`. Outside of training
+/// what is made of the weights is kept for the next call.
+pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>, after: After) -> Tensor<4> {
+    let then = Then { relu: after.relu, keep_weights: true };
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_conv2d(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        maybe(after.scale),
+        maybe(after.bias),
+        maybe(after.residual),
+        options,
+        then,
+    ))
+}
+
+/// `relu(norm(x) + residual)` by the statistics of the batch: `[n, c, h, w]`, and the mean and biased variance `[c]`.
+pub fn batch_norm(
+    x: Tensor<4>,
+    [gamma, beta]: [Tensor<1>; 2],
+    epsilon: f64,
+    residual: Option<Tensor<4>>,
+    relu: bool,
+) -> (Tensor<4>, Tensor<1>, Tensor<1>) {
+    let then = Then { relu, ..Then::default() };
+    let (y, mean, variance) = <Dispatch as Kernels>::fused_batch_norm(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+        maybe(residual),
+        epsilon,
+        then,
+    );
+    (Tensor::from_dispatch(y), Tensor::from_dispatch(mean), Tensor::from_dispatch(variance))
+}
+
+/// `relu(x · scale + shift + residual)`, `scale` and `shift` `[c]`: `[n, c, h, w]`.
+pub fn channel_affine(
+    x: Tensor<4>,
+    [scale, shift]: [Tensor<1>; 2],
+    residual: Option<Tensor<4>>,
+    relu: bool,
+) -> Tensor<4> {
+    let then = Then { relu, ..Then::default() };
+    Tensor::from_dispatch(<Dispatch as Kernels>::channel_affine(
+        x.into_dispatch(),
+        scale.into_dispatch(),
+        shift.into_dispatch(),
+        maybe(residual),
+        then,
+    ))
+}
+
+/// `x` as `N` branches, whose gradients meet in one sum. Each must flow into what is differentiated.
+pub fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
+    let meeting = Meeting::new(N);
+    std::array::from_fn(|_| {
+        Tensor::from_dispatch(<Dispatch as Kernels>::branch(x.clone().into_dispatch(), meeting.clone()))
+    })
+}

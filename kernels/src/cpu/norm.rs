@@ -1,0 +1,301 @@
+//! Batch normalisation in the fewest passes: two reads and a write forward, the same backward, with the shortcut's sum
+//! and the ReLU in them.
+//!
+//! Paper: [Batch Normalization](https://arxiv.org/abs/1502.03167) (Ioffe & Szegedy, 2015).
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{
+    memory::Buffer,
+    parallel::{Shared, part, tasks},
+    tile::{load_part, store_part},
+};
+
+/// Parts that sums over pixels are made of, whatever the number of threads: the same bits on every machine.
+const PARTS: usize = 64;
+/// Bytes of rows summed in single precision before they are added up in double.
+const RUN: usize = 32 << 10;
+
+/// Which gradients a ReLU let through.
+#[derive(Clone, Copy)]
+pub enum Mask<'a> {
+    /// There was none.
+    None,
+    /// Where `x · scale + shift` was above zero.
+    Input(&'a [f32], &'a [f32]),
+    /// Where this output was above zero.
+    Output(&'a [f32]),
+}
+
+/// Mean and biased variance of each channel of `[pixels, channels]`.
+pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
+    let pixels = x.len() / channels;
+    let pivot = &x[..channels.min(x.len())];
+    let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
+    let mut mean = vec![0.0; channels];
+    let mut variance = vec![0.0; channels];
+    for channel in 0..channels {
+        let [offset, square] = [sums[channel], sums[channels + channel]].map(|sum| sum / pixels as f64);
+        mean[channel] = (f64::from(pivot[channel]) + offset) as f32;
+        variance[channel] = (square - offset * offset).max(0.0) as f32;
+    }
+    [mean, variance]
+}
+
+/// Sums over the pixels of the gradient that the ReLU lets through, `Σ g`, and of `Σ g · (x − mean)`. With
+/// [`Mask::Output`] the gradient is masked in place.
+pub fn gradient_sums(x: &[f32], dy: &mut [f32], mask: Mask<'_>, mean: &[f32]) -> [Vec<f64>; 2] {
+    assert_eq!(x.len(), dy.len(), "a gradient is as large as its value");
+    let channels = mean.len();
+    let mut sums = sum(Sums { x, dy: Some(Shared::new(dy)), mask, centre: mean, channels });
+    let products = sums.split_off(channels);
+    [sums, products]
+}
+
+/// Without a gradient: `Σ (x − centre)` and `Σ (x − centre)²`. With one: `Σ g` and `Σ g · (x − centre)`.
+#[derive(Clone, Copy)]
+struct Sums<'a> {
+    x: &'a [f32],
+    dy: Option<Shared<'a, f32>>,
+    mask: Mask<'a>,
+    centre: &'a [f32],
+    channels: usize,
+}
+
+/// `[2 · channels]`.
+fn sum(job: Sums<'_>) -> Vec<f64> {
+    let pixels = job.x.len() / job.channels;
+    let parts = PARTS.min(pixels.div_ceil(8)).max(1);
+    let mut partial = vec![0f64; parts * 2 * job.channels];
+    let out = Shared::new(&mut partial);
+    let arch = Arch::new();
+    tasks(parts, |index| {
+        let width = 2 * job.channels;
+        // SAFETY: each task has its own sums.
+        let out = unsafe { out.range(index * width..(index + 1) * width) };
+        arch.dispatch(SumTask { job, pixels: part(pixels, parts, index, 1), out });
+    });
+    let mut sums = vec![0f64; 2 * job.channels];
+    for part in partial.chunks_exact(2 * job.channels) {
+        for (sum, part) in sums.iter_mut().zip(part) {
+            *sum += part;
+        }
+    }
+    sums
+}
+
+struct SumTask<'a> {
+    job: Sums<'a>,
+    pixels: Range<usize>,
+    out: &'a mut [f64],
+}
+
+impl WithSimd for SumTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Sums { x, dy, mask, centre, channels } = self.job;
+        let rows = (RUN / (channels * size_of::<f32>())).clamp(4, 128);
+        let zero = simd.splat_f32s(0.0);
+        let mut start = self.pixels.start;
+        while start < self.pixels.end {
+            let end = (start + rows).min(self.pixels.end);
+            let mut channel = 0;
+            while channel < channels {
+                let count = S::F32_LANES.min(channels - channel);
+                // SAFETY: `count` channels are left of each pixel, of the centre, the scale and the shift; a task has
+                // its pixels of the gradient alone.
+                unsafe {
+                    let middle = load_part(simd, centre.as_ptr().wrapping_add(channel), count);
+                    let [mut first, mut second] = [zero; 2];
+                    match (dy, mask) {
+                        (None, _) => {
+                            for pixel in start..end {
+                                let at = pixel * channels + channel;
+                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                                let value = simd.sub_f32s(value, middle);
+                                first = simd.add_f32s(first, value);
+                                second = simd.mul_add_e_f32s(value, value, second);
+                            }
+                        }
+                        (Some(dy), Mask::None) => {
+                            for pixel in start..end {
+                                let at = pixel * channels + channel;
+                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                                let gradient = load_part(simd, dy.at(at), count);
+                                first = simd.add_f32s(first, gradient);
+                                second = simd.mul_add_e_f32s(gradient, simd.sub_f32s(value, middle), second);
+                            }
+                        }
+                        (Some(dy), Mask::Input(scale, shift)) => {
+                            let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
+                            let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                            for pixel in start..end {
+                                let at = pixel * channels + channel;
+                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                                let gradient = load_part(simd, dy.at(at), count);
+                                let output = simd.mul_add_e_f32s(value, scale, shift);
+                                let gradient = simd.select_f32s(simd.greater_than_f32s(output, zero), gradient, zero);
+                                first = simd.add_f32s(first, gradient);
+                                second = simd.mul_add_e_f32s(gradient, simd.sub_f32s(value, middle), second);
+                            }
+                        }
+                        (Some(dy), Mask::Output(y)) => {
+                            for pixel in start..end {
+                                let at = pixel * channels + channel;
+                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                                let gradient = load_part(simd, dy.at(at), count);
+                                let output = load_part(simd, y.as_ptr().wrapping_add(at), count);
+                                let gradient = simd.select_f32s(simd.greater_than_f32s(output, zero), gradient, zero);
+                                store_part(simd, dy.at(at), count, gradient);
+                                first = simd.add_f32s(first, gradient);
+                                second = simd.mul_add_e_f32s(gradient, simd.sub_f32s(value, middle), second);
+                            }
+                        }
+                    }
+                    let mut run = [0f32; 64];
+                    for (half, sums) in [first, second].into_iter().enumerate() {
+                        store_part(simd, run.as_mut_ptr(), S::F32_LANES, sums);
+                        for lane in 0..count {
+                            self.out[half * channels + channel + lane] += f64::from(run[lane]);
+                        }
+                    }
+                }
+                channel += S::F32_LANES;
+            }
+            start = end;
+        }
+    }
+}
+
+/// What is done to each value.
+#[derive(Clone, Copy)]
+pub enum Pass<'a> {
+    /// `y = x · scale + shift`, with a residual added and a ReLU taken where wanted.
+    Forward {
+        /// Of each channel.
+        scale: &'a [f32],
+        /// Of each channel.
+        shift: &'a [f32],
+        /// Laid out as `x`.
+        residual: Option<&'a [f32]>,
+        /// Negative values become zero.
+        relu: bool,
+    },
+    /// `dx = by_gradient · g + by_input · (x − mean) + constant`, `g` being the gradient that the mask lets through.
+    Backward {
+        /// Gradient of the output.
+        dy: &'a [f32],
+        /// What the ReLU let through.
+        mask: Mask<'a>,
+        /// Of each channel.
+        mean: &'a [f32],
+        /// Factor of the gradient, of each channel.
+        by_gradient: &'a [f32],
+        /// Factor of the input, of each channel.
+        by_input: &'a [f32],
+        /// Of each channel.
+        constant: &'a [f32],
+    },
+    /// `dx = dy` where the output is above zero, otherwise 0; `x` is the output.
+    Relu {
+        /// Gradient of the output.
+        dy: &'a [f32],
+    },
+}
+
+/// Goes over `[pixels, channels]` once.
+pub fn pass(x: &[f32], channels: usize, pass: Pass<'_>) -> Buffer {
+    let mut out = Buffer::new(x.len());
+    let shared = Shared::new(&mut out);
+    let pixels = x.len() / channels;
+    let rows = ((128 << 10) / (channels * size_of::<f32>())).max(1);
+    let parts = pixels.div_ceil(rows);
+    let arch = Arch::new();
+    tasks(parts, |index| {
+        arch.dispatch(PassTask { x, channels, pass, pixels: part(pixels, parts, index, 1), out: shared });
+    });
+    out
+}
+
+struct PassTask<'a> {
+    x: &'a [f32],
+    channels: usize,
+    pass: Pass<'a>,
+    pixels: Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for PassTask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, channels, out, .. } = self;
+        let zero = simd.splat_f32s(0.0);
+        for pixel in self.pixels {
+            let mut channel = 0;
+            while channel < channels {
+                let count = S::F32_LANES.min(channels - channel);
+                let at = pixel * channels + channel;
+                // SAFETY: `count` channels are left of this pixel in every slice, which are all as large as `x` or
+                // have a value for each channel; a task has its pixels of the output alone.
+                unsafe {
+                    let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                    let result = match self.pass {
+                        Pass::Forward { scale, shift, residual, relu } => {
+                            let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
+                            let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                            let mut value = simd.mul_add_e_f32s(value, scale, shift);
+                            if let Some(residual) = residual {
+                                let residual = load_part(simd, residual.as_ptr().wrapping_add(at), count);
+                                value = simd.add_f32s(value, residual);
+                            }
+                            if relu { simd.max_f32s(value, zero) } else { value }
+                        }
+                        Pass::Backward { dy, mask, mean, by_gradient, by_input, constant } => {
+                            let mut gradient = load_part(simd, dy.as_ptr().wrapping_add(at), count);
+                            match mask {
+                                Mask::None => {}
+                                Mask::Input(scale, shift) => {
+                                    let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
+                                    let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                                    let output = simd.mul_add_e_f32s(value, scale, shift);
+                                    let through = simd.greater_than_f32s(output, zero);
+                                    gradient = simd.select_f32s(through, gradient, zero);
+                                }
+                                Mask::Output(y) => {
+                                    let output = load_part(simd, y.as_ptr().wrapping_add(at), count);
+                                    let through = simd.greater_than_f32s(output, zero);
+                                    gradient = simd.select_f32s(through, gradient, zero);
+                                }
+                            }
+                            let mean = load_part(simd, mean.as_ptr().wrapping_add(channel), count);
+                            let by_gradient = load_part(simd, by_gradient.as_ptr().wrapping_add(channel), count);
+                            let by_input = load_part(simd, by_input.as_ptr().wrapping_add(channel), count);
+                            let constant = load_part(simd, constant.as_ptr().wrapping_add(channel), count);
+                            let rest = simd.mul_add_e_f32s(by_input, simd.sub_f32s(value, mean), constant);
+                            simd.mul_add_e_f32s(by_gradient, gradient, rest)
+                        }
+                        Pass::Relu { dy } => {
+                            let gradient = load_part(simd, dy.as_ptr().wrapping_add(at), count);
+                            simd.select_f32s(simd.greater_than_f32s(value, zero), gradient, zero)
+                        }
+                    };
+                    store_part(simd, out.at(at), count, result);
+                }
+                channel += S::F32_LANES;
+            }
+        }
+    }
+}
+
+/// Sums of each channel over the pixels of `[pixels, channels]`.
+pub fn channel_sums(x: &[f32], channels: usize) -> Vec<f32> {
+    let zeros = vec![0.0; channels];
+    let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: &zeros, channels });
+    sums[..channels].iter().map(|&sum| sum as f32).collect()
+}

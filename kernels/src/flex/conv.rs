@@ -1,0 +1,281 @@
+//! Convolution on `flex`: which way is the fastest for a shape, and the weights for it.
+
+use std::sync::Arc;
+
+use burn::{backend::flex::FlexTensor, tensor::ops::ConvOptions};
+
+use super::{
+    tensor::{channels_last, dims, floats, map, tensor},
+    values,
+    weights::{Form, kept},
+};
+use crate::{
+    cpu::{
+        conv::{
+            Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps, pad,
+            reads_rows,
+        },
+        memory::Buffer,
+        weight_gradient::WeightGradient,
+        winograd,
+    },
+    ops::Then,
+};
+
+fn shape(x: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Shape {
+    let [n, channels_in, h, w] = x;
+    let [channels_out, _, kh, kw] = weight;
+    Shape {
+        n,
+        channels_in,
+        channels_out,
+        input: [h, w],
+        kernel: [kh, kw],
+        stride: options.stride,
+        padding: options.padding.map(|(before, after)| [before, after]),
+        dilation: options.dilation,
+        groups: options.groups,
+    }
+}
+
+fn output(shape: &Shape) -> [usize; 2] {
+    shape
+        .output()
+        .unwrap_or_else(|| panic!("a {:?} kernel does not fit into an input of {:?} pixels", shape.kernel, shape.input))
+}
+
+/// Groups side by side that are computed as one, with zeros where they do not see each other: groups of few channels
+/// would leave most of a register tile empty.
+fn merged(shape: &Shape) -> usize {
+    let per_group = shape.channels_in / shape.groups;
+    let mut merged = 1;
+    while per_group * merged < 16 && shape.groups % (merged * 2) == 0 {
+        merged *= 2;
+    }
+    merged
+}
+
+/// The weights of the `index`-th merged group.
+fn order(shape: &Shape, index: usize) -> WeightOrder {
+    let [inputs, outputs] = [shape.channels_in, shape.channels_out].map(|channels| channels / shape.groups);
+    let (groups, taps) = (merged(shape), shape.taps());
+    let base = index * groups * outputs * inputs * taps;
+    WeightOrder { base, taps, inputs, outputs, groups, transposed: false, turned: false }
+}
+
+/// The same with in and out exchanged, for the data gradient.
+fn transposed(shape: &Shape, index: usize, turned: bool) -> WeightOrder {
+    WeightOrder { transposed: true, turned, ..order(shape, index) }
+}
+
+/// See [`Kernels::fused_conv2d`](crate::ops::Kernels::fused_conv2d).
+pub fn forward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    scale: Option<FlexTensor>,
+    bias: Option<FlexTensor>,
+    residual: Option<FlexTensor>,
+    options: &ConvOptions<2>,
+    then: Then,
+) -> FlexTensor {
+    let weight = weight.to_contiguous();
+    let shape = shape(dims(&x), dims(&weight), options);
+    let size @ [height, width] = output(&shape);
+    let mut out = Buffer::new(shape.n * height * width * shape.channels_out);
+    let (scale, bias) = (scale.as_ref().map(values), bias.as_ref().map(values));
+    let residual = residual.map(channels_last);
+    let epilogue = Epilogue {
+        scale: scale.as_deref(),
+        bias: bias.as_deref(),
+        residual: residual.as_ref().map(floats),
+        relu: then.relu,
+    };
+    let packed = |group: usize, rows: usize| {
+        let make = || Packed::new(floats(&weight), order(&shape, group)).as_rows(rows);
+        if then.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
+    };
+
+    if reads_rows(&shape) {
+        let layout = x.layout().strides();
+        let strides = [layout[0], layout[1], layout[2], layout[3]];
+        let x = if strides.iter().all(|&stride| stride >= 0) { x } else { x.to_contiguous() };
+        let (padded, input) = padded(&x, &shape);
+        let [rows, _] = shape.kernel;
+        let taps = row_taps(&shape);
+        Product {
+            n: shape.n,
+            x: Map { data: &padded, size: input, pitch: shape.channels_in, offset: 0 },
+            stride: shape.stride,
+            taps: &taps,
+            weights: &packed(0, rows),
+            lattice: Lattice::all(size),
+            out_pitch: shape.channels_out,
+            out_offset: 0,
+            epilogue,
+        }
+        .run(&mut out);
+        return map(out, [shape.n, shape.channels_out, height, width]);
+    }
+
+    let x = channels_last(x);
+    if winograd::wins(&shape, then.keep_weights) {
+        let make = || winograd::Weights::new(&Packed::new(floats(&weight), order(&shape, 0)));
+        let weights = if then.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
+        winograd::Convolution {
+            n: shape.n,
+            x: floats(&x),
+            input: shape.input,
+            output: size,
+            padding: [shape.padding[0][0] as isize, shape.padding[1][0] as isize],
+            weights: &weights,
+            epilogue,
+            out_pitch: shape.channels_out,
+            out_offset: 0,
+        }
+        .run(&mut out);
+        return map(out, [shape.n, shape.channels_out, height, width]);
+    }
+
+    let taps = forward_taps(&shape);
+    let [c_in, c_out] = order(&shape, 0).sizes();
+    for group in 0..shape.groups / merged(&shape) {
+        Product {
+            n: shape.n,
+            x: Map { data: floats(&x), size: shape.input, pitch: shape.channels_in, offset: group * c_in },
+            stride: shape.stride,
+            taps: &taps,
+            weights: &packed(group, shape.taps()),
+            lattice: Lattice::all(size),
+            out_pitch: shape.channels_out,
+            out_offset: group * c_out,
+            epilogue,
+        }
+        .run(&mut out);
+    }
+    map(out, [shape.n, shape.channels_out, height, width])
+}
+
+/// The padded input, whatever the order of its axes.
+fn padded(x: &FlexTensor, shape: &Shape) -> (Buffer, [usize; 2]) {
+    let strides = x.layout().strides();
+    let strides = [0, 1, 2, 3].map(|axis| strides[axis] as usize);
+    pad(&x.storage::<f32>()[x.layout().start_offset()..], strides, shape)
+}
+
+/// The rows of a kernel over a padded input.
+fn row_taps(shape: &Shape) -> Vec<Tap> {
+    let row = |index: usize| Tap { down: (index * shape.dilation[0]) as isize, right: 0, index };
+    (0..shape.kernel[0]).map(row).collect()
+}
+
+/// See [`Kernels::fused_conv2d_x_backward`](crate::ops::Kernels::fused_conv2d_x_backward).
+pub fn x_backward(x: &FlexTensor, weight: FlexTensor, dy: FlexTensor, options: &ConvOptions<2>) -> FlexTensor {
+    let weight = weight.to_contiguous();
+    let shape = shape(dims(x), dims(&weight), options);
+    let size @ [height, width] = output(&shape);
+    let dy = channels_last(dy);
+    let mut out = Buffer::new(shape.n * shape.input[0] * shape.input[1] * shape.channels_in);
+
+    // The same convolution from the output's side.
+    let mirrored = Shape {
+        channels_in: shape.channels_out,
+        channels_out: shape.channels_in,
+        input: size,
+        padding: [0, 1].map(|axis| {
+            let before = 2usize.saturating_sub(shape.padding[axis][0]);
+            [before, (shape.input[axis] + 2).saturating_sub(size[axis] + before)]
+        }),
+        ..shape
+    };
+    let fits = shape.padding.as_flattened().iter().all(|&pad| pad <= 2);
+    if fits && winograd::wins(&mirrored, false) {
+        let weights = winograd::Weights::new(&Packed::new(floats(&weight), transposed(&shape, 0, true)));
+        winograd::Convolution {
+            n: shape.n,
+            x: floats(&dy),
+            input: [height, width],
+            output: shape.input,
+            padding: [mirrored.padding[0][0] as isize, mirrored.padding[1][0] as isize],
+            weights: &weights,
+            epilogue: Epilogue::default(),
+            out_pitch: shape.channels_in,
+            out_offset: 0,
+        }
+        .run(&mut out);
+        return map(out, dims(x));
+    }
+
+    let [c_in, c_out] = order(&shape, 0).sizes();
+    for group in 0..shape.groups / merged(&shape) {
+        let weights = Packed::new(floats(&weight), transposed(&shape, group, false));
+        for (lattice, taps) in backward_lattices(&shape) {
+            Product {
+                n: shape.n,
+                x: Map { data: floats(&dy), size, pitch: shape.channels_out, offset: group * c_out },
+                stride: [1, 1],
+                taps: &taps,
+                weights: &weights,
+                lattice,
+                out_pitch: shape.channels_in,
+                out_offset: group * c_in,
+                epilogue: Epilogue::default(),
+            }
+            .run(&mut out);
+        }
+    }
+    map(out, dims(x))
+}
+
+/// See [`Kernels::fused_conv2d_weight_backward`](crate::ops::Kernels::fused_conv2d_weight_backward).
+pub fn weight_backward(x: FlexTensor, weight: &FlexTensor, dy: FlexTensor, options: &ConvOptions<2>) -> FlexTensor {
+    let weight_dims = dims(weight);
+    let shape = shape(dims(&x), weight_dims, options);
+    let size = output(&shape);
+    let dy = channels_last(dy);
+    let mut out = Buffer::new(weight_dims.iter().product());
+
+    if reads_rows(&shape) {
+        let x = if x.layout().strides().iter().all(|&stride| stride >= 0) { x } else { x.to_contiguous() };
+        let (padded, input) = padded(&x, &shape);
+        let [rows, columns] = shape.kernel;
+        let k = columns * shape.channels_in;
+        // `[c_out][column, channel][row]`, brought into the weights' order below.
+        let mut turned = Buffer::new(out.len());
+        let outputs = shape.channels_out;
+        let order =
+            WeightOrder { base: 0, taps: rows, inputs: k, outputs, groups: 1, transposed: false, turned: false };
+        WeightGradient {
+            n: shape.n,
+            x: Map { data: &padded, size: input, pitch: shape.channels_in, offset: 0 },
+            k,
+            stride: shape.stride,
+            taps: &row_taps(&shape),
+            dy: Map { data: floats(&dy), size, pitch: shape.channels_out, offset: 0 },
+            channels: shape.channels_out,
+        }
+        .run(order, &mut turned);
+        for (index, value) in out.iter_mut().enumerate() {
+            let (rest, column) = (index / columns, index % columns);
+            let (rest, row) = (rest / rows, rest % rows);
+            let (c_out, channel) = (rest / shape.channels_in, rest % shape.channels_in);
+            *value = turned[(c_out * k + column * shape.channels_in + channel) * rows + row];
+        }
+        return tensor(out, weight_dims);
+    }
+
+    let x = channels_last(x);
+    let [c_in, c_out] = order(&shape, 0).sizes();
+    for group in 0..shape.groups / merged(&shape) {
+        WeightGradient {
+            n: shape.n,
+            x: Map { data: floats(&x), size: shape.input, pitch: shape.channels_in, offset: group * c_in },
+            k: c_in,
+            stride: shape.stride,
+            taps: &forward_taps(&shape),
+            dy: Map { data: floats(&dy), size, pitch: shape.channels_out, offset: group * c_out },
+            channels: c_out,
+        }
+        .run(order(&shape, group), &mut out);
+    }
+    tensor(out, weight_dims)
+}

@@ -1,0 +1,158 @@
+//! The operations as a backend extension: a plain body for every backend, in Burn's own operations, and (in `flex`) a
+//! fast one.
+
+#[cfg(feature = "flex")]
+use burn::backend::backend_extension;
+use burn::{
+    backend::{Backend, ExtensionType, tensor::FloatTensor},
+    tensor::ops::ConvOptions,
+};
+
+use crate::{autodiff::Meeting, plain};
+
+/// What follows a convolution or a norm without a pass of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Then {
+    /// Negative values become zero.
+    pub relu: bool,
+    /// The weights will be used again as they are, so what is made of them should be kept.
+    pub keep_weights: bool,
+}
+
+/// A tensor, or none.
+#[derive(Debug, Clone, ExtensionType)]
+pub enum Maybe<B: Backend> {
+    /// There is one.
+    Some(FloatTensor<B>),
+    /// There is none.
+    None,
+}
+
+impl<B: Backend> Maybe<B> {
+    /// As an option.
+    pub fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::Some(tensor) => Some(tensor),
+            Self::None => None,
+        }
+    }
+}
+
+impl<B: Backend> From<Option<FloatTensor<B>>> for Maybe<B> {
+    fn from(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
+
+/// What gradients are made of.
+pub trait Gradients: Backend {
+    /// The gradient of `x` from that of the convolution's output.
+    fn fused_conv2d_x_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        plain::fused_conv2d_x_backward::<Self>(x, weight, dy, options)
+    }
+
+    /// The gradient of `weight` from that of the convolution's output.
+    fn fused_conv2d_weight_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        options: ConvOptions<2>,
+    ) -> FloatTensor<Self> {
+        plain::fused_conv2d_weight_backward::<Self>(x, weight, dy, options)
+    }
+
+    /// `dy` where `y` is above zero, otherwise 0.
+    fn masked(y: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::masked::<Self>(y, dy)
+    }
+
+    /// Sums of `[n, c, h, w]` over everything but the channels: `[c]`.
+    fn channel_sums(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::channel_sums::<Self>(x)
+    }
+
+    /// Gradients of [`fused_batch_norm`](Self::fused_batch_norm): `(x, gamma, beta, residual)`. `y`, the output, is
+    /// needed where there was a residual and a ReLU.
+    fn fused_batch_norm_backward(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        y: Option<FloatTensor<Self>>,
+        dy: FloatTensor<Self>,
+        epsilon: f64,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        plain::fused_batch_norm_backward::<Self>(x, gamma, beta, mean, variance, y, dy, epsilon, then)
+    }
+
+    /// The sum of two tensors; the first may be overwritten.
+    fn sum_in_place(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::sum_in_place::<Self>(x, y)
+    }
+}
+
+/// The operations that the networks are made of.
+#[cfg_attr(feature = "flex", backend_extension(Flex, Autodiff))]
+pub trait Kernels: Gradients {
+    /// `relu(conv(x, weight) · scale + bias + residual)`, everything but the convolution where it is given.
+    ///
+    /// `x: [n, c_in, h, w]`, `weight: [c_out, c_in / groups, kh, kw]`, `scale`, `bias: [c_out]`, `residual` as the
+    /// output `[n, c_out, h', w']`.
+    fn fused_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] scale: Maybe<Self>,
+        #[extension_type] bias: Maybe<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        options: ConvOptions<2>,
+        then: Then,
+    ) -> FloatTensor<Self> {
+        plain::fused_conv2d::<Self>(
+            x,
+            weight,
+            scale.into_option(),
+            bias.into_option(),
+            residual.into_option(),
+            options,
+            then,
+        )
+    }
+
+    /// `relu((x − mean) / √(variance + ε) · gamma + beta + residual)` with the mean and the biased variance of the
+    /// batch; returns those too: `(y [n, c, h, w], mean [c], variance [c])`. No gradient flows through the statistics
+    /// returned.
+    fn fused_batch_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        epsilon: f64,
+        then: Then,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        plain::fused_batch_norm::<Self>(x, gamma, beta, residual.into_option(), epsilon, then)
+    }
+
+    /// `relu(x · scale + shift + residual)`, `scale` and `shift` of each channel `[c]`: a norm in evaluation.
+    fn channel_affine(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        #[extension_type] residual: Maybe<Self>,
+        then: Then,
+    ) -> FloatTensor<Self> {
+        plain::channel_affine::<Self>(x, scale, shift, residual.into_option(), then)
+    }
+
+    /// `x`, as one of the branches in which it goes on; the gradients of all branches are summed as they meet, where
+    /// Burn would sum them in passes of their own. Every branch must flow into what is differentiated.
+    fn branch(x: FloatTensor<Self>, _meeting: Meeting) -> FloatTensor<Self> {
+        x
+    }
+}
