@@ -13,6 +13,9 @@ pub(crate) use check;
 pub mod conv;
 pub mod memory;
 pub mod parallel;
+pub mod pool;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 pub mod weight_gradient;
 pub mod winograd;
