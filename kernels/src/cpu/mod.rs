@@ -11,6 +11,7 @@ macro_rules! check {
 pub(crate) use check;
 
 pub mod conv;
+pub mod join;
 pub mod lrn;
 pub mod memory;
 pub mod parallel;
