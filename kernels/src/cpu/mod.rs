@@ -9,9 +9,14 @@ macro_rules! check {
     };
 }
 pub mod conv;
+pub mod join;
+pub mod lrn;
 pub mod memory;
 pub mod norm;
 pub mod parallel;
+pub mod pool;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 pub mod weight_gradient;
 pub mod winograd;

@@ -1,0 +1,726 @@
+//! Pooling. Gradients are gathered: each element is the sum over the windows that it lies in, always in the same order.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{
+    parallel::{Shared, part, tasks, threads},
+    tile::{load_part, store_part},
+};
+
+/// Windows over maps `[n, h, w, channels]`. What of a window lies outside the input is left out.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Images.
+    pub n: usize,
+    /// Channels of both maps.
+    pub channels: usize,
+    /// `[h, w]` of what is pooled.
+    pub input: [usize; 2],
+    /// `[h, w]` of the pooled.
+    pub output: [usize; 2],
+    /// `[h, w]` of a window.
+    pub kernel: [usize; 2],
+    /// Steps from window to window.
+    pub stride: [usize; 2],
+    /// How far the first window hangs over the map's edge, `[top, left]`.
+    pub padding: [usize; 2],
+}
+
+impl Window {
+    fn maps(&self) -> Maps {
+        let axes = [0, 1].map(|axis| {
+            let [size, kernel, stride, padding] =
+                [self.input, self.kernel, self.stride, self.padding].map(|sizes| sizes[axis]);
+            let windows = (0..self.output[axis]).map(|i| {
+                let start = i * stride;
+                start.saturating_sub(padding)..(start + kernel).saturating_sub(padding).min(size)
+            });
+            Axis::new(size, windows.collect())
+        });
+        Maps { n: self.n, channels: self.channels, axes }
+    }
+
+    /// The maps, and the factors of each window's rows and columns in an average.
+    fn averages(&self, count_include_pad: bool) -> (Maps, [Vec<f32>; 2]) {
+        let maps = self.maps();
+        if !count_include_pad {
+            let factors = maps.factors();
+            return (maps, factors);
+        }
+        let factors = [0, 1].map(|axis| {
+            let end = self.input[axis] + 2 * self.padding[axis];
+            let starts = (0..self.output[axis]).map(|i| i * self.stride[axis]);
+            starts.map(|start| 1.0 / (self.kernel[axis].min(end - start)) as f32).collect()
+        });
+        (maps, factors)
+    }
+
+    /// Which element of the output's window, counted along its rows, the input's pixel is.
+    #[inline(always)]
+    fn place(&self, input: [usize; 2], output: [usize; 2]) -> u32 {
+        let [down, right] = [0, 1].map(|axis| input[axis] + self.padding[axis] - output[axis] * self.stride[axis]);
+        (down * self.kernel[1] + right) as u32
+    }
+}
+
+/// How an axis of a map and the same axis of its pooled map meet.
+struct Axis {
+    /// For each output, the inputs in its window.
+    windows: Vec<Range<usize>>,
+    /// For each input, the outputs whose windows it lies in.
+    outputs: Vec<Range<usize>>,
+}
+
+impl Axis {
+    /// Neither the starts nor the ends of the windows may decrease.
+    fn new(size: usize, windows: Vec<Range<usize>>) -> Self {
+        assert!(windows.iter().all(|window| window.start < window.end), "a window without inputs: {windows:?}");
+        let outputs = (0..size).map(|i| {
+            windows.partition_point(|window| window.end <= i)..windows.partition_point(|window| window.start <= i)
+        });
+        Self { outputs: outputs.collect(), windows }
+    }
+}
+
+/// A map and its pooled map.
+struct Maps {
+    n: usize,
+    channels: usize,
+    axes: [Axis; 2],
+}
+
+impl Maps {
+    /// PyTorch's adaptive windows, as even as can be.
+    fn adaptive(n: usize, channels: usize, input: [usize; 2], output: [usize; 2]) -> Self {
+        let axes = [0, 1].map(|axis| {
+            let (from, to) = (input[axis], output[axis]);
+            Axis::new(from, (0..to).map(|i| i * from / to..((i + 1) * from).div_ceil(to)).collect())
+        });
+        Self { n, channels, axes }
+    }
+
+    /// For averages over what of a window lies in the map: the factors of each window's rows and columns.
+    fn factors(&self) -> [Vec<f32>; 2] {
+        [0, 1].map(|axis| self.axes[axis].windows.iter().map(|window| 1.0 / window.len() as f32).collect())
+    }
+
+    fn input(&self) -> [usize; 2] {
+        [0, 1].map(|axis| self.axes[axis].outputs.len())
+    }
+
+    fn output(&self) -> [usize; 2] {
+        [0, 1].map(|axis| self.axes[axis].windows.len())
+    }
+
+    /// Floats of maps of this size.
+    fn len(&self, [height, width]: [usize; 2]) -> usize {
+        self.n * height * width * self.channels
+    }
+
+    /// Where a channel of a pixel of the input lies.
+    #[inline(always)]
+    fn input_at(&self, image: usize, [down, right]: [usize; 2], channel: usize) -> usize {
+        ((image * self.axes[0].outputs.len() + down) * self.axes[1].outputs.len() + right) * self.channels + channel
+    }
+
+    /// Where a channel of a pixel of the output lies.
+    #[inline(always)]
+    fn output_at(&self, image: usize, [down, right]: [usize; 2], channel: usize) -> usize {
+        ((image * self.axes[0].windows.len() + down) * self.axes[1].windows.len() + right) * self.channels + channel
+    }
+}
+
+/// The largest of each window; NaN is larger than any number.
+pub fn max_pool(x: &[f32], window: &Window, y: &mut [f32]) {
+    let maps = window.maps();
+    check_lengths(&maps, x, y);
+    let max = Max::<false> { x, window, maps: &maps, y: Shared::new(y), places: Shared::new(&mut []) };
+    run(&max, &maps, maps.output());
+}
+
+/// The largest of each window, and which element of the window (counted along its rows) it was: the first of equals,
+/// but the last NaN, as in PyTorch.
+///
+/// # Panics
+/// If windows have more than 256 elements.
+pub fn max_pool_with_places(x: &[f32], window: &Window, y: &mut [f32], places: &mut [u8]) {
+    let maps = window.maps();
+    check_lengths(&maps, x, y);
+    assert_eq!(places.len(), y.len());
+    assert!(window.kernel[0] * window.kernel[1] <= 256, "places do not fit bytes: {window:?}");
+    let max = Max::<true> { x, window, maps: &maps, y: Shared::new(y), places: Shared::new(places) };
+    run(&max, &maps, maps.output());
+}
+
+/// The gradient of [`max_pool_with_places`]: writes all of `dx`.
+pub fn max_pool_backward(dy: &[f32], places: &[u8], window: &Window, dx: &mut [f32]) {
+    let maps = window.maps();
+    check_lengths(&maps, dx, dy);
+    assert_eq!(places.len(), dy.len());
+    let gather = MaxBackward { dy, places, window, maps: &maps, dx: Shared::new(dx) };
+    run(&gather, &maps, maps.input());
+}
+
+/// The average of each window. With `count_include_pad` it counts padding, as wide after a map as before it, as zeros.
+pub fn avg_pool(x: &[f32], window: &Window, count_include_pad: bool, y: &mut [f32]) {
+    let (maps, factors) = window.averages(count_include_pad);
+    average(x, &maps, &factors, y);
+}
+
+/// The gradient of [`avg_pool`]: writes all of `dx`.
+pub fn avg_pool_backward(dy: &[f32], window: &Window, count_include_pad: bool, dx: &mut [f32]) {
+    let (maps, factors) = window.averages(count_include_pad);
+    average_backward(dy, &maps, &factors, dx);
+}
+
+/// Averages maps of size `input` to size `output`, over windows as even as can be.
+pub fn adaptive_avg_pool(x: &[f32], n: usize, channels: usize, input: [usize; 2], output: [usize; 2], y: &mut [f32]) {
+    let maps = Maps::adaptive(n, channels, input, output);
+    average(x, &maps, &maps.factors(), y);
+}
+
+/// The gradient of [`adaptive_avg_pool`]: writes all of `dx`.
+pub fn adaptive_avg_pool_backward(
+    dy: &[f32],
+    n: usize,
+    channels: usize,
+    input: [usize; 2],
+    output: [usize; 2],
+    dx: &mut [f32],
+) {
+    let maps = Maps::adaptive(n, channels, input, output);
+    average_backward(dy, &maps, &maps.factors(), dx);
+}
+
+fn average(x: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], y: &mut [f32]) {
+    check_lengths(maps, x, y);
+    run(&Average { x, maps, factors, y: Shared::new(y) }, maps, maps.output());
+}
+
+fn average_backward(dy: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], dx: &mut [f32]) {
+    check_lengths(maps, dx, dy);
+    run(&AverageBackward { dy, maps, factors, dx: Shared::new(dx) }, maps, maps.input());
+}
+
+fn check_lengths(maps: &Maps, input: &[f32], output: &[f32]) {
+    assert_eq!(input.len(), maps.len(maps.input()), "not the input's size");
+    assert_eq!(output.len(), maps.len(maps.output()), "not the output's size");
+}
+
+/// A way to compute each pixel of a map by itself.
+trait Pixel: Sync {
+    /// Computes `N` vectors of a pixel from `channel` on, each of `count` channels: fewer than lanes only if `N` is 1.
+    ///
+    /// # Safety
+    /// The pixel must have these channels, and no one else may touch them.
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    );
+}
+
+/// Vectors computed at once: sums of a row of the window wait for one another, those of channels do not.
+const VECTORS: usize = 4;
+/// Channels are shared among tasks in units of a cache line.
+const LINE: usize = 16;
+/// Floats that are worth a task.
+const TASK: usize = 4096;
+
+/// Computes all pixels of the map of this `size`.
+fn run<P: Pixel>(pixel: &P, maps: &Maps, size: [usize; 2]) {
+    let pixels = maps.n * size[0] * size[1];
+    if pixels * maps.channels == 0 {
+        return;
+    }
+    let floats = maps.len(maps.input()).max(maps.len(maps.output()));
+    let wanted = (floats / TASK).clamp(1, 4 * threads());
+    let rows = wanted.min(pixels);
+    let columns = wanted.div_ceil(rows).min(maps.channels.div_ceil(LINE));
+    tasks(rows * columns, |task| {
+        Arch::new().dispatch(Part {
+            pixel,
+            size,
+            pixels: part(pixels, rows, task / columns, 1),
+            channels: part(maps.channels, columns, task % columns, LINE),
+        });
+    });
+}
+
+/// Some channels of some pixels.
+struct Part<'a, P> {
+    pixel: &'a P,
+    size: [usize; 2],
+    pixels: Range<usize>,
+    channels: Range<usize>,
+}
+
+impl<P: Pixel> WithSimd for Part<'_, P> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let lanes = S::F32_LANES;
+        let [height, width] = self.size;
+        let Range { start, end } = self.channels;
+        let first = self.pixels.start;
+        let (mut image, mut down, mut right) = (first / (height * width), first / width % height, first % width);
+        for _ in self.pixels {
+            let pixel = [down, right];
+            // SAFETY: the channels are the map's, and each is in one part alone.
+            unsafe {
+                if end - start < lanes {
+                    self.pixel.compute::<S, 1>(simd, image, pixel, start, end - start);
+                } else {
+                    let mut channel = start;
+                    while channel + VECTORS * lanes <= end {
+                        self.pixel.compute::<S, VECTORS>(simd, image, pixel, channel, lanes);
+                        channel += VECTORS * lanes;
+                    }
+                    // The last vector starts early: some channels twice are faster than part of a vector.
+                    while channel < end {
+                        self.pixel.compute::<S, 1>(simd, image, pixel, channel.min(end - lanes), lanes);
+                        channel += lanes;
+                    }
+                }
+            }
+            right += 1;
+            if right == width {
+                (right, down) = (0, down + 1);
+            }
+            if down == height {
+                (down, image) = (0, image + 1);
+            }
+        }
+    }
+}
+
+/// Reads `count` bytes as a vector of integers, the rest of it zero.
+///
+/// # Safety
+/// `from` must be good for reading `count` bytes.
+#[inline(always)]
+unsafe fn widen<S: Simd>(simd: S, from: *const u8, count: usize) -> S::u32s {
+    let mut wide = simd.splat_u32s(0);
+    let lanes = (&raw mut wide).cast::<u32>();
+    for lane in 0..count {
+        // SAFETY: the caller's promise; a vector is as good as an array of its lanes.
+        unsafe { lanes.add(lane).write(u32::from(from.add(lane).read())) };
+    }
+    wide
+}
+
+/// Writes the lowest bytes of a vector's first `count` integers.
+///
+/// # Safety
+/// `to` must be good for writing `count` bytes.
+#[inline(always)]
+unsafe fn narrow<S: Simd>(to: *mut u8, count: usize, wide: S::u32s) {
+    let lanes = (&raw const wide).cast::<u32>();
+    for lane in 0..count {
+        // SAFETY: as above.
+        unsafe { to.add(lane).write(lanes.add(lane).read() as u8) };
+    }
+}
+
+struct Max<'a, const PLACES: bool> {
+    x: &'a [f32],
+    window: &'a Window,
+    maps: &'a Maps,
+    y: Shared<'a, f32>,
+    places: Shared<'a, u8>,
+}
+
+impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
+        // The first element is taken, whatever it is: what it starts from is nothing that it could lose to.
+        let mut most = [simd.splat_f32s(f32::NEG_INFINITY); N];
+        let mut places = [simd.splat_u32s(self.window.place([rows.start, columns.start], pixel)); N];
+        for down in rows {
+            for right in columns.clone() {
+                let at = self.maps.input_at(image, [down, right], channel);
+                check!(at + (N - 1) * lanes + count <= self.x.len());
+                let place = simd.splat_u32s(self.window.place([down, right], pixel));
+                for n in 0..N {
+                    // SAFETY: the window's inputs lie in the map.
+                    let x = unsafe { load_part(simd, self.x.as_ptr().wrapping_add(at + n * lanes), count) };
+                    let nan = simd.not_m32s(simd.equal_f32s(x, x));
+                    let larger = simd.or_m32s(simd.greater_than_f32s(x, most[n]), nan);
+                    most[n] = simd.select_f32s(larger, x, most[n]);
+                    if PLACES {
+                        places[n] = simd.select_u32s(larger, place, places[n]);
+                    }
+                }
+            }
+        }
+        let at = self.maps.output_at(image, pixel, channel);
+        for n in 0..N {
+            // SAFETY: the caller's promise.
+            unsafe {
+                store_part(simd, self.y.at(at + n * lanes), count, most[n]);
+                if PLACES {
+                    narrow::<S>(self.places.at(at + n * lanes), count, places[n]);
+                }
+            }
+        }
+    }
+}
+
+struct MaxBackward<'a> {
+    dy: &'a [f32],
+    places: &'a [u8],
+    window: &'a Window,
+    maps: &'a Maps,
+    dx: Shared<'a, f32>,
+}
+
+impl Pixel for MaxBackward<'_> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].outputs[pixel[axis]].clone());
+        let zero = simd.splat_f32s(0.0);
+        let mut sums = [zero; N];
+        for down in rows {
+            for right in columns.clone() {
+                let at = self.maps.output_at(image, [down, right], channel);
+                check!(at + (N - 1) * lanes + count <= self.dy.len());
+                let place = simd.splat_u32s(self.window.place(pixel, [down, right]));
+                for n in 0..N {
+                    // SAFETY: the outputs lie in the map, and there are as many places.
+                    let (dy, places) = unsafe {
+                        (
+                            load_part(simd, self.dy.as_ptr().wrapping_add(at + n * lanes), count),
+                            widen(simd, self.places.as_ptr().wrapping_add(at + n * lanes), count),
+                        )
+                    };
+                    let here = simd.equal_u32s(places, place);
+                    sums[n] = simd.add_f32s(sums[n], simd.select_f32s(here, dy, zero));
+                }
+            }
+        }
+        let at = self.maps.input_at(image, pixel, channel);
+        for n in 0..N {
+            // SAFETY: the caller's promise.
+            unsafe { store_part(simd, self.dx.at(at + n * lanes), count, sums[n]) };
+        }
+    }
+}
+
+struct Average<'a> {
+    x: &'a [f32],
+    maps: &'a Maps,
+    factors: &'a [Vec<f32>; 2],
+    y: Shared<'a, f32>,
+}
+
+impl Pixel for Average<'_> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
+        let mut sums = [simd.splat_f32s(0.0); N];
+        for down in rows {
+            // A sum of sums is the more accurate where windows are large.
+            let mut row = [simd.splat_f32s(0.0); N];
+            for right in columns.clone() {
+                let at = self.maps.input_at(image, [down, right], channel);
+                check!(at + (N - 1) * lanes + count <= self.x.len());
+                for n in 0..N {
+                    // SAFETY: the window's inputs lie in the map.
+                    let x = unsafe { load_part(simd, self.x.as_ptr().wrapping_add(at + n * lanes), count) };
+                    row[n] = simd.add_f32s(row[n], x);
+                }
+            }
+            for n in 0..N {
+                sums[n] = simd.add_f32s(sums[n], row[n]);
+            }
+        }
+        let factor = simd.splat_f32s(self.factors[0][pixel[0]] * self.factors[1][pixel[1]]);
+        let at = self.maps.output_at(image, pixel, channel);
+        for n in 0..N {
+            // SAFETY: the caller's promise.
+            unsafe { store_part(simd, self.y.at(at + n * lanes), count, simd.mul_f32s(factor, sums[n])) };
+        }
+    }
+}
+
+struct AverageBackward<'a> {
+    dy: &'a [f32],
+    maps: &'a Maps,
+    factors: &'a [Vec<f32>; 2],
+    dx: Shared<'a, f32>,
+}
+
+impl Pixel for AverageBackward<'_> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    ) {
+        let lanes = S::F32_LANES;
+        let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].outputs[pixel[axis]].clone());
+        let mut sums = [simd.splat_f32s(0.0); N];
+        for down in rows {
+            for right in columns.clone() {
+                let at = self.maps.output_at(image, [down, right], channel);
+                check!(at + (N - 1) * lanes + count <= self.dy.len());
+                let factor = simd.splat_f32s(self.factors[0][down] * self.factors[1][right]);
+                for n in 0..N {
+                    // SAFETY: the outputs lie in the map.
+                    let dy = unsafe { load_part(simd, self.dy.as_ptr().wrapping_add(at + n * lanes), count) };
+                    sums[n] = simd.mul_add_e_f32s(factor, dy, sums[n]);
+                }
+            }
+        }
+        let at = self.maps.input_at(image, pixel, channel);
+        for n in 0..N {
+            // SAFETY: the caller's promise.
+            unsafe { store_part(simd, self.dx.at(at + n * lanes), count, sums[n]) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing::Random, *};
+
+    fn windows(random: &mut Random) -> Vec<Window> {
+        let mut windows = Vec::new();
+        while windows.len() < 150 {
+            let mut two = |from: usize, to: usize| [random.size(from, to), random.size(from, to)];
+            let (input, kernel, stride) = (two(1, 11), two(1, 5), two(1, 3));
+            let padding = two(0, 4);
+            let padding = [0, 1].map(|axis| padding[axis].min(kernel[axis] / 2));
+            if [0, 1].iter().any(|&axis| input[axis] + 2 * padding[axis] < kernel[axis]) {
+                continue;
+            }
+            let ceil = random.size(0, 1) == 1;
+            let output = [0, 1].map(|axis| {
+                let rest = input[axis] + 2 * padding[axis] - kernel[axis];
+                let size = 1 + if ceil { rest.div_ceil(stride[axis]) } else { rest / stride[axis] };
+                // PyTorch: the last window must start inside the map or the padding before it.
+                if (size - 1) * stride[axis] >= input[axis] + padding[axis] { size - 1 } else { size }
+            });
+            let channels = [1, 3, 8, 16, 24, 67, 112][random.size(0, 6)];
+            windows.push(Window { n: [1, 3][random.size(0, 1)], channels, input, output, kernel, stride, padding });
+        }
+        windows
+    }
+
+    /// Calls `visit` with the output's index, the input's, and the place, for each element of each window.
+    fn elements(window: &Window, mut visit: impl FnMut(usize, usize, usize)) {
+        let Window { n, channels, input, output, kernel, stride, padding } = window.clone();
+        for image in 0..n {
+            for out in 0..output[0] * output[1] {
+                let (top, left) = (out / output[1] * stride[0], out % output[1] * stride[1]);
+                for place in 0..kernel[0] * kernel[1] {
+                    let (down, right) = (top + place / kernel[1], left + place % kernel[1]);
+                    let inside = |at: usize, axis: usize| at >= padding[axis] && at - padding[axis] < input[axis];
+                    if inside(down, 0) && inside(right, 1) {
+                        let pixel = (image * input[0] + down - padding[0]) * input[1] + right - padding[1];
+                        for channel in 0..channels {
+                            let out = (image * output[0] * output[1] + out) * channels + channel;
+                            visit(out, pixel * channels + channel, place);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn lengths(window: &Window) -> [usize; 2] {
+        [window.input, window.output].map(|[h, w]| window.n * h * w * window.channels)
+    }
+
+    fn assert_close(what: &[f32], expected: &[f64], of: &dyn std::fmt::Debug) {
+        assert_eq!(what.len(), expected.len());
+        for (&value, &expected) in what.iter().zip(expected) {
+            assert!((f64::from(value) - expected).abs() <= 2e-6 * (1.0 + expected.abs()), "{value} {expected}: {of:?}");
+        }
+    }
+
+    #[test]
+    fn max_is_exact_and_flows_back_to_its_place() {
+        let mut random = Random::new(1);
+        for window in windows(&mut random) {
+            let [input, output] = lengths(&window);
+            // Few values, so that many are equal.
+            let x: Vec<f32> = (0..input).map(|_| random.size(0, 9) as f32 - 5.0).collect();
+            let mut expected = vec![f32::NEG_INFINITY; output];
+            let mut from = vec![(0, 0); output];
+            elements(&window, |out, at, place| {
+                if x[at] > expected[out] {
+                    (expected[out], from[out]) = (x[at], (at, place));
+                }
+            });
+            let (mut y, mut places) = (vec![f32::NAN; output], vec![255; output]);
+            max_pool(&x, &window, &mut y);
+            assert_eq!(y, expected, "{window:?}");
+            y.fill(f32::NAN);
+            max_pool_with_places(&x, &window, &mut y, &mut places);
+            assert_eq!(y, expected, "{window:?}");
+            assert!(places.iter().zip(&from).all(|(&place, from)| usize::from(place) == from.1), "{window:?}");
+
+            let dy = random.floats(output);
+            let mut expected = vec![0.0; input];
+            for (dy, (at, _)) in dy.iter().zip(&from) {
+                expected[*at] += f64::from(*dy);
+            }
+            let mut dx = vec![f32::NAN; input];
+            max_pool_backward(&dy, &places, &window, &mut dx);
+            assert_close(&dx, &expected, &window);
+        }
+    }
+
+    #[test]
+    fn nan_is_the_largest_and_infinities_have_places() {
+        let window = Window {
+            n: 1,
+            channels: 1,
+            input: [1, 9],
+            output: [1, 3],
+            kernel: [1, 3],
+            stride: [1, 3],
+            padding: [0, 0],
+        };
+        let (low, nan) = (f32::NEG_INFINITY, f32::NAN);
+        let x = [1.0, nan, 7.0, nan, 3.0, nan, low, low, low];
+        let (mut y, mut places) = ([0.0; 3], [9; 3]);
+        max_pool_with_places(&x, &window, &mut y, &mut places);
+        assert!(y[0].is_nan() && y[1].is_nan() && y[2] == low, "{y:?}");
+        assert_eq!(places, [1, 2, 0]);
+    }
+
+    #[test]
+    fn averages_and_their_gradients_match_plain_sums() {
+        let mut random = Random::new(2);
+        for (window, count_include_pad) in
+            windows(&mut random).into_iter().flat_map(|w| [(w.clone(), false), (w, true)])
+        {
+            let [input, output] = lengths(&window);
+            let (x, dy) = (random.floats(input), random.floats(output));
+            let mut divisors = vec![0.0; output];
+            if count_include_pad {
+                for (out, divisor) in divisors.iter_mut().enumerate() {
+                    let [_, width] = window.output;
+                    let pixel = out / window.channels % (window.output[0] * width);
+                    let area = [pixel / width, pixel % width].into_iter().enumerate().map(|(axis, i)| {
+                        let start = i * window.stride[axis];
+                        (start + window.kernel[axis]).min(window.input[axis] + 2 * window.padding[axis]) - start
+                    });
+                    *divisor = area.product::<usize>() as f64;
+                }
+            } else {
+                elements(&window, |out, _, _| divisors[out] += 1.0);
+            }
+            let (mut expected, mut expected_dx) = (vec![0.0; output], vec![0.0; input]);
+            elements(&window, |out, at, _| {
+                expected[out] += f64::from(x[at]) / divisors[out];
+                expected_dx[at] += f64::from(dy[out]) / divisors[out];
+            });
+            let (mut y, mut dx) = (vec![f32::NAN; output], vec![f32::NAN; input]);
+            avg_pool(&x, &window, count_include_pad, &mut y);
+            assert_close(&y, &expected, &window);
+            avg_pool_backward(&dy, &window, count_include_pad, &mut dx);
+            assert_close(&dx, &expected_dx, &window);
+        }
+    }
+
+    #[test]
+    fn adaptive_averages_and_their_gradients_match_plain_sums() {
+        let mut random = Random::new(3);
+        for round in 0..150 {
+            let (n, channels) = ([1, 3][round % 2], [1, 16, 24, 67, 208, 300][random.size(0, 5)]);
+            let input = [random.size(1, 15), random.size(1, 15)];
+            let output = if round < 50 { [1, 1] } else { [random.size(1, 8), random.size(1, 8)] };
+            let [x, dy] = [input, output].map(|[h, w]| random.floats(n * h * w * channels));
+            let (mut expected, mut expected_dx) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
+            for out in 0..dy.len() {
+                let (pixel, channel) = (out / channels, out % channels);
+                let image = pixel / (output[0] * output[1]);
+                let at = [pixel / output[1] % output[0], pixel % output[1]];
+                let [rows, columns] = [0, 1].map(|axis| {
+                    let (i, from, to) = (at[axis] as f64, input[axis] as f64, output[axis] as f64);
+                    (i * from / to).floor() as usize..((i + 1.0) * from / to).ceil() as usize
+                });
+                let count = (rows.len() * columns.len()) as f64;
+                for down in rows {
+                    for right in columns.clone() {
+                        let at = ((image * input[0] + down) * input[1] + right) * channels + channel;
+                        expected[out] += f64::from(x[at]) / count;
+                        expected_dx[at] += f64::from(dy[out]) / count;
+                    }
+                }
+            }
+            let (mut y, mut dx) = (vec![f32::NAN; dy.len()], vec![f32::NAN; x.len()]);
+            adaptive_avg_pool(&x, n, channels, input, output, &mut y);
+            assert_close(&y, &expected, &(n, channels, input, output));
+            adaptive_avg_pool_backward(&dy, n, channels, input, output, &mut dx);
+            assert_close(&dx, &expected_dx, &(n, channels, input, output));
+        }
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        let window = Window {
+            n: 2,
+            channels: 83,
+            input: [29, 31],
+            output: [14, 15],
+            kernel: [3, 3],
+            stride: [2, 2],
+            padding: [0, 0],
+        };
+        let [input, output] = lengths(&window);
+        let mut random = Random::new(4);
+        let (x, dy) = (random.floats(input), random.floats(output));
+        let all = |threads: usize| {
+            let (mut y, mut places, mut max_dx) = (vec![0.0; output], vec![0; output], vec![0.0; input]);
+            let (mut mean, mut avg, mut avg_dx) = (vec![0.0; 2 * 83], vec![0.0; output], vec![0.0; input]);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                max_pool_with_places(&x, &window, &mut y, &mut places);
+                max_pool_backward(&dy, &places, &window, &mut max_dx);
+                avg_pool(&x, &window, true, &mut avg);
+                avg_pool_backward(&dy, &window, true, &mut avg_dx);
+                adaptive_avg_pool(&x, 2, 83, window.input, [1, 1], &mut mean);
+            });
+            (y, places, max_dx, mean, avg, avg_dx)
+        };
+        assert!(all(1) == all(5));
+    }
+}
