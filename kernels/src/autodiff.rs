@@ -4,19 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::{
     backend::{
-        Autodiff, AutodiffBackend, Backend,
+        Autodiff, AutodiffBackend, Backend, TensorMetadata,
         autodiff::{
             checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
             grads,
             ops::{Backward, NodeGuard, Ops, OpsKind},
         },
-        tensor::FloatTensor,
+        tensor::{FloatTensor, IntTensor},
     },
     tensor::ops::ConvOptions,
 };
 
 use crate::{
-    ops::{Gradients, Kernels, Maybe, Then},
+    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Then},
     plain,
 };
 
@@ -176,6 +176,93 @@ impl<B: Kernels> Backward<B, 1> for BranchBackward {
     }
 }
 
+#[derive(Debug)]
+struct MaxPoolBackward;
+
+impl<B: Kernels> Backward<B, 1> for MaxPoolBackward {
+    type State = (FloatTensor<B>, IntTensor<B>, Pool);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let (x, places, pool) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::max_pool2d_backward(x, places, dy, pool));
+        }
+    }
+}
+
+/// Of an operation of one input that needs nothing but it: `backward(x, dy)`.
+#[derive(Debug)]
+struct SimpleBackward;
+
+#[derive(Debug, Clone, Copy)]
+enum Simple {
+    AvgPool(Pool),
+    AdaptiveAvgPool,
+    ResponseNorm(ResponseNorm),
+}
+
+impl<B: Kernels> Backward<B, 1> for SimpleBackward {
+    type State = (FloatTensor<B>, Simple);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let (x, what) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            let gradient = match what {
+                Simple::AvgPool(pool) => B::fused_avg_pool2d_backward(x, dy, pool),
+                Simple::AdaptiveAvgPool => B::fused_adaptive_avg_pool2d_backward(x, dy),
+                Simple::ResponseNorm(norm) => B::response_norm_backward(x, dy, norm),
+            };
+            grads.register::<B>(node.id, gradient);
+        }
+    }
+}
+
+/// The state is the channels of each map.
+#[derive(Debug)]
+struct JoinBackward;
+
+impl<B: Kernels, const N: usize> Backward<B, N> for JoinBackward {
+    type State = Vec<usize>;
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let dy = grads.consume::<B>(&ops.node);
+        let mut first = 0;
+        for (node, channels) in ops.parents.into_iter().zip(ops.state) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, B::channel_slice(dy.clone(), first, channels));
+            }
+            first += channels;
+        }
+    }
+}
+
+/// Parents: x, weight, then the bias where there is one.
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: Kernels, const N: usize> Backward<B, N> for LinearBackward {
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let (x, weight) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        let mut parents = ops.parents.into_iter();
+        let mut next = || parents.next().flatten();
+        let (x_node, weight_node, bias_node) = (next(), next(), next());
+        if let Some(node) = bias_node {
+            grads.register::<B>(node.id, B::row_sums(dy.clone()));
+        }
+        if let Some(node) = weight_node {
+            grads.register::<B>(node.id, B::fused_linear_weight_backward(x, dy.clone()));
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::fused_linear_x_backward(weight, dy));
+        }
+    }
+}
+
 /// Registers an operation: what its gradient needs is made of its output, where a gradient is wanted at all.
 fn record<B, C, W, const N: usize>(
     backward: W,
@@ -319,5 +406,81 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn branch(x: Ad<B, C>, meeting: Meeting) -> Ad<B, C> {
         let node = x.node();
         record::<B, C, _, 1>(BranchBackward, [node], x.into_primitive(), |_| meeting)
+    }
+
+    fn fused_max_pool2d(x: Ad<B, C>, pool: Pool) -> Ad<B, C> {
+        let node = x.node();
+        let x = x.into_primitive();
+        match MaxPoolBackward.prepare::<C>([node]).compute_bound().stateful() {
+            OpsKind::Tracked(prepared) => {
+                let (y, places) = B::max_pool2d_with_places(x.clone(), pool);
+                prepared.finish((x, places, pool), y)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::fused_max_pool2d(x, pool)),
+        }
+    }
+
+    fn fused_avg_pool2d(x: Ad<B, C>, pool: Pool) -> Ad<B, C> {
+        let node = x.node();
+        let x = x.into_primitive();
+        let y = B::fused_avg_pool2d(x.clone(), pool);
+        record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::AvgPool(pool)))
+    }
+
+    fn fused_adaptive_avg_pool2d(x: Ad<B, C>, size: [usize; 2]) -> Ad<B, C> {
+        let node = x.node();
+        let x = x.into_primitive();
+        let y = B::fused_adaptive_avg_pool2d(x.clone(), size);
+        record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::AdaptiveAvgPool))
+    }
+
+    fn response_norm(x: Ad<B, C>, norm: ResponseNorm) -> Ad<B, C> {
+        let node = x.node();
+        let x = x.into_primitive();
+        let y = B::response_norm(x.clone(), norm);
+        record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::ResponseNorm(norm)))
+    }
+
+    fn join_channels(maps: Maps<Self>) -> Ad<B, C> {
+        let maps = maps.into_vec();
+        let nodes: Vec<NodeGuard> = maps.iter().map(|map| map.node()).collect();
+        let maps: Vec<_> = maps.into_iter().map(|map| map.into_primitive()).collect();
+        let channels = maps.iter().map(|map| map.shape()[1]).collect();
+        let Some(maps) = Maps::new(maps) else { unreachable!("they were up to six before") };
+        let y = B::join_channels(maps);
+        fn of<B: Kernels, C: CheckpointStrategy, const N: usize>(
+            nodes: Vec<NodeGuard>,
+            y: FloatTensor<B>,
+            channels: Vec<usize>,
+        ) -> Ad<B, C> {
+            match <[NodeGuard; N]>::try_from(nodes) {
+                Ok(nodes) => record::<B, C, _, N>(JoinBackward, nodes, y, |_| channels),
+                Err(_) => unreachable!("as many nodes as were counted"),
+            }
+        }
+        match nodes.len() {
+            1 => of::<B, C, 1>(nodes, y, channels),
+            2 => of::<B, C, 2>(nodes, y, channels),
+            3 => of::<B, C, 3>(nodes, y, channels),
+            4 => of::<B, C, 4>(nodes, y, channels),
+            5 => of::<B, C, 5>(nodes, y, channels),
+            _ => of::<B, C, 6>(nodes, y, channels),
+        }
+    }
+
+    fn fused_linear(x: Ad<B, C>, weight: Ad<B, C>, bias: Maybe<Self>) -> Ad<B, C> {
+        let bias = bias.into_option();
+        let mut nodes = vec![x.node(), weight.node()];
+        nodes.extend(bias.as_ref().map(|tensor| tensor.node()));
+        let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
+        let bias = bias.map(|tensor| tensor.into_primitive());
+        let y = B::fused_linear(x.clone(), weight.clone(), bias.into());
+        match <[NodeGuard; 2]>::try_from(nodes) {
+            Ok(nodes) => record::<B, C, _, 2>(LinearBackward, nodes, y, |_| (x, weight)),
+            Err(nodes) => match <[NodeGuard; 3]>::try_from(nodes) {
+                Ok(nodes) => record::<B, C, _, 3>(LinearBackward, nodes, y, |_| (x, weight)),
+                Err(_) => unreachable!("two parents, or three with a bias"),
+            },
+        }
     }
 }

@@ -11,8 +11,10 @@ use crate::{
     Choice,
     autodiff::Meeting,
     choice,
-    ops::{Kernels, Maybe, Then},
+    ops::{Kernels, Maps, Maybe, Then},
 };
+
+pub use crate::ops::{Pool, ResponseNorm};
 
 /// Whether the fast operations take this tensor: on `flex`, single precision, and [chosen](crate::choose).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
@@ -107,4 +109,38 @@ pub fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
     std::array::from_fn(|_| {
         Tensor::from_dispatch(<Dispatch as Kernels>::branch(x.clone().into_dispatch(), meeting.clone()))
     })
+}
+
+/// Max pooling: `[n, c, h, w]` → `[n, c, h', w']`.
+pub fn max_pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_max_pool2d(x.into_dispatch(), pool))
+}
+
+/// Average pooling: `[n, c, h, w]` → `[n, c, h', w']`.
+pub fn avg_pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_avg_pool2d(x.into_dispatch(), pool))
+}
+
+/// Averages of nearly equal parts: `[n, c, h, w]` → `[n, c, size…]`.
+pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_adaptive_avg_pool2d(x.into_dispatch(), size))
+}
+
+/// Local response normalisation across channels: `[n, c, h, w]`.
+pub fn response_norm(x: Tensor<4>, norm: ResponseNorm) -> Tensor<4> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::response_norm(x.into_dispatch(), norm))
+}
+
+/// One to six maps side by side along their channels.
+///
+/// # Panics
+/// With any other number of maps.
+pub fn join_channels(maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
+    let maps = Maps::new(maps.into_iter().map(Tensor::into_dispatch)).expect("one to six maps");
+    Tensor::from_dispatch(<Dispatch as Kernels>::join_channels(maps))
+}
+
+/// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x.into_dispatch(), weight.into_dispatch(), maybe(bias)))
 }

@@ -4,7 +4,10 @@
 #[cfg(feature = "flex")]
 use burn::backend::backend_extension;
 use burn::{
-    backend::{Backend, ExtensionType, tensor::FloatTensor},
+    backend::{
+        Backend, ExtensionType,
+        tensor::{FloatTensor, IntTensor},
+    },
     tensor::ops::ConvOptions,
 };
 
@@ -17,6 +20,68 @@ pub struct Then {
     pub relu: bool,
     /// The weights will be used again as they are, so what is made of them should be kept.
     pub keep_weights: bool,
+}
+
+/// Windows of a pooling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Height and width.
+    pub kernel: [usize; 2],
+    /// Between windows.
+    pub stride: [usize; 2],
+    /// Above and below, left and right.
+    pub padding: [usize; 2],
+    /// The number of windows is rounded up; none starts in the padding after the input.
+    pub ceil_mode: bool,
+    /// Whether averages count the padding; maxima never do.
+    pub count_include_pad: bool,
+}
+
+/// Local response normalisation, `x / (k + alpha · mean(x²))^beta` over `size` channels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ResponseNorm {
+    /// Channels of a window.
+    pub size: usize,
+    /// Weight of the squares.
+    pub alpha: f64,
+    /// Exponent.
+    pub beta: f64,
+    /// Added to the squares.
+    pub k: f64,
+}
+
+/// Up to six maps.
+#[derive(Debug, Clone, ExtensionType)]
+#[allow(missing_docs)]
+pub struct Maps<B: Backend> {
+    pub first: FloatTensor<B>,
+    #[extension_type]
+    pub second: Maybe<B>,
+    #[extension_type]
+    pub third: Maybe<B>,
+    #[extension_type]
+    pub fourth: Maybe<B>,
+    #[extension_type]
+    pub fifth: Maybe<B>,
+    #[extension_type]
+    pub sixth: Maybe<B>,
+}
+
+impl<B: Backend> Maps<B> {
+    /// As many as there are.
+    pub fn into_vec(self) -> Vec<FloatTensor<B>> {
+        let rest = [self.second, self.third, self.fourth, self.fifth, self.sixth];
+        std::iter::once(self.first).chain(rest.into_iter().filter_map(Maybe::into_option)).collect()
+    }
+
+    /// Of one to six maps; `None` for any other number.
+    pub fn new(maps: impl IntoIterator<Item = FloatTensor<B>>) -> Option<Self> {
+        let mut maps = maps.into_iter();
+        let first = maps.next()?;
+        let mut next = || Maybe::from(maps.next());
+        let all = Self { first, second: next(), third: next(), fourth: next(), fifth: next(), sixth: next() };
+        maps.next().is_none().then_some(all)
+    }
 }
 
 /// A tensor, or none.
@@ -96,6 +161,57 @@ pub trait Gradients: Backend {
     fn sum_in_place(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         plain::sum_in_place::<Self>(x, y)
     }
+
+    /// Maxima of windows, and which element of its window each is, in a form that
+    /// [`max_pool2d_backward`](Self::max_pool2d_backward) knows.
+    fn max_pool2d_with_places(x: FloatTensor<Self>, pool: Pool) -> (FloatTensor<Self>, IntTensor<Self>) {
+        plain::max_pool2d_with_places::<Self>(x, pool)
+    }
+
+    /// The gradient of the input of a max pooling.
+    fn max_pool2d_backward(
+        x: FloatTensor<Self>,
+        places: IntTensor<Self>,
+        dy: FloatTensor<Self>,
+        pool: Pool,
+    ) -> FloatTensor<Self> {
+        plain::max_pool2d_backward::<Self>(x, places, dy, pool)
+    }
+
+    /// The gradient of the input of an average pooling.
+    fn fused_avg_pool2d_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+        plain::fused_avg_pool2d_backward::<Self>(x, dy, pool)
+    }
+
+    /// The gradient of the input of an adaptive average pooling.
+    fn fused_adaptive_avg_pool2d_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::adaptive_avg_pool2d_backward(x, dy)
+    }
+
+    /// The gradient of the input of a local response normalisation.
+    fn response_norm_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, norm: ResponseNorm) -> FloatTensor<Self> {
+        plain::response_norm_backward::<Self>(x, dy, norm)
+    }
+
+    /// Some channels of `[n, c, h, w]`.
+    fn channel_slice(x: FloatTensor<Self>, first: usize, channels: usize) -> FloatTensor<Self> {
+        plain::channel_slice::<Self>(x, first, channels)
+    }
+
+    /// `dy · wᵀ`.
+    fn fused_linear_x_backward(weight: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::fused_linear_x_backward::<Self>(weight, dy)
+    }
+
+    /// `xᵀ · dy`.
+    fn fused_linear_weight_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::fused_linear_weight_backward::<Self>(x, dy)
+    }
+
+    /// Sums of `[n, d]` over the rows: `[d]`.
+    fn row_sums(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::row_sums::<Self>(x)
+    }
 }
 
 /// The operations that the networks are made of.
@@ -154,5 +270,39 @@ pub trait Kernels: Gradients {
     /// Burn would sum them in passes of their own. Every branch must flow into what is differentiated.
     fn branch(x: FloatTensor<Self>, _meeting: Meeting) -> FloatTensor<Self> {
         x
+    }
+
+    /// Max pooling: `[n, c, h, w]` → `[n, c, h', w']`.
+    fn fused_max_pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+        plain::fused_max_pool2d::<Self>(x, pool)
+    }
+
+    /// Average pooling: `[n, c, h, w]` → `[n, c, h', w']`.
+    fn fused_avg_pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+        plain::fused_avg_pool2d::<Self>(x, pool)
+    }
+
+    /// Averages of `size` nearly equal parts: `[n, c, h, w]` → `[n, c, size…]`.
+    fn fused_adaptive_avg_pool2d(x: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
+        Self::adaptive_avg_pool2d(x, size)
+    }
+
+    /// Local response normalisation across the channels of `[n, c, h, w]`.
+    fn response_norm(x: FloatTensor<Self>, norm: ResponseNorm) -> FloatTensor<Self> {
+        plain::response_norm::<Self>(x, norm)
+    }
+
+    /// Maps side by side along their channels.
+    fn join_channels(#[extension_type] maps: Maps<Self>) -> FloatTensor<Self> {
+        Self::float_cat(maps.into_vec(), 1)
+    }
+
+    /// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`.
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Maybe<Self>,
+    ) -> FloatTensor<Self> {
+        plain::fused_linear::<Self>(x, weight, bias.into_option())
     }
 }

@@ -2,11 +2,14 @@
 //! against.
 
 use burn::{
-    backend::{Backend, TensorMetadata, tensor::FloatTensor},
-    tensor::{Shape, ops::ConvOptions},
+    backend::{
+        Backend, Scalar, TensorMetadata,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::{IntDType, Shape, Slice, ops::ConvOptions},
 };
 
-use crate::ops::Then;
+use crate::ops::{Pool, ResponseNorm, Then};
 
 pub(crate) fn fused_conv2d<B: Backend>(
     x: FloatTensor<B>,
@@ -125,4 +128,110 @@ fn finish<B: Backend>(y: FloatTensor<B>, residual: Option<FloatTensor<B>>, then:
         None => y,
     };
     if then.relu { B::relu(y) } else { y }
+}
+
+pub(crate) fn fused_max_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
+    B::max_pool2d(x, pool.kernel, pool.stride, pool.padding, [1, 1], pool.ceil_mode)
+}
+
+pub(crate) fn max_pool2d_with_places<B: Backend>(x: FloatTensor<B>, pool: Pool) -> (FloatTensor<B>, IntTensor<B>) {
+    let dtype = IntDType::I64;
+    let pooled = B::max_pool2d_with_indices(x, pool.kernel, pool.stride, pool.padding, [1, 1], pool.ceil_mode, dtype);
+    (pooled.output, pooled.indices)
+}
+
+pub(crate) fn max_pool2d_backward<B: Backend>(
+    x: FloatTensor<B>,
+    places: IntTensor<B>,
+    dy: FloatTensor<B>,
+    pool: Pool,
+) -> FloatTensor<B> {
+    let Pool { kernel, stride, padding, ceil_mode, .. } = pool;
+    B::max_pool2d_with_indices_backward(x, kernel, stride, padding, [1, 1], ceil_mode, dy, places).x_grad
+}
+
+pub(crate) fn fused_avg_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
+    B::avg_pool2d(x, pool.kernel, pool.stride, pool.padding, pool.count_include_pad, pool.ceil_mode)
+}
+
+pub(crate) fn fused_avg_pool2d_backward<B: Backend>(
+    x: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    pool: Pool,
+) -> FloatTensor<B> {
+    B::avg_pool2d_backward(x, dy, pool.kernel, pool.stride, pool.padding, pool.count_include_pad, pool.ceil_mode)
+}
+
+pub(crate) fn response_norm<B: Backend>(x: FloatTensor<B>, norm: ResponseNorm) -> FloatTensor<B> {
+    B::float_mul(x.clone(), B::float_powf_scalar(response_base::<B>(x, norm), Scalar::Float(-norm.beta)))
+}
+
+/// `k + alpha · mean(x²)` over the channels around each.
+fn response_base<B: Backend>(x: FloatTensor<B>, norm: ResponseNorm) -> FloatTensor<B> {
+    let means = B::float_div_scalar(window_sums::<B>(B::float_mul(x.clone(), x), norm.size, false), norm.size.into());
+    B::float_add_scalar(B::float_mul_scalar(means, Scalar::Float(norm.alpha)), Scalar::Float(norm.k))
+}
+
+/// Sums over the channels from `(size − 1) / 2` before to `size / 2` after each, or, reversed, over those whose window
+/// it is in.
+fn window_sums<B: Backend>(x: FloatTensor<B>, size: usize, reversed: bool) -> FloatTensor<B> {
+    let [n, c, h, w] = x.shape().dims();
+    let device = x.device();
+    let [before, after] = [(size - 1) / 2, size / 2];
+    let [before, after] = if reversed { [after, before] } else { [before, after] };
+    let zeros = |channels| B::float_zeros(Shape::new([n, channels, h, w]), &device, x.dtype().into());
+    let padded = B::float_cat(vec![zeros(before), x.clone(), zeros(after)], 1);
+    let shifted = |offset: usize| {
+        let all = Slice::new(0, None, 1);
+        B::float_slice(padded.clone(), &[all, Slice::new(offset as isize, Some((offset + c) as isize), 1), all, all])
+    };
+    (1..size).fold(shifted(0), |sum, offset| B::float_add(sum, shifted(offset)))
+}
+
+pub(crate) fn response_norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    dy: FloatTensor<B>,
+    norm: ResponseNorm,
+) -> FloatTensor<B> {
+    let base = response_base::<B>(x.clone(), norm);
+    let direct = B::float_mul(dy.clone(), B::float_powf_scalar(base.clone(), Scalar::Float(-norm.beta)));
+    let through =
+        B::float_mul(B::float_mul(dy, x.clone()), B::float_powf_scalar(base, Scalar::Float(-norm.beta - 1.0)));
+    let through = B::float_mul(window_sums::<B>(through, norm.size, true), x);
+    let factor = -2.0 * norm.alpha * norm.beta / norm.size as f64;
+    B::float_add(direct, B::float_mul_scalar(through, Scalar::Float(factor)))
+}
+
+pub(crate) fn channel_slice<B: Backend>(x: FloatTensor<B>, first: usize, channels: usize) -> FloatTensor<B> {
+    let all = Slice::new(0, None, 1);
+    let part = Slice::new(first as isize, Some((first + channels) as isize), 1);
+    B::float_slice(x, &[all, part, all, all])
+}
+
+pub(crate) fn fused_linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let y = B::float_matmul(x, weight);
+    match bias {
+        Some(bias) => {
+            let [outputs] = bias.shape().dims();
+            B::float_add(y, B::float_reshape(bias, Shape::new([1, outputs])))
+        }
+        None => y,
+    }
+}
+
+pub(crate) fn fused_linear_x_backward<B: Backend>(weight: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(dy, B::float_transpose(weight))
+}
+
+pub(crate) fn fused_linear_weight_backward<B: Backend>(x: FloatTensor<B>, dy: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(B::float_transpose(x), dy)
+}
+
+pub(crate) fn row_sums<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let [_, columns] = x.shape().dims();
+    B::float_reshape(B::float_sum_dim(x, 0), Shape::new([columns]))
 }

@@ -114,7 +114,7 @@ impl GoogLeNet2014 {
     /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 1024]`.
     pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
         let pool = max_pool(3, 2, 0, true);
-        let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75).init();
+        let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75);
 
         let x = tap.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
         let x = tap.stage("maxpool1", ops::max_pool2d(&pool, x)); // [n, 64, h/4, w/4]

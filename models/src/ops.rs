@@ -5,13 +5,13 @@ use std::cell::Cell;
 
 use burn::{
     module::Param,
-    nn::{BatchNorm, Linear, LocalResponseNorm, PaddingConfig2d, conv::Conv2d, pool::MaxPool2d},
+    nn::{BatchNorm, Linear, LocalResponseNormConfig, PaddingConfig2d, conv::Conv2d, pool::MaxPool2d},
     tensor::{
         Device, FloatDType, Tensor, activation, module,
         ops::{AvgPoolOptions, ConvOptions},
     },
 };
-use kernels::After;
+use kernels::{After, Pool, ResponseNorm};
 
 thread_local! {
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
@@ -172,33 +172,63 @@ pub(crate) fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
 
 /// `[n, c, h, w]` → `[n, c, h', w']`.
 pub(crate) fn max_pool2d(pool: &MaxPool2d, x: Tensor<4>) -> Tensor<4> {
-    pool.forward(x)
+    match pool.padding {
+        PaddingConfig2d::Valid if is_fast(&x) => fast_max_pool2d(pool, [0, 0], x),
+        PaddingConfig2d::Explicit(top, left, bottom, right) if is_fast(&x) && top == bottom && left == right => {
+            fast_max_pool2d(pool, [top, left], x)
+        }
+        _ => pool.forward(x),
+    }
+}
+
+fn fast_max_pool2d(pool: &MaxPool2d, padding: [usize; 2], x: Tensor<4>) -> Tensor<4> {
+    if pool.dilation != [1, 1] {
+        return pool.forward(x);
+    }
+    let (kernel, stride, ceil_mode) = (pool.kernel_size, pool.stride, pool.ceil_mode);
+    kernels::max_pool2d(x, Pool { kernel, stride, padding, ceil_mode, count_include_pad: false })
 }
 
 /// `[n, c, h, w]` → `[n, c, h', w']`.
 pub(crate) fn avg_pool2d(x: Tensor<4>, options: AvgPoolOptions<2>) -> Tensor<4> {
-    module::avg_pool2d(x, options)
+    let [(top, bottom), (left, right)] = options.padding;
+    if !is_fast(&x) || top != bottom || left != right {
+        return module::avg_pool2d(x, options);
+    }
+    let pool = Pool {
+        kernel: options.kernel_size,
+        stride: options.stride,
+        padding: [top, left],
+        ceil_mode: options.ceil_mode,
+        count_include_pad: options.count_include_pad,
+    };
+    kernels::avg_pool2d(x, pool)
 }
 
 /// `[n, c, h, w]` → `[n, c, size…]`.
 pub(crate) fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
-    module::adaptive_avg_pool2d(x, size)
+    if is_fast(&x) { kernels::adaptive_avg_pool2d(x, size) } else { module::adaptive_avg_pool2d(x, size) }
 }
 
 /// `[n, c, h, w]` → `[n, c, h, w]`.
-pub(crate) fn local_response_norm(norm: &LocalResponseNorm, x: Tensor<4>) -> Tensor<4> {
-    norm.forward(x)
+pub(crate) fn local_response_norm(norm: &LocalResponseNormConfig, x: Tensor<4>) -> Tensor<4> {
+    if !is_fast(&x) {
+        return norm.init().forward(x);
+    }
+    let LocalResponseNormConfig { size, alpha, beta, k } = *norm;
+    kernels::response_norm(x, ResponseNorm { size, alpha, beta, k })
 }
 
 /// Joins maps along their channels.
 pub(crate) fn cat<const N: usize>(maps: [Tensor<4>; N]) -> Tensor<4> {
-    Tensor::cat(maps.to_vec(), 1)
+    if N <= 6 && maps.iter().all(is_fast) { kernels::join_channels(maps) } else { Tensor::cat(maps.to_vec(), 1) }
 }
 
 /// `[n, d_in]` → `[n, d_out]`.
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     let [_, d_in] = x.dims();
     let y = match COMPUTE.get() {
+        None if is_fast(&x) => kernels::linear(x, linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val())),
         None => linear.forward(x),
         Some(dtype) => {
             let own: FloatDType = x.dtype().into();

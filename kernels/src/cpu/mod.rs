@@ -10,6 +10,7 @@ macro_rules! check {
 }
 pub mod conv;
 pub mod join;
+pub mod linear;
 pub mod lrn;
 pub mod memory;
 pub mod norm;

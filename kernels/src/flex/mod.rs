@@ -10,19 +10,23 @@ use burn::{
         flex::FlexTensor,
         ops::{FloatTensorOps, ModuleOps},
     },
-    tensor::{DType, ops::ConvOptions},
+    tensor::{DType, TensorData, ops::ConvOptions},
 };
 
 use crate::{
     cpu::{
+        join,
+        linear::Linear,
+        lrn::{self, Lrn},
         memory::Buffer,
         norm::{self, Mask, Pass},
         parallel::{Shared, part, tasks},
+        pool::{self, Window},
     },
-    ops::{Gradients, Kernels, Maybe, Then},
+    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Then},
     plain,
 };
-use tensor::{channels_last, dims, floats, map, own_floats, vector};
+use tensor::{channels_last, dims, floats, map, own_floats, tensor, vector};
 
 /// Whether all of them are single precision.
 fn single(tensors: &[&FlexTensor]) -> bool {
@@ -151,10 +155,100 @@ impl Gradients for Flex {
             copy_all(floats(&x), &mut copy);
             x = map(copy, dims(&x));
         }
-        let source = floats(&y);
         let Some(out) = own_floats(&mut x) else { unreachable!("a new tensor has one owner") };
-        in_parts(out, |start, out| out.iter_mut().zip(&source[start..]).for_each(|(x, y)| *x += y));
+        join::add(floats(&y), out);
         x
+    }
+
+    fn max_pool2d_with_places(x: FlexTensor, pool: Pool) -> (FlexTensor, FlexTensor) {
+        if !takes(&x, &pool) {
+            return plain::max_pool2d_with_places::<Self>(x, pool);
+        }
+        let x = channels_last(x);
+        let window = window(&x, &pool);
+        let mut y = output(&window);
+        let mut places = vec![0u8; y.len()];
+        pool::max_pool_with_places(floats(&x), &window, &mut y, &mut places);
+        let places = FlexTensor::from_data(TensorData::new(places, [y.len()]));
+        (map(y, shape_of(&window)), places)
+    }
+
+    fn max_pool2d_backward(x: FlexTensor, places: FlexTensor, dy: FlexTensor, pool: Pool) -> FlexTensor {
+        if places.dtype() != DType::U8 {
+            return plain::max_pool2d_backward::<Self>(x, places, dy, pool);
+        }
+        let dy = channels_last(dy);
+        let window = window(&x, &pool);
+        let mut dx = Buffer::new(x.layout().num_elements());
+        pool::max_pool_backward(floats(&dy), places.storage::<u8>(), &window, &mut dx);
+        map(dx, dims(&x))
+    }
+
+    fn fused_avg_pool2d_backward(x: FlexTensor, dy: FlexTensor, pool: Pool) -> FlexTensor {
+        if !takes(&x, &pool) || !single(&[&dy]) {
+            return plain::fused_avg_pool2d_backward::<Self>(x, dy, pool);
+        }
+        let dy = channels_last(dy);
+        let window = window(&x, &pool);
+        let mut dx = Buffer::new(x.layout().num_elements());
+        pool::avg_pool_backward(floats(&dy), &window, pool.count_include_pad, &mut dx);
+        map(dx, dims(&x))
+    }
+
+    fn fused_adaptive_avg_pool2d_backward(x: FlexTensor, dy: FlexTensor) -> FlexTensor {
+        if !single(&[&x, &dy]) {
+            return Self::adaptive_avg_pool2d_backward(x, dy);
+        }
+        let dy = channels_last(dy);
+        let shape @ [n, c, h, w] = dims(&x);
+        let [_, _, height, width] = dims(&dy);
+        let mut dx = Buffer::new(n * c * h * w);
+        pool::adaptive_avg_pool_backward(floats(&dy), n, c, [h, w], [height, width], &mut dx);
+        map(dx, shape)
+    }
+
+    fn response_norm_backward(x: FlexTensor, dy: FlexTensor, norm: ResponseNorm) -> FlexTensor {
+        if !single(&[&x, &dy]) || norm.size % 2 == 0 {
+            return plain::response_norm_backward::<Self>(x, dy, norm);
+        }
+        let (x, dy) = (channels_last(x), channels_last(dy));
+        let shape @ [_, c, _, _] = dims(&x);
+        let mut dx = Buffer::new(x.layout().num_elements());
+        lrn::lrn_backward(floats(&x), floats(&dy), c, &lrn_of(&norm), &mut dx);
+        map(dx, shape)
+    }
+
+    fn channel_slice(x: FlexTensor, first: usize, channels: usize) -> FlexTensor {
+        if !single(&[&x]) {
+            return plain::channel_slice::<Self>(x, first, channels);
+        }
+        let x = channels_last(x);
+        let [n, c, h, w] = dims(&x);
+        let mut out = Buffer::new(n * channels * h * w);
+        join::take(floats(&x), c, first, channels, &mut out);
+        map(out, [n, channels, h, w])
+    }
+
+    fn fused_linear_x_backward(weight: FlexTensor, dy: FlexTensor) -> FlexTensor {
+        if !single(&[&weight, &dy]) {
+            return plain::fused_linear_x_backward::<Self>(weight, dy);
+        }
+        let (weight, dy) = (weight.to_contiguous(), dy.to_contiguous());
+        let job = linear_of(&weight, &dy);
+        let mut dx = Buffer::new(job.rows * job.inputs);
+        job.x_backward(floats(&dy), floats(&weight), &mut dx);
+        tensor(dx, [job.rows, job.inputs])
+    }
+
+    fn fused_linear_weight_backward(x: FlexTensor, dy: FlexTensor) -> FlexTensor {
+        if !single(&[&x, &dy]) {
+            return plain::fused_linear_weight_backward::<Self>(x, dy);
+        }
+        let (x, dy) = (x.to_contiguous(), dy.to_contiguous());
+        let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), dy.layout().shape().dims());
+        let mut dw = Buffer::new(inputs * outputs);
+        Linear { rows, inputs, outputs }.weight_backward(floats(&x), floats(&dy), &mut dw);
+        tensor(dw, [inputs, outputs])
     }
 }
 
@@ -219,6 +313,123 @@ impl Kernels for Flex {
         let pass = Pass::Forward { scale: &scale, shift: &shift, residual, relu: then.relu };
         map(norm::pass(floats(&x), c, pass), shape)
     }
+
+    fn fused_max_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+        if !takes(&x, &pool) {
+            return plain::fused_max_pool2d::<Self>(x, pool);
+        }
+        let x = channels_last(x);
+        let window = window(&x, &pool);
+        let mut y = output(&window);
+        pool::max_pool(floats(&x), &window, &mut y);
+        map(y, shape_of(&window))
+    }
+
+    fn fused_avg_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+        if !takes(&x, &pool) {
+            return plain::fused_avg_pool2d::<Self>(x, pool);
+        }
+        let x = channels_last(x);
+        let window = window(&x, &pool);
+        let mut y = output(&window);
+        pool::avg_pool(floats(&x), &window, pool.count_include_pad, &mut y);
+        map(y, shape_of(&window))
+    }
+
+    fn fused_adaptive_avg_pool2d(x: FlexTensor, size: [usize; 2]) -> FlexTensor {
+        let [n, c, h, w] = dims(&x);
+        if !single(&[&x]) {
+            return Self::adaptive_avg_pool2d(x, size);
+        }
+        if [h, w] == size {
+            return x;
+        }
+        let x = channels_last(x);
+        let mut y = Buffer::new(n * c * size[0] * size[1]);
+        pool::adaptive_avg_pool(floats(&x), n, c, [h, w], size, &mut y);
+        map(y, [n, c, size[0], size[1]])
+    }
+
+    fn response_norm(x: FlexTensor, norm: ResponseNorm) -> FlexTensor {
+        // An even window has its middle elsewhere in PyTorch, whose windows these are, and in Burn.
+        if !single(&[&x]) || norm.size % 2 == 0 {
+            return plain::response_norm::<Self>(x, norm);
+        }
+        let x = channels_last(x);
+        let shape @ [_, c, _, _] = dims(&x);
+        let mut y = Buffer::new(x.layout().num_elements());
+        lrn::lrn(floats(&x), c, &lrn_of(&norm), &mut y);
+        map(y, shape)
+    }
+
+    fn join_channels(maps: Maps<Self>) -> FlexTensor {
+        let maps = maps.into_vec();
+        if !single(&maps.iter().collect::<Vec<_>>()) {
+            return Self::float_cat(maps, 1);
+        }
+        let maps: Vec<FlexTensor> = maps.into_iter().map(channels_last).collect();
+        let [n, _, h, w] = dims(&maps[0]);
+        let parts: Vec<(&[f32], usize)> = maps.iter().map(|map| (floats(map), dims(map)[1])).collect();
+        let channels = parts.iter().map(|&(_, channels)| channels).sum();
+        let mut out = Buffer::new(n * h * w * channels);
+        join::join(&parts, n * h * w, &mut out);
+        map(out, [n, channels, h, w])
+    }
+
+    fn fused_linear(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>) -> FlexTensor {
+        let bias = bias.into_option();
+        if !single(&[&x, &weight]) {
+            return plain::fused_linear::<Self>(x, weight, bias);
+        }
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
+        let bias = bias.as_ref().map(values);
+        let mut y = Buffer::new(rows * outputs);
+        Linear { rows, inputs, outputs }.forward(floats(&x), floats(&weight), bias.as_deref(), &mut y);
+        tensor(y, [rows, outputs])
+    }
+}
+
+/// Whether the fast poolings take it: a place in a window is kept in a byte.
+fn takes(x: &FlexTensor, pool: &Pool) -> bool {
+    single(&[x]) && pool.kernel[0] * pool.kernel[1] <= 256
+}
+
+fn window(x: &FlexTensor, pool: &Pool) -> Window {
+    let [n, channels, h, w] = dims(x);
+    let along = |axis: usize, size: usize| {
+        let [kernel, stride, padding] = [pool.kernel, pool.stride, pool.padding].map(|sizes| sizes[axis]);
+        let room = (size + 2 * padding).saturating_sub(kernel);
+        let windows = if pool.ceil_mode { room.div_ceil(stride) } else { room / stride } + 1;
+        // As in PyTorch, no window begins in the padding after the input.
+        if pool.ceil_mode && (windows - 1) * stride >= size + padding { windows - 1 } else { windows }
+    };
+    Window {
+        n,
+        channels,
+        input: [h, w],
+        output: [along(0, h), along(1, w)],
+        kernel: pool.kernel,
+        stride: pool.stride,
+        padding: pool.padding,
+    }
+}
+
+fn shape_of(window: &Window) -> [usize; 4] {
+    [window.n, window.channels, window.output[0], window.output[1]]
+}
+
+fn output(window: &Window) -> Buffer {
+    Buffer::new(shape_of(window).iter().product())
+}
+
+fn lrn_of(norm: &ResponseNorm) -> Lrn {
+    Lrn { size: norm.size, alpha: norm.alpha as f32, beta: norm.beta as f32, k: norm.k as f32 }
+}
+
+fn linear_of(weight: &FlexTensor, dy: &FlexTensor) -> Linear {
+    let ([inputs, outputs], [rows, _]) = (weight.layout().shape().dims(), dy.layout().shape().dims());
+    Linear { rows, inputs, outputs }
 }
 
 /// The scale and the shift of a norm.

@@ -1,0 +1,326 @@
+//! Linear maps `y = x · w + b` of few rows and many weights: the weights go through memory once.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+
+use super::{
+    conv::panel_width,
+    memory::Buffer,
+    parallel::{Shared, part, tasks, threads},
+    tile::{Tile, WIDTH, accumulate, accumulate_outer, even_rows, load, load_part, rows, store_part, with_tile},
+};
+
+/// Sizes of a linear map.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Columns of `x`, rows of `w`.
+    pub inputs: usize,
+    /// Columns of `w` and `y`.
+    pub outputs: usize,
+}
+
+/// Rows of weights that are gone over together.
+const DEPTH: usize = 64;
+/// Rows of weights whose products with the gradients are summed side by side.
+const DOTS: usize = 4;
+/// Rows of gradients beside them.
+const AT_ONCE: usize = 6;
+
+impl Linear {
+    /// `y = x · w + bias`.
+    pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+        self.check(x, w, y);
+        let width = panel_width();
+        // The columns that do not fill a panel, as one of their own.
+        let [whole, rest] = [self.outputs / width, self.outputs % width];
+        let mut tail = Buffer::zeros(if rest > 0 { self.inputs * width } else { 0 });
+        for (row, from) in tail.chunks_exact_mut(width).zip(w.chunks_exact(self.outputs)) {
+            row[..rest].copy_from_slice(&from[whole * width..]);
+        }
+        match bias {
+            Some(bias) => y.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias)),
+            None => y.fill(0.0),
+        }
+        let out = Shared::new(y);
+        let panels = self.outputs.div_ceil(width);
+        let parts = panels.min(4 * threads());
+        let arch = Arch::new();
+        tasks(parts, |index| {
+            arch.dispatch(Columns { job: self, x, w, tail: &tail, panels: part(panels, parts, index, 1), out });
+        });
+    }
+
+    /// `dw = xᵀ · dy`.
+    pub fn weight_backward(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+        self.check(x, dw, dy);
+        // Whole panels of gradients, the last filled up with zeros.
+        let pitch = self.outputs.next_multiple_of(panel_width());
+        let mut padded = Buffer::zeros(self.rows * pitch);
+        for (row, dy) in padded.chunks_exact_mut(pitch).zip(dy.chunks_exact(self.outputs)) {
+            row[..self.outputs].copy_from_slice(dy);
+        }
+        let out = Shared::new(dw);
+        let parts = self.inputs.div_ceil(14).min(8 * threads());
+        let arch = Arch::new();
+        tasks(parts, |index| {
+            let inputs = part(self.inputs, parts, index, 14);
+            arch.dispatch(Outer { job: self, x, dy: &padded, pitch, inputs, out });
+        });
+    }
+
+    /// `dx = dy · wᵀ`.
+    pub fn x_backward(&self, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+        self.check(dx, w, dy);
+        let out = Shared::new(dx);
+        let parts = self.inputs.div_ceil(DOTS).min(8 * threads());
+        let arch = Arch::new();
+        tasks(parts, |index| {
+            arch.dispatch(Dots { job: self, dy, w, inputs: part(self.inputs, parts, index, DOTS), out });
+        });
+    }
+
+    fn check(&self, x: &[f32], w: &[f32], y: &[f32]) {
+        let Self { rows, inputs, outputs } = *self;
+        assert_eq!([x.len(), w.len(), y.len()], [rows * inputs, inputs * outputs, rows * outputs], "{self:?}");
+    }
+}
+
+struct Columns<'a> {
+    job: &'a Linear,
+    x: &'a [f32],
+    w: &'a [f32],
+    tail: &'a [f32],
+    panels: Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for Columns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Linear { rows: count, inputs, outputs } = *self.job;
+        let width = WIDTH * S::F32_LANES;
+        let most = even_rows(count, rows::<S>());
+        let mut depth = 0;
+        while depth < inputs {
+            let k = DEPTH.min(inputs - depth);
+            for panel in self.panels.clone() {
+                let first = panel * width;
+                let (weights, stride) = if first + width <= outputs {
+                    (self.w[depth * outputs + first..].as_ptr(), outputs)
+                } else {
+                    (self.tail[depth * width..].as_ptr(), width)
+                };
+                let mut row = 0;
+                while row < count {
+                    let rows = most.min(count - row);
+                    with_tile!(rows, WIDTH, columns::<S>(simd, &self, row, depth, k, first, weights, stride));
+                    row += rows;
+                }
+            }
+            depth += k;
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn columns<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    task: &Columns<'_>,
+    row: usize,
+    depth: usize,
+    k: usize,
+    first: usize,
+    weights: *const f32,
+    stride: usize,
+) {
+    let Linear { inputs, outputs, .. } = *task.job;
+    let lanes = S::F32_LANES;
+    let mut left = [task.x.as_ptr(); M];
+    for m in 0..M {
+        left[m] = left[m].wrapping_add((row + m) * inputs + depth);
+    }
+    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    // SAFETY: each row of `x` has `k` values from `depth` on, and the weights `k` rows of a whole panel; the columns
+    // of the output are this task's alone.
+    unsafe {
+        accumulate(simd, &mut tile, &left, weights, stride, k);
+        let sums = tile;
+        for n in 0..N {
+            let column = first + n * lanes;
+            if column < outputs {
+                let count = lanes.min(outputs - column);
+                for m in 0..M {
+                    let at = task.out.at((row + m) * outputs + column);
+                    store_part(simd, at, count, simd.add_f32s(load_part(simd, at, count), sums[m][n]));
+                }
+            }
+        }
+    }
+}
+
+struct Outer<'a> {
+    job: &'a Linear,
+    x: &'a [f32],
+    dy: &'a [f32],
+    pitch: usize,
+    inputs: Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for Outer<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let width = WIDTH * S::F32_LANES;
+        let most = even_rows(self.inputs.len(), rows::<S>());
+        let mut read = Vec::with_capacity(self.job.rows);
+        for row in 0..self.job.rows {
+            read.push(self.x[row * self.job.inputs..].as_ptr());
+        }
+        let mut input = self.inputs.start;
+        while input < self.inputs.end {
+            let rows = most.min(self.inputs.end - input);
+            let mut first = 0;
+            while first < self.job.outputs {
+                with_tile!(rows, WIDTH, outer::<S>(simd, &self, &read, input, first));
+                first += width;
+            }
+            input += rows;
+        }
+    }
+}
+
+#[inline(always)]
+fn outer<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    task: &Outer<'_>,
+    read: &[*const f32],
+    input: usize,
+    first: usize,
+) {
+    let outputs = task.job.outputs;
+    let lanes = S::F32_LANES;
+    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    // SAFETY: each row of `x` has `M` values from `input` on, each of the gradients a whole panel from `first` on; the
+    // rows of the output are this task's alone.
+    unsafe {
+        accumulate_outer(simd, &mut tile, read, input, task.dy.as_ptr().wrapping_add(first), task.pitch);
+        let sums = tile;
+        for m in 0..M {
+            for n in 0..N {
+                let column = first + n * lanes;
+                if column < outputs {
+                    let count = lanes.min(outputs - column);
+                    store_part(simd, task.out.at((input + m) * outputs + column), count, sums[m][n]);
+                }
+            }
+        }
+    }
+}
+
+struct Dots<'a> {
+    job: &'a Linear,
+    dy: &'a [f32],
+    w: &'a [f32],
+    inputs: Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Linear { rows, inputs, outputs } = *self.job;
+        let lanes = S::F32_LANES;
+        let mut input = self.inputs.start;
+        while input < self.inputs.end {
+            let dots = DOTS.min(self.inputs.end - input);
+            let mut row = 0;
+            while row < rows {
+                let at_once = AT_ONCE.min(rows - row);
+                let mut sums = [[simd.splat_f32s(0.0); AT_ONCE]; DOTS];
+                let mut column = 0;
+                while column < outputs {
+                    let count = lanes.min(outputs - column);
+                    let mut weights = [simd.splat_f32s(0.0); DOTS];
+                    // SAFETY: `count` columns are left of each row; a row that is one too many repeats the last.
+                    unsafe {
+                        for d in 0..DOTS {
+                            let at = (input + d.min(dots - 1)) * outputs + column;
+                            let from = self.w.as_ptr().wrapping_add(at);
+                            weights[d] = if count == lanes { load::<S>(from) } else { load_part(simd, from, count) };
+                        }
+                        for r in 0..AT_ONCE {
+                            let at = (row + r.min(at_once - 1)) * outputs + column;
+                            let from = self.dy.as_ptr().wrapping_add(at);
+                            let dy = if count == lanes { load::<S>(from) } else { load_part(simd, from, count) };
+                            for d in 0..DOTS {
+                                sums[d][r] = simd.mul_add_e_f32s(dy, weights[d], sums[d][r]);
+                            }
+                        }
+                    }
+                    column += lanes;
+                }
+                let totals = sums;
+                for d in 0..dots {
+                    for r in 0..at_once {
+                        // SAFETY: the columns of `dx` are this task's alone.
+                        unsafe {
+                            self.out.at((row + r) * inputs + input + d).write(simd.reduce_sum_f32s(totals[d][r]));
+                        }
+                    }
+                }
+                row += at_once;
+            }
+            input += dots;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::testing::Random;
+
+    #[test]
+    fn equals_the_plain_sums() {
+        let mut random = Random::new(5);
+        for [rows, inputs, outputs] in [[1, 1, 1], [3, 70, 10], [8, 130, 64], [17, 65, 100], [2, 29, 33], [33, 5, 7]] {
+            let job = Linear { rows, inputs, outputs };
+            let [x, w, dy] = [rows * inputs, inputs * outputs, rows * outputs].map(|len| random.floats(len));
+            let bias = random.floats(outputs);
+            let close = |found: &[f32], wanted: &dyn Fn(usize, usize) -> f64, columns: usize, what: &str| {
+                for (index, &found) in found.iter().enumerate() {
+                    let wanted = wanted(index / columns, index % columns);
+                    assert!((f64::from(found) - wanted).abs() < 2e-5, "{what} of {job:?} at {index}: {found} {wanted}");
+                }
+            };
+            let at = |m: &[f32], row: usize, columns: usize, column: usize| f64::from(m[row * columns + column]);
+
+            let mut y = vec![f32::NAN; rows * outputs];
+            job.forward(&x, &w, Some(&bias), &mut y);
+            let wanted = |n: usize, o: usize| {
+                (0..inputs).map(|i| at(&x, n, inputs, i) * at(&w, i, outputs, o)).sum::<f64>() + f64::from(bias[o])
+            };
+            close(&y, &wanted, outputs, "output");
+            let mut dw = vec![f32::NAN; inputs * outputs];
+            job.weight_backward(&x, &dy, &mut dw);
+            let wanted =
+                |i: usize, o: usize| (0..rows).map(|n| at(&x, n, inputs, i) * at(&dy, n, outputs, o)).sum::<f64>();
+            close(&dw, &wanted, outputs, "weight gradient");
+            let mut dx = vec![f32::NAN; rows * inputs];
+            job.x_backward(&dy, &w, &mut dx);
+            let wanted =
+                |n: usize, i: usize| (0..outputs).map(|o| at(&dy, n, outputs, o) * at(&w, i, outputs, o)).sum::<f64>();
+            close(&dx, &wanted, inputs, "input gradient");
+        }
+    }
+}
