@@ -141,15 +141,30 @@ impl Packed {
             let (panel, index) = (task / parts, task % parts);
             let first = panel * width;
             let count = width.min(channels - first);
-            for k_index in part(k, parts, index, 1) {
-                let row = |tap: usize| ((panel * taps + tap) * k + k_index) * width;
+            let copy = |k_index: usize, lane: usize| {
+                let source = if lane < count { order.at(k_index, first + lane) } else { None };
+                for tap in 0..taps {
+                    let from = if order.turned { taps - 1 - tap } else { tap };
+                    let value = source.map_or(0.0, |source| weights[source + from]);
+                    // SAFETY: each task has its own `k` of its own panel.
+                    unsafe { out.at(((panel * taps + tap) * k + k_index) * width + lane).write(value) };
+                }
+            };
+            // Along the inputs of an output, whose weights lie together.
+            let range = part(k, parts, index, 1);
+            if order.transposed {
+                for k_index in range {
+                    for lane in 0..width {
+                        copy(k_index, lane);
+                    }
+                }
+                return;
+            }
+            let together = 16.max(256 / taps);
+            for start in range.clone().step_by(together) {
                 for lane in 0..width {
-                    let source = if lane < count { order.at(k_index, first + lane) } else { None };
-                    for tap in 0..taps {
-                        let from = if order.turned { taps - 1 - tap } else { tap };
-                        let value = source.map_or(0.0, |source| weights[source + from]);
-                        // SAFETY: each task has its own `k` of its own panel.
-                        unsafe { out.at(row(tap) + lane).write(value) };
+                    for k_index in start..range.end.min(start + together) {
+                        copy(k_index, lane);
                     }
                 }
             }
@@ -275,7 +290,11 @@ impl Product<'_> {
         }
         let panels = channels.div_ceil(panel_width());
         let bytes = k.max(16) * size_of::<f32>() * self.stride[0] * self.stride[1];
-        let chunk = (CHUNK / bytes).clamp(56, 1792).min(pixels.div_ceil(threads())).next_multiple_of(14);
+        // Weights that stay in a core's own cache are gone over for each few pixels, whose outputs are then written
+        // together; others as seldom as their pixels stay there.
+        let few = self.weights.data.len() * size_of::<f32>() <= CHUNK;
+        let chunk = if few { 56 } else { (CHUNK / bytes).clamp(56, 1792) };
+        let chunk = chunk.min(pixels.div_ceil(threads())).next_multiple_of(14);
         let chunks = pixels.div_ceil(chunk);
         let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
         let zeros = vec![0.0; k];
@@ -284,14 +303,50 @@ impl Product<'_> {
         tasks(chunks * groups, |task| {
             let pixels = part(pixels, chunks, task / groups, 14);
             let panels = part(panels, groups, task % groups, 1);
-            arch.dispatch(Task { product: self, zeros: &zeros, out, pixels, panels });
+            let gathered = self.gather(pixels.clone());
+            arch.dispatch(Task { product: self, zeros: &zeros, gathered: gathered.as_deref(), out, pixels, panels });
         });
+    }
+}
+
+/// Whether pixels lie so far apart that those of a tile fall on the same few sets of the first cache.
+pub(super) fn aliases(pitch: usize) -> bool {
+    pitch.is_multiple_of(512)
+}
+
+/// Floats from pixel to pixel of gathered ones.
+pub(super) fn gathered_pitch(k: usize) -> usize {
+    k.next_multiple_of(16) + 16
+}
+
+impl Product<'_> {
+    /// A copy of what 1 × 1 weights read, where it would not fit into the first cache as it lies.
+    fn gather(&self, pixels: std::ops::Range<usize>) -> Option<Buffer> {
+        let [Tap { down: 0, right: 0, .. }] = self.taps else { return None };
+        let [_, k, _] = self.weights.dims();
+        let ([height, width], [x_height, x_width]) = (self.lattice.count, self.x.size);
+        let inside = (height - 1) * self.stride[0] < x_height && (width - 1) * self.stride[1] < x_width;
+        if !aliases(self.x.pitch) || !inside {
+            return None;
+        }
+        let pitch = gathered_pitch(k);
+        let mut gathered = Buffer::new(pixels.len() * pitch);
+        for (row, pixel) in gathered.chunks_exact_mut(pitch).zip(pixels) {
+            let (rest, column) = (pixel / width, pixel % width);
+            let (n, y) = (rest / height, rest % height);
+            let at = (n * x_height + y * self.stride[0]) * x_width + column * self.stride[1];
+            let start = at * self.x.pitch + self.x.offset;
+            row[..k].copy_from_slice(&self.x.data[start..start + k]);
+        }
+        Some(gathered)
     }
 }
 
 struct Task<'a> {
     product: &'a Product<'a>,
     zeros: &'a [f32],
+    /// What 1 × 1 weights read for each of the pixels, if they were copied.
+    gathered: Option<&'a [f32]>,
     out: Shared<'a, f32>,
     pixels: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
@@ -359,6 +414,14 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
                 let pixel = image[m] + down as usize * x_width + right as usize;
                 check!(pixel * x.pitch + x.offset + k <= x.data.len());
                 left[m] = x.data.as_ptr().wrapping_add(pixel * x.pitch + x.offset);
+            }
+        }
+        if let Some(gathered) = task.gathered {
+            let pitch = gathered_pitch(k);
+            for m in 0..M {
+                let row = start - task.pixels.start + m;
+                check!((row + 1) * pitch <= gathered.len());
+                left[m] = gathered.as_ptr().wrapping_add(row * pitch);
             }
         }
         let at = (panel * product.weights.taps + tap.index) * k * width;

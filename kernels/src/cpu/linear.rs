@@ -22,12 +22,16 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// Rows of weights that are gone over together.
-const DEPTH: usize = 64;
+/// Rows of weights that are gone over together: as many streams as the processor fetches ahead.
+const DEPTH: usize = 8;
+/// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
+const PACKED_DEPTH: usize = 192;
 /// Rows of weights whose products with the gradients are summed side by side.
-const DOTS: usize = 4;
+const DOTS: usize = 3;
 /// Rows of gradients beside them.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
+/// Columns that are gone over together: gradients of many rows stay in the second cache.
+const ACROSS: usize = 2048;
 
 impl Linear {
     /// `y = x · w + bias`.
@@ -46,7 +50,7 @@ impl Linear {
         }
         let out = Shared::new(y);
         let panels = self.outputs.div_ceil(width);
-        let parts = panels.min(4 * threads());
+        let parts = panels.min(2 * threads());
         let arch = Arch::new();
         tasks(parts, |index| {
             arch.dispatch(Columns { job: self, x, w, tail: &tail, panels: part(panels, parts, index, 1), out });
@@ -105,16 +109,25 @@ impl WithSimd for Columns<'_> {
         let Linear { rows: count, inputs, outputs } = *self.job;
         let width = WIDTH * S::F32_LANES;
         let most = even_rows(count, rows::<S>());
+        let packs = count > most;
+        let mut packed = Buffer::new(if packs { PACKED_DEPTH * width } else { 0 });
         let mut depth = 0;
         while depth < inputs {
-            let k = DEPTH.min(inputs - depth);
+            let k = if packs { PACKED_DEPTH } else { DEPTH }.min(inputs - depth);
             for panel in self.panels.clone() {
                 let first = panel * width;
-                let (weights, stride) = if first + width <= outputs {
+                let (mut weights, mut stride) = if first + width <= outputs {
                     (self.w[depth * outputs + first..].as_ptr(), outputs)
                 } else {
                     (self.tail[depth * width..].as_ptr(), width)
                 };
+                if packs && stride != width {
+                    for row in 0..k {
+                        let at = (depth + row) * outputs + first;
+                        packed[row * width..(row + 1) * width].copy_from_slice(&self.w[at..at + width]);
+                    }
+                    (weights, stride) = (packed.as_ptr(), width);
+                }
                 let mut row = 0;
                 while row < count {
                     let rows = most.min(count - row);
@@ -240,47 +253,52 @@ impl WithSimd for Dots<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Linear { rows, inputs, outputs } = *self.job;
         let lanes = S::F32_LANES;
-        let mut input = self.inputs.start;
-        while input < self.inputs.end {
-            let dots = DOTS.min(self.inputs.end - input);
-            let mut row = 0;
-            while row < rows {
-                let at_once = AT_ONCE.min(rows - row);
-                let mut sums = [[simd.splat_f32s(0.0); AT_ONCE]; DOTS];
-                let mut column = 0;
-                while column < outputs {
-                    let count = lanes.min(outputs - column);
-                    let mut weights = [simd.splat_f32s(0.0); DOTS];
-                    // SAFETY: `count` columns are left of each row; a row that is one too many repeats the last.
-                    unsafe {
-                        for d in 0..DOTS {
-                            let at = (input + d.min(dots - 1)) * outputs + column;
-                            let from = self.w.as_ptr().wrapping_add(at);
-                            weights[d] = if count == lanes { load::<S>(from) } else { load_part(simd, from, count) };
-                        }
-                        for r in 0..AT_ONCE {
-                            let at = (row + r.min(at_once - 1)) * outputs + column;
-                            let from = self.dy.as_ptr().wrapping_add(at);
-                            let dy = if count == lanes { load::<S>(from) } else { load_part(simd, from, count) };
+        let mut from = 0;
+        while from < outputs {
+            let to = outputs.min(from + ACROSS);
+            let mut input = self.inputs.start;
+            while input < self.inputs.end {
+                let dots = DOTS.min(self.inputs.end - input);
+                let mut row = 0;
+                while row < rows {
+                    let at_once = AT_ONCE.min(rows - row);
+                    let mut sums = [[simd.splat_f32s(0.0); AT_ONCE]; DOTS];
+                    let mut column = from;
+                    while column < to {
+                        let count = lanes.min(to - column);
+                        let mut weights = [simd.splat_f32s(0.0); DOTS];
+                        // SAFETY: `count` columns are left of each row; a row that is one too many repeats the last.
+                        unsafe {
                             for d in 0..DOTS {
-                                sums[d][r] = simd.mul_add_e_f32s(dy, weights[d], sums[d][r]);
+                                let at = (input + d.min(dots - 1)) * outputs + column;
+                                let at = self.w.as_ptr().wrapping_add(at);
+                                weights[d] = if count == lanes { load::<S>(at) } else { load_part(simd, at, count) };
+                            }
+                            for r in 0..AT_ONCE {
+                                let at = (row + r.min(at_once - 1)) * outputs + column;
+                                let at = self.dy.as_ptr().wrapping_add(at);
+                                let dy = if count == lanes { load::<S>(at) } else { load_part(simd, at, count) };
+                                for d in 0..DOTS {
+                                    sums[d][r] = simd.mul_add_e_f32s(dy, weights[d], sums[d][r]);
+                                }
                             }
                         }
+                        column += lanes;
                     }
-                    column += lanes;
-                }
-                let totals = sums;
-                for d in 0..dots {
-                    for r in 0..at_once {
-                        // SAFETY: the columns of `dx` are this task's alone.
-                        unsafe {
-                            self.out.at((row + r) * inputs + input + d).write(simd.reduce_sum_f32s(totals[d][r]));
+                    let totals = sums;
+                    for d in 0..dots {
+                        for r in 0..at_once {
+                            let at = self.out.at((row + r) * inputs + input + d);
+                            let sum = simd.reduce_sum_f32s(totals[d][r]);
+                            // SAFETY: the columns of `dx` are this task's alone.
+                            unsafe { at.write(if from == 0 { sum } else { *at + sum }) };
                         }
                     }
+                    row += at_once;
                 }
-                row += at_once;
+                input += dots;
             }
-            input += dots;
+            from = to;
         }
     }
 }

@@ -2,7 +2,7 @@
 //! system cost more than many an operation that fills them.
 
 use std::{
-    alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error},
+    alloc::{Layout, alloc, dealloc, handle_alloc_error},
     collections::BTreeMap,
     ops::{Deref, DerefMut},
     ptr::NonNull,
@@ -72,9 +72,12 @@ impl Buffer {
         }
         let layout = layout(size);
         // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start.cast()) else { handle_alloc_error(layout) };
+        // Before the first touch, which is what maps the pages.
         advise_huge_pages(start, size);
+        // SAFETY: `size` bytes were allocated, and zero bits are floats.
+        unsafe { start.cast::<u8>().write_bytes(0, size) };
         Self { start, len, size }
     }
 

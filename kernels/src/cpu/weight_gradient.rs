@@ -3,7 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    conv::{Map, Tap, WeightOrder, panel_width},
+    conv::{Map, Tap, WeightOrder, aliases, gathered_pitch, panel_width},
     memory::Buffer,
     parallel::{Shared, part, tasks, threads},
     tile::{Tile, WIDTH, accumulate_outer, even_rows, load, rows, store, with_tile},
@@ -30,24 +30,76 @@ pub struct WeightGradient<'a> {
 /// Pixels of a packed panel of `dy`: it stays in a core's first cache.
 const PIXELS: usize = 128;
 
+/// Sums (bytes) of a task that goes over all channels of some pixels: they stay in a core's second cache.
+const OWN: usize = 256 << 10;
+/// Pixels that are worth sums of their own.
+const PART: usize = 1568;
+
 impl WeightGradient<'_> {
-    /// Computes into `out`, in the given order; see [`WeightOrder`]. Every sum is over the pixels in order, whatever
-    /// the number of threads.
+    /// Computes into `out`, in the given order. What is summed in which order depends on the shapes alone, not on the
+    /// number of threads.
     pub fn run(&self, order: WeightOrder, out: &mut [f32]) {
         let width = panel_width();
         let panels = self.channels.div_ceil(width);
-        // As few parts as keep all threads busy: each packs the panel anew.
-        let parts = match panels {
-            panels if panels % threads() == 0 || panels >= 4 * threads() => 1,
+        let taps = self.taps.len();
+        let floats = panels * taps * self.k * width;
+        let pixels = self.n * self.dy.size[0] * self.dy.size[1];
+        let zeros = vec![0.0; self.k];
+        let arch = Arch::new();
+
+        // Few weights and many pixels: each task takes all weights for some of the pixels. Otherwise some of the
+        // weights for all pixels, in as few tasks as keep all threads busy, since each packs its panel anew.
+        let pixel_parts = if floats * size_of::<f32>() <= OWN { (pixels / PART).clamp(1, 16) } else { 1 };
+        let k_parts = match panels {
+            _ if pixel_parts > 1 => 1,
+            panels if panels.is_multiple_of(threads()) || panels >= 4 * threads() => 1,
             panels => (3 * threads()).div_ceil(panels).min(self.k.div_ceil(8)),
         };
-        let zeros = vec![0.0; self.k];
+        let mut sums = Buffer::zeros(pixel_parts * floats); // [part][panel][tap][k][width]
+        let shared = Shared::new(&mut sums);
+        let task = |pixels, panels, k, sums| arch.dispatch(Task { job: self, zeros: &zeros, sums, pixels, panels, k });
+        if pixel_parts > 1 {
+            tasks(pixel_parts, |index| {
+                task(part(pixels, pixel_parts, index, 1), 0..panels, 0..self.k, shared.from(index * floats));
+            });
+        } else {
+            tasks(panels * k_parts, |index| {
+                let panel = index / k_parts;
+                let k = part(self.k, k_parts, index % k_parts, 1);
+                task(0..pixels, panel..panel + 1, k, shared);
+            });
+        }
+
+        // Part by part, always in the same order.
+        let (first, others) = sums.split_at_mut(floats);
+        let first = Shared::new(first);
+        let chunks = if pixel_parts > 1 { floats.div_ceil(4096) } else { 0 };
+        tasks(chunks, |index| {
+            let range = part(floats, chunks, index, 16);
+            // SAFETY: each task has its own sums.
+            let total = unsafe { first.range(range.clone()) };
+            for other in others.chunks_exact(floats) {
+                for (total, other) in total.iter_mut().zip(&other[range.clone()]) {
+                    *total += other;
+                }
+            }
+        });
+
+        let sums = &sums[..floats];
         let out = Shared::new(out);
-        let arch = Arch::new();
-        tasks(panels * parts, |task| {
-            let channels = part(self.k, parts, task % parts, 1);
-            if !channels.is_empty() {
-                arch.dispatch(Task { job: self, order, zeros: &zeros, out, panel: task / parts, k: channels });
+        let together = 16.max(256 / taps);
+        tasks(panels * self.k.div_ceil(together), |index| {
+            let (panel, block) = (index % panels, index / panels);
+            // Channel by channel, whose weights lie together.
+            for lane in 0..width.min(self.channels - panel * width) {
+                for k in block * together..self.k.min((block + 1) * together) {
+                    let Some(base) = order.at(k, panel * width + lane) else { continue };
+                    for tap in 0..taps {
+                        let at = ((panel * taps + tap) * self.k + k) * width + lane;
+                        // SAFETY: each task has its own weights.
+                        unsafe { out.at(base + tap).write(sums[at]) };
+                    }
+                }
             }
         });
     }
@@ -55,10 +107,11 @@ impl WeightGradient<'_> {
 
 struct Task<'a> {
     job: &'a WeightGradient<'a>,
-    order: WeightOrder,
     zeros: &'a [f32],
-    out: Shared<'a, f32>,
-    panel: usize,
+    /// `[panel][tap][k][width]`.
+    sums: Shared<'a, f32>,
+    pixels: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
     k: std::ops::Range<usize>,
 }
 
@@ -69,45 +122,54 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let job = self.job;
         let width = WIDTH * S::F32_LANES;
-        let first = self.panel * width;
-        let channels = width.min(job.channels - first);
-        let vectors = channels.div_ceil(S::F32_LANES);
         let taps = job.taps.len();
-        let k = self.k.len();
-
-        let mut sums = Buffer::zeros(taps * k * width); // [tap][k][width]
+        let most = even_rows(self.k.len(), rows::<S>());
+        // What 1 × 1 weights read, where it would not fit into the first cache as it lies.
+        let gathers = taps == 1 && aliases(job.x.pitch);
+        let pitch = gathered_pitch(self.k.len());
+        let mut gathered = Buffer::zeros(if gathers { PIXELS * pitch } else { 0 });
         let mut panel = Buffer::zeros(PIXELS * width); // [pixel][width]
         let mut read = vec![self.zeros.as_ptr(); PIXELS];
-        let pixels = job.n * job.dy.size[0] * job.dy.size[1];
-        for start in (0..pixels).step_by(PIXELS) {
-            let count = PIXELS.min(pixels - start);
-            for (p, row) in panel.chunks_exact_mut(width).take(count).enumerate() {
-                let at = (start + p) * job.dy.pitch + job.dy.offset + first;
-                row[..channels].copy_from_slice(&job.dy.data[at..at + channels]);
-            }
-            for tap in 0..taps {
-                look_up(job, job.taps[tap], start, self.zeros, &mut read[..count]);
-                let sums = &mut sums[tap * k * width..(tap + 1) * k * width];
-                let most = even_rows(k, rows::<S>());
-                let mut done = 0;
-                while done < k {
-                    let rows = most.min(k - done);
-                    let offset = self.k.start + done;
-                    let sums = &mut sums[done * width..(done + rows) * width];
-                    with_tile!(rows, vectors, block::<S>(simd, &read[..count], offset, &panel, sums));
-                    done += rows;
+        let mut start = self.pixels.start;
+        while start < self.pixels.end {
+            let count = PIXELS.min(self.pixels.end - start);
+            for index in self.panels.clone() {
+                let first = index * width;
+                let channels = width.min(job.channels - first);
+                let vectors = channels.div_ceil(S::F32_LANES);
+                for p in 0..count {
+                    let at = (start + p) * job.dy.pitch + job.dy.offset + first;
+                    panel[p * width..p * width + channels].copy_from_slice(&job.dy.data[at..at + channels]);
+                    panel[p * width + channels..(p + 1) * width].fill(0.0);
                 }
-            }
-        }
-
-        for k_index in 0..k {
-            for channel in 0..channels {
-                let Some(base) = self.order.at(self.k.start + k_index, first + channel) else { continue };
                 for tap in 0..taps {
-                    // SAFETY: each task has its own weights.
-                    unsafe { self.out.at(base + tap).write(sums[(tap * k + k_index) * width + channel]) };
+                    let mut skip = self.k.start;
+                    look_up(job, job.taps[tap], start, self.zeros, &mut read[..count]);
+                    if gathers {
+                        for p in 0..count {
+                            let row = &mut gathered[p * pitch..p * pitch + self.k.len()];
+                            // SAFETY: a pixel has all `k` channels.
+                            row.copy_from_slice(unsafe {
+                                std::slice::from_raw_parts(read[p].wrapping_add(self.k.start), self.k.len())
+                            });
+                            read[p] = row.as_ptr();
+                        }
+                        skip = 0;
+                    }
+                    let base = (index * taps + tap) * job.k * width;
+                    let mut done = 0;
+                    while done < self.k.len() {
+                        let rows = most.min(self.k.len() - done);
+                        let at = base + (self.k.start + done) * width;
+                        // SAFETY: each task has its own sums.
+                        let sums = unsafe { self.sums.range(at..at + rows * width) };
+                        let offset = skip + done;
+                        with_tile!(rows, vectors, block::<S>(simd, &read[..count], offset, &panel, sums));
+                        done += rows;
+                    }
                 }
             }
+            start += count;
         }
     }
 }
