@@ -1,0 +1,409 @@
+//! Every operation against its plain body in Burn's own operations: outputs and all gradients, over random shapes.
+
+use burn::{
+    nn::LocalResponseNormConfig,
+    tensor::{
+        Device, Tensor, TensorData,
+        activation::relu,
+        module,
+        ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions},
+    },
+};
+use kernels::{After, Pool, ResponseNorm};
+use proptest::prelude::*;
+
+/// Of the largest value.
+const BOUND: f32 = 1e-5;
+/// The same where Winograd's transforms round besides; `winograd_keeps_its_bound` compares those with doubles.
+const WINOGRAD: f32 = 5e-5;
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+    let mut state = seed | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = std::iter::repeat_with(next).skip(8).take(shape.iter().product()).collect();
+    Tensor::from_data(TensorData::new(values, shape), &device()).require_grad()
+}
+
+fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data().iter::<f32>().collect()
+}
+
+#[track_caller]
+fn close(fast: &[f32], plain: &[f32], bound: f32, what: &str) {
+    assert_eq!(fast.len(), plain.len(), "{what}");
+    // Sums of values around 1 that cancel are no more exact than those values.
+    let largest = plain.iter().fold(5e-2f32, |largest, value| largest.max(value.abs()));
+    let difference = fast.iter().zip(plain).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(difference <= bound * largest, "{what}: off by {difference} of {largest}");
+}
+
+/// Compares the output and the gradients of all `inputs` under the same random gradient of the output.
+#[track_caller]
+fn compare<const D: usize, const E: usize>(
+    inputs: &[Tensor<D>],
+    vectors: &[Tensor<1>],
+    bound: f32,
+    fast: impl Fn(&[Tensor<D>], &[Tensor<1>]) -> Tensor<E>,
+    plain: impl Fn(&[Tensor<D>], &[Tensor<1>]) -> Tensor<E>,
+) {
+    let run = |operation: &dyn Fn(&[Tensor<D>], &[Tensor<1>]) -> Tensor<E>| {
+        // Branches, so that gradients are those of this run.
+        let y = operation(inputs, vectors);
+        let direction = random(y.dims(), 99).detach();
+        let gradients = (y.clone() * direction).sum().backward();
+        let mut all = vec![floats(y)];
+        all.extend(inputs.iter().map(|x| floats(x.grad(&gradients).expect("a gradient of each input"))));
+        all.extend(vectors.iter().map(|x| floats(x.grad(&gradients).expect("a gradient of each vector"))));
+        all
+    };
+    for (index, (fast, plain)) in run(&fast).iter().zip(&run(&plain)).enumerate() {
+        close(fast, plain, bound, ["output", "first gradient", "second gradient", "third gradient"][index.min(3)]);
+    }
+}
+
+fn then(y: Tensor<4>, residual: Option<Tensor<4>>, with_relu: bool) -> Tensor<4> {
+    let y = match residual {
+        Some(residual) => y + residual,
+        None => y,
+    };
+    if with_relu { relu(y) } else { y }
+}
+
+#[derive(Debug, Clone)]
+struct Conv {
+    n: usize,
+    channels: [usize; 2],
+    groups: usize,
+    size: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [(usize, usize); 2],
+    dilation: [usize; 2],
+    bias: bool,
+    residual: bool,
+    relu: bool,
+    seed: u64,
+}
+
+fn conv() -> impl Strategy<Value = Conv> {
+    let kernel = prop_oneof![Just([1, 1]), Just([3, 3]), Just([5, 5]), Just([7, 7]), Just([1, 7]), Just([3, 1])];
+    let sizes = (1usize..4, 1usize..40, 1usize..40, prop_oneof![4 => Just(1usize), 1 => 2usize..5]);
+    let window = (kernel, [1usize..4, 1usize..4], [0usize..4, 0usize..4, 0usize..4, 0usize..4], [1usize..3, 1usize..3]);
+    (sizes, window, [1usize..24, 1usize..24], any::<[bool; 3]>(), any::<u64>()).prop_map(
+        |((n, c_in, c_out, groups), (kernel, stride, pads, dilation), size, [bias, residual, relu], seed)| {
+            let padding = [(pads[0], pads[1]), (pads[2], pads[3])];
+            // As large as the kernel at the least.
+            let reach = |axis: usize| dilation[axis] * (kernel[axis] - 1) + 1;
+            let size = [size[0].max(reach(0)), size[1].max(reach(1))];
+            let channels = [c_in.div_ceil(groups) * groups, c_out.div_ceil(groups) * groups];
+            Conv { n, channels, groups, size, kernel, stride, padding, dilation, bias, residual, relu, seed }
+        },
+    )
+}
+
+fn check_conv(conv: &Conv, bound: f32) {
+    let Conv { n, channels: [c_in, c_out], groups, size: [h, w], kernel: [kh, kw], .. } = *conv;
+    let options = ConvOptions::new_with_padding(conv.stride, conv.padding, conv.dilation, groups);
+    let x = random([n, c_in, h, w], conv.seed);
+    let weight = random([c_out, c_in / groups, kh, kw], conv.seed ^ 1);
+    let mut inputs = vec![x.clone(), weight.clone()];
+    let y = module::conv2d(x, weight, None, options.clone()).dims();
+    if conv.residual {
+        inputs.push(random(y, conv.seed ^ 2));
+    }
+    let vectors: Vec<_> = conv.bias.then(|| random([c_out], conv.seed ^ 3)).into_iter().collect();
+    compare(
+        &inputs,
+        &vectors,
+        bound,
+        |inputs, vectors| {
+            let after = After {
+                scale: None,
+                bias: vectors.first().cloned(),
+                residual: inputs.get(2).cloned(),
+                relu: conv.relu,
+            };
+            kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after)
+        },
+        |inputs, vectors| {
+            let y = module::conv2d(inputs[0].clone(), inputs[1].clone(), vectors.first().cloned(), options.clone());
+            then(y, inputs.get(2).cloned(), conv.relu)
+        },
+    );
+    // In evaluation, with a scale, and again with the weights that were kept.
+    let inputs: Vec<Tensor<4>> = inputs.into_iter().map(|x| x.inner()).collect();
+    let scale = random([c_out], conv.seed ^ 4).inner() + 2.0;
+    let expected = module::conv2d(inputs[0].clone(), inputs[1].clone(), None, options.clone())
+        * scale.clone().reshape([1, c_out, 1, 1]);
+    let expected = floats(then(expected, inputs.get(2).cloned(), conv.relu));
+    for _ in 0..2 {
+        let after = After { scale: Some(scale.clone()), bias: None, residual: inputs.get(2).cloned(), relu: conv.relu };
+        let y = kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after);
+        close(&floats(y), &expected, bound, "evaluation");
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Window {
+    shape: [usize; 4],
+    pool: Pool,
+    seed: u64,
+}
+
+fn window() -> impl Strategy<Value = Window> {
+    let shape = [1usize..4, 1usize..40, 3usize..20, 3usize..20];
+    (shape, [1usize..4, 1usize..4], [1usize..4, 1usize..4], [0usize..2, 0usize..2], any::<[bool; 2]>(), any::<u64>())
+        .prop_map(|(shape, kernel, stride, padding, [ceil_mode, count_include_pad], seed)| {
+            let padding = [padding[0].min(kernel[0] / 2), padding[1].min(kernel[1] / 2)];
+            Window { shape, pool: Pool { kernel, stride, padding, ceil_mode, count_include_pad }, seed }
+        })
+}
+
+fn norm(channels: usize, seed: u64) -> [Tensor<1>; 2] {
+    [random([channels], seed), random([channels], seed ^ 5)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolutions(conv in conv()) {
+        let winograd = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
+        check_conv(&conv, if winograd { WINOGRAD } else { BOUND });
+    }
+
+    #[test]
+    fn norms_of_a_batch(
+        shape in [1usize..4, 1usize..40, 1usize..12, 1usize..12], with_residual: bool, with_relu: bool, seed: u64
+    ) {
+        let [_, c, ..] = shape;
+        let mut inputs = vec![random(shape, seed) * 3.0 + 1.0];
+        inputs[0] = inputs[0].clone().detach().require_grad();
+        if with_residual {
+            inputs.push(random(shape, seed ^ 2));
+        }
+        // Gradients of inputs are small differences of large sums: compared with a small share of the output's scale.
+        compare(
+            &inputs, &norm(c, seed), 2e-5,
+            |x, v| {
+                let weights = [v[0].clone(), v[1].clone()];
+                kernels::batch_norm(x[0].clone(), weights, 1e-3, x.get(1).cloned(), with_relu).0
+            },
+            |x, v| {
+                let result = module::batch_norm_train(x[0].clone(), v[0].clone(), v[1].clone(), 1e-3);
+                then(result.output, x.get(1).cloned(), with_relu)
+            },
+        );
+    }
+
+    #[test]
+    fn norms_in_evaluation(
+        shape in [1usize..4, 1usize..40, 1usize..12, 1usize..12], with_residual: bool, with_relu: bool, seed: u64
+    ) {
+        let [_, c, ..] = shape;
+        let mut inputs = vec![random(shape, seed)];
+        if with_residual {
+            inputs.push(random(shape, seed ^ 2));
+        }
+        compare(
+            &inputs, &norm(c, seed), BOUND,
+            |x, v| {
+                let affine = [v[0].clone(), v[1].clone()];
+                kernels::channel_affine(x[0].clone(), affine, x.get(1).cloned(), with_relu)
+            },
+            |x, v| {
+                let [scale, shift] = [0, 1].map(|i: usize| v[i].clone().reshape([1, c, 1, 1]));
+                then(x[0].clone() * scale + shift, x.get(1).cloned(), with_relu)
+            },
+        );
+    }
+
+    #[test]
+    fn poolings(window in window()) {
+        let Window { shape, pool, seed } = window;
+        let inputs = [random(shape, seed)];
+        compare(
+            &inputs, &[], BOUND,
+            |x, _| kernels::max_pool2d(x[0].clone(), pool),
+            |x, _| {
+                let options = MaxPoolOptions::new(pool.kernel)
+                    .with_stride(pool.stride)
+                    .with_padding(pool.padding)
+                    .with_ceil_mode(pool.ceil_mode);
+                module::max_pool2d(x[0].clone(), options)
+            },
+        );
+        if !pool.ceil_mode {
+            let options = AvgPoolOptions::new(pool.kernel)
+                .with_stride(pool.stride)
+                .with_padding(pool.padding)
+                .with_count_include_pad(pool.count_include_pad);
+            compare(
+                &inputs, &[], BOUND,
+                |x, _| kernels::avg_pool2d(x[0].clone(), pool),
+                |x, _| module::avg_pool2d(x[0].clone(), options.clone()),
+            );
+        }
+    }
+
+    #[test]
+    fn adaptive_averages(
+        shape in [1usize..4, 1usize..40, 1usize..12, 1usize..12], size in [1usize..8, 1usize..8], seed: u64
+    ) {
+        let size = [size[0].min(shape[2]), size[1].min(shape[3])];
+        compare(
+            &[random(shape, seed)], &[], BOUND,
+            |x, _| kernels::adaptive_avg_pool2d(x[0].clone(), size),
+            |x, _| module::adaptive_avg_pool2d(x[0].clone(), size),
+        );
+    }
+
+    #[test]
+    fn response_norms(shape in [1usize..3, 1usize..40, 1usize..6, 1usize..6], size in 1usize..7, seed: u64) {
+        let norm = LocalResponseNormConfig::new(size).with_alpha(0.5).with_beta(0.75);
+        let own = ResponseNorm { size, alpha: 0.5, beta: 0.75, k: norm.k };
+        let module = norm.init();
+        compare(
+            &[random(shape, seed)], &[], BOUND,
+            |x, _| kernels::response_norm(x[0].clone(), own),
+            |x, _| module.forward(x[0].clone()),
+        );
+    }
+
+    #[test]
+    fn joins_and_forks(
+        shape in [1usize..4, 1usize..20, 1usize..8, 1usize..8], others in prop::collection::vec(1usize..20, 0..5),
+        seed: u64
+    ) {
+        let [n, _, h, w] = shape;
+        let mut inputs = vec![random(shape, seed)];
+        inputs.extend(others.iter().map(|&c| random([n, c, h, w], seed ^ c as u64)));
+        compare(
+            &inputs, &[], BOUND,
+            |x, _| kernels::join_channels(x.to_vec()),
+            |x, _| Tensor::cat(x.to_vec(), 1),
+        );
+        compare(
+            &inputs[..1], &[], BOUND,
+            |x, _| {
+                let [a, b, c] = kernels::fork(x[0].clone());
+                a * 2.0 + b.powi_scalar(2) - c
+            },
+            |x, _| x[0].clone() * 2.0 + x[0].clone().powi_scalar(2) - x[0].clone(),
+        );
+    }
+
+    #[test]
+    fn linear_maps(rows in 1usize..20, d in [1usize..90, 1usize..90], with_bias: bool, seed: u64) {
+        let inputs = [random([rows, d[0]], seed), random(d, seed ^ 1)];
+        let bias: Vec<_> = with_bias.then(|| random([d[1]], seed ^ 3)).into_iter().collect();
+        compare(
+            &inputs, &bias, BOUND,
+            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
+            |x, b| module::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
+        );
+    }
+}
+
+/// Large enough that Winograd is chosen, in each of its ways, and the other special paths too.
+#[test]
+fn convolutions_of_the_networks() {
+    let conv = |n, channels, size, kernel, stride, pad, groups| Conv {
+        n,
+        channels,
+        groups,
+        size: [size, size],
+        kernel: [kernel, kernel],
+        stride: [stride, stride],
+        padding: [(pad, pad); 2],
+        dilation: [1, 1],
+        bias: true,
+        residual: true,
+        relu: true,
+        seed: 7,
+    };
+    for (case, bound) in [
+        (conv(2, [3, 64], 40, 7, 2, 3, 1), BOUND),
+        (conv(1, [3, 64], 67, 11, 4, 2, 1), BOUND),
+        (conv(2, [64, 64], 30, 3, 1, 1, 1), WINOGRAD),
+        (conv(1, [96, 208], 14, 3, 1, 1, 1), WINOGRAD),
+        (conv(4, [256, 256], 14, 3, 1, 1, 1), WINOGRAD),
+        (conv(1, [512, 512], 7, 3, 1, 1, 1), WINOGRAD),
+        (conv(2, [64, 128], 15, 3, 2, 1, 1), BOUND),
+        (conv(2, [512, 96], 9, 1, 1, 0, 1), BOUND),
+        (conv(1, [1024, 64], 9, 1, 2, 0, 1), BOUND),
+        (conv(1, [128, 128], 12, 3, 1, 1, 32), BOUND),
+        (conv(1, [24, 24], 12, 3, 1, 1, 24), BOUND),
+        (conv(8, [64, 32], 29, 1, 1, 0, 1), BOUND),
+    ] {
+        check_conv(&case, bound);
+    }
+}
+
+/// Winograd's result against sums in double precision: within 3e-5 of the largest output, where the plain sum in single
+/// precision keeps within 2e-6.
+#[test]
+fn winograd_keeps_its_bound() {
+    for (channels, size) in [(32, 20), (128, 14), (512, 8)] {
+        let x = random([1, channels, size, size], 3).inner();
+        let weight = random([32, channels, 3, 3], 4).inner();
+        let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+        let y = floats(kernels::conv2d(x.clone(), weight.clone(), options, After::default()));
+        let (x, weight) = (floats(x), floats(weight));
+        let mut exact = vec![0f64; 32 * size * size];
+        for (index, sum) in exact.iter_mut().enumerate() {
+            let (o, y, x_at) = (index / (size * size), index / size % size, index % size);
+            for c in 0..channels {
+                for tap in 0..9 {
+                    let (row, column) = (y + tap / 3, x_at + tap % 3);
+                    if (1..=size).contains(&row) && (1..=size).contains(&column) {
+                        let value = x[(c * size + row - 1) * size + column - 1];
+                        *sum += f64::from(value) * f64::from(weight[(o * channels + c) * 9 + tap]);
+                    }
+                }
+            }
+        }
+        let largest = exact.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+        let difference = y.iter().zip(&exact).fold(0f64, |most, (&a, b)| most.max((f64::from(a) - b).abs()));
+        assert!(difference <= 3e-5 * largest, "{channels} channels: off by {difference} of {largest}");
+    }
+}
+
+/// What is kept of weights follows them: changed weights, in place or not, are seen.
+#[test]
+fn kept_weights_follow_the_weights() {
+    let device = Device::flex();
+    let x = Tensor::<4>::ones([1, 16, 8, 8], &device);
+    let options = ConvOptions::new([1, 1], [0, 0], [1, 1], 1);
+    let mut weight = Tensor::<4>::ones([16, 16, 1, 1], &device);
+    for round in 0..4 {
+        let expected = 16.0 * 2f32.powi(round);
+        let y = kernels::conv2d(x.clone(), weight.clone(), options.clone(), After::default());
+        assert!(floats(y).iter().all(|&value| value == expected), "round {round}");
+        weight = weight * 2.0;
+    }
+}
+
+/// The same bits from run to run, and other layouts of the input in memory change nothing.
+#[test]
+fn the_same_bits() {
+    let x = random([2, 64, 14, 14], 1).inner();
+    let weight = random([64, 64, 3, 3], 2).inner();
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    let run = |x: Tensor<4>| floats(kernels::conv2d(x, weight.clone(), options.clone(), After::default()));
+    let first = run(x.clone());
+    assert_eq!(first, run(x.clone()));
+    let turned = x.clone().permute([0, 2, 3, 1]);
+    let data: TensorData = turned.into_data();
+    let again = Tensor::<4>::from_data(data, &Device::flex()).permute([0, 3, 1, 2]);
+    assert_eq!(first, run(again));
+}
