@@ -3,7 +3,7 @@
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::{Deref, DerefMut},
     ptr::NonNull,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -31,16 +31,43 @@ unsafe impl Sync for Buffer {}
 /// What was given back, by size, and counts of bytes.
 #[derive(Default)]
 struct Pool {
-    free: BTreeMap<usize, Vec<NonNull<f32>>>,
+    /// Buffers of a size with the times at which they came back, the oldest first.
+    free: BTreeMap<usize, VecDeque<(u64, NonNull<f32>)>>,
+    time: u64,
     kept: usize,
     live: usize,
     most_live: usize,
 }
 
+impl Pool {
+    /// A kept buffer of `size` bytes or little more.
+    fn take(&mut self, size: usize) -> Option<(usize, NonNull<f32>)> {
+        let (&size, buffers) = self.free.range_mut(size..=size + size / 4).find(|(_, buffers)| !buffers.is_empty())?;
+        let (_, start) = buffers.pop_back()?;
+        self.kept -= size;
+        Some((size, start))
+    }
+
+    fn keep(&mut self, size: usize, start: NonNull<f32>) {
+        self.time += 1;
+        self.kept += size;
+        self.free.entry(size).or_default().push_back((self.time, start));
+        // Never more kept for later than was once in use; what waited longest goes first.
+        while self.kept > self.most_live {
+            let oldest = self.free.iter().filter_map(|(&size, buffers)| Some((buffers.front()?.0, size))).min();
+            let Some((_, size)) = oldest else { break };
+            let Some((_, start)) = self.free.get_mut(&size).and_then(VecDeque::pop_front) else { break };
+            self.kept -= size;
+            // SAFETY: the pool owns it alone.
+            unsafe { free(start, size) };
+        }
+    }
+}
+
 // SAFETY: the pool owns the memory that its pointers mean.
 unsafe impl Send for Pool {}
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), kept: 0, live: 0, most_live: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), time: 0, kept: 0, live: 0, most_live: 0 });
 
 fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,10 +90,10 @@ impl Buffer {
         let size = size_class((len * size_of::<f32>()).max(CACHE_LINE));
         if size >= SMALL {
             let mut pool = pool();
-            pool.live += size;
+            let found = pool.take(size);
+            pool.live += found.map_or(size, |(size, _)| size);
             pool.most_live = pool.most_live.max(pool.live);
-            if let Some(start) = pool.free.get_mut(&size).and_then(Vec::pop) {
-                pool.kept -= size;
+            if let Some((size, start)) = found {
                 return Self { start, len, size };
             }
         }
@@ -105,16 +132,19 @@ impl Drop for Buffer {
         if self.size >= SMALL {
             let mut pool = pool();
             pool.live -= self.size;
-            // Never more kept for later than was once in use.
-            if pool.kept + self.size <= pool.most_live {
-                pool.kept += self.size;
-                pool.free.entry(self.size).or_default().push(self.start);
-                return;
-            }
+            pool.keep(self.size, self.start);
+            return;
         }
-        // SAFETY: allocated with this layout in `new`, and nothing else frees it.
-        unsafe { dealloc(self.start.as_ptr().cast(), layout(self.size)) };
+        // SAFETY: the buffer owns it alone.
+        unsafe { free(self.start, self.size) };
     }
+}
+
+/// # Safety
+/// `start` must have been allocated by `Buffer::new` with this size, and nothing may use it any more.
+unsafe fn free(start: NonNull<f32>, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { dealloc(start.as_ptr().cast(), layout(size)) };
 }
 
 impl Deref for Buffer {

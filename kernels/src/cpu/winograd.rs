@@ -10,7 +10,7 @@ use super::{
     conv::{Epilogue, Packed, Rows, Shape, finish, panel_width},
     memory::Buffer,
     parallel::{Shared, part, tasks, threads},
-    tile::{WIDTH, load, load_part, store},
+    tile::{Tile, WIDTH, accumulate_outer, even_rows, load, load_part, rows, store, with_tile},
 };
 
 /// Side of an output tile.
@@ -22,21 +22,30 @@ const PLACES: usize = IN * IN;
 
 /// Whether Winograd is the faster way: the kernel fits, and what the transformed weights weigh is paid back.
 pub fn wins(shape: &Shape, weights_are_kept: bool) -> bool {
-    let plain = shape.kernel == [3, 3]
+    pays(shape, if weights_are_kept { 15.0 } else { 60.0 })
+}
+
+/// The same for the weight gradient, whose transformed sums are written, read and transformed back.
+pub fn wins_gradient(shape: &Shape) -> bool {
+    pays(shape, 80.0)
+}
+
+/// Whether the products saved outweigh the transforms, those of the weights at so many multiply-adds a float.
+fn pays(shape: &Shape, a_weight: f64) -> bool {
+    let fits = shape.kernel == [3, 3]
         && shape.stride == [1, 1]
         && shape.dilation == [1, 1]
         && shape.groups == 1
         && shape.channels_in >= 16
         && shape.channels_out >= 16;
-    let Some([height, width]) = shape.output().filter(|_| plain) else { return false };
+    let Some([height, width]) = shape.output().filter(|_| fits) else { return false };
     let tiles = shape.n * height.div_ceil(OUT) * width.div_ceil(OUT);
     let (c_in, c_out) = (shape.channels_in as f64, shape.channels_out as f64);
-    // In units of a multiply-add; a float that goes through memory counts as much as the arithmetic done meanwhile.
-    let direct = shape.cost() as f64;
+    // In multiply-adds, or in what else takes as long: a vector of floats through the memory, say.
     let products = (PLACES * tiles) as f64 * c_in * c_out;
     let transforms = tiles as f64 * (c_in + c_out) * 700.0;
-    let weights = PLACES as f64 * c_in * c_out * if weights_are_kept { 15.0 } else { 60.0 };
-    products + transforms + weights < 0.95 * direct
+    let weights = PLACES as f64 * c_in * c_out * a_weight;
+    products + transforms + weights < 0.95 * shape.cost() as f64
 }
 
 /// Transformed weights: `[place][panel][k][width]`.
@@ -160,6 +169,35 @@ fn transform_output<S: Simd>(simd: S, m: [S::f32s; IN]) -> [S::f32s; OUT] {
         fma(simd, 2.0, odd2, odd),
         fma(simd, 4.0, even2, even),
         simd.add_f32s(fma(simd, 8.0, odd2, odd), m[5]),
+    ]
+}
+
+/// A · y, the transpose of [`transform_output`].
+#[inline(always)]
+fn spread_output<S: Simd>(simd: S, y: [S::f32s; OUT]) -> [S::f32s; IN] {
+    let (even, odd) = (simd.add_f32s(y[0], y[2]), simd.add_f32s(y[1], y[3]));
+    let (even2, odd2) = (fma(simd, 4.0, y[2], y[0]), fma(simd, 8.0, y[3], simd.add_f32s(y[1], y[1])));
+    [
+        y[0],
+        simd.add_f32s(even, odd),
+        simd.sub_f32s(even, odd),
+        simd.add_f32s(even2, odd2),
+        simd.sub_f32s(even2, odd2),
+        y[3],
+    ]
+}
+
+/// Gᵀ · m, the transpose of [`transform_kernel`].
+#[inline(always)]
+fn gather_kernel<S: Simd>(simd: S, m: [S::f32s; IN]) -> [S::f32s; 3] {
+    let [sixth, twelfth] = [simd.splat_f32s(1.0 / 6.0), simd.splat_f32s(1.0 / 12.0)];
+    let (even, odd) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[2], m[1]));
+    let (even2, odd2) = (simd.add_f32s(m[3], m[4]), simd.sub_f32s(m[3], m[4]));
+    let outer = simd.mul_f32s(simd.splat_f32s(-1.0 / 6.0), even);
+    [
+        fma(simd, 0.25, m[0], fma(simd, 1.0 / 24.0, even2, outer)),
+        simd.mul_add_e_f32s(sixth, odd, simd.mul_f32s(twelfth, odd2)),
+        simd.add_f32s(simd.mul_add_e_f32s(sixth, even2, outer), m[5]),
     ]
 }
 
@@ -437,6 +475,338 @@ impl WithSimd for Step<'_> {
                 for tile in tiles.clone() {
                     self.output(simd, tile);
                 }
+            }
+        }
+    }
+}
+
+/// The weight gradient of a 3×3 convolution with stride 1, by the transposes of the same transforms.
+pub struct WeightGradient<'a> {
+    /// Images.
+    pub n: usize,
+    /// `[n, h, w, k]`.
+    pub x: &'a [f32],
+    /// Channels of it.
+    pub k: usize,
+    /// `[h, w]`.
+    pub input: [usize; 2],
+    /// `[n, h', w', channels]`.
+    pub dy: &'a [f32],
+    /// Channels of it.
+    pub channels: usize,
+    /// `[h', w']`.
+    pub output: [usize; 2],
+    /// Zeros before the first row and column.
+    pub padding: [isize; 2],
+}
+
+impl WeightGradient<'_> {
+    /// Computes `[channels, k, 3, 3]`. What is summed in which order depends on the shapes alone.
+    pub fn run(&self, out: &mut [f32]) {
+        let width = panel_width();
+        let [rows, columns] = self.output.map(|size| size.div_ceil(OUT));
+        let tiles = self.n * rows * columns;
+        let panels = self.channels.div_ceil(width);
+        let pitches = [self.k.next_multiple_of(width / WIDTH), panels * width];
+        let tile_bytes = PLACES * (pitches[0] + pitches[1]) * size_of::<f32>();
+        let chunks = tiles.div_ceil((TOGETHER / tile_bytes).max(16));
+        let longest = tiles.div_ceil(chunks);
+        let [mut v, mut d] = pitches.map(|pitch| Buffer::new(PLACES * plane(longest, pitch)));
+        let mut sums = Buffer::zeros(PLACES * panels * self.k * width); // [place][panel][k][width]
+        let zeros = vec![0.0; self.k.max(self.channels)];
+        let [v, d, shared] = [Shared::new(&mut v), Shared::new(&mut d), Shared::new(&mut sums)];
+        let arch = Arch::new();
+        for chunk in 0..chunks {
+            let range = part(tiles, chunks, chunk, 1);
+            let step =
+                |what| GradientStep { job: self, start: range.start, what, zeros: &zeros, v, d, sums: shared, longest };
+            let parts = (4 * threads()).min(range.len());
+            tasks(2 * parts, |index| {
+                let some = part(range.len(), parts, index / 2, 1);
+                arch.dispatch(step(if index % 2 == 0 {
+                    GradientWhat::Input(some)
+                } else {
+                    GradientWhat::Output(some)
+                }));
+            });
+            let halves = panels.min(2);
+            tasks(PLACES * halves, |index| {
+                let panels = part(panels, halves, index % halves, 1);
+                arch.dispatch(step(GradientWhat::Products(index / halves, panels, range.len())));
+            });
+        }
+        let out = Shared::new(out);
+        let blocks = self.k.div_ceil(16);
+        tasks(panels * blocks, |index| {
+            let k = part(self.k, blocks, index / panels, 1);
+            arch.dispatch(Gather { job: self, sums: &sums, panel: index % panels, k, out });
+        });
+    }
+}
+
+/// Tiles whose products are summed in registers.
+const TILES: usize = 128;
+
+enum GradientWhat {
+    /// Transform tiles of the input.
+    Input(std::ops::Range<usize>),
+    /// Transform tiles of the output's gradient.
+    Output(std::ops::Range<usize>),
+    /// A place, panels, and the number of tiles.
+    Products(usize, std::ops::Range<usize>, usize),
+}
+
+struct GradientStep<'a> {
+    job: &'a WeightGradient<'a>,
+    /// The first tile of the work.
+    start: usize,
+    what: GradientWhat,
+    zeros: &'a [f32],
+    /// `[place][tile][k]`.
+    v: Shared<'a, f32>,
+    /// `[place][panel][tile][width]`.
+    d: Shared<'a, f32>,
+    /// `[place][panel][k][width]`.
+    sums: Shared<'a, f32>,
+    /// Tiles that the work has room for.
+    longest: usize,
+}
+
+impl GradientStep<'_> {
+    /// Reads the `SIDE × SIDE` pixels of a tile, or zeros where it hangs over, channel by channel.
+    #[inline(always)]
+    fn pixels<const SIDE: usize, const ALL: usize>(
+        &self,
+        map: &[f32],
+        [height, width]: [usize; 2],
+        channels: usize,
+        tile: usize,
+        before: [isize; 2],
+    ) -> [*const f32; ALL] {
+        let [rows, columns] = [self.job.output[0].div_ceil(OUT), self.job.output[1].div_ceil(OUT)];
+        let (n, row, column) = (tile / (rows * columns), tile / columns % rows, tile % columns);
+        let mut read = [self.zeros.as_ptr(); ALL];
+        for i in 0..ALL {
+            let down = (row * OUT + i / SIDE) as isize - before[0];
+            let right = (column * OUT + i % SIDE) as isize - before[1];
+            if (down as usize) < height && (right as usize) < width {
+                let at = ((n * height + down as usize) * width + right as usize) * channels;
+                check!(at + channels <= map.len());
+                read[i] = map.as_ptr().wrapping_add(at);
+            }
+        }
+        read
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(&self, simd: S, tile: usize) {
+        let job = self.job;
+        let read = self.pixels::<IN, PLACES>(job.x, job.input, job.k, self.start + tile, job.padding);
+        let pitch = job.k.next_multiple_of(S::F32_LANES);
+        let plane = plane(self.longest, pitch);
+        let mut channel = 0;
+        while channel < job.k {
+            let count = S::F32_LANES.min(job.k - channel);
+            let mut half = [[simd.splat_f32s(0.0); IN]; IN];
+            for row in 0..IN {
+                let mut d = [simd.splat_f32s(0.0); IN];
+                for column in 0..IN {
+                    let from = read[row * IN + column].wrapping_add(channel);
+                    // SAFETY: `k` channels of a pixel inside the map, or as many zeros.
+                    d[column] = unsafe { load_part(simd, from, count) };
+                }
+                half[row] = transform_input(simd, d);
+            }
+            for column in 0..IN {
+                let mut d = [simd.splat_f32s(0.0); IN];
+                for row in 0..IN {
+                    d[row] = half[row][column];
+                }
+                let v = transform_input(simd, d);
+                for row in 0..IN {
+                    // SAFETY: each task has its own tiles.
+                    unsafe { store::<S>(self.v.at((row * IN + column) * plane + tile * pitch + channel), v[row]) };
+                }
+            }
+            channel += S::F32_LANES;
+        }
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(&self, simd: S, tile: usize) {
+        let job = self.job;
+        let read = self.pixels::<OUT, { OUT * OUT }>(job.dy, job.output, job.channels, self.start + tile, [0, 0]);
+        let width = WIDTH * S::F32_LANES;
+        let pitch = job.channels.next_multiple_of(width);
+        let plane = plane(self.longest, pitch);
+        let zero = simd.splat_f32s(0.0);
+        let mut channel = 0;
+        while channel < pitch {
+            let count = S::F32_LANES.min(job.channels.saturating_sub(channel));
+            let mut half = [[zero; IN]; OUT];
+            for row in 0..OUT {
+                let mut y = [zero; OUT];
+                for column in 0..OUT {
+                    let from = read[row * OUT + column].wrapping_add(channel);
+                    // SAFETY: the channels of a pixel inside the map, or as many zeros.
+                    y[column] = unsafe { load_part(simd, from, count) };
+                }
+                half[row] = spread_output(simd, y);
+            }
+            let at = (channel / width * self.longest + tile) * width + channel % width;
+            for column in 0..IN {
+                let mut y = [zero; OUT];
+                for row in 0..OUT {
+                    y[row] = half[row][column];
+                }
+                let d = spread_output(simd, y);
+                for row in 0..IN {
+                    // SAFETY: each task has its own tiles.
+                    unsafe { store::<S>(self.d.at((row * IN + column) * plane + at), d[row]) };
+                }
+            }
+            channel += S::F32_LANES;
+        }
+    }
+
+    #[inline(always)]
+    fn products<S: Simd>(&self, simd: S, place: usize, panels: std::ops::Range<usize>, tiles: usize) {
+        let job = self.job;
+        let width = WIDTH * S::F32_LANES;
+        let all = job.channels.div_ceil(width);
+        let k_pitch = job.k.next_multiple_of(S::F32_LANES);
+        let v = place * plane(self.longest, k_pitch);
+        let d = place * plane(self.longest, all * width);
+        let most = even_rows(job.k, rows::<S>());
+        let mut read = Vec::with_capacity(TILES);
+        let mut first = 0;
+        // So many tiles that a panel of gradients stays in the first cache.
+        while first < tiles {
+            let last = tiles.min(first + TILES);
+            read.clear();
+            for tile in first..last {
+                read.push(self.v.at(v + tile * k_pitch).cast_const());
+            }
+            for panel in panels.clone() {
+                let gradients = self.d.at(d + (panel * self.longest + first) * width).cast_const();
+                let mut k = 0;
+                while k < job.k {
+                    let rows = most.min(job.k - k);
+                    let at = ((place * all + panel) * job.k + k) * width;
+                    // SAFETY: no other task has this place and panel.
+                    let sums = unsafe { self.sums.range(at..at + rows * width) };
+                    with_tile!(rows, WIDTH, add_products::<S>(simd, &read, k, gradients, sums));
+                    k += rows;
+                }
+            }
+            first = last;
+        }
+    }
+}
+
+/// Adds the products of all tiles, of `M` channels of the input from `k` on with a panel of gradients, to `sums`.
+#[inline(always)]
+fn add_products<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    read: &[*const f32],
+    k: usize,
+    gradients: *const f32,
+    sums: &mut [f32],
+) {
+    let width = WIDTH * S::F32_LANES;
+    assert!(sums.len() >= M * width);
+    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    // SAFETY: `sums` has M rows, as was checked; each row read has M channels from `k` on, and the gradients a panel for
+    // each tile.
+    unsafe {
+        for m in 0..M {
+            for n in 0..N {
+                tile[m][n] = load::<S>(sums.as_ptr().wrapping_add(m * width + n * S::F32_LANES));
+            }
+        }
+        accumulate_outer(simd, &mut tile, read, k, gradients, width);
+        for m in 0..M {
+            for n in 0..N {
+                store::<S>(sums.as_mut_ptr().wrapping_add(m * width + n * S::F32_LANES), tile[m][n]);
+            }
+        }
+    }
+}
+
+impl WithSimd for GradientStep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match &self.what {
+            GradientWhat::Input(tiles) => {
+                for tile in tiles.clone() {
+                    self.input(simd, tile);
+                }
+            }
+            GradientWhat::Output(tiles) => {
+                for tile in tiles.clone() {
+                    self.output(simd, tile);
+                }
+            }
+            GradientWhat::Products(place, panels, tiles) => self.products(simd, *place, panels.clone(), *tiles),
+        }
+    }
+}
+
+struct Gather<'a> {
+    job: &'a WeightGradient<'a>,
+    sums: &'a [f32],
+    panel: usize,
+    k: std::ops::Range<usize>,
+    out: Shared<'a, f32>,
+}
+
+impl WithSimd for Gather<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { job, sums, panel, k, out } = self;
+        let lanes = S::F32_LANES;
+        let width = WIDTH * lanes;
+        let panels = job.channels.div_ceil(width);
+        let zero = simd.splat_f32s(0.0);
+        // Gradients of all taps, [k][tap][width], brought into the weights' order channel by channel.
+        let mut taps = Buffer::new(k.len() * 9 * width);
+        for index in 0..k.len() {
+            for n in 0..WIDTH {
+                let mut half = [[zero; IN]; 3];
+                for column in 0..IN {
+                    let mut m = [zero; IN];
+                    for row in 0..IN {
+                        let place = row * IN + column;
+                        let at = ((place * panels + panel) * job.k + k.start + index) * width + n * lanes;
+                        check!(at + lanes <= sums.len());
+                        // SAFETY: inside the sums.
+                        m[row] = unsafe { load::<S>(sums.as_ptr().wrapping_add(at)) };
+                    }
+                    let m = gather_kernel(simd, m);
+                    for row in 0..3 {
+                        half[row][column] = m[row];
+                    }
+                }
+                for row in 0..3 {
+                    let g = gather_kernel(simd, half[row]);
+                    for column in 0..3 {
+                        let at = (index * 9 + row * 3 + column) * width + n * lanes;
+                        // SAFETY: inside the buffer.
+                        unsafe { store::<S>(taps.as_mut_ptr().wrapping_add(at), g[column]) };
+                    }
+                }
+            }
+        }
+        for lane in 0..width.min(job.channels - panel * width) {
+            let base = ((panel * width + lane) * job.k + k.start) * 9;
+            // SAFETY: each task has its own weights.
+            let out = unsafe { out.range(base..base + k.len() * 9) };
+            for (index, out) in out.iter_mut().enumerate() {
+                *out = taps[index * width + lane];
             }
         }
     }

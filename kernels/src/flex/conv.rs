@@ -264,6 +264,20 @@ pub fn weight_backward(x: FlexTensor, weight: &FlexTensor, dy: FlexTensor, optio
     }
 
     let x = channels_last(x);
+    if winograd::wins_gradient(&shape) {
+        winograd::WeightGradient {
+            n: shape.n,
+            x: floats(&x),
+            k: shape.channels_in,
+            input: shape.input,
+            dy: floats(&dy),
+            channels: shape.channels_out,
+            output: size,
+            padding: [shape.padding[0][0] as isize, shape.padding[1][0] as isize],
+        }
+        .run(&mut out);
+        return tensor(out, weight_dims);
+    }
     let [c_in, c_out] = order(&shape, 0).sizes();
     for group in 0..shape.groups / merged(&shape) {
         WeightGradient {
