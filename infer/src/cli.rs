@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use runtime::{
-    backend::{BackendArgs, BackendSpec},
+    backend::{BackendArgs, BackendSpec, KernelArgs},
     logging::Verbosity,
     progress::Output,
 };
@@ -26,6 +26,9 @@ pub struct Cli {
     /// How much is said on standard error
     #[command(flatten)]
     pub verbosity: Verbosity,
+    /// What runs on the CPU
+    #[command(flatten)]
+    pub kernels: KernelArgs,
 }
 
 impl Cli {

@@ -17,6 +17,7 @@ use crate::{
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init(cli.verbosity);
+    cli.kernels.choose();
     let progress = cli.progress();
     exit::run(|| match &cli.command {
         Command::Classify(args) => classify::run(args, progress),

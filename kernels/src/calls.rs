@@ -14,7 +14,7 @@ use crate::{
     ops::{Kernels, Maps, Maybe, Then},
 };
 
-pub use crate::ops::{Pool, ResponseNorm};
+pub use crate::ops::{Pool, ResponseNorm, Sgd};
 
 /// Whether the fast operations take this tensor: on `flex`, single precision, and [chosen](crate::choose).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
@@ -143,4 +143,17 @@ pub fn join_channels(maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
 /// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x.into_dispatch(), weight.into_dispatch(), maybe(bias)))
+}
+
+/// A step of stochastic gradient descent: the parameter and, with momentum, its velocity; both are overwritten where
+/// nobody else has them. No gradient flows through it.
+pub fn sgd_step<const D: usize>(
+    param: Tensor<D>,
+    gradient: Tensor<D>,
+    velocity: Option<Tensor<D>>,
+    sgd: Sgd,
+) -> (Tensor<D>, Option<Tensor<D>>) {
+    let (param, velocity) =
+        <Dispatch as Kernels>::sgd_step(param.into_dispatch(), gradient.into_dispatch(), maybe(velocity), sgd);
+    (Tensor::from_dispatch(param), (sgd.momentum != 0.0).then(|| Tensor::from_dispatch(velocity)))
 }

@@ -11,6 +11,7 @@ use burn::{
     tensor::ops::ConvOptions,
 };
 
+pub use crate::cpu::sgd::Sgd;
 use crate::{autodiff::Meeting, plain};
 
 /// What follows a convolution or a norm without a pass of its own.
@@ -304,5 +305,16 @@ pub trait Kernels: Gradients {
         #[extension_type] bias: Maybe<Self>,
     ) -> FloatTensor<Self> {
         plain::fused_linear::<Self>(x, weight, bias.into_option())
+    }
+
+    /// A step of stochastic gradient descent: the parameter and its velocity, both overwritten where nobody else has
+    /// them. The first step has no velocity; without momentum there is none to speak of.
+    fn sgd_step(
+        param: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        #[extension_type] velocity: Maybe<Self>,
+        sgd: Sgd,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        plain::sgd_step::<Self>(param, gradient, velocity.into_option(), sgd)
     }
 }

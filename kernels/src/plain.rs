@@ -9,7 +9,7 @@ use burn::{
     tensor::{IntDType, Shape, Slice, ops::ConvOptions},
 };
 
-use crate::ops::{Pool, ResponseNorm, Then};
+use crate::ops::{Pool, ResponseNorm, Sgd, Then};
 
 pub(crate) fn fused_conv2d<B: Backend>(
     x: FloatTensor<B>,
@@ -234,4 +234,25 @@ pub(crate) fn fused_linear_weight_backward<B: Backend>(x: FloatTensor<B>, dy: Fl
 pub(crate) fn row_sums<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [_, columns] = x.shape().dims();
     B::float_reshape(B::float_sum_dim(x, 0), Shape::new([columns]))
+}
+
+pub(crate) fn sgd_step<B: Backend>(
+    param: FloatTensor<B>,
+    mut gradient: FloatTensor<B>,
+    velocity: Option<FloatTensor<B>>,
+    sgd: Sgd,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let times = |x: FloatTensor<B>, factor: f32| B::float_mul_scalar(x, Scalar::Float(f64::from(factor)));
+    if sgd.weight_decay != 0.0 {
+        gradient = B::float_add(times(param.clone(), sgd.weight_decay), gradient);
+    }
+    let mut velocity = velocity
+        .map(|velocity| B::float_add(times(gradient.clone(), 1.0 - sgd.dampening), times(velocity, sgd.momentum)));
+    if sgd.momentum != 0.0 {
+        let new = velocity.unwrap_or_else(|| gradient.clone());
+        gradient = if sgd.nesterov { B::float_add(times(new.clone(), sgd.momentum), gradient) } else { new.clone() };
+        velocity = Some(new);
+    }
+    let step = times(gradient.clone(), sgd.rate);
+    (B::float_sub(param, step), velocity.unwrap_or(gradient))
 }

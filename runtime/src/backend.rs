@@ -441,6 +441,21 @@ pub struct BackendArgs {
     pub backend: BackendSpec,
 }
 
+/// Which operations run on the CPU, for every command of a binary.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct KernelArgs {
+    /// Which operations networks run on the backend `flex`: `fast` are Hearth's own, `plain` are Burn's, for comparison
+    #[arg(long, global = true, value_name = "fast|plain", default_value_t)]
+    pub kernels: kernels::Choice,
+}
+
+impl KernelArgs {
+    /// Has them run from now on.
+    pub fn choose(self) {
+        kernels::choose(self.kernels);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

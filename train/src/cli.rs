@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::BadSamples;
 use models::Architecture;
-use runtime::{backend::BackendArgs, exit};
+use runtime::{
+    backend::{BackendArgs, BackendSpec, KernelArgs},
+    exit,
+};
 use zoo::LoadOptions;
 
 use crate::{
@@ -28,6 +31,9 @@ pub struct Cli {
 
     #[command(flatten)]
     pub pretrain: PretrainArgs,
+
+    #[command(flatten)]
+    pub kernels: KernelArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +52,63 @@ pub enum Command {
     Report(ReportArgs),
     /// Repeat an experiment of a paper
     Study(StudyArgs),
+    /// Measure how fast networks train, and in how much memory
+    Bench(BenchArgs),
+}
+
+/// Measures how fast networks train, and in how much memory.
+///
+/// Random images and labels go through whole steps of training: normalising, forward, backward, SGD with momentum and
+/// weight decay. Each row is measured in a process of its own.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The architectures (`infer models` lists them), with weights drawn at random; by default one of each family
+    #[arg(value_name = "ARCH")]
+    pub architectures: Vec<Architecture>,
+
+    /// Images a step, each number a row
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_sizes: Vec<u32>,
+
+    /// Side of the images in pixels; the network's own by default
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub size: Option<u32>,
+
+    /// Classes
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub classes: u32,
+
+    /// In what convolutions and linear maps compute
+    #[arg(long, value_name = "f32|bf16|f16", default_value = "f32", value_parser = ["f32", "bf16", "f16"])]
+    pub dtype: String,
+
+    /// Threads of the CPU backends; by default as many as there are cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+
+    /// Steps that are timed
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub iters: u32,
+
+    /// Steps before those
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub warmup: u32,
+
+    /// A row with the fast kernels and one with Burn's own operations
+    #[arg(long)]
+    pub both: bool,
+
+    /// The backend and its device (may be repeated, each a row); the first that is compiled in by default
+    #[arg(short, long = "backend", value_name = "NAME[:DEVICE]")]
+    pub backends: Vec<BackendSpec>,
+
+    /// How results are printed, row by row
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub format: LogFormat,
+
+    /// Measure the one row asked for in this process
+    #[arg(long, hide = true)]
+    pub in_process: bool,
 }
 
 #[derive(Debug, Args)]

@@ -30,6 +30,7 @@ use runtime::exit::{self, ExitCode};
 fn main() -> ExitCode {
     exit::run(|| {
         let cli = cli::Cli::parse();
+        cli.kernels.choose();
         match &cli.command {
             None => command::pretrain::run(&cli.pretrain),
             Some(Command::Pretrain(args)) => command::pretrain::run(args),
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             Some(Command::Recipes(args)) => command::recipes::run(args),
             Some(Command::Report(args)) => command::report::run(args),
             Some(Command::Study(args)) => command::study::run(args),
+            Some(Command::Bench(args)) => command::bench::run(args),
         }
     })
 }

@@ -3,10 +3,10 @@
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
     optim::{
-        AdamWConfig, GradientsParams, LambConfig, ModuleOptimizer, Optimizer as BurnOptimizer, RmsPropConfig,
-        SgdConfig, decay::WeightDecayConfig, momentum::MomentumConfig,
+        AdamWConfig, GradientsParams, LambConfig, ModuleOptimizer, Optimizer as BurnOptimizer, RecordState,
+        RmsPropConfig, StateSink, StateSource, decay::WeightDecayConfig,
     },
-    tensor::Tensor,
+    tensor::{Device, Tensor},
 };
 
 use crate::recipe::{Optimizer, OptimizerName};
@@ -18,17 +18,8 @@ pub fn build<M: Module>(recipe: &Optimizer, module: &M) -> ModuleOptimizer {
     let (decay, momentum) = (recipe.weight_decay, recipe.momentum.unwrap_or(0.0));
     match recipe.name {
         OptimizerName::Sgd => {
-            let momentum = (momentum > 0.0).then(|| {
-                MomentumConfig::new()
-                    .with_momentum(momentum)
-                    .with_dampening(0.0)
-                    .with_nesterov(recipe.nesterov.unwrap_or(false))
-            });
-            let sgd = |decay: f32| {
-                let decay = (decay > 0.0).then(|| WeightDecayConfig::new(decay));
-                SgdConfig::new().with_momentum(momentum.clone()).with_weight_decay(decay).build()
-            };
-            grouped(sgd, decay, vectors)
+            let nesterov = recipe.nesterov.unwrap_or(false);
+            grouped(|decay| Sgd { momentum: momentum as f32, nesterov, weight_decay: decay }, decay, vectors)
         }
         OptimizerName::AdamW => {
             let [beta_1, beta_2] = recipe.betas.unwrap_or([0.9, 0.999]);
@@ -54,6 +45,81 @@ pub fn build<M: Module>(recipe: &Optimizer, module: &M) -> ModuleOptimizer {
             grouped(build, decay, vectors)
         }
     }
+}
+
+/// SGD as PyTorch has it, in one pass over each parameter where the kernels have it. Its records are those of Burn's own
+/// `Sgd`, and so are its numbers.
+#[derive(Debug, Clone)]
+pub struct Sgd {
+    pub momentum: f32,
+    pub nesterov: bool,
+    pub weight_decay: f32,
+}
+
+/// The velocity, with momentum. Burn's own state keeps it out of reach.
+#[derive(Clone)]
+pub struct SgdState<const D: usize>(Option<Tensor<D>>);
+
+/// Where Burn's records have it.
+const VELOCITY: &str = "momentum.velocity";
+
+impl<const D: usize> RecordState for SgdState<D> {
+    fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
+        if let Some(velocity) = &self.0 {
+            out.push_tensor(prefix, VELOCITY, velocity.to_data());
+        }
+    }
+
+    fn state_unflatten(prefix: &str, source: &mut StateSource, device: &Device) -> Option<Self> {
+        Some(Self(source.take_tensor(prefix, VELOCITY).map(|data| Tensor::from_data(data, device))))
+    }
+}
+
+impl BurnOptimizer for Sgd {
+    type State<const D: usize> = SgdState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        rate: f64,
+        tensor: Tensor<D>,
+        gradient: Tensor<D>,
+        state: Option<SgdState<D>>,
+    ) -> (Tensor<D>, Option<SgdState<D>>) {
+        let velocity = state.and_then(|state| state.0);
+        let Self { momentum, nesterov, weight_decay } = *self;
+        let settings = kernels::Sgd { rate: rate as f32, momentum, dampening: 0.0, nesterov, weight_decay };
+        let (tensor, velocity) = if kernels::accelerates(&tensor) {
+            kernels::sgd_step(tensor, gradient, velocity, settings)
+        } else {
+            plain_sgd_step(tensor, gradient, velocity, settings)
+        };
+        (tensor, Some(SgdState(velocity)))
+    }
+
+    fn to_device<const D: usize>(state: SgdState<D>, device: &Device) -> SgdState<D> {
+        SgdState(state.0.map(|velocity| velocity.to_device(device)))
+    }
+}
+
+fn plain_sgd_step<const D: usize>(
+    tensor: Tensor<D>,
+    mut gradient: Tensor<D>,
+    velocity: Option<Tensor<D>>,
+    settings: kernels::Sgd,
+) -> (Tensor<D>, Option<Tensor<D>>) {
+    let kernels::Sgd { rate, momentum, nesterov, weight_decay, .. } = settings;
+    if weight_decay != 0.0 {
+        gradient = tensor.clone() * weight_decay + gradient;
+    }
+    if momentum == 0.0 {
+        return (tensor - gradient * rate, None);
+    }
+    let velocity = match velocity {
+        Some(velocity) => gradient.clone() + velocity * momentum,
+        None => gradient.clone(),
+    };
+    let step = if nesterov { velocity.clone() * momentum + gradient } else { velocity.clone() };
+    (tensor - step * rate, Some(velocity))
 }
 
 /// One optimizer for all, or another without weight decay for the group.
@@ -138,6 +204,7 @@ pub fn draw_all<M: Module>(module: M) -> M {
 mod tests {
     use burn::{
         nn::{Linear, LinearConfig},
+        optim::{SgdConfig, momentum::MomentumConfig},
         tensor::{Device, TensorData},
     };
 
@@ -207,6 +274,40 @@ mod tests {
             expected.extend([by_hand(1.0, 1.0, 0.5, nesterov), by_hand(2.0, 1.0, 0.5, nesterov)]);
             let nesterov = format!("optimizer.nesterov={nesterov}");
             assert_close(&step(&["optimizer.weight_decay=0.5", &nesterov], 2), &expected);
+        }
+    }
+
+    /// Bit for bit, and each goes on from the other's record.
+    #[test]
+    fn sgd_is_burn_s_too() {
+        for nesterov in [false, true] {
+            let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0).with_nesterov(nesterov);
+            let burns = || {
+                let decay = Some(WeightDecayConfig::new(0.01));
+                let config = SgdConfig::new().with_momentum(Some(momentum.clone())).with_weight_decay(decay);
+                ModuleOptimizer::from(config.build())
+            };
+            let ours = || ModuleOptimizer::from(Sgd { momentum: 0.9, nesterov, weight_decay: 0.01 });
+            let go = |mut optimizer: ModuleOptimizer, mut linear: Linear| {
+                for _ in 0..5 {
+                    let gradients = gradients(&linear);
+                    linear = optimizer.step(0.1, linear, gradients);
+                }
+                (optimizer, linear)
+            };
+            let device = Device::flex().autodiff();
+            let load = |optimizer: ModuleOptimizer, record, linear: &Linear| {
+                optimizer.load_record(record, linear, &device).unwrap()
+            };
+            let start = linear();
+            let (ours_after, our_linear) = go(ours(), start.clone());
+            let (burns_after, burns_linear) = go(burns(), start);
+            assert_eq!(values(&our_linear), values(&burns_linear));
+            let (_, crossed) = go(load(ours(), burns_after.to_record(), &burns_linear), burns_linear.clone());
+            let (_, back) = go(load(burns(), ours_after.to_record(), &our_linear), our_linear);
+            let (_, straight) = go(burns_after, burns_linear);
+            assert_eq!(values(&crossed), values(&straight));
+            assert_eq!(values(&back), values(&straight));
         }
     }
 

@@ -44,6 +44,7 @@ struct Row {
     size: Size,
     device: String,
     threads: usize,
+    kernels: String,
     folded: bool,
     params: usize,
     iters: usize,
@@ -162,6 +163,7 @@ fn in_child(
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
     }
+    command.args(["--kernels", &kernels::choice().to_string()]);
     command.env("RAYON_NUM_THREADS", threads(args).to_string());
     let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
     Ok(match serde_json::from_slice(&output.stdout) {
@@ -180,7 +182,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         bail!("--in-process takes one --backend and one batch size");
     };
     let device = backend.device()?;
-    let import_rss_mb = peak_rss_mb();
+    let import_rss_mb = environment::peak_rss_mb();
     let (architecture, network, usual_size) = subject(args, &device, output)?;
     let params = network.num_parameters();
     let network = if args.keep_batchnorm { network } else { network.fold_batch_norm() };
@@ -214,6 +216,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         size: if height == width { Size::Square(height) } else { Size::Rectangle([height, width]) },
         device: backend.to_string(),
         threads: threads(args),
+        kernels: kernels::choice().to_string(),
         folded: !args.keep_batchnorm,
         params,
         iters,
@@ -224,7 +227,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         max_s: timed[timed.len() - 1],
         p99_s: timed[(timed.len() * 99).div_ceil(100) - 1],
         images_per_s: batch as f64 / median_s,
-        peak_rss_mb: peak_rss_mb(),
+        peak_rss_mb: environment::peak_rss_mb(),
         import_rss_mb,
         cpu: environment::cpu(),
     };
@@ -241,14 +244,6 @@ fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Archite
     let [architecture] = args.architectures[..] else { bail!("--in-process takes one architecture") };
     let network = NetworkConfig::new(architecture).with_aux_logits(false).init(device);
     Ok((architecture, network, [architecture.default_size(); 2]))
-}
-
-/// The most memory this process has held, in MiB, where the system tells (Linux).
-fn peak_rss_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some((kib / 102.4).round() / 10.0)
 }
 
 impl Row {

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod norm;
 pub mod parallel;
 pub mod pool;
+pub mod sgd;
 #[cfg(test)]
 mod testing;
 pub mod tile;

@@ -22,11 +22,12 @@ use crate::{
         norm::{self, Mask, Pass},
         parallel::{Shared, part, tasks},
         pool::{self, Window},
+        sgd,
     },
-    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Then},
+    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Sgd, Then},
     plain,
 };
-use tensor::{channels_last, dims, floats, map, own_floats, tensor, vector};
+use tensor::{channels_last, dims, floats, map, own_floats, shaped, tensor, vector};
 
 /// Whether all of them are single precision.
 fn single(tensors: &[&FlexTensor]) -> bool {
@@ -387,6 +388,41 @@ impl Kernels for Flex {
         let mut y = Buffer::new(rows * outputs);
         Linear { rows, inputs, outputs }.forward(floats(&x), floats(&weight), bias.as_deref(), &mut y);
         tensor(y, [rows, outputs])
+    }
+
+    fn sgd_step(
+        mut param: FlexTensor,
+        gradient: FlexTensor,
+        velocity: Maybe<Self>,
+        settings: Sgd,
+    ) -> (FlexTensor, FlexTensor) {
+        let velocity = velocity.into_option();
+        let usual = |x: &FlexTensor| single(&[x]) && x.is_contiguous();
+        if !usual(&param) || !single(&[&gradient]) || velocity.as_ref().is_some_and(|velocity| !usual(velocity)) {
+            return plain::sgd_step::<Self>(param, gradient, velocity, settings);
+        }
+        let gradient = gradient.to_contiguous();
+        let started = velocity.is_some();
+        let shape = param.layout().shape().clone();
+        // What is shared is copied first.
+        let own = |mut x: FlexTensor| {
+            if own_floats(&mut x).is_none() {
+                let mut copy = Buffer::new(x.layout().num_elements());
+                copy_all(floats(&x), &mut copy);
+                x = shaped(copy, shape.clone());
+            }
+            x
+        };
+        param = own(param);
+        let mut velocity = match velocity {
+            Some(velocity) => own(velocity),
+            None => shaped(Buffer::new(gradient.layout().num_elements()), shape.clone()),
+        };
+        let (Some(values), Some(speeds)) = (own_floats(&mut param), own_floats(&mut velocity)) else {
+            unreachable!("both have one owner now")
+        };
+        sgd::step(settings, values, floats(&gradient), speeds, started);
+        (param, velocity)
     }
 }
 

@@ -46,7 +46,12 @@ fn bytes(buffer: Buffer) -> Bytes {
 
 /// A tensor of any shape, in its usual order.
 pub fn tensor<const D: usize>(buffer: Buffer, shape: [usize; D]) -> FlexTensor {
-    FlexTensor::new(bytes(buffer), Layout::contiguous(Shape::new(shape)), DType::F32)
+    shaped(buffer, Shape::new(shape))
+}
+
+/// The same.
+pub fn shaped(buffer: Buffer, shape: Shape) -> FlexTensor {
+    FlexTensor::new(bytes(buffer), Layout::contiguous(shape), DType::F32)
 }
 
 /// A vector.

@@ -1,5 +1,6 @@
 //! The commands, a module each.
 
+pub mod bench;
 pub mod finetune;
 pub mod lr_find;
 pub mod pretrain;

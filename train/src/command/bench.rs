@@ -1,0 +1,252 @@
+//! `train bench`: how fast networks train, and in how much memory.
+//!
+//! Each row is measured in a process of its own (`--in-process`), as in `infer bench`: the largest memory of a process
+//! can only grow, and the number of threads is set once.
+
+use std::{
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::Module;
+use burn_train::TrainStep;
+use datasets::{ImageBatch, SampleRng};
+use kernels::Choice;
+use models::{Architecture, NetworkConfig};
+use runtime::{
+    backend::BackendSpec,
+    environment,
+    exit::ExitCode,
+    progress::{Output, Progress, Unit},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    classifier::{Classifier, Task},
+    cli::{BenchArgs, LogFormat},
+    optimizer,
+    recipe::{self, Overrides},
+};
+
+/// One of each family, as the peers' benchmarks time them.
+const USUAL: [Architecture; 5] = [
+    Architecture::ResNet18,
+    Architecture::ResNet50,
+    Architecture::GoogLeNet,
+    Architecture::Vgg16,
+    Architecture::AlexNet,
+];
+
+/// That of the peers' benchmark.
+const RATE: f64 = 0.01;
+
+/// One measurement. The names are those of `infer bench` and of the peers' `bench_model.py`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Row {
+    peer: String,
+    version: String,
+    model: String,
+    mode: String,
+    batch: usize,
+    size: usize,
+    device: String,
+    threads: usize,
+    kernels: String,
+    dtype: String,
+    params: usize,
+    iters: usize,
+    warmup: usize,
+    /// From the first step, which initialises the weights.
+    first_step_s: f64,
+    median_s: f64,
+    min_s: f64,
+    max_s: f64,
+    images_per_s: f64,
+    /// The loss of the last step.
+    last_value: f64,
+    /// The most memory that the process held, and before the network was made; null where the system does not tell.
+    peak_rss_mb: Option<f64>,
+    import_rss_mb: Option<f64>,
+    cpu: String,
+}
+
+pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if args.in_process {
+        return in_process(args);
+    }
+    let architectures = if args.architectures.is_empty() { USUAL.to_vec() } else { args.architectures.clone() };
+    let backends = if args.backends.is_empty() { vec![BackendSpec::default()] } else { args.backends.clone() };
+    for backend in &backends {
+        backend.device()?;
+    }
+    let choices = if args.both { vec![Choice::Plain, Choice::Fast] } else { vec![kernels::choice()] };
+    let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
+    let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), Output::from_quiet(false));
+    if args.format == LogFormat::Text {
+        runtime::progress::suspend(|| println!("{}", Row::HEADER));
+    }
+    let mut failed = 0;
+    for architecture in &architectures {
+        for backend in &backends {
+            for batch in &args.batch_sizes {
+                for choice in &choices {
+                    match in_child(args, *architecture, backend, *batch, *choice)? {
+                        Ok(row) => runtime::progress::suspend(|| match args.format {
+                            LogFormat::Text => println!("{}", row.text()),
+                            LogFormat::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                        }),
+                        Err(reason) => {
+                            failed += 1;
+                            runtime::progress::suspend(|| {
+                                eprintln!("error: {architecture} on {backend}, {batch} images: {reason}");
+                            });
+                        }
+                    }
+                    progress.inc(1);
+                }
+            }
+        }
+    }
+    progress.finish();
+    Ok(match failed {
+        0 => ExitCode::Success,
+        n if n == total => ExitCode::Failure,
+        _ => ExitCode::SomeInputsFailed,
+    })
+}
+
+fn in_child(
+    args: &BenchArgs,
+    architecture: Architecture,
+    backend: &BackendSpec,
+    batch: u32,
+    choice: Choice,
+) -> Result<Result<Row, String>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut command = Command::new(program);
+    command.args(["bench", architecture.name(), "--in-process", "--backend", &backend.to_string()]);
+    command.args(["--batch-sizes", &batch.to_string(), "--iters", &args.iters.to_string()]);
+    command.args(["--warmup", &args.warmup.to_string(), "--classes", &args.classes.to_string()]);
+    command.args(["--dtype", &args.dtype, "--kernels", &choice.to_string()]);
+    if let Some(size) = args.size {
+        command.args(["--size", &size.to_string()]);
+    }
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    command.env("RAYON_NUM_THREADS", threads(args).to_string());
+    let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
+    Ok(match serde_json::from_slice(&output.stdout) {
+        Ok(row) if output.status.success() => Ok(row),
+        _ => {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
+            Err(format!("{} ({})", last.trim_start_matches("error: "), output.status))
+        }
+    })
+}
+
+fn threads(args: &BenchArgs) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.map_or_else(cores, |threads| threads as usize)
+}
+
+/// The one measurement asked for.
+fn in_process(args: &BenchArgs) -> Result<ExitCode> {
+    let ([backend], [batch], [architecture]) = (&args.backends[..], &args.batch_sizes[..], &args.architectures[..])
+    else {
+        bail!("--in-process takes one architecture, one --backend and one batch size");
+    };
+    let device = backend.device()?.autodiff();
+    let import_rss_mb = environment::peak_rss_mb();
+    let size = args.size.map_or(architecture.default_size(), |size| size as usize);
+    architecture.check_input([size, size])?;
+    let (batch, classes) = (*batch as usize, args.classes as usize);
+    device.seed(0);
+
+    let mut overrides = Overrides::default();
+    overrides.set("architecture", Some(architecture.to_string()));
+    overrides.set("network.dtype", (args.dtype != "f32").then(|| args.dtype.clone()));
+    let recipe = recipe::load("imagenet-classic", &overrides)?;
+    let network = NetworkConfig::new(*architecture).with_num_classes(classes).init(&device);
+    let mut classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
+    let mut optimizer = optimizer::build(&recipe.optimizer, &classifier);
+    let params = classifier.num_params();
+
+    let mut rng = SampleRng::new(0, 0, 0);
+    let images = ImageBatch {
+        images: (0..batch * 3 * size * size).map(|_| rng.below(256) as u8).collect(),
+        shape: [batch, 3, size, size],
+        labels: Some((0..batch).map(|_| rng.below(classes as u64) as u32).collect()),
+        mix: None,
+        indices: (0..batch).collect(),
+        epoch: 0,
+        number: 0,
+    };
+
+    let (warmup, iters) = (args.warmup as usize, args.iters as usize);
+    let mut seconds = Vec::with_capacity(warmup + iters);
+    let mut last_value = f64::NAN;
+    for _ in 0..warmup + iters {
+        let start = Instant::now();
+        // Reading the loss waits for the device.
+        let step = TrainStep::step(&classifier, images.clone());
+        last_value = step.item.score().loss;
+        classifier = TrainStep::optimize(classifier, &mut optimizer, RATE.into(), step.grads);
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    ensure!(last_value.is_finite(), "the loss is not finite");
+    let first_step_s = seconds[0];
+    let mut timed = seconds.split_off(warmup);
+    timed.sort_by(f64::total_cmp);
+    let middle = timed.len() / 2;
+    let median_s = if timed.len() % 2 == 1 { timed[middle] } else { (timed[middle - 1] + timed[middle]) / 2.0 };
+    let row = Row {
+        peer: "hearth".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        model: architecture.to_string(),
+        mode: "train".into(),
+        batch,
+        size,
+        device: backend.to_string(),
+        threads: threads(args),
+        kernels: kernels::choice().to_string(),
+        dtype: args.dtype.clone(),
+        params,
+        iters,
+        warmup,
+        first_step_s,
+        median_s,
+        min_s: timed[0],
+        max_s: timed[timed.len() - 1],
+        images_per_s: batch as f64 / median_s,
+        last_value,
+        peak_rss_mb: environment::peak_rss_mb(),
+        import_rss_mb,
+        cpu: environment::cpu(),
+    };
+    println!("{}", serde_json::to_string(&row)?);
+    Ok(ExitCode::Success)
+}
+
+impl Row {
+    const HEADER: &str =
+        "network             backend     kernels  batch   size    images/s     ms/step   peak MiB        loss";
+
+    fn text(&self) -> String {
+        let memory = self.peak_rss_mb.map_or("-".to_string(), |mib| format!("{mib:.0}"));
+        format!(
+            "{:18}  {:10}  {:7} {:>6} {:>6} {:>11.2} {:>11.1} {memory:>10} {:>11.4}",
+            self.model,
+            self.device,
+            self.kernels,
+            self.batch,
+            self.size,
+            self.images_per_s,
+            1e3 * self.median_s,
+            self.last_value
+        )
+    }
+}
