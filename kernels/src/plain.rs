@@ -74,6 +74,7 @@ pub(crate) fn fused_batch_norm<B: Backend>(
     (finish::<B>(result.output, residual, then), result.mean, result.variance)
 }
 
+#[allow(clippy::too_many_arguments)] // What the forward pass kept, and the gradient.
 pub(crate) fn fused_batch_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     gamma: FloatTensor<B>,

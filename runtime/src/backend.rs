@@ -445,7 +445,14 @@ pub struct BackendArgs {
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct KernelArgs {
     /// Which operations networks run on the backend `flex`: `fast` are Hearth's own, `plain` are Burn's, for comparison
-    #[arg(long, global = true, value_name = "fast|plain", default_value_t)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "fast|plain",
+        env = "HEARTH_KERNELS",
+        hide_env_values = true,
+        default_value_t
+    )]
     pub kernels: kernels::Choice,
 }
 

@@ -295,16 +295,12 @@ mod tests {
                 }
                 (optimizer, linear)
             };
-            let device = Device::flex().autodiff();
-            let load = |optimizer: ModuleOptimizer, record, linear: &Linear| {
-                optimizer.load_record(record, linear, &device).unwrap()
-            };
             let start = linear();
             let (ours_after, our_linear) = go(ours(), start.clone());
             let (burns_after, burns_linear) = go(burns(), start);
             assert_eq!(values(&our_linear), values(&burns_linear));
-            let (_, crossed) = go(load(ours(), burns_after.to_record(), &burns_linear), burns_linear.clone());
-            let (_, back) = go(load(burns(), ours_after.to_record(), &our_linear), our_linear);
+            let (_, crossed) = go(ours().load_record(burns_after.to_record()), burns_linear.clone());
+            let (_, back) = go(burns().load_record(ours_after.to_record()), our_linear);
             let (_, straight) = go(burns_after, burns_linear);
             assert_eq!(values(&crossed), values(&straight));
             assert_eq!(values(&back), values(&straight));

@@ -472,6 +472,27 @@ fn everything_that_a_recipe_can_say_trains() {
 }
 
 #[test]
+fn bench_measures_steps_with_either_kernels() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["bench", "resnet20", "--size", "32", "--batch-sizes", "2", "--iters", "2", "--warmup", "1", "--both"];
+    let out = succeed(home.path(), &args);
+    let rows: Vec<&str> = out.lines().collect();
+    assert!(rows.len() == 3 && rows[1].contains("plain") && rows[2].contains("fast"), "{out}");
+    let json = succeed(home.path(), &[&args[..], &["--format", "json"]].concat());
+    let losses: Vec<f64> = json
+        .lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(row["images_per_s"].as_f64().unwrap() > 0.0 && row["mode"] == "train", "{row}");
+            row["last_value"].as_f64().unwrap()
+        })
+        .collect();
+    // The same weights, images and labels: the same loss, but for rounding.
+    assert!((losses[0] - losses[1]).abs() < 1e-3 * losses[0].abs(), "{losses:?}");
+    assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "a measurement leaves nothing");
+}
+
+#[test]
 fn a_trial_estimates_and_leaves_nothing() {
     let home = TempDir::new().unwrap();
     let printed = succeed(home.path(), &["--dry-run"]);

@@ -478,7 +478,8 @@ pub(super) unsafe fn finish<S: Simd>(
         value = simd.add_f32s(value, residual);
     }
     if epilogue.relu {
-        value = simd.max_f32s(value, simd.splat_f32s(0.0));
+        // In this order what is not a number stays so.
+        value = simd.max_f32s(simd.splat_f32s(0.0), value);
     }
     // SAFETY: the caller's promise.
     unsafe { if full { store::<S>(out.at(at), value) } else { store_part(simd, out.at(at), count, value) } }

@@ -37,23 +37,16 @@ impl Linear {
     /// `y = x · w + bias`.
     pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
         self.check(x, w, y);
-        let width = panel_width();
-        // The columns that do not fill a panel, as one of their own.
-        let [whole, rest] = [self.outputs / width, self.outputs % width];
-        let mut tail = Buffer::zeros(if rest > 0 { self.inputs * width } else { 0 });
-        for (row, from) in tail.chunks_exact_mut(width).zip(w.chunks_exact(self.outputs)) {
-            row[..rest].copy_from_slice(&from[whole * width..]);
-        }
         match bias {
             Some(bias) => y.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias)),
             None => y.fill(0.0),
         }
         let out = Shared::new(y);
-        let panels = self.outputs.div_ceil(width);
+        let panels = self.outputs.div_ceil(panel_width());
         let parts = panels.min(2 * threads());
         let arch = Arch::new();
         tasks(parts, |index| {
-            arch.dispatch(Columns { job: self, x, w, tail: &tail, panels: part(panels, parts, index, 1), out });
+            arch.dispatch(Columns { job: self, x, w, panels: part(panels, parts, index, 1), out });
         });
     }
 
@@ -96,7 +89,6 @@ struct Columns<'a> {
     job: &'a Linear,
     x: &'a [f32],
     w: &'a [f32],
-    tail: &'a [f32],
     panels: Range<usize>,
     out: Shared<'a, f32>,
 }
@@ -109,22 +101,21 @@ impl WithSimd for Columns<'_> {
         let Linear { rows: count, inputs, outputs } = *self.job;
         let width = WIDTH * S::F32_LANES;
         let most = even_rows(count, rows::<S>());
+        // More rows than one tile has, or columns that do not fill a panel.
         let packs = count > most;
-        let mut packed = Buffer::new(if packs { PACKED_DEPTH * width } else { 0 });
+        let mut packed = Buffer::new(PACKED_DEPTH * width);
         let mut depth = 0;
         while depth < inputs {
             let k = if packs { PACKED_DEPTH } else { DEPTH }.min(inputs - depth);
             for panel in self.panels.clone() {
                 let first = panel * width;
-                let (mut weights, mut stride) = if first + width <= outputs {
-                    (self.w[depth * outputs + first..].as_ptr(), outputs)
-                } else {
-                    (self.tail[depth * width..].as_ptr(), width)
-                };
-                if packs && stride != width {
+                let filled = width.min(outputs - first);
+                let (mut weights, mut stride) = (self.w[depth * outputs + first..].as_ptr(), outputs);
+                if packs || filled < width {
                     for row in 0..k {
                         let at = (depth + row) * outputs + first;
-                        packed[row * width..(row + 1) * width].copy_from_slice(&self.w[at..at + width]);
+                        packed[row * width..row * width + filled].copy_from_slice(&self.w[at..at + filled]);
+                        packed[row * width + filled..(row + 1) * width].fill(0.0);
                     }
                     (weights, stride) = (packed.as_ptr(), width);
                 }

@@ -1,4 +1,8 @@
 //! The arithmetic, on slices: it knows nothing of Burn. Maps have their channels last.
+//!
+//! SIMD values live in `#[inline(always)]` functions with plain loops: the closure of an iterator would be compiled
+//! without the processor's features.
+#![allow(clippy::needless_range_loop)]
 
 /// Asserts what the reads and writes of a kernel rely on, in builds with debug assertions or the feature `checked`.
 macro_rules! check {
@@ -22,3 +26,6 @@ mod testing;
 pub mod tile;
 pub mod weight_gradient;
 pub mod winograd;
+
+#[cfg(test)]
+mod tests;

@@ -254,7 +254,8 @@ impl WithSimd for PassTask<'_> {
                                 let residual = load_part(simd, residual.as_ptr().wrapping_add(at), count);
                                 value = simd.add_f32s(value, residual);
                             }
-                            if relu { simd.max_f32s(value, zero) } else { value }
+                            // In this order what is not a number stays so.
+                            if relu { simd.max_f32s(zero, value) } else { value }
                         }
                         Pass::Backward { dy, mask, mean, by_gradient, by_input, constant } => {
                             let mut gradient = load_part(simd, dy.as_ptr().wrapping_add(at), count);

@@ -92,7 +92,7 @@ mod tests {
             for index in 0..parts {
                 let part = part(len, parts, index, unit);
                 assert_eq!(part.start, next);
-                assert!(part.end == len || part.end % unit == 0);
+                assert!(part.end == len || part.end.is_multiple_of(unit));
                 next = part.end;
             }
             assert_eq!(next, len);

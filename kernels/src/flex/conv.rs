@@ -49,7 +49,7 @@ fn output(shape: &Shape) -> [usize; 2] {
 fn merged(shape: &Shape) -> usize {
     let per_group = shape.channels_in / shape.groups;
     let mut merged = 1;
-    while per_group * merged < 16 && shape.groups % (merged * 2) == 0 {
+    while per_group * merged < 16 && shape.groups.is_multiple_of(merged * 2) {
         merged *= 2;
     }
     merged

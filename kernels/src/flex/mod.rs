@@ -209,7 +209,7 @@ impl Gradients for Flex {
     }
 
     fn response_norm_backward(x: FlexTensor, dy: FlexTensor, norm: ResponseNorm) -> FlexTensor {
-        if !single(&[&x, &dy]) || norm.size % 2 == 0 {
+        if !single(&[&x, &dy]) || norm.size.is_multiple_of(2) {
             return plain::response_norm_backward::<Self>(x, dy, norm);
         }
         let (x, dy) = (channels_last(x), channels_last(dy));
@@ -353,7 +353,7 @@ impl Kernels for Flex {
 
     fn response_norm(x: FlexTensor, norm: ResponseNorm) -> FlexTensor {
         // An even window has its middle elsewhere in PyTorch, whose windows these are, and in Burn.
-        if !single(&[&x]) || norm.size % 2 == 0 {
+        if !single(&[&x]) || norm.size.is_multiple_of(2) {
             return plain::response_norm::<Self>(x, norm);
         }
         let x = channels_last(x);

@@ -1,0 +1,203 @@
+//! Billions of operations (a multiply and an add are two) a second, for the shapes of the networks:
+//! `cargo bench -p kernels --features flex --bench operations -- [IMAGES]`.
+//!
+//! Winograd's figures count the operations of the plain sum, so that they can be compared: they may exceed the
+//! arithmetic peak, which the first line estimates by one register tile over data that never leaves the first cache.
+
+use std::{hint::black_box, time::Instant};
+
+use kernels::cpu::{
+    conv::{Epilogue, Lattice, Map, Packed, Product, Shape, WeightOrder, backward_lattices, forward_taps},
+    linear::Linear,
+    parallel,
+    weight_gradient::WeightGradient,
+    winograd,
+};
+
+/// Channels in and out, size of the map, kernel, stride.
+const SHAPES: [[usize; 5]; 16] = [
+    [64, 64, 56, 3, 1],
+    [128, 128, 28, 3, 1],
+    [256, 256, 14, 3, 1],
+    [512, 512, 7, 3, 1],
+    [96, 208, 14, 3, 1],
+    [64, 192, 27, 5, 1],
+    [64, 128, 56, 3, 2],
+    [256, 512, 14, 3, 2],
+    [64, 256, 56, 1, 1],
+    [256, 64, 56, 1, 1],
+    [512, 128, 28, 1, 1],
+    [256, 1024, 14, 1, 1],
+    [1024, 256, 14, 1, 1],
+    [512, 2048, 7, 1, 1],
+    [2048, 512, 7, 1, 1],
+    [1024, 2048, 14, 1, 2],
+];
+
+/// The median of some runs, in seconds.
+fn time(mut work: impl FnMut()) -> f64 {
+    work();
+    let mut seconds: Vec<f64> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn values(count: usize, mut state: u64) -> Vec<f32> {
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    std::iter::repeat_with(next).take(count).collect()
+}
+
+/// A product whose operands stay in the first cache, on every thread.
+fn peak() -> f64 {
+    let (pixels, k, channels, rounds) = (14, 128, 32, 2000);
+    let x = values(pixels * k, 3);
+    let order =
+        WeightOrder { base: 0, taps: 1, inputs: k, outputs: channels, groups: 1, transposed: false, turned: false };
+    let weights = Packed::new(&values(k * channels, 5), order);
+    let taps = forward_taps(&shape(1, [k, channels, 1, 1, 1]));
+    let seconds = time(|| {
+        parallel::tasks(parallel::threads(), |_| {
+            let mut y = vec![0.0; pixels * channels];
+            for _ in 0..rounds {
+                Product {
+                    n: 1,
+                    x: Map { data: &x, size: [1, pixels], pitch: k, offset: 0 },
+                    stride: [1, 1],
+                    taps: &taps,
+                    weights: &weights,
+                    lattice: Lattice::all([1, pixels]),
+                    out_pitch: channels,
+                    out_offset: 0,
+                    epilogue: Epilogue::default(),
+                }
+                .run(&mut y);
+            }
+            black_box(&y);
+        });
+    });
+    (2 * pixels * k * channels * rounds * parallel::threads()) as f64 / seconds * 1e-9
+}
+
+fn shape(n: usize, [channels_in, channels_out, size, kernel, stride]: [usize; 5]) -> Shape {
+    Shape {
+        n,
+        channels_in,
+        channels_out,
+        input: [size, size],
+        kernel: [kernel, kernel],
+        stride: [stride, stride],
+        padding: [[kernel / 2; 2]; 2],
+        dilation: [1, 1],
+        groups: 1,
+    }
+}
+
+fn convolution(n: usize, sizes: [usize; 5]) {
+    let shape = shape(n, sizes);
+    let [c_in, c_out, size, kernel, stride] = sizes;
+    let output @ [height, width] = shape.output().expect("these kernels fit");
+    let (x, dy) = (values(n * size * size * c_in, 1), values(n * height * width * c_out, 2));
+    let weights = values(c_out * c_in * shape.taps(), 3);
+    let [mut y, mut dx, mut dw] = [dy.len(), x.len(), weights.len()].map(|len| vec![0.0; len]);
+    let order = WeightOrder {
+        base: 0,
+        taps: shape.taps(),
+        inputs: c_in,
+        outputs: c_out,
+        groups: 1,
+        transposed: false,
+        turned: false,
+    };
+    let taps = forward_taps(&shape);
+    let rate = |seconds: f64| 2e-9 * shape.cost() as f64 / seconds;
+
+    let packed = Packed::new(&weights, order);
+    let product =
+        |x: &[f32], size, pitch, stride, taps: &[_], weights: &Packed, lattice, out_pitch, out: &mut [f32]| {
+            let x = Map { data: x, size, pitch, offset: 0 };
+            let epilogue = Epilogue::default();
+            Product { n, x, stride, taps, weights, lattice, out_pitch, out_offset: 0, epilogue }.run(out);
+        };
+    let forward = time(|| {
+        product(&x, shape.input, c_in, shape.stride, &taps, &packed, Lattice::all(output), c_out, &mut y);
+    });
+    let transposed = Packed::new(&weights, WeightOrder { transposed: true, ..order });
+    let backward = time(|| {
+        for (lattice, taps) in backward_lattices(&shape) {
+            product(&dy, output, c_out, [1, 1], &taps, &transposed, lattice, c_in, &mut dx);
+        }
+    });
+    let (x_map, dy_map) = (
+        Map { data: &x, size: shape.input, pitch: c_in, offset: 0 },
+        Map { data: &dy, size: output, pitch: c_out, offset: 0 },
+    );
+    let gradient =
+        WeightGradient { n, x: x_map, k: c_in, stride: shape.stride, taps: &taps, dy: dy_map, channels: c_out };
+    let weight_gradient = time(|| gradient.run(order, &mut dw));
+    print!(
+        "{c_in:4} → {c_out:4}, {size:3} px, {kernel}×{kernel}/{stride}: forward {:6.1}  data gradient {:6.1}  weight \
+         gradient {:6.1}",
+        rate(forward),
+        rate(backward),
+        rate(weight_gradient)
+    );
+    if kernel == 3 && stride == 1 {
+        let transformed = winograd::Weights::new(&packed);
+        let padding = [1, 1];
+        let fast = time(|| {
+            winograd::Convolution {
+                n,
+                x: &x,
+                input: shape.input,
+                output,
+                padding,
+                weights: &transformed,
+                epilogue: Epilogue::default(),
+                out_pitch: c_out,
+                out_offset: 0,
+            }
+            .run(&mut y);
+        });
+        let (input, k, channels) = (shape.input, c_in, c_out);
+        let gradient = winograd::WeightGradient { n, x: &x, k, input, dy: &dy, channels, output, padding };
+        let fast_gradient = time(|| gradient.run(&mut dw));
+        print!("  Winograd: forward {:6.1}  weight gradient {:6.1}", rate(fast), rate(fast_gradient));
+    }
+    println!();
+}
+
+fn linear(rows: usize, inputs: usize, outputs: usize) {
+    let job = Linear { rows, inputs, outputs };
+    let (x, w, dy) = (values(rows * inputs, 1), values(inputs * outputs, 2), values(rows * outputs, 3));
+    let [mut y, mut dx, mut dw] = [dy.len(), x.len(), w.len()].map(|len| vec![0.0; len]);
+    let rate = |seconds: f64| 4e-9 * w.len() as f64 / seconds;
+    println!(
+        "linear, {rows} rows, {inputs} → {outputs}, GB/s of weights: forward {:5.1}  data gradient {:5.1}  weight \
+         gradient {:5.1}",
+        rate(time(|| job.forward(&x, &w, None, &mut y))),
+        rate(time(|| job.x_backward(&dy, &w, &mut dx))),
+        rate(time(|| job.weight_backward(&x, &dy, &mut dw)))
+    );
+}
+
+fn main() {
+    let images = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(8);
+    println!("{} threads, {images} images; one tile in the first cache: {:.1}", parallel::threads(), peak());
+    for sizes in SHAPES {
+        convolution(images, sizes);
+    }
+    for [inputs, outputs] in [[9216, 4096], [4096, 4096], [2048, 1000]] {
+        linear(images, inputs, outputs);
+    }
+}
