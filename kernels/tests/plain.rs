@@ -407,3 +407,24 @@ fn the_same_bits() {
     let again = Tensor::<4>::from_data(data, &Device::flex()).permute([0, 3, 1, 2]);
     assert_eq!(first, run(again));
 }
+
+/// An image's result is the same, bit for bit, alone and among others.
+#[test]
+fn results_do_not_depend_on_the_batch() {
+    for [c_in, c_out, size, kernel] in
+        [[64, 64, 14, 3], [512, 512, 7, 3], [96, 208, 14, 3], [256, 64, 14, 1], [3, 64, 40, 7]]
+    {
+        let x = random([20, c_in, size, size], 1).inner();
+        let weight = random([c_out, c_in, kernel, kernel], 2).inner();
+        let options = ConvOptions::new([1, 1], [kernel / 2, kernel / 2], [1, 1], 1);
+        let run = |x: Tensor<4>| floats(kernels::conv2d(x, weight.clone(), options.clone(), After::default()));
+        let all = run(x.clone());
+        let one = run(x.slice([7..8, 0..c_in, 0..size, 0..size]));
+        assert_eq!(one, all[7 * one.len()..8 * one.len()], "{c_in} → {c_out}, {kernel} × {kernel}");
+    }
+    let x = random([40, 500], 3).inner();
+    let weight = random([500, 70], 4).inner();
+    let all = floats(kernels::linear(x.clone(), weight.clone(), None));
+    let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None));
+    assert_eq!(one, all[7 * 70..8 * 70]);
+}

@@ -149,7 +149,19 @@ fn columns<S: Simd, const M: usize, const N: usize>(
     for m in 0..M {
         left[m] = left[m].wrapping_add((row + m) * inputs + depth);
     }
-    let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
+    // Goes on with the sums of the rows before, so that a result does not depend on how many are gone over together.
+    let mut before = [[simd.splat_f32s(0.0); N]; M];
+    for n in 0..N {
+        let column = first + n * lanes;
+        if column < outputs {
+            let count = lanes.min(outputs - column);
+            for m in 0..M {
+                // SAFETY: the columns of the output are this task's alone.
+                before[m][n] = unsafe { load_part(simd, task.out.at((row + m) * outputs + column), count) };
+            }
+        }
+    }
+    let mut tile: Tile<S, M, N> = before;
     // SAFETY: each row of `x` has `k` values from `depth` on, and the weights `k` rows of a whole panel; the columns
     // of the output are this task's alone.
     unsafe {
@@ -160,8 +172,7 @@ fn columns<S: Simd, const M: usize, const N: usize>(
             if column < outputs {
                 let count = lanes.min(outputs - column);
                 for m in 0..M {
-                    let at = task.out.at((row + m) * outputs + column);
-                    store_part(simd, at, count, simd.add_f32s(load_part(simd, at, count), sums[m][n]));
+                    store_part(simd, task.out.at((row + m) * outputs + column), count, sums[m][n]);
                 }
             }
         }
