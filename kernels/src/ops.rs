@@ -142,7 +142,7 @@ pub trait Gradients: Backend {
         plain::channel_sums::<Self>(x)
     }
 
-    /// Gradients of [`fused_batch_norm`](Self::fused_batch_norm): `(x, gamma, beta, residual)`. `y`, the output, is
+    /// Gradients of [`fused_batch_norm`](Kernels::fused_batch_norm): `(x, gamma, beta, residual)`. `y`, the output, is
     /// needed where there was a residual and a ReLU.
     #[allow(clippy::too_many_arguments)] // What the forward pass kept, and the gradient.
     fn fused_batch_norm_backward(
