@@ -19,7 +19,7 @@ use crate::{
 
 /// Trains image classifiers.
 ///
-/// Without arguments: ResNet-20 on the embedded data set of handwritten digits, in under two minutes on two cores. The
+/// Without arguments: ResNet-20 on the embedded data set of handwritten digits, in about ten seconds on two cores. The
 /// result lies in a new folder under `artifacts/`: the recipe that repeats the run, the model card, the best weights
 /// with the card inside, checkpoints, the metrics of every epoch and a report. `infer classify IMAGE --weights FOLDER`
 /// uses it.
