@@ -130,8 +130,15 @@ pub(crate) fn conv2d_then(conv: &Conv2d, x: Tensor<4>, then: Then<'_>) -> Tensor
 pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
     let Then { norm, residual, relu } = then;
     if !is_fast(&x) {
-        let x = norm.map_or_else(|| x.clone(), |norm| norm.forward(x.clone()));
-        let x = residual.map_or_else(|| x.clone(), |residual| x.clone() + residual);
+        // Moved from step to step, so that backends may work in place.
+        let x = match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let x = match residual {
+            Some(residual) => x + residual,
+            None => x,
+        };
         return if relu { activation::relu(x) } else { x };
     }
     let device = x.device();

@@ -319,6 +319,69 @@ fn plane(tiles: usize, pitch: usize) -> usize {
     (lines | 1) * 16
 }
 
+/// The image, the first row and the first column of a tile's output.
+#[inline(always)]
+fn place(output: [usize; 2], tile: usize) -> [usize; 3] {
+    let [rows, columns] = [output[0].div_ceil(OUT), output[1].div_ceil(OUT)];
+    [tile / (rows * columns), tile / columns % rows * OUT, tile % columns * OUT]
+}
+
+/// Where the `SIDE × SIDE` pixels of a tile lie, or zeros where it hangs over.
+#[inline(always)]
+fn pixels<const SIDE: usize, const ALL: usize>(
+    map: &[f32],
+    [height, width]: [usize; 2],
+    channels: usize,
+    [n, y, x]: [usize; 3],
+    before: [isize; 2],
+    zeros: &[f32],
+) -> [*const f32; ALL] {
+    let mut read = [zeros.as_ptr(); ALL];
+    for i in 0..ALL {
+        let down = (y + i / SIDE) as isize - before[0];
+        let right = (x + i % SIDE) as isize - before[1];
+        if (down as usize) < height && (right as usize) < width {
+            let at = ((n * height + down as usize) * width + right as usize) * channels;
+            check!(at + channels <= map.len());
+            read[i] = map.as_ptr().wrapping_add(at);
+        }
+    }
+    read
+}
+
+/// Transforms the `k` channels of a tile of input, its places `plane` floats apart in `out`.
+///
+/// # Safety
+/// Each of `read` must be good for reading `k` floats, and the tile in `out` be this task's alone.
+#[inline(always)]
+unsafe fn write_input<S: Simd>(simd: S, read: &[*const f32; PLACES], k: usize, out: Shared<'_, f32>, plane: usize) {
+    let mut channel = 0;
+    while channel < k {
+        let count = S::F32_LANES.min(k - channel);
+        let mut half = [[simd.splat_f32s(0.0); IN]; IN];
+        for row in 0..IN {
+            let mut d = [simd.splat_f32s(0.0); IN];
+            for column in 0..IN {
+                // SAFETY: the caller's promise.
+                d[column] = unsafe { load_part(simd, read[row * IN + column].wrapping_add(channel), count) };
+            }
+            half[row] = transform_input(simd, d);
+        }
+        for column in 0..IN {
+            let mut d = [simd.splat_f32s(0.0); IN];
+            for row in 0..IN {
+                d[row] = half[row][column];
+            }
+            let v = transform_input(simd, d);
+            for row in 0..IN {
+                // SAFETY: the caller's promise.
+                unsafe { store::<S>(out.at((row * IN + column) * plane + channel), v[row]) };
+            }
+        }
+        channel += S::F32_LANES;
+    }
+}
+
 enum What {
     Input(std::ops::Range<usize>),
     Products(std::ops::Range<usize>, std::ops::Range<usize>),
@@ -337,57 +400,15 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// The image, the first row and the first column of a tile's output.
-    #[inline(always)]
-    fn place(&self, tile: usize) -> [usize; 3] {
-        let columns = self.job.output[1].div_ceil(OUT);
-        let rows = self.job.output[0].div_ceil(OUT);
-        [tile / (rows * columns), tile / columns % rows * OUT, tile % columns * OUT]
-    }
-
     #[inline(always)]
     fn input<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
         let k = job.weights.k;
-        let [height, width] = job.input;
-        let [n, y, x] = self.place(tile);
-        let mut read = [self.zeros.as_ptr(); PLACES];
-        for (i, read) in read.iter_mut().enumerate() {
-            let down = (y + i / IN) as isize - job.padding[0];
-            let right = (x + i % IN) as isize - job.padding[1];
-            if (down as usize) < height && (right as usize) < width {
-                let at = ((n * height + down as usize) * width + right as usize) * k;
-                check!(at + k <= job.x.len());
-                *read = job.x.as_ptr().wrapping_add(at);
-            }
-        }
+        let read = pixels::<IN, PLACES>(job.x, job.input, k, place(job.output, tile), job.padding, self.zeros);
         let [pitch, _] = job.pitches();
         let plane = plane(self.tiles.len(), pitch);
-        let write = (tile - self.tiles.start) * pitch;
-        for channel in (0..k).step_by(S::F32_LANES) {
-            let count = S::F32_LANES.min(k - channel);
-            let mut half = [[simd.splat_f32s(0.0); IN]; IN];
-            for row in 0..IN {
-                let mut d = [simd.splat_f32s(0.0); IN];
-                for column in 0..IN {
-                    let from = read[row * IN + column].wrapping_add(channel);
-                    // SAFETY: `k` channels of a pixel inside the map, or as many zeros.
-                    d[column] = unsafe { load_part(simd, from, count) };
-                }
-                half[row] = transform_input(simd, d);
-            }
-            for column in 0..IN {
-                let mut d = [simd.splat_f32s(0.0); IN];
-                for row in 0..IN {
-                    d[row] = half[row][column];
-                }
-                let v = transform_input(simd, d);
-                for row in 0..IN {
-                    // SAFETY: each task has its own tiles.
-                    unsafe { store::<S>(self.v.at((row * IN + column) * plane + write + channel), v[row]) };
-                }
-            }
-        }
+        // SAFETY: each task has its own tiles.
+        unsafe { write_input(simd, &read, k, self.v.from((tile - self.tiles.start) * pitch), plane) };
     }
 
     #[inline(always)]
@@ -395,7 +416,7 @@ impl Step<'_> {
         let job = self.job;
         let channels = job.weights.channels;
         let [height, width] = job.output;
-        let [n, y, x] = self.place(tile);
+        let [n, y, x] = place(job.output, tile);
         let [_, pitch] = job.pitches();
         let plane = plane(self.tiles.len(), pitch);
         let read = (tile - self.tiles.start) * pitch;
@@ -577,69 +598,22 @@ struct GradientStep<'a> {
 }
 
 impl GradientStep<'_> {
-    /// Reads the `SIDE × SIDE` pixels of a tile, or zeros where it hangs over, channel by channel.
-    #[inline(always)]
-    fn pixels<const SIDE: usize, const ALL: usize>(
-        &self,
-        map: &[f32],
-        [height, width]: [usize; 2],
-        channels: usize,
-        tile: usize,
-        before: [isize; 2],
-    ) -> [*const f32; ALL] {
-        let [rows, columns] = [self.job.output[0].div_ceil(OUT), self.job.output[1].div_ceil(OUT)];
-        let (n, row, column) = (tile / (rows * columns), tile / columns % rows, tile % columns);
-        let mut read = [self.zeros.as_ptr(); ALL];
-        for i in 0..ALL {
-            let down = (row * OUT + i / SIDE) as isize - before[0];
-            let right = (column * OUT + i % SIDE) as isize - before[1];
-            if (down as usize) < height && (right as usize) < width {
-                let at = ((n * height + down as usize) * width + right as usize) * channels;
-                check!(at + channels <= map.len());
-                read[i] = map.as_ptr().wrapping_add(at);
-            }
-        }
-        read
-    }
-
     #[inline(always)]
     fn input<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
-        let read = self.pixels::<IN, PLACES>(job.x, job.input, job.k, self.start + tile, job.padding);
+        let place = place(job.output, self.start + tile);
+        let read = pixels::<IN, PLACES>(job.x, job.input, job.k, place, job.padding, self.zeros);
         let pitch = job.k.next_multiple_of(S::F32_LANES);
         let plane = plane(self.longest, pitch);
-        let mut channel = 0;
-        while channel < job.k {
-            let count = S::F32_LANES.min(job.k - channel);
-            let mut half = [[simd.splat_f32s(0.0); IN]; IN];
-            for row in 0..IN {
-                let mut d = [simd.splat_f32s(0.0); IN];
-                for column in 0..IN {
-                    let from = read[row * IN + column].wrapping_add(channel);
-                    // SAFETY: `k` channels of a pixel inside the map, or as many zeros.
-                    d[column] = unsafe { load_part(simd, from, count) };
-                }
-                half[row] = transform_input(simd, d);
-            }
-            for column in 0..IN {
-                let mut d = [simd.splat_f32s(0.0); IN];
-                for row in 0..IN {
-                    d[row] = half[row][column];
-                }
-                let v = transform_input(simd, d);
-                for row in 0..IN {
-                    // SAFETY: each task has its own tiles.
-                    unsafe { store::<S>(self.v.at((row * IN + column) * plane + tile * pitch + channel), v[row]) };
-                }
-            }
-            channel += S::F32_LANES;
-        }
+        // SAFETY: each task has its own tiles.
+        unsafe { write_input(simd, &read, job.k, self.v.from(tile * pitch), plane) };
     }
 
     #[inline(always)]
     fn output<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
-        let read = self.pixels::<OUT, { OUT * OUT }>(job.dy, job.output, job.channels, self.start + tile, [0, 0]);
+        let place = place(job.output, self.start + tile);
+        let read = pixels::<OUT, { OUT * OUT }>(job.dy, job.output, job.channels, place, [0, 0], self.zeros);
         let width = WIDTH * S::F32_LANES;
         let pitch = job.channels.next_multiple_of(width);
         let plane = plane(self.longest, pitch);
