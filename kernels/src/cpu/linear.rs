@@ -43,7 +43,8 @@ impl Linear {
         }
         let out = Shared::new(y);
         let panels = self.outputs.div_ceil(panel_width());
-        let parts = panels.min(2 * threads());
+        // Stretches of a row as long as can be: where a thread's stretch ends, so does what is fetched ahead.
+        let parts = panels.min(threads());
         let arch = Arch::new();
         tasks(parts, |index| {
             arch.dispatch(Columns { job: self, x, w, panels: part(panels, parts, index, 1), out });
@@ -99,7 +100,10 @@ impl WithSimd for Columns<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Linear { rows: count, inputs, outputs } = *self.job;
-        let width = WIDTH * S::F32_LANES;
+        // One row alone waits for memory: a vector at a time asks for it the sooner.
+        let across = if count == 1 { 1 } else { WIDTH };
+        let width = across * S::F32_LANES;
+        let columns_end = outputs.min(self.panels.end * WIDTH * S::F32_LANES);
         let most = even_rows(count, rows::<S>());
         // More rows than one tile has, or columns that do not fill a panel.
         let packs = count > most;
@@ -107,8 +111,8 @@ impl WithSimd for Columns<'_> {
         let mut depth = 0;
         while depth < inputs {
             let k = if packs { PACKED_DEPTH } else { DEPTH }.min(inputs - depth);
-            for panel in self.panels.clone() {
-                let first = panel * width;
+            let mut first = self.panels.start * WIDTH * S::F32_LANES;
+            while first < columns_end {
                 let filled = width.min(outputs - first);
                 let (mut weights, mut stride) = (self.w[depth * outputs + first..].as_ptr(), outputs);
                 if packs || filled < width {
@@ -122,9 +126,10 @@ impl WithSimd for Columns<'_> {
                 let mut row = 0;
                 while row < count {
                     let rows = most.min(count - row);
-                    with_tile!(rows, WIDTH, columns::<S>(simd, &self, row, depth, k, first, weights, stride));
+                    with_tile!(rows, across, columns::<S>(simd, &self, row, depth, k, first, weights, stride));
                     row += rows;
                 }
+                first += width;
             }
             depth += k;
         }
