@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use runtime::{
@@ -199,11 +200,43 @@ pub struct RunOptions {
     /// By default it is folded into the convolutions before it, which is faster and the same to rounding.
     #[arg(long)]
     pub keep_batchnorm: bool,
+    /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
+    /// where the processor multiplies it (AVX512-BF16)
+    #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
+    pub dtype: Dtype,
     #[command(flatten)]
     pub backend: BackendArgs,
 }
 
 /// `classify`
+/// A type of numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Dtype {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Dtype {
+    /// What to compute in, where it is not what everything else is in.
+    pub fn half(self) -> Option<FloatDType> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => Some(FloatDType::BF16),
+            Self::F16 => Some(FloatDType::F16),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ClassifyArgs {
     /// Image files, folders (the images in them, not in folders below), or `-` for an image on standard input
@@ -442,6 +475,10 @@ pub struct BenchArgs {
     /// Run batch normalisation as layers of its own
     #[arg(long)]
     pub keep_batchnorm: bool,
+    /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
+    /// where the processor multiplies it (AVX512-BF16)
+    #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
+    pub dtype: Dtype,
     /// A row with batch normalisation folded and one with it kept
     #[arg(long, conflicts_with = "keep_batchnorm")]
     pub both: bool,

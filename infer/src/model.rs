@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use burn::{
     module::Module,
-    tensor::{Device, Tensor},
+    tensor::{Device, FloatDType, Tensor},
 };
 use datasets::ImageBatch;
-use models::{Card, Network};
+use models::{Card, Network, with_compute_dtype};
 
 use zoo::{CardPreprocess, Opened};
 
@@ -17,6 +17,18 @@ pub struct Model {
     card: Card,
     preprocess: CardPreprocess,
     device: Device,
+    /// What convolutions and linear maps are computed in, where it is not single precision.
+    compute: Option<FloatDType>,
+}
+
+/// # Errors
+/// Where the device does not compute in `dtype`.
+pub fn check_dtype(device: &Device, dtype: FloatDType) -> Result<()> {
+    ensure!(
+        device.supports_dtype(dtype),
+        "the backend does not compute in {dtype:?}: use --dtype f32, or another --backend"
+    );
+    Ok(())
 }
 
 /// One class of an answer.
@@ -51,7 +63,27 @@ impl Model {
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
         let preprocess = CardPreprocess::new(&card)?;
         // Without training flags the network may be a constant in a graph of gradients, and stays in evaluation mode.
-        Ok(Self { network: network.valid(), card, preprocess, device: device.clone() })
+        Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
+    }
+
+    /// Has [`run`](Self::run) compute convolutions and linear maps in `dtype`, everything else as before.
+    ///
+    /// # Errors
+    /// Where the device does not compute in it.
+    pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Result<Self> {
+        if let Some(dtype) = dtype {
+            check_dtype(&self.device, dtype)?;
+        }
+        self.compute = dtype;
+        Ok(self)
+    }
+
+    /// The network's results, computed as [asked for](Self::with_dtype).
+    pub fn run<T>(&self, work: impl FnOnce(&Network) -> T) -> T {
+        match self.compute {
+            Some(dtype) => with_compute_dtype(dtype, || work(&self.network)),
+            None => work(&self.network),
+        }
     }
 
     /// The network.
@@ -76,7 +108,8 @@ impl Model {
 
     /// A batch `[n, 3, h, w]` of RGB bytes → logits `[n, classes]`.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
-        self.network.forward(self.preprocess.normalise(batch, &self.device))
+        let images = self.preprocess.normalise(batch, &self.device);
+        self.run(|network| network.forward(images))
     }
 
     /// A batch `[n, 3, h, w]` of RGB bytes → the probability of each class for each image, `n` rows.

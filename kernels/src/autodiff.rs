@@ -468,13 +468,13 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn fused_linear(x: Ad<B, C>, weight: Ad<B, C>, bias: Maybe<Self>) -> Ad<B, C> {
+    fn fused_linear(x: Ad<B, C>, weight: Ad<B, C>, bias: Maybe<Self>, _then: Then) -> Ad<B, C> {
         let bias = bias.into_option();
         let mut nodes = vec![x.node(), weight.node()];
         nodes.extend(bias.as_ref().map(|tensor| tensor.node()));
         let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
         let bias = bias.map(|tensor| tensor.into_primitive());
-        let y = B::fused_linear(x.clone(), weight.clone(), bias.into());
+        let y = B::fused_linear(x.clone(), weight.clone(), bias.into(), Then::default());
         match <[NodeGuard; 2]>::try_from(nodes) {
             Ok(nodes) => record::<B, C, _, 2>(LinearBackward, nodes, y, |_| (x, weight)),
             Err(nodes) => match <[NodeGuard; 3]>::try_from(nodes) {

@@ -10,7 +10,7 @@ use burn::{
 use crate::{
     Choice,
     autodiff::Meeting,
-    choice,
+    choice, cpu,
     ops::{Kernels, Maps, Maybe, Then},
 };
 
@@ -49,12 +49,20 @@ pub struct After {
     pub residual: Option<Tensor<4>>,
     /// Negative values become zero.
     pub relu: bool,
+    /// See [`multiplies_bf16`].
+    pub bf16: bool,
+}
+
+/// Whether products whose operands are rounded to bf16, and whose sums are not, are faster here than others. Of
+/// training, the forward pass of convolutions has them; Winograd's products never do.
+pub fn multiplies_bf16() -> bool {
+    cpu::half::is_available()
 }
 
 /// `relu(conv(x, weight) · scale + bias + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`. Outside of training
 /// what is made of the weights is kept for the next call.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>, after: After) -> Tensor<4> {
-    let then = Then { relu: after.relu, keep_weights: true };
+    let then = Then { relu: after.relu, keep_weights: true, bf16: after.bf16 };
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_conv2d(
         x.into_dispatch(),
         weight.into_dispatch(),
@@ -140,9 +148,11 @@ pub fn join_channels(maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Kernels>::join_channels(maps))
 }
 
-/// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x.into_dispatch(), weight.into_dispatch(), maybe(bias)))
+/// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`; for `bf16` see [`multiplies_bf16`].
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, bf16: bool) -> Tensor<2> {
+    let then = Then { keep_weights: true, bf16, ..Then::default() };
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x, weight, maybe(bias), then))
 }
 
 /// A step of stochastic gradient descent: the parameter and, with momentum, its velocity; both are overwritten where

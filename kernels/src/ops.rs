@@ -21,6 +21,8 @@ pub struct Then {
     pub relu: bool,
     /// The weights will be used again as they are, so what is made of them should be kept.
     pub keep_weights: bool,
+    /// Products may round their operands to bf16, where the processor is faster so; sums stay in single precision.
+    pub bf16: bool,
 }
 
 /// Windows of a pooling.
@@ -304,6 +306,7 @@ pub trait Kernels: Gradients {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: Maybe<Self>,
+        _then: Then,
     ) -> FloatTensor<Self> {
         plain::fused_linear::<Self>(x, weight, bias.into_option())
     }

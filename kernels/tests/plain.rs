@@ -158,6 +158,7 @@ fn check_conv(conv: &Conv, bound: f32) {
                 bias: vectors.first().cloned(),
                 residual: inputs.get(2).cloned(),
                 relu: conv.relu,
+                bf16: false,
             };
             kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after)
         },
@@ -175,7 +176,13 @@ fn check_conv(conv: &Conv, bound: f32) {
     let expected = plus(expected, exact.get(2).cloned());
     let expected = floats(if conv.relu { relu(expected) } else { expected });
     for _ in 0..2 {
-        let after = After { scale: Some(scale.clone()), bias: None, residual: inputs.get(2).cloned(), relu: conv.relu };
+        let after = After {
+            scale: Some(scale.clone()),
+            bias: None,
+            residual: inputs.get(2).cloned(),
+            relu: conv.relu,
+            bf16: false,
+        };
         let y = kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after);
         close(&floats(y), &expected, bound, CHECK.least, "evaluation");
     }
@@ -339,9 +346,91 @@ proptest! {
         let bias: Vec<_> = with_bias.then(|| random([d[1]], seed ^ 3)).into_iter().collect();
         compare(
             &inputs, &bias, CHECK,
-            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
+            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), false),
             |x, b| module::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
         );
+    }
+}
+
+/// Products of bf16 values, against doubles that were rounded to bf16 before: products are then exact, and only the sums
+/// round.
+fn check_bf16(conv: &Conv) {
+    let Conv { n, channels: [c_in, c_out], size: [h, w], kernel: [kh, kw], .. } = *conv;
+    let options = ConvOptions::new_with_padding(conv.stride, conv.padding, conv.dilation, 1);
+    let (x, weight) =
+        (random([n, c_in, h, w], conv.seed).inner(), random([c_out, c_in, kh, kw], conv.seed ^ 1).inner());
+    let bias = random([c_out], conv.seed ^ 3).inner();
+    let rounded = |x: &Tensor<4>| x.clone().cast(DType::BF16).cast(DType::F64);
+    let exact = module::conv2d(rounded(&x), rounded(&weight), None, options.clone());
+    let residual = conv.residual.then(|| random(exact.dims(), conv.seed ^ 2).inner());
+    let exact = exact + bias.clone().cast(DType::F64).reshape([1, c_out, 1, 1]);
+    let exact = plus(exact, residual.clone().map(|residual| residual.cast(DType::F64)));
+    let exact = floats(if conv.relu { relu(exact) } else { exact });
+    for _ in 0..2 {
+        let (bias, residual) = (Some(bias.clone()), residual.clone());
+        let after = After { scale: None, bias, residual, relu: conv.relu, bf16: true };
+        let y = kernels::conv2d(x.clone(), weight.clone(), options.clone(), after);
+        close(&floats(y), &exact, BOUND, CHECK.least, "bf16");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolutions_in_bf16(mut conv in conv()) {
+        conv.groups = 1;
+        // Winograd's products, over larger maps, stay in single precision.
+        let winograd = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
+        if kernels::multiplies_bf16() && !winograd {
+            check_bf16(&conv);
+        }
+    }
+
+    #[test]
+    fn linear_maps_in_bf16(rows in 1usize..20, d in [1usize..90, 1usize..90], seed: u64) {
+        if kernels::multiplies_bf16() {
+            let (x, weight, bias) = (random([rows, d[0]], seed), random(d, seed ^ 1), random([d[1]], seed ^ 3));
+            let (x, weight, bias) = (x.inner(), weight.inner(), bias.inner());
+            let rounded = |x: &Tensor<2>| x.clone().cast(DType::BF16).cast(DType::F64);
+            let exact = rounded(&x).matmul(rounded(&weight)) + bias.clone().cast(DType::F64).unsqueeze();
+            let y = kernels::linear(x, weight, Some(bias), true);
+            close(&floats(y), &floats(exact), BOUND, CHECK.least, "bf16");
+        }
+    }
+}
+
+/// Says so where the bf16 tests above had nothing to test.
+#[test]
+fn bf16_of_the_networks() {
+    if !kernels::multiplies_bf16() {
+        eprintln!("skipped: this processor has no AVX512-BF16");
+        return;
+    }
+    let conv = |n, channels, size, kernel, stride, pad| Conv {
+        n,
+        channels,
+        groups: 1,
+        size: [size, size],
+        kernel: [kernel, kernel],
+        stride: [stride, stride],
+        padding: [(pad, pad); 2],
+        dilation: [1, 1],
+        bias: true,
+        residual: true,
+        relu: true,
+        seed: 7,
+    };
+    for case in [
+        conv(2, [3, 64], 40, 7, 2, 3),
+        conv(1, [3, 64], 67, 11, 4, 2),
+        conv(2, [64, 128], 15, 3, 2, 1),
+        conv(2, [512, 96], 9, 1, 1, 0),
+        conv(1, [512, 512], 7, 3, 1, 1),
+        conv(1, [2048, 64], 9, 1, 2, 0),
+        conv(8, [64, 32], 29, 1, 1, 0),
+    ] {
+        check_bf16(&case);
     }
 }
 
@@ -455,7 +544,7 @@ fn results_do_not_depend_on_the_batch() {
     }
     let x = random([40, 500], 3).inner();
     let weight = random([500, 70], 4).inner();
-    let all = floats(kernels::linear(x.clone(), weight.clone(), None));
-    let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None));
+    let all = floats(kernels::linear(x.clone(), weight.clone(), None, false));
+    let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None, false));
     assert_eq!(one, all[7 * 70..8 * 70]);
 }

@@ -77,7 +77,16 @@ fn count_conv2d(conv: &Conv2d, y: &Tensor<4>) {
 
 /// Whether the operations of `kernels` take this tensor.
 pub(crate) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
-    COMPUTE.get().is_none() && kernels::accelerates(x)
+    let takes_dtype = match COMPUTE.get() {
+        None => true,
+        Some(dtype) => dtype == FloatDType::BF16 && kernels::multiplies_bf16(),
+    };
+    takes_dtype && kernels::accelerates(x)
+}
+
+/// Whether products may round what they multiply to bf16.
+fn in_bf16() -> bool {
+    COMPUTE.get() == Some(FloatDType::BF16)
 }
 
 /// Zeros before and after each axis, where they do not follow from the size of the input.
@@ -96,6 +105,7 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut af
         (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
         (bias, shift, _) => bias.or(shift),
     };
+    after.bf16 = in_bf16();
     let y = kernels::conv2d(x, conv.weight.val(), options, after);
     count_conv2d(conv, &y);
     y
@@ -120,7 +130,12 @@ pub(crate) fn conv2d_then(conv: &Conv2d, x: Tensor<4>, then: Then<'_>) -> Tensor
         None => fast_conv2d(conv, padding, x, After { residual, relu, ..After::default() }),
         Some(norm) if !x.device().is_autodiff() => {
             let [scale, shift] = affine(norm, &x.device());
-            fast_conv2d(conv, padding, x, After { scale: Some(scale), bias: Some(shift), residual, relu })
+            fast_conv2d(
+                conv,
+                padding,
+                x,
+                After { scale: Some(scale), bias: Some(shift), residual, relu, ..After::default() },
+            )
         }
         norm => self::then(conv2d(conv, x), Then { norm, residual, relu }),
     }
@@ -235,7 +250,10 @@ pub(crate) fn cat<const N: usize>(maps: [Tensor<4>; N]) -> Tensor<4> {
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     let [_, d_in] = x.dims();
     let y = match COMPUTE.get() {
-        None if is_fast(&x) => kernels::linear(x, linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val())),
+        _ if is_fast(&x) => {
+            let bias = linear.bias.as_ref().map(|bias| bias.val());
+            kernels::linear(x, linear.weight.val(), bias, in_bf16())
+        }
         None => linear.forward(x),
         Some(dtype) => {
             let own: FloatDType = x.dtype().into();
@@ -252,7 +270,7 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
 #[cfg(test)]
 mod tests {
     use burn::{
-        nn::LinearConfig,
+        nn::conv::Conv2dConfig,
         optim::GradientsParams,
         tensor::{Device, Distribution},
     };
@@ -262,12 +280,12 @@ mod tests {
     #[test]
     fn half_precision_rounds_and_its_gradients_reach_the_weights() {
         let device = Device::flex().autodiff();
-        let map = LinearConfig::new(32, 8).init(&device);
-        let x = Tensor::<2>::random([4, 32], Distribution::Default, &device);
+        let map = Conv2dConfig::new([32, 8], [1, 1]).init(&device);
+        let x = Tensor::<4>::random([4, 32, 1, 1], Distribution::Default, &device);
         let run = || {
-            let y = linear(&map, x.clone());
+            let y = conv2d(&map, x.clone());
             let gradients = GradientsParams::from_grads(y.clone().powf_scalar(2.0).sum().backward(), &map);
-            let gradient = gradients.get::<2>(map.weight.id).expect("the weight has a gradient");
+            let gradient = gradients.get::<4>(map.weight.id).expect("the weight has a gradient");
             [y.into_data(), gradient.into_data()].map(|data| data.iter::<f32>().collect::<Vec<_>>())
         };
         let whole = run();

@@ -11,7 +11,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
-use models::{Architecture, Network, NetworkConfig};
+use infer::check_dtype;
+use models::{Architecture, Network, NetworkConfig, with_compute_dtype};
 use runtime::{
     backend::BackendSpec,
     environment,
@@ -45,6 +46,7 @@ struct Row {
     device: String,
     threads: usize,
     kernels: String,
+    dtype: String,
     folded: bool,
     params: usize,
     iters: usize,
@@ -163,7 +165,7 @@ fn in_child(
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
     }
-    command.args(["--kernels", &kernels::choice().to_string()]);
+    command.args(["--dtype", args.dtype.name(), "--kernels", &kernels::choice().to_string()]);
     command.env("RAYON_NUM_THREADS", threads(args).to_string());
     let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
     Ok(match serde_json::from_slice(&output.stdout) {
@@ -182,6 +184,10 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         bail!("--in-process takes one --backend and one batch size");
     };
     let device = backend.device()?;
+    let dtype = args.dtype.half();
+    if let Some(dtype) = dtype {
+        check_dtype(&device, dtype)?;
+    }
     let import_rss_mb = environment::peak_rss_mb();
     let (architecture, network, usual_size) = subject(args, &device, output)?;
     let params = network.num_parameters();
@@ -198,7 +204,11 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     for _ in 0..warmup + iters {
         let start = Instant::now();
         // Reading the logits waits for the device.
-        let logits = network.forward(images.clone()).try_into_data().context("the device could not run the network")?;
+        let logits = match dtype {
+            Some(dtype) => with_compute_dtype(dtype, || network.forward(images.clone())),
+            None => network.forward(images.clone()),
+        };
+        let logits = logits.try_into_data().context("the device could not run the network")?;
         seconds.push(start.elapsed().as_secs_f64());
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
     }
@@ -217,6 +227,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         device: backend.to_string(),
         threads: threads(args),
         kernels: kernels::choice().to_string(),
+        dtype: args.dtype.name().into(),
         folded: !args.keep_batchnorm,
         params,
         iters,

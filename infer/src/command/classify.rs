@@ -37,7 +37,7 @@ pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = args.run.backend.backend.device()?;
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);

@@ -40,7 +40,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let opened = zoo::weights::open(name, &args.load, &device, output)?;
-        Model::load(&opened, args.run.keep_batchnorm, &device)
+        Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let settings = Settings {

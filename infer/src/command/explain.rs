@@ -60,7 +60,7 @@ pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     // Filters are shown as they were trained.
     let keep = args.run.keep_batchnorm || args.filters;
-    let model = Model::load(&opened, keep, &device)?;
+    let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.half())?;
     if args.filters {
         filters(args, &model)?;
     }

@@ -76,7 +76,7 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     let backend = &args.run.backend.backend;
     let device = backend.device()?;
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
     let defaults = Options::default();
     let options = Options {
         addr: args.addr,

@@ -255,7 +255,7 @@ impl Lattice {
 }
 
 /// A product over looked-up rows: `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`.
-pub struct Product<'a> {
+pub struct Product<'a, W = Packed> {
     /// Images.
     pub n: usize,
     /// Left operand.
@@ -264,8 +264,8 @@ pub struct Product<'a> {
     pub stride: [usize; 2],
     /// What is summed over.
     pub taps: &'a [Tap],
-    /// Right operand.
-    pub weights: &'a Packed,
+    /// Right operand: [`Packed`], or of pairs of bf16 values, [`super::half::Packed`].
+    pub weights: &'a W,
     /// Pixels to be written.
     pub lattice: Lattice,
     /// Floats from pixel to pixel of the output.
@@ -278,6 +278,14 @@ pub struct Product<'a> {
 
 /// Bytes of the left operand that a task goes over again for each panel: they should stay in a core's own cache.
 const CHUNK: usize = 256 << 10;
+
+impl<'a, W> Product<'a, W> {
+    /// The same with other weights.
+    pub fn with<V>(self, weights: &'a V) -> Product<'a, V> {
+        let Self { n, x, stride, taps, lattice, out_pitch, out_offset, epilogue, .. } = self;
+        Product { n, x, stride, taps, weights, lattice, out_pitch, out_offset, epilogue }
+    }
+}
 
 impl Product<'_> {
     /// Computes into `out`, `[n, height, width, out_pitch]`.

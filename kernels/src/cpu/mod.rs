@@ -13,6 +13,7 @@ macro_rules! check {
     };
 }
 pub mod conv;
+pub mod half;
 pub mod join;
 pub mod linear;
 pub mod lrn;

@@ -15,6 +15,7 @@ use crate::{
             Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps, pad,
             reads_rows,
         },
+        half,
         memory::Buffer,
         weight_gradient::WeightGradient,
         winograd,
@@ -94,6 +95,18 @@ pub fn forward(
         let make = || Packed::new(floats(&weight), order(&shape, group)).as_rows(rows);
         if then.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
     };
+    let bf16 = then.bf16 && shape.groups == 1 && half::is_available();
+    let halves = |rows: usize| {
+        let make = || half::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).as_rows(rows));
+        if then.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
+    };
+    let multiply = |product: Product<'_, ()>, group: usize, rows: usize, out: &mut [f32]| {
+        if bf16 {
+            product.with(&*halves(rows)).run(out);
+        } else {
+            product.with(&*packed(group, rows)).run(out);
+        }
+    };
 
     if reads_rows(&shape) {
         let layout = x.layout().strides();
@@ -102,23 +115,25 @@ pub fn forward(
         let (padded, input) = padded(&x, &shape);
         let [rows, _] = shape.kernel;
         let taps = row_taps(&shape);
-        Product {
+        let product = Product {
             n: shape.n,
             x: Map { data: &padded, size: input, pitch: shape.channels_in, offset: 0 },
             stride: shape.stride,
             taps: &taps,
-            weights: &packed(0, rows),
+            weights: &(),
             lattice: Lattice::all(size),
             out_pitch: shape.channels_out,
             out_offset: 0,
             epilogue,
-        }
-        .run(&mut out);
+        };
+        multiply(product, 0, rows, &mut out);
         return map(out, [shape.n, shape.channels_out, height, width]);
     }
 
     let x = channels_last(x);
-    if winograd::wins(&shape, then.keep_weights) {
+    // Over a map of a few pixels Winograd's weights, eight times the bytes, take longer to read than it saves.
+    let few_pixels = bf16 && height * width <= 64;
+    if !few_pixels && winograd::wins(&shape, then.keep_weights) {
         let make = || winograd::Weights::new(&Packed::new(floats(&weight), order(&shape, 0)));
         let weights = if then.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
         winograd::Convolution {
@@ -139,20 +154,50 @@ pub fn forward(
     let taps = forward_taps(&shape);
     let [c_in, c_out] = order(&shape, 0).sizes();
     for group in 0..shape.groups / merged(&shape) {
-        Product {
+        let product = Product {
             n: shape.n,
             x: Map { data: floats(&x), size: shape.input, pitch: shape.channels_in, offset: group * c_in },
             stride: shape.stride,
             taps: &taps,
-            weights: &packed(group, shape.taps()),
+            weights: &(),
             lattice: Lattice::all(size),
             out_pitch: shape.channels_out,
             out_offset: group * c_out,
             epilogue,
-        }
-        .run(&mut out);
+        };
+        multiply(product, group, shape.taps(), &mut out);
     }
     map(out, [shape.n, shape.channels_out, height, width])
+}
+
+/// A linear map as a convolution of single pixels, both operands rounded to bf16; its weights are kept.
+pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]>, y: &mut [f32]) {
+    let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
+    let make = || {
+        // `[inputs, outputs]` is the order of a data gradient's weights.
+        let order = WeightOrder {
+            base: 0,
+            taps: 1,
+            inputs: outputs,
+            outputs: inputs,
+            groups: 1,
+            transposed: true,
+            turned: false,
+        };
+        half::Packed::new(&Packed::new(floats(weight), order))
+    };
+    Product {
+        n: rows,
+        x: Map { data: floats(x), size: [1, 1], pitch: inputs, offset: 0 },
+        stride: [1, 1],
+        taps: &[Tap { down: 0, right: 0, index: 0 }],
+        weights: &*kept(weight, Form::Half { rows: 1 }, make),
+        lattice: Lattice::all([1, 1]),
+        out_pitch: outputs,
+        out_offset: 0,
+        epilogue: Epilogue { bias, ..Epilogue::default() },
+    }
+    .run(y);
 }
 
 /// The padded input, whatever the order of its axes.

@@ -15,7 +15,7 @@ use burn::{
 
 use crate::{
     cpu::{
-        join,
+        half, join,
         linear::Linear,
         lrn::{self, Lrn},
         memory::Buffer,
@@ -377,7 +377,7 @@ impl Kernels for Flex {
         map(out, [n, channels, h, w])
     }
 
-    fn fused_linear(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>) -> FlexTensor {
+    fn fused_linear(x: FlexTensor, weight: FlexTensor, bias: Maybe<Self>, then: Then) -> FlexTensor {
         let bias = bias.into_option();
         if !single(&[&x, &weight]) {
             return plain::fused_linear::<Self>(x, weight, bias);
@@ -386,6 +386,10 @@ impl Kernels for Flex {
         let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
         let bias = bias.as_ref().map(values);
         let mut y = Buffer::new(rows * outputs);
+        if then.bf16 && then.keep_weights && half::is_available() {
+            conv::linear_of_halves(&x, &weight, bias.as_deref(), &mut y);
+            return tensor(y, [rows, outputs]);
+        }
         Linear { rows, inputs, outputs }.forward(floats(&x), floats(&weight), bias.as_deref(), &mut y);
         tensor(y, [rows, outputs])
     }

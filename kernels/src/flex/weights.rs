@@ -16,6 +16,8 @@ pub enum Form {
     Packed { group: usize, rows: usize },
     /// Winograd's.
     Winograd,
+    /// Panels of bf16 pairs, as a number of rows.
+    Half { rows: usize },
 }
 
 type Key = (usize, usize, Vec<usize>, Form);
