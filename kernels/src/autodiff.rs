@@ -263,6 +263,22 @@ impl<B: Kernels, const N: usize> Backward<B, N> for LinearBackward {
     }
 }
 
+#[derive(Debug)]
+struct LossBackward;
+
+impl<B: Kernels> Backward<B, 1> for LossBackward {
+    /// Logits and targets.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let (logits, targets) = ops.state;
+        let dy = grads.consume::<B>(&ops.node);
+        if let [Some(node)] = ops.parents {
+            grads.register::<B>(node.id, B::cross_entropy_backward(logits, targets, dy));
+        }
+    }
+}
+
 /// Registers an operation: what its gradient needs is made of its output, where a gradient is wanted at all.
 fn record<B, C, W, const N: usize>(
     backward: W,
@@ -482,5 +498,12 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 Err(_) => unreachable!("two parents, or three with a bias"),
             },
         }
+    }
+
+    fn cross_entropy(logits: Ad<B, C>, targets: Ad<B, C>) -> Ad<B, C> {
+        let node = logits.node();
+        let [logits, targets] = [logits, targets].map(|tensor| tensor.into_primitive());
+        let losses = B::cross_entropy(logits.clone(), targets.clone());
+        record::<B, C, _, 1>(LossBackward, [node], losses, |_| (logits, targets))
     }
 }

@@ -155,6 +155,11 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, bf16: bo
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x, weight, maybe(bias), then))
 }
 
+/// `−Σ targets · log softmax(logits)` of each row: `[n, classes]` → `[n]`. No gradient flows to the targets.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as Kernels>::cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
+}
+
 /// A step of stochastic gradient descent: the parameter and, with momentum, its velocity; both are overwritten where
 /// nobody else has them. No gradient flows through it.
 pub fn sgd_step<const D: usize>(

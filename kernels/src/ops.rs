@@ -212,6 +212,15 @@ pub trait Gradients: Backend {
         plain::fused_linear_weight_backward::<Self>(x, dy)
     }
 
+    /// The gradient of the logits of [`cross_entropy`](Kernels::cross_entropy), from that of each row's loss `[n]`.
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        targets: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        plain::cross_entropy_backward::<Self>(logits, targets, dy)
+    }
+
     /// Sums of `[n, d]` over the rows: `[d]`.
     fn row_sums(x: FloatTensor<Self>) -> FloatTensor<Self> {
         plain::row_sums::<Self>(x)
@@ -309,6 +318,11 @@ pub trait Kernels: Gradients {
         _then: Then,
     ) -> FloatTensor<Self> {
         plain::fused_linear::<Self>(x, weight, bias.into_option())
+    }
+
+    /// `−Σ targets · log softmax(logits)` of each row: `[n, classes]` → `[n]`. The targets have no gradient.
+    fn cross_entropy(logits: FloatTensor<Self>, targets: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::cross_entropy::<Self>(logits, targets)
     }
 
     /// A step of stochastic gradient descent: the parameter and its velocity, both overwritten where nobody else has

@@ -257,3 +257,20 @@ pub(crate) fn sgd_step<B: Backend>(
     let step = times(gradient.clone(), sgd.rate);
     (B::float_sub(param, step), velocity.unwrap_or(gradient))
 }
+
+pub(crate) fn cross_entropy<B: Backend>(logits: FloatTensor<B>, targets: FloatTensor<B>) -> FloatTensor<B> {
+    let [n, _] = logits.shape().dims();
+    let products = B::float_mul(B::log_softmax(logits, 1), targets);
+    B::float_neg(B::float_reshape(B::float_sum_dim(products, 1), Shape::new([n])))
+}
+
+pub(crate) fn cross_entropy_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    targets: FloatTensor<B>,
+    dy: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [n, _] = logits.shape().dims();
+    let totals = B::float_sum_dim(targets.clone(), 1);
+    let difference = B::float_sub(B::float_mul(B::softmax(logits, 1), totals), targets);
+    B::float_mul(difference, B::float_reshape(dy, Shape::new([n, 1])))
+}

@@ -5,7 +5,7 @@ use burn::{
     nn::LocalResponseNormConfig,
     tensor::{
         DType, Device, Tensor, TensorData,
-        activation::relu,
+        activation::{log_softmax, relu},
         module,
         ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions},
     },
@@ -337,6 +337,21 @@ proptest! {
                 a * 2.0 + b.powi_scalar(2) - c
             },
             |x, _| x[0].clone() * 2.0 + x[0].clone().powi_scalar(2) - x[0].clone(),
+        );
+    }
+
+    #[test]
+    fn cross_entropies(rows in 1usize..20, classes in 1usize..90, scale in 0f32..30.0, seed: u64) {
+        let logits = (random([rows, classes], seed) * scale).detach().require_grad();
+        let targets = random([rows, classes], seed ^ 1).inner().abs();
+        let check = Check { least: 1.0, ..CHECK };
+        compare(
+            &[logits], &[], check,
+            |x, _| kernels::cross_entropy(x[0].clone(), Tensor::from_inner(targets.clone())),
+            |x, _| {
+                let targets = Tensor::from_inner(targets.clone().cast(DType::F64));
+                -(log_softmax(x[0].clone(), 1) * targets).sum_dim(1).squeeze_dim::<1>(1)
+            },
         );
     }
 

@@ -136,6 +136,13 @@ impl Task {
     /// The mean loss of logits `[n, classes]`.
     fn loss(&self, logits: Tensor<2>, targets: &Tensor<2>, weights: &Option<(Tensor<2>, f32)>) -> Tensor<1> {
         let [n, classes] = logits.dims();
+        if self.loss == LossName::CrossEntropy && kernels::accelerates(&logits) {
+            let (targets, divisor) = match weights {
+                None => (targets.clone(), n as f32),
+                Some((weights, sum)) => (targets.clone() * weights.clone(), *sum),
+            };
+            return kernels::cross_entropy(logits, targets).sum() / divisor;
+        }
         let (losses, divisor) = match self.loss {
             LossName::CrossEntropy => (targets.clone() * log_softmax(logits, 1), n as f32),
             LossName::Bce => {

@@ -16,6 +16,7 @@ pub mod conv;
 pub mod half;
 pub mod join;
 pub mod linear;
+pub mod loss;
 pub mod lrn;
 pub mod memory;
 pub mod norm;

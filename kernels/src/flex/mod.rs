@@ -17,6 +17,7 @@ use crate::{
     cpu::{
         half, join,
         linear::Linear,
+        loss,
         lrn::{self, Lrn},
         memory::Buffer,
         norm::{self, Mask, Pass},
@@ -251,6 +252,17 @@ impl Gradients for Flex {
         Linear { rows, inputs, outputs }.weight_backward(floats(&x), floats(&dy), &mut dw);
         tensor(dw, [inputs, outputs])
     }
+
+    fn cross_entropy_backward(logits: FlexTensor, targets: FlexTensor, dy: FlexTensor) -> FlexTensor {
+        if !single(&[&logits, &targets, &dy]) {
+            return plain::cross_entropy_backward::<Self>(logits, targets, dy);
+        }
+        let [logits, targets, dy] = [logits, targets, dy].map(|tensor| tensor.to_contiguous());
+        let [n, classes] = logits.layout().shape().dims();
+        let mut out = Buffer::new(n * classes);
+        loss::cross_entropy_backward(floats(&logits), floats(&targets), floats(&dy), &mut out);
+        tensor(out, [n, classes])
+    }
 }
 
 impl Kernels for Flex {
@@ -392,6 +404,17 @@ impl Kernels for Flex {
         }
         Linear { rows, inputs, outputs }.forward(floats(&x), floats(&weight), bias.as_deref(), &mut y);
         tensor(y, [rows, outputs])
+    }
+
+    fn cross_entropy(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
+        if !single(&[&logits, &targets]) {
+            return plain::cross_entropy::<Self>(logits, targets);
+        }
+        let [logits, targets] = [logits, targets].map(|tensor| tensor.to_contiguous());
+        let [n, classes] = logits.layout().shape().dims();
+        let mut losses = Buffer::new(n);
+        loss::cross_entropy(floats(&logits), floats(&targets), classes, &mut losses);
+        tensor(losses, [n])
     }
 
     fn sgd_step(
