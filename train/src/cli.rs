@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::BadSamples;
 use models::Architecture;
 use runtime::{
@@ -54,6 +54,15 @@ pub enum Command {
     Study(StudyArgs),
     /// Measure how fast networks train, and in how much memory
     Bench(BenchArgs),
+    /// Reckon what training on many devices would take, from figures of one
+    ///
+    /// A model and no measurement: every device trains on a batch of its own, and gradients are averaged by rings,
+    /// within a host and then between hosts. A step takes as long as the slowest of the arithmetic with the all-reduce
+    /// that it waits for, decoding, the disk and the network. Each row says which that is and, as shares of a step,
+    /// how far the others are from it; the lines below say what to set. docs/scale.md has the formula and examples.
+    ///
+    /// Give your own figures: `train bench ARCH` measures a device, `datasets bench DATA --pipeline train` decoding.
+    Plan(Box<PlanArgs>),
 }
 
 /// Measures how fast networks train, and in how much memory.
@@ -109,6 +118,128 @@ pub struct BenchArgs {
     /// Measure the one row asked for in this process
     #[arg(long, hide = true)]
     pub in_process: bool,
+}
+
+/// Figures of one device and one host, and how many of them.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The architecture (`infer models` lists them), whose parameters are counted
+    #[arg(value_name = "ARCH", default_value = "resnet50")]
+    pub architecture: Architecture,
+
+    /// Numbers of devices, each a row
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64, 512], allow_negative_numbers = true, value_parser = at_least(1))]
+    pub devices: Vec<u64>,
+
+    /// Devices in a host
+    #[arg(long, value_name = "N", default_value_t = 8, allow_negative_numbers = true, value_parser = at_least(1))]
+    pub devices_per_host: u64,
+
+    /// Images a second that one device trains on, as `train bench` measures it [default: two cores of a CPU, where
+    /// docs/performance.md has the architecture]
+    ///
+    /// For orientation, not from Hearth: NVIDIA gives 938 (TF32) and 2470 (mixed precision) for ResNet-50 in PyTorch on
+    /// one A100.
+    #[arg(long, value_name = "IMAGES", allow_negative_numbers = true, value_parser = positive)]
+    pub images_per_s: Option<f64>,
+
+    /// Images a step of each device
+    #[arg(long, alias = "batch", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
+    pub batch_size: u64,
+
+    /// How often the training images are seen
+    #[arg(long, value_name = "N", default_value_t = 90, allow_negative_numbers = true, value_parser = at_least(1))]
+    pub epochs: u64,
+
+    /// Training images; ImageNet's by default
+    #[arg(long, value_name = "N", default_value_t = 1_281_167, allow_negative_numbers = true, value_parser = at_least(1))]
+    pub images: u64,
+
+    /// Validation images, seen once an epoch; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 50_000, allow_negative_numbers = true, value_parser = at_least(0))]
+    pub validation: u64,
+
+    /// Classes, on which the head's parameters depend [default: the architecture's, 1000 or 10]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub classes: Option<u32>,
+
+    /// Thousands of bytes of an encoded image, on average; by default ImageNet's, whose training archive has
+    /// 147,897,477,120 bytes (138 GiB) for 1,281,167 images
+    #[arg(long, value_name = "KB", default_value_t = 115.0, allow_negative_numbers = true, value_parser = positive)]
+    pub image_kb: f64,
+
+    /// Cores of a host that decode
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
+    pub cores_per_host: u64,
+
+    /// Images a second that a core decodes, crops and flips; by default half of the 1671 that two cores were measured at
+    #[arg(long, value_name = "IMAGES", default_value_t = 835.0, allow_negative_numbers = true, value_parser = positive)]
+    pub decode_per_core: f64,
+
+    /// Millions of bytes a second that a host's disk reads in order: about 150 for a hard disk, 500 for SATA, 2000 and
+    /// more for NVMe
+    #[arg(long, value_name = "MB", default_value_t = 2000.0, allow_negative_numbers = true, value_parser = positive)]
+    pub disk_mb: f64,
+
+    /// Gbit/s of a host's network, each way: for the all-reduce between hosts and, with --remote, the images
+    #[arg(long, value_name = "GBIT", default_value_t = 100.0, allow_negative_numbers = true, value_parser = positive)]
+    pub network_gbit: f64,
+
+    /// Gbit/s of a device's link to the others of its host, each way: about 200 for PCIe 4.0 × 16, 2400 for NVLink 3
+    #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = positive)]
+    pub link_gbit: f64,
+
+    /// Bytes of a gradient as it is sent: 4 for f32, 2 for bf16 and f16
+    #[arg(long, value_name = "BYTES", default_value_t = 4.0, allow_negative_numbers = true, value_parser = positive)]
+    pub dtype_bytes: f64,
+
+    /// Microseconds that a message of a ring takes, whatever its size
+    #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = not_negative)]
+    pub latency_us: f64,
+
+    /// The share of the all-reduce that hides behind the backward pass, from 0 (nothing) to 1; never more than that
+    /// pass lasts
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true, value_parser = share)]
+    pub overlap: f64,
+
+    /// Images come by the network, from an object store, and not from a disk in the host
+    #[arg(long)]
+    pub remote: bool,
+
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = PlanFormat::Text)]
+    pub format: PlanFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlanFormat {
+    /// A table, and what to set
+    Text,
+    /// The figures and a row for each number of devices
+    Json,
+    /// The rows
+    Csv,
+}
+
+fn at_least(least: i64) -> RangedI64ValueParser<u64> {
+    // Products of two such numbers fit too.
+    RangedI64ValueParser::new().range(least..=1_000_000_000)
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, wanted: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|number: &f64| number.is_finite() && fits(*number)).ok_or_else(|| wanted.to_string())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |number| number > 0.0, "give a number above 0")
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |number| number >= 0.0, "give 0 or a number above it")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |number| (0.0..=1.0).contains(&number), "give a number from 0 to 1")
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ mod recipe;
 mod renderer;
 mod results;
 mod run;
+mod scale;
 mod schedule;
 mod strategy;
 mod tensorboard;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             Some(Command::Report(args)) => command::report::run(args),
             Some(Command::Study(args)) => command::study::run(args),
             Some(Command::Bench(args)) => command::bench::run(args),
+            Some(Command::Plan(args)) => command::plan::run(args),
         }
     })
 }

@@ -492,6 +492,67 @@ fn bench_measures_steps_with_either_kernels() {
     assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "a measurement leaves nothing");
 }
 
+/// Every block of docs/scale.md that begins with a command is what the command prints.
+#[test]
+fn the_tables_of_docs_scale_are_what_plan_prints() {
+    let home = TempDir::new().unwrap();
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/scale.md")).unwrap();
+    let mut blocks = 0;
+    for block in document.split("```text\n$ cargo run -p train -- ").skip(1) {
+        let (command, rest) = block.split_once('\n').unwrap();
+        let (shown, _) = rest.split_once("```").unwrap();
+        let args: Vec<&str> = command.split_whitespace().collect();
+        assert_eq!(args[0], "plan", "{command}");
+        let printed = succeed(home.path(), &args);
+        assert!(printed == shown, "docs/scale.md shows for `train {command}`\n{shown}\nand it prints\n{printed}");
+        blocks += 1;
+    }
+    assert!(blocks >= 2, "docs/scale.md has {blocks} tables");
+    assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "a plan leaves nothing");
+}
+
+#[test]
+fn plan_takes_figures_and_refuses_what_is_none() {
+    let home = TempDir::new().unwrap();
+    let json =
+        succeed(home.path(), &["plan", "resnet18", "--devices", "4", "--images-per-s", "50", "--format", "json"]);
+    let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(plan["figures"]["parameters"], 11_689_512);
+    assert_eq!(plan["rows"][0]["limit"], "device");
+    let table = succeed(home.path(), &["plan", "--images-per-s", "50", "--format", "csv"]);
+    assert!(table.starts_with("devices,hosts,global_batch,") && table.lines().count() == 5, "{table}");
+
+    // Without a figure it is that of two cores, and told; of other networks there is none.
+    let output = run(home.path(), &["plan", "resnet50", "--devices", "1"]);
+    assert!(text(&output.stderr).contains("two cores") && text(&output.stdout).contains("6.97 images/s"));
+    assert!(fail(home.path(), 1, &["plan", "resnet34"]).contains("--images-per-s"));
+    let error = fail(home.path(), 1, &["plan", "resnet50", "--devices", "100000"]);
+    assert!(error.contains("6,400,000 images a step") && error.contains("--devices 100000"), "{error}");
+    for flag in [
+        "--devices",
+        "--devices-per-host",
+        "--images-per-s",
+        "--batch-size",
+        "--epochs",
+        "--images",
+        "--image-kb",
+        "--cores-per-host",
+        "--decode-per-core",
+        "--disk-mb",
+        "--network-gbit",
+        "--link-gbit",
+        "--dtype-bytes",
+    ] {
+        for value in ["0", "-1", "many", "NaN"] {
+            let error = fail(home.path(), 2, &["plan", flag, value]);
+            assert!(error.contains(flag) && error.contains(value), "{flag} {value}: {error}");
+        }
+    }
+    for (flag, value) in [("--validation", "-1"), ("--latency-us", "-1"), ("--overlap", "-0.1"), ("--overlap", "1.1")] {
+        assert!(fail(home.path(), 2, &["plan", flag, value]).contains(flag), "{flag} {value}");
+    }
+}
+
 #[test]
 fn a_trial_estimates_and_leaves_nothing() {
     let home = TempDir::new().unwrap();

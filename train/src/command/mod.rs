@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod finetune;
 pub mod lr_find;
+pub mod plan;
 pub mod pretrain;
 pub mod recipes;
 pub mod report;
