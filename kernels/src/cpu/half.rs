@@ -290,7 +290,8 @@ mod imp {
                     let value = rows[m].add(2 * pair).cast::<i32>().read_unaligned();
                     let value: __m512bh = std::mem::transmute(_mm512_set1_epi32(value));
                     for n in 0..N {
-                        sums[m][n] = _mm512_dpbf16_ps(sums[m][n], value, std::mem::transmute(weights[n]));
+                        let weights: __m512bh = std::mem::transmute(weights[n]);
+                        sums[m][n] = _mm512_dpbf16_ps(sums[m][n], value, weights);
                     }
                 }
             }
@@ -303,7 +304,8 @@ mod imp {
     /// # Safety
     /// The processor must have AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn block<T, const M: usize, const N: usize>(task: &Task<'_>, start: usize, panel: usize) {
+    #[allow(clippy::extra_unused_type_parameters)] // `with_tile` gives one.
+    unsafe fn block<S, const M: usize, const N: usize>(task: &Task<'_>, start: usize, panel: usize) {
         let product = task.product;
         let pairs = task.product.weights.k.div_ceil(2);
         let [height, columns] = product.lattice.count;

@@ -22,8 +22,10 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// Rows of weights that are gone over together: as many streams as the processor fetches ahead.
+/// Rows of weights that are gone over together, for one row of `x`: as many streams as the processor fetches ahead.
 const DEPTH: usize = 8;
+/// The same for a few rows, whose sums are loaded and stored each time.
+const FEW_DEPTH: usize = 16;
 /// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
 const PACKED_DEPTH: usize = 192;
 /// Rows of weights whose products with the gradients are summed side by side.
@@ -110,7 +112,12 @@ impl WithSimd for Columns<'_> {
         let mut packed = Buffer::new(PACKED_DEPTH * width);
         let mut depth = 0;
         while depth < inputs {
-            let k = if packs { PACKED_DEPTH } else { DEPTH }.min(inputs - depth);
+            let k = match (packs, count) {
+                (true, _) => PACKED_DEPTH,
+                (false, 1) => DEPTH,
+                (false, _) => FEW_DEPTH,
+            };
+            let k = k.min(inputs - depth);
             let mut first = self.panels.start * WIDTH * S::F32_LANES;
             while first < columns_end {
                 let filled = width.min(outputs - first);
