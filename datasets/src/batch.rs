@@ -29,7 +29,13 @@ impl ImageBatch {
         self.shape[0]
     }
 
-    /// Whether there is no image; a loader never yields such a batch.
+    /// The number of images once they are mixed: those that are only mixed into others are gone.
+    pub fn mixed_len(&self) -> usize {
+        self.mix.as_ref().map_or(self.len(), |mix| mix.permutation.len())
+    }
+
+    /// Whether there is no image; a loader yields such a batch only where it loads
+    /// [parts](crate::LoaderBuilder::part_of_batches).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -84,7 +90,7 @@ impl ImageBatch {
     pub fn soft_targets(&self, classes: usize, device: &Device) -> Tensor<2> {
         let values = one_hot(self.expect_labels(), classes);
         let values = self.mix.as_ref().map_or(values.clone(), |mix| mix.targets(&values, classes));
-        Tensor::from_data(TensorData::new(values, [self.len(), classes]), device)
+        Tensor::from_data(TensorData::new(values, [self.mixed_len(), classes]), device)
     }
 
     fn expect_labels(&self) -> &[u32] {
@@ -94,21 +100,23 @@ impl ImageBatch {
 
 /// See [`BatchMix`] for the formula.
 fn mixed(images: Tensor<4>, mix: &BatchMix) -> Tensor<4> {
-    let [n, channels, _, _] = images.dims();
+    let [all, channels, _, _] = images.dims();
+    let n = mix.permutation.len();
     let permutation: Vec<i64> = mix.permutation.iter().map(|&other| i64::from(other)).collect();
     let permutation = Tensor::<1, Int>::from_data(TensorData::new(permutation, [n]), &images.device());
+    let own = |images: Tensor<4>| if n < all { images.narrow(0, 0, n) } else { images };
     match mix.region {
         None => {
             let others = images.clone().select(0, permutation);
-            images * mix.lambda + others * (1.0 - mix.lambda)
+            own(images) * mix.lambda + others * (1.0 - mix.lambda)
         }
         Some(region) if region.width > 0 && region.height > 0 => {
             let [left, top, width, height] = [region.left, region.top, region.width, region.height].map(|v| v as usize);
-            let part = [0..n, 0..channels, top..top + height, left..left + width];
-            let others = images.clone().slice(part.clone()).select(0, permutation);
-            images.slice_assign(part, others)
+            let part = |n: usize| [0..n, 0..channels, top..top + height, left..left + width];
+            let others = images.clone().slice(part(all)).select(0, permutation);
+            own(images).slice_assign(part(n), others)
         }
-        Some(_) => images,
+        Some(_) => own(images),
     }
 }
 

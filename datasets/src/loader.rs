@@ -114,6 +114,8 @@ pub struct LoaderBuilder {
     bad_samples: BadSamples,
     allow_unlabelled: bool,
     sampler: SamplerOptions,
+    /// The part of each batch that is loaded: rank and ranks.
+    part: (usize, usize),
 }
 
 impl LoaderBuilder {
@@ -179,6 +181,14 @@ impl LoaderBuilder {
         self
     }
 
+    /// Loads part `rank` of `ranks` of each batch: the batches are those of one loader alone, and the parts of a batch
+    /// follow each other in it, as equal as can be. A batch whose part holds no sample is yielded all the same, so that
+    /// every rank sees as many. All of it by default.
+    pub fn part_of_batches(mut self, rank: usize, ranks: usize) -> Self {
+        self.part = (rank, ranks);
+        self
+    }
+
     /// What to do with samples that cannot be read or decoded; [`BadSamples::Strict`] by default.
     pub fn bad_samples(mut self, policy: BadSamples) -> Self {
         self.bad_samples = policy;
@@ -207,6 +217,13 @@ impl LoaderBuilder {
         let invalid = |what: String| Err(Error::InvalidLoader { what });
         if self.batch_size == 0 {
             return invalid("a batch of 0 images".into());
+        }
+        let (rank, ranks) = self.part;
+        if rank >= ranks {
+            return invalid(format!("part {rank} of {ranks}: parts count from 0 and end below their number"));
+        }
+        if self.batch_size < ranks {
+            return invalid(format!("{ranks} processes cannot share batches of {} images", self.batch_size));
         }
         if self.sampler.drop_last && sampler.len() < self.batch_size {
             return invalid(format!(
@@ -272,6 +289,7 @@ impl ImageLoader {
             bad_samples: BadSamples::Strict,
             allow_unlabelled: false,
             sampler: SamplerOptions::default(),
+            part: (0, 1),
         }
     }
 

@@ -11,3 +11,4 @@ pub mod exit;
 pub mod files;
 pub mod logging;
 pub mod progress;
+pub mod world;

@@ -82,7 +82,10 @@ struct Pending {
 
 /// One image's place in a batch.
 struct Place {
+    /// Among the images that this loader loads of the batch.
     slot: usize,
+    /// Among all images of the batch.
+    offset: usize,
     pixels: BytesMut,
 }
 
@@ -158,8 +161,8 @@ impl Iterator for Batches {
                 Some(Ok(batch)) => {
                     let batch_size = self.epoch.context.settings.batch_size;
                     self.progress.items_processed = ((batch.number + 1) * batch_size).min(self.progress.items_total);
-                    // All its samples were skipped: go on to the next.
-                    if batch.is_empty() {
+                    // All its samples were skipped: go on to the next. A part of a batch has others to keep step with.
+                    if batch.is_empty() && self.epoch.context.settings.part.1 == 1 {
                         continue;
                     }
                     break Some(Ok(batch));
@@ -266,8 +269,8 @@ impl Epoch {
         if state.stopped {
             return None;
         }
-        // Batches are begun one after the other: only the last can have free places.
-        if state.queue.back().is_none_or(|batch| batch.free.is_empty()) {
+        // Batches are begun one after the other: only the last can have free places. A part of one may hold nothing.
+        while state.queue.back().is_none_or(|batch| batch.free.is_empty()) {
             if self.is_exhausted(state) {
                 return None;
             }
@@ -279,12 +282,13 @@ impl Epoch {
             state.next += 1;
             state.bytes += bytes;
             state.queue.push_back(batch);
-            // The others can help with it.
+            // The others can help with it, or take it as it is.
             self.room.notify_all();
+            self.ready.notify_one();
         }
         let batch = state.queue.back_mut()?;
         let place = batch.free.pop()?;
-        let position = self.range.start + batch.number * self.context.settings.batch_size + place.slot;
+        let position = self.range.start + batch.number * self.context.settings.batch_size + place.offset;
         Some(Job { batch: batch.number, position, place })
     }
 
@@ -296,13 +300,37 @@ impl Epoch {
 
     /// Lays out a batch: one buffer, cut into places that are filled each on its own and joined again without a copy.
     fn begin(&self, number: usize) -> Pending {
-        let batch_size = self.context.settings.batch_size;
-        let size = batch_size.min(self.range.len() - number * batch_size);
+        let own = self.own(number);
+        let offsets = own.clone().chain(self.partner(number));
+        let size = offsets.clone().count();
         let mut pixels = BytesMut::zeroed(size * self.image_bytes());
-        let mut free: Vec<_> =
-            (0..size).map(|slot| Place { slot, pixels: pixels.split_to(self.image_bytes()) }).collect();
+        let mut free: Vec<_> = offsets
+            .enumerate()
+            .map(|(slot, offset)| Place { slot, offset, pixels: pixels.split_to(self.image_bytes()) })
+            .collect();
         free.reverse();
-        Pending { number, free, done: Vec::with_capacity(size), size, finished: None }
+        let finished = (size == 0).then(|| self.finish(number, Vec::new()));
+        Pending { number, free, done: Vec::with_capacity(size), size, finished }
+    }
+
+    /// Images of a batch, over all parts.
+    fn whole(&self, number: usize) -> usize {
+        let batch_size = self.context.settings.batch_size;
+        batch_size.min(self.range.len() - number * batch_size)
+    }
+
+    /// Those of this loader's part.
+    fn own(&self, number: usize) -> Range<usize> {
+        let (rank, ranks) = self.context.settings.part;
+        let whole = self.whole(number);
+        rank * whole / ranks..(rank + 1) * whole / ranks
+    }
+
+    /// The image of another part that the first of this part is mixed with.
+    fn partner(&self, number: usize) -> Option<usize> {
+        let (whole, own) = (self.whole(number), self.own(number));
+        let mixes = !self.context.settings.mix.choices().is_empty();
+        (mixes && !own.is_empty() && own.len() < whole).then(|| (own.start + whole - 1) % whole)
     }
 
     /// Fills a place, and finishes the batch if it was its last.
@@ -411,7 +439,10 @@ impl Epoch {
         let mut watch = Stopwatch::start();
         done.sort_unstable_by_key(|&(slot, _)| slot);
         let (mut images, mut indices, mut labels) = (BytesMut::new(), Vec::new(), Vec::new());
-        for (_, outcome) in done {
+        let own = self.own(number).len();
+        let mut has_partner = false;
+        for (slot, outcome) in done {
+            has_partner |= slot == own && matches!(outcome, Outcome::Filled { .. });
             match outcome {
                 Outcome::Filled { index, label, pixels } => {
                     indices.push(index);
@@ -429,7 +460,13 @@ impl Epoch {
         let images = Vec::from(images);
         // Each rank and slice mixes in its own way.
         let seed = hash(&[settings.sampler.seed, settings.sampler.rank as u64, self.range.start as u64]);
-        let mix = settings.mix.draw((seed, self.number, number as u64), indices.len(), width as u32, height as u32);
+        let mut mix = settings.mix.draw((seed, self.number, number as u64), indices.len(), width as u32, height as u32);
+        if let Some(mix) = mix.as_mut().filter(|_| own < self.whole(number)) {
+            // Each with the one before it, the first with the partner that comes after all.
+            let count = indices.len() - usize::from(has_partner);
+            let first = if has_partner { count } else { 0 };
+            mix.permutation = (0..count).map(|i| i.checked_sub(1).unwrap_or(first) as u32).collect();
+        }
         watch.lap(Stage::Collate);
         self.meters.add(&watch);
         Ok(ImageBatch { images, shape, labels, mix, indices, epoch: self.number, number })

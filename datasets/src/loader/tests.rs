@@ -108,6 +108,61 @@ fn shares_have_equal_counts_and_together_hold_each_sample() {
     }
 }
 
+/// Rows of images as the device has them, with their targets, whatever their part.
+fn mixed(batches: &[ImageBatch]) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let device = Device::flex();
+    let rows = |batch: &ImageBatch| -> Vec<(Vec<f32>, Vec<f32>)> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
+        let images: Vec<f32> = batch.normalise([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>().collect();
+        let targets: Vec<f32> = batch.soft_targets(3, &device).into_data().iter::<f32>().collect();
+        assert_eq!([images.len() / 18, targets.len() / 3], [batch.mixed_len(); 2]);
+        images.chunks(18).zip(targets.chunks(3)).map(|(image, target)| (image.to_vec(), target.to_vec())).collect()
+    };
+    batches.iter().flat_map(rows).collect()
+}
+
+#[test]
+fn parts_of_batches_are_the_batches_whatever_their_number() {
+    use crate::transforms::batch::{BatchTransform, CutMix, Mixup};
+    let both = vec![BatchTransform::Mixup(Mixup::default()), BatchTransform::CutMix(CutMix::default())];
+    for mix in [Vec::new(), both] {
+        for (drop_last, last) in [(false, 3), (true, 8)] {
+            let build = |rank, ranks| {
+                let builder = builder(Counting::new(43)).batch_size(8).shuffle().seed(5).drop_last(drop_last);
+                builder.mix(BatchTransforms::new(mix.clone()).unwrap()).part_of_batches(rank, ranks).build().unwrap()
+            };
+            let whole = epoch(&build(0, 1));
+            assert_eq!(whole.last().unwrap().len(), last);
+            for ranks in [2, 3, 5, 8] {
+                let parts: Vec<_> = (0..ranks).map(|rank| epoch(&build(rank, ranks))).collect();
+                assert!(parts.iter().all(|part| part.len() == whole.len()), "every rank sees as many batches");
+                for (number, batch) in whole.iter().enumerate() {
+                    let of_parts: Vec<ImageBatch> = parts.iter().map(|part| part[number].clone()).collect();
+                    assert!(of_parts.iter().all(|part| part.number == number));
+                    let own: Vec<usize> =
+                        of_parts.iter().flat_map(|part| part.indices[..part.mixed_len()].to_vec()).collect();
+                    assert_eq!(own, batch.indices);
+                    assert_eq!(mixed(&of_parts), mixed(std::slice::from_ref(batch)), "{ranks} parts of batch {number}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_goes_on_in_the_middle_and_reads_its_own_alone() {
+    let source = Arc::new(Counting::new(64));
+    let builder = ImageLoader::builder(source.clone(), Arc::new(Paint::default())).batch_size(8).workers(2).shuffle();
+    let loader = builder.part_of_batches(1, 4).build().unwrap();
+    let full = epoch(&loader);
+    assert_eq!(source.reads.swap(0, Relaxed), 16);
+    loader.start_at(0, 5).unwrap();
+    assert_eq!(epoch(&loader), full[5..]);
+    assert_eq!(source.reads.load(Relaxed), 6);
+}
+
 #[test]
 fn drop_last_drops_the_incomplete_batch_and_progress_ends_complete() {
     for (drop_last, count, items) in [(false, 3, 10), (true, 2, 8)] {
@@ -329,6 +384,8 @@ fn impossible_settings_are_named() {
         (builder(Counting::new(9)).batch_size(0), "batch of 0"),
         (builder(Counting::new(3)).drop_last(true), "no full batch of 4"),
         (builder(Counting::new(9)).share(3, 3), "rank 3 of 3"),
+        (builder(Counting::new(9)).part_of_batches(2, 2), "part 2 of 2"),
+        (builder(Counting::new(9)).part_of_batches(0, 5), "5 processes cannot share batches of 4"),
     ];
     for (builder, part) in cases {
         let message = builder.build().unwrap_err().to_string();

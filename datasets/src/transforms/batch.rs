@@ -137,7 +137,8 @@ impl BatchTransforms {
 /// Targets are mixed by `lambda` in both cases.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchMix {
-    /// By sample: the index of the other one.
+    /// By sample: the index of the other one. Samples of the batch beyond its length are others alone, and gone once
+    /// they are mixed in.
     pub permutation: Vec<u32>,
     /// The weight of the sample itself, 0 to 1.
     pub lambda: f32,
@@ -146,12 +147,12 @@ pub struct BatchMix {
 }
 
 impl BatchMix {
-    /// The mixed targets. `targets` and the result are `[n, classes]`, row by row.
+    /// The mixed targets. `targets` and the result are `[n, classes]`, row by row; others alone have a row in `targets`.
     ///
     /// # Panics
-    /// Where `targets` has another number of rows than the batch.
+    /// Where `targets` has fewer rows than the permutation.
     pub fn targets(&self, targets: &[f32], classes: usize) -> Vec<f32> {
-        assert_eq!(targets.len(), self.permutation.len() * classes, "one row of targets for each sample");
+        assert!(targets.len() >= self.permutation.len() * classes, "one row of targets for each sample");
         let mut mixed = Vec::with_capacity(targets.len());
         for (row, &other) in targets.chunks_exact(classes.max(1)).zip(&self.permutation) {
             let other = &targets[other as usize * classes..][..classes];

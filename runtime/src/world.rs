@@ -1,0 +1,432 @@
+//! The processes that work together: one alone, or as many as `mpirun` or `srun` started.
+//!
+//! Nothing of ours speaks between machines: MPI does, with the feature `mpi`. Every rank calls the same collective
+//! operations in the same order. A collective that lasts longer than the time limit ends the process with its cause:
+//! a peer that died without a word, or a network that is cut, would otherwise be waited for without end.
+
+use std::{
+    env, fmt,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+/// The rank that writes, logs and draws.
+pub const ROOT: usize = 0;
+
+/// The processes that work together.
+pub struct World {
+    rank: usize,
+    size: usize,
+    /// Processes on this host.
+    local_size: usize,
+    /// Bytes that this rank gave into collectives.
+    bytes: AtomicU64,
+    #[cfg(feature = "mpi")]
+    link: Option<link::Link>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "World({} of {})", self.rank, self.size)
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::alone()
+    }
+}
+
+/// What launchers tell a process: its rank and the number of processes.
+const LAUNCHERS: [(&str, &str, &str); 3] = [
+    ("OpenMPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MPICH", "PMI_RANK", "PMI_SIZE"),
+    ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+];
+
+/// The launcher, this process's rank and the number of processes, where a launcher started several.
+fn launched(get: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize, usize)> {
+    LAUNCHERS.into_iter().find_map(|(launcher, rank, size)| {
+        let number = |name: &str| get(name)?.parse::<usize>().ok();
+        Some((launcher, number(rank)?, number(size)?)).filter(|&(_, _, size)| size > 1)
+    })
+}
+
+impl World {
+    /// This process alone.
+    pub fn alone() -> Self {
+        Self {
+            rank: ROOT,
+            size: 1,
+            local_size: 1,
+            bytes: AtomicU64::new(0),
+            #[cfg(feature = "mpi")]
+            link: None,
+        }
+    }
+
+    /// The processes that this one was started with. Collectives that last longer than `timeout` end the process.
+    ///
+    /// # Errors
+    /// Where there are several, and this program was built without the feature `mpi`, or MPI does not start.
+    pub fn join(timeout: Duration) -> Result<Self> {
+        let Some((launcher, rank, size)) = launched(|name| env::var(name).ok()) else { return Ok(Self::alone()) };
+        #[cfg(not(feature = "mpi"))]
+        {
+            let _ = timeout;
+            anyhow::bail!(
+                "{launcher} started this program {size} times (this is number {rank}), and it was built without MPI: \
+                 each would train on its own. Build it with `--features mpi`"
+            );
+        }
+        #[cfg(feature = "mpi")]
+        {
+            let (link, found_rank, found_size) = link::Link::new(timeout)?;
+            ensure!(
+                found_size == size,
+                "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was built \
+                 with sees {found_size}: start it with that MPI's own mpirun"
+            );
+            let local_size = link.local_size();
+            Ok(Self { rank: found_rank, size, local_size, bytes: AtomicU64::new(0), link: Some(link) })
+        }
+    }
+
+    /// This process's number, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of processes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether this is the process that writes.
+    pub fn is_root(&self) -> bool {
+        self.rank == ROOT
+    }
+
+    /// Whether there are no others.
+    pub fn is_alone(&self) -> bool {
+        self.size == 1
+    }
+
+    /// The number of processes on this host.
+    pub fn local_size(&self) -> usize {
+        self.local_size
+    }
+
+    /// The bytes of tensors and messages that this rank has given into collectives.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// # Errors
+    /// Where there are several processes, and `what` is the work of one.
+    pub fn require_alone(&self, what: &str) -> Result<()> {
+        ensure!(self.is_alone(), "{what} is the work of one process, and {} were started", self.size);
+        Ok(())
+    }
+
+    /// This rank's part of `count` things: parts follow each other, and differ by one thing at the most.
+    pub fn part(&self, count: usize) -> std::ops::Range<usize> {
+        self.rank * count / self.size..(self.rank + 1) * count / self.size
+    }
+
+    /// Each value becomes the sum over all ranks, the same bits on each.
+    pub fn sum_floats(&self, values: &mut [f32]) {
+        self.count(size_of_val(values));
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            link.sum(values);
+        }
+        #[cfg(not(feature = "mpi"))]
+        let _ = values;
+    }
+
+    /// The same in double precision.
+    pub fn sum(&self, values: &mut [f64]) {
+        self.count(size_of_val(values));
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            link.sum(values);
+        }
+        #[cfg(not(feature = "mpi"))]
+        let _ = values;
+    }
+
+    /// The root's bytes, on every rank.
+    pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
+        self.count(bytes.len());
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            return link.broadcast(bytes, self.is_root());
+        }
+        bytes
+    }
+
+    /// Every rank's bytes, in the order of ranks, on every rank.
+    pub fn gather(&self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        self.count(bytes.len());
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            return link.gather(&bytes);
+        }
+        vec![bytes]
+    }
+
+    /// The root's result of `work`, which no other rank does; its failure is everybody's.
+    ///
+    /// # Errors
+    /// The root's.
+    pub fn on_root<T>(
+        &self,
+        work: impl FnOnce() -> Result<T>,
+        to_bytes: impl FnOnce(&T) -> Vec<u8>,
+        from_bytes: impl FnOnce(Vec<u8>) -> Result<T>,
+    ) -> Result<T> {
+        if self.is_alone() {
+            return work();
+        }
+        let mine = self.is_root().then(work);
+        let message = match &mine {
+            Some(Ok(value)) => [vec![1], to_bytes(value)].concat(),
+            Some(Err(error)) => [vec![0], format!("{error:#}").into_bytes()].concat(),
+            None => Vec::new(),
+        };
+        let mut message = self.broadcast(message);
+        if let Some(mine) = mine {
+            return mine;
+        }
+        let good = message.remove(0) == 1;
+        ensure!(good, "the first process failed: {}", String::from_utf8_lossy(&message));
+        from_bytes(message)
+    }
+
+    /// Ends all processes; the cause should have been told.
+    pub fn abort(&self) -> ! {
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            link.abort();
+        }
+        std::process::exit(1)
+    }
+
+    fn count(&self, bytes: usize) {
+        if !self.is_alone() {
+            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(feature = "mpi")]
+mod link {
+    use std::{
+        sync::{
+            Arc, Mutex, PoisonError,
+            atomic::{AtomicU64, Ordering},
+        },
+        time::{Duration, Instant},
+    };
+
+    use anyhow::{Context, Result, ensure};
+    use mpi::{
+        Threading,
+        collective::SystemOperation,
+        datatype::PartitionMut,
+        environment::Universe,
+        topology::SimpleCommunicator,
+        traits::{Communicator, CommunicatorCollectives, Equivalence, Root},
+    };
+
+    /// Values of a message: MPI counts in 32 bits, and a part that fits into a cache is summed the faster.
+    const BUCKET: usize = 4 << 20;
+
+    /// MPI, from its start to its end.
+    pub struct Link {
+        /// Ends MPI when it is dropped.
+        _universe: Mutex<Universe>,
+        watch: Arc<Watch>,
+    }
+
+    /// Looks for collectives that last too long.
+    struct Watch {
+        started: Instant,
+        /// Milliseconds after `started` when the current collective began, plus 1; 0 outside of any.
+        since: AtomicU64,
+    }
+
+    impl Link {
+        /// MPI with this process's rank and the number of processes.
+        pub fn new(timeout: Duration) -> Result<(Self, usize, usize)> {
+            // One thread at a time: the training's.
+            let (universe, threading) =
+                mpi::initialize_with_threading(Threading::Serialized).context("MPI was started before")?;
+            ensure!(
+                threading >= Threading::Serialized,
+                "this MPI lets only a program's first thread speak; build it with thread support"
+            );
+            let world = universe.world();
+            let (rank, size) = (world.rank() as usize, world.size() as usize);
+            let watch = Arc::new(Watch { started: Instant::now(), since: AtomicU64::new(0) });
+            let looked_at = watch.clone();
+            std::thread::Builder::new()
+                .name("collectives".into())
+                .spawn(move || looked_at.look(rank, timeout))
+                .context("cannot start a thread")?;
+            Ok((Self { _universe: Mutex::new(universe), watch }, rank, size))
+        }
+
+        pub fn local_size(&self) -> usize {
+            self.watched(|world| world.split_shared(0).size() as usize)
+        }
+
+        fn watched<T>(&self, work: impl FnOnce(&SimpleCommunicator) -> T) -> T {
+            let began = self.watch.started.elapsed().as_millis() as u64 + 1;
+            self.watch.since.store(began, Ordering::Relaxed);
+            let result = work(&SimpleCommunicator::world());
+            self.watch.since.store(0, Ordering::Relaxed);
+            result
+        }
+
+        pub fn sum<T: Equivalence + Copy + Default>(&self, values: &mut [T]) {
+            self.watched(|world| {
+                let mut sums = vec![T::default(); values.len().min(BUCKET)];
+                for bucket in values.chunks_mut(BUCKET) {
+                    let sums = &mut sums[..bucket.len()];
+                    world.all_reduce_into(&*bucket, sums, SystemOperation::sum());
+                    bucket.copy_from_slice(sums);
+                }
+            });
+        }
+
+        pub fn broadcast(&self, mut bytes: Vec<u8>, is_root: bool) -> Vec<u8> {
+            self.watched(|world| {
+                let root = world.process_at_rank(super::ROOT as i32);
+                let mut len = bytes.len() as u64;
+                root.broadcast_into(&mut len);
+                if !is_root {
+                    bytes = vec![0; len as usize];
+                }
+                for part in bytes.chunks_mut(4 * BUCKET) {
+                    root.broadcast_into(part);
+                }
+                bytes
+            })
+        }
+
+        pub fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+            self.watched(|world| {
+                let mut lens = vec![0u64; world.size() as usize];
+                world.all_gather_into(&(bytes.len() as u64), &mut lens[..]);
+                // In rounds, since MPI counts in 32 bits.
+                let mut all: Vec<Vec<u8>> = lens.iter().map(|&len| Vec::with_capacity(len as usize)).collect();
+                let longest = lens.iter().max().copied().unwrap_or(0) as usize;
+                let step = BUCKET;
+                for start in (0..longest).step_by(step) {
+                    let mine = &bytes[start.min(bytes.len())..(start + step).min(bytes.len())];
+                    let counts: Vec<i32> =
+                        lens.iter().map(|&len| (len as usize).saturating_sub(start).min(step) as i32).collect();
+                    let starts: Vec<i32> = counts
+                        .iter()
+                        .scan(0, |at, &count| {
+                            let start = *at;
+                            *at += count;
+                            Some(start)
+                        })
+                        .collect();
+                    let mut received = vec![0u8; counts.iter().sum::<i32>() as usize];
+                    let mut partition = PartitionMut::new(&mut received[..], &counts[..], &starts[..]);
+                    world.all_gather_varcount_into(mine, &mut partition);
+                    for ((all, &start), &count) in all.iter_mut().zip(&starts).zip(&counts) {
+                        all.extend_from_slice(&received[start as usize..(start + count) as usize]);
+                    }
+                }
+                all
+            })
+        }
+
+        pub fn abort(&self) -> ! {
+            abort()
+        }
+    }
+
+    impl Watch {
+        fn look(&self, rank: usize, timeout: Duration) {
+            loop {
+                std::thread::sleep(Duration::from_millis(200).min(timeout));
+                let since = self.since.load(Ordering::Relaxed);
+                let now = self.started.elapsed().as_millis() as u64 + 1;
+                if since != 0 && now.saturating_sub(since) > timeout.as_millis() as u64 {
+                    eprintln!(
+                        "error: process {rank} has waited for the others for {} s: one of them hangs, or the network \
+                         between them is cut. Everything ends here; `train resume` goes on from the last checkpoint \
+                         (--mpi-timeout waits longer)",
+                        timeout.as_secs_f64()
+                    );
+                    abort();
+                }
+            }
+        }
+    }
+
+    /// Ends all processes, and this one whatever becomes of the others.
+    fn abort() -> ! {
+        static ONCE: Mutex<bool> = Mutex::new(false);
+        let mut aborted = ONCE.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *aborted, true) {
+            // It speaks to the launcher, which may be out of reach.
+            let spoken = std::thread::spawn(|| SimpleCommunicator::world().abort(1));
+            let until = Instant::now() + Duration::from_secs(3);
+            while !spoken.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        std::process::exit(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn launchers_are_recognised() {
+        let from = |pairs: &'static [(&str, &str)]| {
+            launched(move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_string()))
+        };
+        assert_eq!(from(&[]), None);
+        assert_eq!(from(&[("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "8")]), Some(("OpenMPI", 3, 8)));
+        assert_eq!(from(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]), Some(("MPICH", 0, 2)));
+        assert_eq!(from(&[("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "4")]), Some(("Slurm", 1, 4)));
+        assert_eq!(from(&[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")]), None, "one alone");
+        assert_eq!(from(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")]), None);
+    }
+
+    #[test]
+    fn parts_follow_each_other() {
+        for size in 1..7 {
+            for count in 0..40 {
+                let parts: Vec<_> = (0..size).map(|rank| World { rank, size, ..World::alone() }.part(count)).collect();
+                assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+                let (least, most) = (parts.iter().map(|p| p.len()).min(), parts.iter().map(|p| p.len()).max());
+                assert!(most <= least.map(|least| least + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn one_alone_has_its_own_results() {
+        let world = World::alone();
+        let mut values = [1.5, 2.0];
+        world.sum(&mut values);
+        assert_eq!(values, [1.5, 2.0]);
+        assert_eq!(world.gather(vec![1, 2]), [[1, 2]]);
+        assert_eq!(world.broadcast(vec![3]), [3]);
+        assert_eq!(world.bytes(), 0);
+        assert!(world.require_alone("a study").is_ok());
+    }
+}
