@@ -18,8 +18,10 @@ pub mod cpu;
 mod flex;
 pub mod ops;
 mod plain;
+mod shared;
 
 pub use calls::*;
+pub use shared::{Sum, share_statistics};
 
 /// Which operations the networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

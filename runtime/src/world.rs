@@ -6,11 +6,27 @@
 
 use std::{
     env, fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Result, ensure};
+
+/// How several processes work together; for flattening into a command line.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct WorldArgs {
+    /// Several processes (mpirun, srun): the seconds that one waits for the others before it takes them for lost
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 300.0, value_parser = seconds)]
+    pub mpi_timeout: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: Option<f64> = text.parse().ok();
+    seconds.filter(|s| (0.1..=1e6).contains(s)).ok_or_else(|| "give seconds, from 0.1 to 1000000".to_string())
+}
 
 /// The rank that writes, logs and draws.
 pub const ROOT: usize = 0;
@@ -54,6 +70,32 @@ fn launched(get: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize
     })
 }
 
+static WORLD: OnceLock<World> = OnceLock::new();
+
+/// The processes that this one [joined](join); itself alone before that.
+pub fn world() -> &'static World {
+    static ALONE: OnceLock<World> = OnceLock::new();
+    WORLD.get().unwrap_or_else(|| ALONE.get_or_init(World::alone))
+}
+
+/// Joins the processes that this one was started with. Collectives that last longer than `timeout` end the process.
+/// To be called once, before anything else works with others; [`leave`] is the end of it.
+///
+/// # Errors
+/// Where there are several, and this program was built without the feature `mpi`, or MPI does not start.
+pub fn join(timeout: Duration) -> Result<&'static World> {
+    let joined = World::join(timeout)?;
+    Ok(WORLD.get_or_init(|| joined))
+}
+
+/// Takes leave of the others. A process that ends without is taken for dead, and the others with it.
+pub fn leave() {
+    #[cfg(feature = "mpi")]
+    if let Some(link) = WORLD.get().and_then(|world| world.link.as_ref()) {
+        link.leave();
+    }
+}
+
 impl World {
     /// This process alone.
     pub fn alone() -> Self {
@@ -67,11 +109,7 @@ impl World {
         }
     }
 
-    /// The processes that this one was started with. Collectives that last longer than `timeout` end the process.
-    ///
-    /// # Errors
-    /// Where there are several, and this program was built without the feature `mpi`, or MPI does not start.
-    pub fn join(timeout: Duration) -> Result<Self> {
+    fn join(timeout: Duration) -> Result<Self> {
         let Some((launcher, rank, size)) = launched(|name| env::var(name).ok()) else { return Ok(Self::alone()) };
         #[cfg(not(feature = "mpi"))]
         {
@@ -206,6 +244,28 @@ impl World {
         from_bytes(message)
     }
 
+    /// Takes leave of the others after a result that all ranks have, and passes it on. After an error, which others may
+    /// not know of, it is told here and all processes end.
+    ///
+    /// # Errors
+    /// That of a process alone.
+    pub fn conclude<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(error) if !self.is_alone() => {
+                eprintln!("error: process {} of {}: {error:#}", self.rank, self.size);
+                if !self.is_root() {
+                    // Where all know, the root writes down how the run ended.
+                    std::thread::sleep(Duration::from_secs(2));
+                }
+                self.abort()
+            }
+            result => {
+                leave();
+                result
+            }
+        }
+    }
+
     /// Ends all processes; the cause should have been told.
     pub fn abort(&self) -> ! {
         #[cfg(feature = "mpi")]
@@ -248,7 +308,7 @@ mod link {
     /// MPI, from its start to its end.
     pub struct Link {
         /// Ends MPI when it is dropped.
-        _universe: Mutex<Universe>,
+        universe: Mutex<Option<Universe>>,
         watch: Arc<Watch>,
     }
 
@@ -277,7 +337,11 @@ mod link {
                 .name("collectives".into())
                 .spawn(move || looked_at.look(rank, timeout))
                 .context("cannot start a thread")?;
-            Ok((Self { _universe: Mutex::new(universe), watch }, rank, size))
+            Ok((Self { universe: Mutex::new(Some(universe)), watch }, rank, size))
+        }
+
+        pub fn leave(&self) {
+            drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
 
         pub fn local_size(&self) -> usize {

@@ -34,6 +34,54 @@ pub struct Checkpoint {
     pub optimizer: OptimizerRecord,
 }
 
+/// A checkpoint as bytes, to be sent: state, network, optimizer, average.
+pub struct Parted([Vec<u8>; 4]);
+
+impl Checkpoint {
+    pub fn into_parts(self) -> Result<Parted> {
+        Ok(Parted([
+            serde_json::to_vec(&self.state)?,
+            self.network.into_bytes()?.to_vec(),
+            self.optimizer.into_bytes()?.to_vec(),
+            self.average.map(ModuleRecord::into_bytes).transpose()?.map_or(Vec::new(), |bytes| bytes.to_vec()),
+        ]))
+    }
+
+    pub fn from_parts(Parted([state, network, optimizer, average]): Parted) -> Result<Self> {
+        let module = |bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes));
+        Ok(Self {
+            state: serde_json::from_slice(&state)?,
+            network: module(network)?,
+            average: (!average.is_empty()).then(|| module(average)).transpose()?,
+            optimizer: OptimizerRecord::from_bytes(Bytes::from_bytes_vec(optimizer))?,
+        })
+    }
+}
+
+impl Parted {
+    /// One message of what there is, each part after its length; nothing for none.
+    pub fn to_bytes(parts: &Option<Self>) -> Vec<u8> {
+        let parts = parts.iter().flat_map(|parts| &parts.0);
+        parts.flat_map(|part| (part.len() as u64).to_le_bytes().into_iter().chain(part.iter().copied())).collect()
+    }
+
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Option<Self>> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let mut rest = &bytes[..];
+        let mut part = || {
+            let (len, after) = rest.split_first_chunk::<8>()?;
+            let (part, after) = after.split_at_checked(u64::from_le_bytes(*len) as usize)?;
+            rest = after;
+            Some(part.to_vec())
+        };
+        let parts = [part(), part(), part(), part()].map(|part| part.context("a checkpoint was sent in pieces"));
+        let [state, network, optimizer, average] = parts;
+        Ok(Some(Self([state?, network?, optimizer?, average?])))
+    }
+}
+
 /// The checkpoints of a run.
 #[derive(Debug, Clone)]
 pub struct Store {

@@ -47,6 +47,8 @@ pub struct Task {
     compute: Option<FloatDType>,
     /// The bits of the factor of the loss before its gradient is taken.
     loss_scale: AtomicU32,
+    /// The bits of this process's share of the next batch, another such factor.
+    share: AtomicU32,
     /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
     aside: Mutex<Aside>,
 }
@@ -83,6 +85,7 @@ impl Task {
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
             loss_scale: AtomicU32::new(1f32.to_bits()),
+            share: AtomicU32::new(1f32.to_bits()),
             aside: Mutex::default(),
         }
     }
@@ -90,6 +93,23 @@ impl Task {
     /// Gradients come multiplied by this from now on.
     pub fn set_loss_scale(&self, scale: f32) {
         self.loss_scale.store(scale.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Gradients come multiplied by this process's share of a batch from now on.
+    pub fn set_share(&self, share: f32) {
+        self.share.store(share.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What a part of a batch counts in the mean over all: its images, or the sum of their classes' weights.
+    pub fn weight(&self, batch: &ImageBatch) -> f64 {
+        let own = batch.mixed_len();
+        match &self.weights {
+            None => own as f64,
+            Some(weights) => {
+                let labels = batch.labels.as_deref().unwrap_or_default();
+                labels.iter().take(own).map(|&label| f64::from(weights[label as usize])).sum()
+            }
+        }
     }
 
     /// Runs a network in the task's precision.
@@ -123,7 +143,7 @@ impl Task {
     fn class_weights(&self, batch: &ImageBatch, device: &Device) -> Option<(Tensor<2>, f32)> {
         let weights = self.weights.as_ref()?;
         let labels = batch.labels.as_deref().unwrap_or_default();
-        let sum = labels.iter().map(|&label| weights[label as usize]).sum();
+        let sum = labels.iter().take(batch.mixed_len()).map(|&label| weights[label as usize]).sum();
         Some((Tensor::<1>::from_floats(weights.as_slice(), device).unsqueeze(), sum))
     }
 
@@ -209,7 +229,8 @@ impl TrainStep for Classifier {
         for (_, aux) in aux {
             loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
         }
-        let scale = f32::from_bits(task.loss_scale.load(Ordering::Relaxed));
+        let [scale, share] = [&task.loss_scale, &task.share].map(|bits| f32::from_bits(bits.load(Ordering::Relaxed)));
+        let scale = scale * share;
         let scaled = if scale == 1.0 { loss.clone() } else { loss.clone() * scale };
         let gradients = GradientsParams::from_grads(scaled.backward(), self);
         let labels = batch.labels.as_deref().unwrap_or_default();

@@ -8,6 +8,7 @@ use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendSpec, KernelArgs},
     exit,
+    world::{self, WorldArgs},
 };
 use zoo::LoadOptions;
 
@@ -34,6 +35,9 @@ pub struct Cli {
 
     #[command(flatten)]
     pub kernels: KernelArgs,
+
+    #[command(flatten)]
+    pub ranks: WorldArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,6 +67,27 @@ pub enum Command {
     ///
     /// Give your own figures: `train bench ARCH` measures a device, `datasets bench DATA --pipeline train` decoding.
     Plan(Box<PlanArgs>),
+}
+
+impl Command {
+    /// Whether it is a run that several processes may share.
+    pub fn trains(&self) -> bool {
+        matches!(self, Self::Pretrain(_) | Self::Finetune(_) | Self::Resume(_))
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pretrain(_) => "pretrain",
+            Self::Finetune(_) => "finetune",
+            Self::Resume(_) => "resume",
+            Self::LrFind(_) => "lr-find",
+            Self::Recipes(_) => "recipes",
+            Self::Report(_) => "report",
+            Self::Study(_) => "study",
+            Self::Bench(_) => "bench",
+            Self::Plan(_) => "plan",
+        }
+    }
 }
 
 /// Measures how fast networks train, and in how much memory.
@@ -321,13 +346,27 @@ pub struct RunArgs {
     #[arg(long)]
     pub epochs: Option<i64>,
 
-    /// Images a forward pass
+    /// Images a forward pass, over all processes
     #[arg(long, value_name = "N")]
     pub batch_size: Option<i64>,
 
     /// The learning rate after the warm-up
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
+
+    /// The learning rate is for so many images a step, 256 usually: it is multiplied by what a step has, over all
+    /// processes and with accumulation, over N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub lr_per: Option<i64>,
+
+    /// Several processes: batch normalisation in training by the statistics of all their images, not of each one's own
+    #[arg(long)]
+    pub sync_bn: bool,
+
+    /// Several processes: what becomes of each one's running statistics before they are used: their mean (reduce), the
+    /// first process's (broadcast), or each its own (none, for comparison)
+    #[arg(long, value_name = "reduce|broadcast|none", value_parser = ["reduce", "broadcast", "none"])]
+    pub dist_bn: Option<String>,
 
     /// The side of the images in pixels; what validation resizes to changes in proportion
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
@@ -540,7 +579,7 @@ impl LoadingArgs {
             artifacts,
             out,
             workers: self.workers,
-            lines: self.lines(),
+            lines: if world::world().is_root() { self.lines() } else { Lines::Quiet },
             command: std::env::args().skip(1).collect(),
             backend: self.backend.backend,
         }
@@ -565,6 +604,9 @@ impl RunArgs {
         overrides.set("epochs", self.epochs);
         overrides.set("batch_size", self.batch_size);
         overrides.set("schedule.learning_rate", self.lr);
+        overrides.set("schedule.per_images", self.lr_per);
+        overrides.set("ranks.sync_bn", self.sync_bn.then_some(true));
+        overrides.set("ranks.dist_bn", self.dist_bn.clone());
         let dtype = self.dtype.map(|dtype| match dtype {
             DtypeArg::F32 => "f32",
             DtypeArg::Bf16 => "bf16",

@@ -7,6 +7,7 @@ use datasets::{
     ImageLoader, Limits, OpenOptions, PipelinePreprocess, Quarantine, Source, Split,
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
+use runtime::world::world;
 use sha2::{Digest, Sha256};
 
 use crate::recipe::{ClassWeights, Data, Recipe};
@@ -205,7 +206,8 @@ fn builder(
     let mut builder = ImageLoader::builder(source.clone(), preprocess)
         .batch_size(recipe.batch_size)
         .seed(recipe.seed)
-        .bad_samples(recipe.data.bad_samples);
+        .bad_samples(recipe.data.bad_samples)
+        .part_of_batches(world().rank(), world().size());
     if let Some(workers) = workers {
         builder = builder.workers(workers);
     }

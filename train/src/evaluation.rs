@@ -100,6 +100,10 @@ pub struct Score {
 
 /// What the network, in evaluation mode, says of each image of a batch.
 pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
+    // Of a small batch a process may have no part.
+    if batch.is_empty() {
+        return Vec::new();
+    }
     let images = task.images(batch, device);
     let logits = task.run(|| network.forward(images));
     let [_, classes] = logits.dims();

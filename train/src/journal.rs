@@ -56,7 +56,8 @@ pub struct Journal {
 struct Growing {
     name: &'static str,
     path: PathBuf,
-    file: File,
+    /// None where another process writes it.
+    file: Option<File>,
     length: u64,
 }
 
@@ -72,7 +73,7 @@ impl Growing {
         // A file that lost its end, or was removed, goes on from where it is.
         let length = length.unwrap_or(0).min(there);
         file.set_len(length).with_context(context)?;
-        let mut growing = Self { name, path: path.clone(), file, length };
+        let mut growing = Self { name, path: path.clone(), file: Some(file), length };
         if length == 0 {
             growing.append(header).with_context(context)?;
         }
@@ -81,14 +82,15 @@ impl Growing {
 
     /// Appends a record, whole or not at all.
     fn append(&mut self, record: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(self.length))?;
-        match self.file.write_all(record) {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        file.seek(SeekFrom::Start(self.length))?;
+        match file.write_all(record) {
             Ok(()) => {
                 self.length += record.len() as u64;
                 Ok(())
             }
             Err(error) => {
-                let _ = self.file.set_len(self.length);
+                let _ = file.set_len(self.length);
                 Err(error)
             }
         }
@@ -111,11 +113,26 @@ impl Journal {
         })
     }
 
+    /// Of a process that writes nothing.
+    pub fn silent(num_epochs: usize, steps_per_epoch: u64) -> Self {
+        let nothing = |name| Growing { name, path: PathBuf::new(), file: None, length: 0 };
+        Self {
+            metrics: nothing(METRICS),
+            epochs: nothing(EPOCHS),
+            events: nothing(EVENTS),
+            lines: Lines::Quiet,
+            num_epochs,
+            steps_per_epoch,
+            last_line: Instant::now(),
+            complained: false,
+        }
+    }
+
     /// The lengths of the files, for a checkpoint; what they hold is on the disk from then on.
     pub fn lengths(&mut self) -> BTreeMap<String, u64> {
         let mut lengths = BTreeMap::new();
         for file in [&self.metrics, &self.epochs, &self.events] {
-            if let Err(error) = file.file.sync_data() {
+            if let Some(Err(error)) = file.file.as_ref().map(File::sync_data) {
                 log::warn!("cannot sync {}: {error}", file.path.display());
             }
             lengths.insert(file.name.to_string(), file.length);

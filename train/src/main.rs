@@ -13,6 +13,7 @@ mod metric;
 mod optimizer;
 mod probe;
 mod progress;
+mod ranks;
 mod recipe;
 mod renderer;
 mod results;
@@ -26,13 +27,20 @@ mod transfer;
 
 use clap::Parser;
 use cli::Command;
-use runtime::exit::{self, ExitCode};
+use runtime::{
+    exit::{self, ExitCode},
+    world,
+};
 
 fn main() -> ExitCode {
     exit::run(|| {
         let cli = cli::Cli::parse();
         cli.kernels.choose();
-        match &cli.command {
+        let world = world::join(std::time::Duration::from_secs_f64(cli.ranks.mpi_timeout))?;
+        if let Some(command) = cli.command.as_ref().filter(|command| !command.trains()) {
+            world.require_alone(&format!("`train {}`", command.name()))?;
+        }
+        let result = match &cli.command {
             None => command::pretrain::run(&cli.pretrain),
             Some(Command::Pretrain(args)) => command::pretrain::run(args),
             Some(Command::Finetune(args)) => command::finetune::run(args),
@@ -43,6 +51,7 @@ fn main() -> ExitCode {
             Some(Command::Study(args)) => command::study::run(args),
             Some(Command::Bench(args)) => command::bench::run(args),
             Some(Command::Plan(args)) => command::plan::run(args),
-        }
+        };
+        world.conclude(result)
     })
 }

@@ -74,6 +74,12 @@ pub struct Times {
     pub waiting: f64,
     /// Forward, backward and the optimizer.
     pub compute: f64,
+    /// Several processes: waiting until the slowest of them is there.
+    #[serde(default)]
+    pub ranks: f64,
+    /// Several processes: summing their gradients.
+    #[serde(default)]
+    pub all_reduce: f64,
     pub validation: f64,
     pub checkpointing: f64,
     /// The loader's threads, summed over them.
@@ -88,12 +94,12 @@ pub struct Times {
 
 impl Times {
     pub fn total(&self) -> f64 {
-        self.waiting + self.compute + self.validation + self.checkpointing
+        self.training() + self.validation + self.checkpointing
     }
 
     /// Training alone.
     pub fn training(&self) -> f64 {
-        self.waiting + self.compute
+        self.waiting + self.compute + self.ranks + self.all_reduce
     }
 
     /// The share of a part of the time, in percent.
@@ -103,13 +109,18 @@ impl Times {
 
     /// `waiting for images 3 %, compute 88 %, validation 8 %, checkpoints 1 %`
     pub fn verdict(&self) -> String {
-        format!(
+        let mut verdict = format!(
             "waiting for images {:.0} %, compute {:.0} %, validation {:.0} %, checkpoints {:.0} %",
             self.percent(self.waiting),
             self.percent(self.compute),
             self.percent(self.validation),
             self.percent(self.checkpointing),
-        )
+        );
+        if self.all_reduce > 0.0 {
+            let (ranks, all_reduce) = (self.percent(self.ranks), self.percent(self.all_reduce));
+            verdict += &format!(", waiting for processes {ranks:.0} %, all-reduce {all_reduce:.0} %");
+        }
+        verdict
     }
 
     /// What to do where something starves.

@@ -20,7 +20,7 @@ pub const RECIPE: &str = "recipe.toml";
 #[derive(Debug)]
 pub struct RunFolder {
     pub path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl RunFolder {
@@ -54,11 +54,16 @@ impl RunFolder {
         Self::lock(path.to_path_buf())
     }
 
+    /// The folder that the run's first process writes to, which others only know of.
+    pub fn of_another(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), _lock: None }
+    }
+
     fn lock(path: PathBuf) -> anyhow::Result<Self> {
         let context = || format!("cannot lock {}", path.display());
         let lock = File::create(path.join(".lock")).with_context(context)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: lock }),
+            Ok(()) => Ok(Self { path, _lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => bail!("another process trains in {}; wait for its end", path.display()),
             Err(TryLockError::Error(error)) => Err(error).with_context(context),
         }

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     optim::{GradientsAccumulator, GradientsParams},
@@ -22,6 +22,7 @@ use burn_train::{
 };
 use datasets::{ImageBatch, SampleRng, Source};
 use models::{Card, Network, weights};
+use runtime::world::World;
 
 use crate::{
     average::Average,
@@ -32,7 +33,8 @@ use crate::{
     journal::Journal,
     optimizer,
     progress::{EpochRecord, State, Times, lap},
-    recipe::{Dtype, Recipe},
+    ranks,
+    recipe::{DistBn, Dtype, Recipe},
     results, transfer,
 };
 
@@ -61,6 +63,8 @@ pub struct Session {
     pub stop: Arc<AtomicBool>,
     pub limits: RunLimits,
     pub steps_per_epoch: u64,
+    /// The processes that share the work.
+    pub world: &'static World,
 }
 
 /// What makes a run shorter than its recipe.
@@ -135,8 +139,18 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
             smooth: None,
             lowest: f64::INFINITY,
             diverged: false,
+            agreed: Agreed::default(),
         };
+        // One process alone too, so that it has the results of several.
+        let sync_bn = run.session.recipe.ranks.sync_bn;
+        if sync_bn {
+            let world = run.session.world;
+            kernels::share_statistics(Some(Arc::new(|values: &mut [f64]| world.sum(values))));
+        }
         let end = run.train().unwrap_or_else(End::Failed);
+        if sync_bn {
+            kernels::share_statistics(None);
+        }
         let model = run.learner.model();
         let Session { state, average, journal, .. } = run.session;
         let (network, average) = (model.network.valid(), average.map(|average| average.network));
@@ -160,6 +174,24 @@ struct Run {
     smooth: Option<f64>,
     lowest: f64,
     diverged: bool,
+    agreed: Agreed,
+}
+
+/// What a rank has of a batch, or all ranks together.
+#[derive(Debug, Clone, Copy, Default)]
+struct Part {
+    /// What it counts in the mean: its images, or the sum of their classes' weights.
+    weight: f64,
+    images: f64,
+}
+
+/// What all ranks know alike, because one of them said it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Agreed {
+    /// Some rank was asked to stop.
+    stop: bool,
+    /// The root wants a checkpoint.
+    checkpoint: bool,
 }
 
 impl Run {
@@ -185,6 +217,7 @@ impl Run {
             }
             let predictions = self.validate_epoch()?;
             self.end_epoch(predictions)?;
+            self.agree(Part::default());
             if self.is_stopped() {
                 return Ok(End::Interrupted);
             }
@@ -243,11 +276,20 @@ impl Run {
                 }
                 let last = batch.number + 1 == total;
                 state.batch = batch.number + 1;
-                self.forward_backward(batch, &mut group);
+                let own = Part { weight: self.learner.model().task.weight(&batch), images: batch.mixed_len() as f64 };
+                let all = self.agree(own);
+                group.seconds += self.communicated(&mut mark, |times| &mut times.ranks);
+                self.forward_backward(batch, own, all, &mut group)?;
+                group.seconds += self.computed(&mut mark);
                 if group.count < accumulate && !last {
-                    group.seconds += self.computed(&mut mark);
                     continue;
                 }
+                let model = self.learner.model();
+                let gradients = std::mem::take(&mut group.gradients);
+                group.reading = self.sum_readings(&group, &mut mark);
+                group.gradients = ranks::sum_gradients(self.session.world, &model, gradients, &self.session.device);
+                drop(model);
+                group.seconds += self.communicated(&mut mark, |times| &mut times.all_reduce);
                 self.optimise(&mut group)?;
                 group.seconds += self.computed(&mut mark);
                 let progress = batches.progress();
@@ -263,7 +305,7 @@ impl Run {
                 if self.is_at_limit() {
                     break;
                 }
-                if self.checkpoint_is_due() {
+                if self.is_checkpoint_agreed() {
                     self.checkpoint();
                 }
                 mark = Instant::now();
@@ -275,6 +317,44 @@ impl Run {
         Ok(false)
     }
 
+    /// Charges the time since the mark to a part of what several processes say to each other; nothing for one alone.
+    fn communicated(&mut self, mark: &mut Instant, part: impl Fn(&mut Times) -> &mut f64) -> f64 {
+        if self.session.world.is_alone() {
+            return 0.0;
+        }
+        let seconds = lap(mark);
+        *part(&mut self.session.state.times) += seconds;
+        self.session.state.seconds += seconds;
+        seconds
+    }
+
+    /// Waits until all ranks are here, and takes down what they agree on. Returns the sum of their parts.
+    fn agree(&mut self, own: Part) -> Part {
+        let world = self.session.world;
+        let stop = self.session.stop.load(Ordering::Relaxed) || self.interrupter.should_stop();
+        let checkpoint = world.is_root() && self.checkpoint_is_due();
+        let mut message = [own.weight, own.images, f64::from(u8::from(stop)), f64::from(u8::from(checkpoint))];
+        world.sum(&mut message);
+        let [weight, images, stop, checkpoint] = message;
+        self.agreed = Agreed { stop: stop > 0.0, checkpoint: checkpoint > 0.0 };
+        Part { weight, images }
+    }
+
+    /// The group's reading over all ranks; waiting for the slowest is counted apart.
+    fn sum_readings(&mut self, group: &Group, mark: &mut Instant) -> Reading {
+        let world = self.session.world;
+        if world.is_alone() {
+            return group.reading;
+        }
+        let Reading { loss, top1, top5, images } = group.reading;
+        let mut sums = [loss, top1 as f64, top5 as f64, images as f64];
+        world.sum(&mut sums);
+        self.communicated(mark, |times| &mut times.ranks);
+        let [loss, rest @ ..] = sums;
+        let [top1, top5, images] = rest.map(|count| count as u64);
+        Reading { loss, top1, top5, images }
+    }
+
     /// Charges the time since the mark to computing.
     fn computed(&mut self, mark: &mut Instant) -> f64 {
         let seconds = lap(mark);
@@ -283,15 +363,31 @@ impl Run {
         seconds
     }
 
-    fn forward_backward(&mut self, batch: ImageBatch, group: &mut Group) {
-        // Dropout's draws depend on the place in the data alone.
-        let seed =
-            SampleRng::new(self.session.recipe.seed, batch.epoch, STEP_STREAM | batch.number as u64).below(u64::MAX);
+    /// Adds the gradients of this rank's `own` part of a batch, out of `all`.
+    fn forward_backward(&mut self, batch: ImageBatch, own: Part, all: Part, group: &mut Group) -> Result<()> {
+        // Dropout's draws depend on the place in the data alone; each rank has draws of its own.
+        let stream = STEP_STREAM | (self.session.world.rank() as u64) << 40 | batch.number as u64;
+        let seed = SampleRng::new(self.session.recipe.seed, batch.epoch, stream).below(u64::MAX);
         self.session.device.seed(seed);
-        group.samples.extend(&batch.indices);
-        let output = self.learner.train_step(batch);
-        group.reading.add(&output.item);
+        group.samples.extend(&batch.indices[..batch.mixed_len()]);
         group.count += 1;
+        if batch.mixed_len() == 0 {
+            ensure!(
+                !self.session.recipe.ranks.sync_bn,
+                "batch {} has no image for process {}, and --sync-bn waits for all of them: take batches of more images",
+                batch.number,
+                self.session.world.rank()
+            );
+            return Ok(());
+        }
+        let share = if self.session.world.is_alone() { 1.0 } else { own.weight / all.weight };
+        self.learner.model().task.set_share(share as f32);
+        let mut output = self.learner.train_step(batch);
+        if !self.session.world.is_alone() {
+            // So that the sum over ranks is that of the whole batch's mean, whatever its images weigh.
+            output.item.loss *= share * all.images / own.images;
+        }
+        group.reading.add(&output.item);
         if self.session.recipe.accumulate == 1 {
             group.gradients = output.grads;
         } else {
@@ -301,6 +397,7 @@ impl Run {
             accumulator.accumulate(&model, output.grads);
             group.gradients = accumulator.grads();
         }
+        Ok(())
     }
 
     /// One step of the optimizer with the mean of the group's gradients, or none where something is not finite.
@@ -394,9 +491,31 @@ impl Run {
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::ProcessedItem(item)));
     }
 
+    /// Brings the ranks' running statistics together, as the recipe says.
+    fn share_running_statistics(&mut self) -> Result<()> {
+        let world = self.session.world;
+        if world.is_alone() {
+            return Ok(());
+        }
+        let model = self.learner.model();
+        let own = running_statistics(&model);
+        let statistics = match self.session.recipe.ranks.dist_bn {
+            DistBn::None => return Ok(()),
+            DistBn::Reduce => ranks::mean_statistics(world, &model, own, &self.session.device),
+            DistBn::Broadcast => ranks::root_statistics(world, &model, own, &self.session.device),
+        };
+        restore(model, statistics);
+        Ok(())
+    }
+
     /// What the better of the raw weights and their average says of each validation image.
     fn validate_epoch(&mut self) -> Result<Validation> {
         let mut mark = Instant::now();
+        self.share_running_statistics()?;
+        ensure!(
+            ranks::weights_agree(self.session.world, &self.learner.model()),
+            "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
+        );
         let epoch = self.session.state.epoch;
         let loader = self.session.loaders.valid.clone();
         let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: loader.source().len() };
@@ -426,10 +545,18 @@ impl Run {
             self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
         }
         drop(batches);
+        let world = self.session.world;
+        validation.raw = ranks::gather_predictions(world, validation.raw)?;
+        validation.average = validation.average.map(|own| ranks::gather_predictions(world, own)).transpose()?;
         self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::EndSplit(epoch + 1)));
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::EndEpoch(epoch + 1)));
         let state = &mut self.session.state;
         state.times.bad_samples += loader.meters().bad;
+        if !world.is_alone() {
+            let mut bad = [state.times.bad_samples as f64];
+            world.sum(&mut bad);
+            state.times.bad_samples = bad[0] as u64;
+        }
         let seconds = lap(&mut mark);
         state.times.validation += seconds;
         state.seconds += seconds;
@@ -458,14 +585,17 @@ impl Run {
         state.sums = Reading::default();
         state.times = Times::default();
         self.session.journal.epoch(&self.session.state, &record);
-        self.write_bad_samples();
-        if is_best {
-            self.keep_best(&record, validation);
+        if self.session.world.is_root() {
+            self.write_bad_samples();
+            if is_best {
+                self.keep_best(&record, validation);
+            }
         }
         self.checkpoint();
         Ok(())
     }
 
+    /// The root's work: it alone writes.
     fn keep_best(&mut self, record: &EpochRecord, validation: Validation) {
         let (_, of_average) = record.better(self.session.recipe.checkpoints.best);
         let (network, predictions) = match (&self.session.average, validation.average) {
@@ -489,6 +619,11 @@ impl Run {
         }
     }
 
+    /// Whether it is time, by the root's clock.
+    fn is_checkpoint_agreed(&self) -> bool {
+        if self.session.world.is_alone() { self.checkpoint_is_due() } else { self.agreed.checkpoint }
+    }
+
     fn checkpoint_is_due(&self) -> bool {
         let checkpoints = &self.session.recipe.checkpoints;
         if self.session.limits.steps.is_some() {
@@ -501,6 +636,13 @@ impl Run {
     /// Writes a checkpoint. Where that fails the run goes on: the last one is whole, and there will be another.
     fn checkpoint(&mut self) {
         let mut mark = Instant::now();
+        if let Err(error) = self.share_running_statistics() {
+            self.session.journal.warn(&format!("{error:#}"));
+        }
+        if !self.session.world.is_root() {
+            (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
+            return;
+        }
         let optimizer = classifier::optimizer_record(&mut self.learner);
         let model = self.learner.model();
         // Running statistics lag by one step until they are asked for.
@@ -523,6 +665,9 @@ impl Run {
     }
 
     fn is_stopped(&self) -> bool {
+        if !self.session.world.is_alone() {
+            return self.agreed.stop;
+        }
         self.session.stop.load(Ordering::Relaxed) || self.interrupter.should_stop()
     }
 

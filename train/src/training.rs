@@ -10,12 +10,14 @@ use anyhow::{Context, bail, ensure};
 use burn::{module::Module, optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler, tensor::Device};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use models::{Card, weights};
-use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::human_duration};
+use runtime::{
+    backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::human_duration, world::world,
+};
 use zoo::LoadOptions;
 
 use crate::{
     average::Average,
-    checkpoint::{Checkpoint, Store},
+    checkpoint::{Checkpoint, Parted, Store},
     classifier::{Classifier, Task},
     data::{self, DataSet, Loaders},
     evaluation::Score,
@@ -24,6 +26,7 @@ use crate::{
     metric::{Kind as MetricKind, Mean},
     optimizer,
     progress::State,
+    ranks,
     recipe::Recipe,
     renderer::{NoFiles, renderer},
     results,
@@ -100,6 +103,18 @@ fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options:
             recipe.network.dtype.name()
         );
     }
+    if recipe.ranks.sync_bn {
+        let zero = burn::tensor::Tensor::<1>::zeros([1], &device);
+        ensure!(
+            kernels::accelerates(&zero),
+            "--sync-bn needs the backend flex with --kernels fast: batch normalisation on others knows nothing of other \
+             processes yet"
+        );
+        ensure!(
+            recipe.data.bad_samples != datasets::BadSamples::Skip,
+            "--sync-bn with --bad-samples skip could leave a process without images; use substitute"
+        );
+    }
     let mut data = data::open(&recipe.data, recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
     Ok(Prepared { recipe, data, start, device })
@@ -146,10 +161,19 @@ pub fn new_run(prepared: &Prepared, kind: Kind, options: &Options) -> anyhow::Re
         Kind::Probe => format!("{}-probe", run_name(&prepared.recipe)),
         _ => run_name(&prepared.recipe),
     };
-    let folder = match &options.out {
-        Some(out) => RunFolder::create_at(out)?,
-        None => RunFolder::create_in(&options.artifacts, &name)?,
+    let world = world();
+    if !world.is_root() {
+        let of_root = |bytes| Ok(PathBuf::from(String::from_utf8(bytes)?));
+        let path = world.on_root(|| bail!("the root alone makes folders"), |_| Vec::new(), of_root)?;
+        let (card, info) = describe(prepared, &path, kind, options);
+        return Ok((RunFolder::of_another(&path), card, info));
+    }
+    let make = || match &options.out {
+        Some(out) => RunFolder::create_at(out),
+        None => RunFolder::create_in(&options.artifacts, &name),
     };
+    let path = |folder: &RunFolder| folder.path.to_string_lossy().into_owned().into_bytes();
+    let folder = world.on_root(make, path, |_| bail!("the root alone makes folders"))?;
     match begin(prepared, &folder, kind, options) {
         Ok((card, info)) => Ok((folder, card, info)),
         Err(error) => {
@@ -162,16 +186,23 @@ pub fn new_run(prepared: &Prepared, kind: Kind, options: &Options) -> anyhow::Re
 
 /// Writes what is known of a run before it starts.
 fn begin(prepared: &Prepared, folder: &RunFolder, kind: Kind, options: &Options) -> anyhow::Result<(Card, RunInfo)> {
-    let Prepared { recipe, data, start, .. } = prepared;
     let run = &folder.path;
-    write_atomic_bytes(&run.join(RECIPE), recipe.to_toml().as_bytes())?;
+    let (card, info) = describe(prepared, run, kind, options);
+    write_atomic_bytes(&run.join(RECIPE), prepared.recipe.to_toml().as_bytes())?;
+    card.write(run.join("card.json"))?;
+    info.write(run)?;
+    Ok((card, info))
+}
+
+/// A run's card, and what is known of it before it starts.
+fn describe(prepared: &Prepared, run: &Path, kind: Kind, options: &Options) -> (Card, RunInfo) {
+    let Prepared { recipe, data, start, .. } = prepared;
     let card = Card {
         classes: data.class_names(),
         preprocess: recipe.images.preprocess(),
         transform_input: start.as_ref().is_some_and(|start| start.card.transform_input),
         ..Card::of(recipe.architecture, 1, origin(recipe, run))
     };
-    card.write(run.join("card.json"))?;
     let mut info = RunInfo::new(run, kind, options.command.clone(), options.backend.to_string());
     info.dtype = recipe.network.dtype.name().to_string();
     info.data = DataInfo {
@@ -183,8 +214,7 @@ fn begin(prepared: &Prepared, folder: &RunFolder, kind: Kind, options: &Options)
         classes: card.classes.len(),
         fingerprint: data.fingerprint(),
     };
-    info.write(run)?;
-    Ok((card, info))
+    (card, info)
 }
 
 fn origin(recipe: &Recipe, run: &Path) -> String {
@@ -217,10 +247,20 @@ struct Resume {
 
 /// Goes on with a run.
 pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Result<Finished> {
-    let folder = RunFolder::open(run)?;
-    let mut info = RunInfo::read(run)?;
+    let world = world();
+    let folder = if world.is_root() { RunFolder::open(run)? } else { RunFolder::of_another(run) };
+    // The others need not see the root's files.
+    let read = || {
+        let shown = run.join(RECIPE).display().to_string();
+        let text = std::fs::read_to_string(run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
+        Ok((RunInfo::read(run)?, Card::read(run.join("card.json"))?, text))
+    };
+    let (mut info, card, text) = world.on_root(
+        read,
+        |read| serde_json::to_vec(read).unwrap_or_default(),
+        |bytes| Ok(serde_json::from_slice(&bytes)?),
+    )?;
     let shown = run.join(RECIPE).display().to_string();
-    let text = std::fs::read_to_string(run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
     let recipe = crate::recipe::parse(&text, &shown, &Default::default())?;
     ensure!(
         info.status != Status::Finished,
@@ -233,10 +273,15 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
         "{} is a linear probe, which takes seconds: start it again (its features are kept)",
         run.display()
     );
-    let (checkpoint, warnings) = Store::new(run).load()?;
-    for warning in warnings {
-        eprintln!("warning: {warning}");
-    }
+    let load_last = || {
+        let (checkpoint, warnings) = Store::new(run).load()?;
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
+        checkpoint.map(Checkpoint::into_parts).transpose()
+    };
+    let checkpoint = world.on_root(load_last, Parted::to_bytes, Parted::from_bytes)?;
+    let checkpoint = checkpoint.map(Checkpoint::from_parts).transpose()?;
     let prepared = prepare(recipe, load, options)?;
     let fingerprint = prepared.data.fingerprint();
     let state = match &checkpoint {
@@ -246,14 +291,17 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
             state
         }
         None => {
-            eprintln!("{} has no checkpoint yet: it starts from its beginning", run.display());
+            if world.is_root() {
+                eprintln!("{} has no checkpoint yet: it starts from its beginning", run.display());
+            }
             State { recipe: prepared.recipe.to_toml(), data_fingerprint: fingerprint, ..State::default() }
         }
     };
-    let card = Card::read(run.join("card.json"))?;
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     info.status = Status::Running;
-    info.write(run)?;
+    if world.is_root() {
+        info.write(run)?;
+    }
     train(prepared, loaders, folder, card, info, Resume { state, checkpoint }, options)
 }
 
@@ -299,10 +347,16 @@ fn train(
     let notes = prepared.data.notes.clone();
     let parts = Parts::new(&prepared, &loaders, &card, resume, None)?;
     info.parameters = parts.classifier.network.num_parameters();
-    let dashboard = stdout().is_terminal() && stderr().is_terminal() && options.lines == Lines::Text;
+    let world = world();
+    let is_root = world.is_root();
+    let dashboard = is_root && stdout().is_terminal() && stderr().is_terminal() && options.lines == Lines::Text;
     let lines = if dashboard { Lines::Quiet } else { options.lines };
-    let journal = Journal::open(&run, &parts.state, lines, prepared.recipe.epochs, parts.steps_per_epoch)?;
-    for note in &notes {
+    let journal = if is_root {
+        Journal::open(&run, &parts.state, lines, prepared.recipe.epochs, parts.steps_per_epoch)?
+    } else {
+        Journal::silent(prepared.recipe.epochs, parts.steps_per_epoch)
+    };
+    for note in notes.iter().filter(|_| is_root) {
         journal.warn(note);
     }
     journal.say(&format!(
@@ -319,7 +373,18 @@ fn train(
     if parts.state.step > 0 {
         journal.say(&format!("going on from step {}, epoch {}", parts.state.step, parts.state.epoch + 1));
     }
-    info.write(&run)?;
+    if !world.is_alone() {
+        journal.say(&format!(
+            "{} processes, {} on this host; {} images a forward pass of each; {:.1} MB of gradients a step",
+            world.size(),
+            world.local_size(),
+            prepared.recipe.batch_size / world.size(),
+            4e-6 * info.parameters as f64,
+        ));
+    }
+    if is_root {
+        info.write(&run)?;
+    }
     let outcome = launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard)?;
     finish(outcome, &run, &card, info, options)
 }
@@ -351,6 +416,11 @@ impl Parts {
             network = transfer::frozen(network, transfer, state.epoch)?;
             rate_groups = transfer::rate_groups(&network, transfer);
         }
+        if checkpoint.is_none() {
+            // A record gives parameters the identity that the root's have; groups are built on it.
+            network = ranks::broadcast_network(world(), network)?;
+            rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
+        }
         let mut average = recipe.ema.as_ref().map(|ema| Average::new(ema, &network));
         let weights = data.class_weights(recipe.loss.class_weights);
         let task = Arc::new(Task::new(recipe, card.classes.len(), weights));
@@ -366,7 +436,8 @@ impl Parts {
             }
         }
         let optimizer = optimizer.unwrap_or_else(|| optimizer::build(&recipe.optimizer, &network));
-        let rates = rates.unwrap_or_else(|| Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch));
+        let of_recipe = || Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch).scaled(recipe.rate_factor());
+        let rates = rates.unwrap_or_else(of_recipe);
         let rates = rates.starting_at(state.step);
         let mut scheduler = ModuleLrScheduler::new(rates.clone());
         for (group, factor) in rate_groups {
@@ -405,6 +476,7 @@ fn launch(
         stop: interrupt::flag(),
         limits,
         steps_per_epoch,
+        world: world(),
     };
     let (strategy, outcome) = Strategy::new(session);
     let mut training = SupervisedTraining::new(run, train, valid)
@@ -438,6 +510,9 @@ pub fn finish(
     options: &Options,
 ) -> anyhow::Result<Finished> {
     let Outcome { state, network, average, journal, end } = outcome;
+    if !world().is_root() {
+        return Ok(Finished { run: run.to_path_buf(), info, end, state });
+    }
     info.status = match &end {
         End::Finished => Status::Finished,
         End::Interrupted => Status::Interrupted,
@@ -536,6 +611,13 @@ fn append_result(run: &Path, info: &RunInfo, result: &ResultInfo, options: &Opti
 pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let Finished { run, info, end, state } = finished;
     let shown = run.display();
+    if !world().is_root() {
+        return match end {
+            End::Failed(error) => Err(error),
+            End::Interrupted => Ok(ExitCode::Interrupted),
+            End::Finished => Ok(ExitCode::Success),
+        };
+    }
     match end {
         End::Failed(error) => {
             return Err(error.context(format!(

@@ -44,6 +44,20 @@ pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
     [mean, variance]
 }
 
+/// `Σ x` and `Σ x²` of each channel over `[pixels, channels]`.
+pub fn raw_sums(x: &[f32], channels: usize) -> [Vec<f64>; 2] {
+    let pixels = (x.len() / channels) as f64;
+    let pivot = &x[..channels.min(x.len())];
+    let mut sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
+    let mut squares = sums.split_off(channels);
+    for ((sum, square), &pivot) in sums.iter_mut().zip(&mut squares).zip(pivot) {
+        let pivot = f64::from(pivot);
+        *square += 2.0 * pivot * *sum + pixels * pivot * pivot;
+        *sum += pixels * pivot;
+    }
+    [sums, squares]
+}
+
 /// Sums over the pixels of the gradient that the ReLU lets through, `Σ g`, and of `Σ g · (x − mean)`. With
 /// [`Mask::Output`] the gradient is masked in place.
 pub fn gradient_sums(x: &[f32], dy: &mut [f32], mask: Mask<'_>, mean: &[f32]) -> [Vec<f64>; 2] {

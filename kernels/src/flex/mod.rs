@@ -27,6 +27,7 @@ use crate::{
     },
     ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Sgd, Then},
     plain,
+    shared::{self, NormSums},
 };
 use tensor::{channels_last, dims, floats, map, own_floats, shaped, tensor, vector};
 
@@ -108,14 +109,14 @@ impl Gradients for Flex {
             (None, true) => Mask::Input(&scale, &shift),
         };
         let mut dy = dy;
-        let [sums, products] = match own_floats(&mut dy) {
-            Some(dy) => norm::gradient_sums(floats(&x), dy, mask, &mean),
+        let NormSums { own: [sums, products], all: [all_sums, all_products], pixels } = match own_floats(&mut dy) {
+            Some(dy) => shared::gradient_sums(floats(&x), dy, n, mask, &mean),
             None => {
                 let mut copy = Buffer::new(n * c * h * w);
                 copy_all(floats(&dy), &mut copy);
                 dy = map(copy, shape);
                 let Some(own) = own_floats(&mut dy) else { unreachable!("a new tensor has one owner") };
-                norm::gradient_sums(floats(&x), own, mask, &mean)
+                shared::gradient_sums(floats(&x), own, n, mask, &mean)
             }
         };
         // With the output's mask the sums have masked the gradient in place.
@@ -123,15 +124,14 @@ impl Gradients for Flex {
             Mask::Output(_) => Mask::None,
             mask => mask,
         };
-        let pixels = (n * h * w) as f64;
         let mut by_input = vec![0.0; c];
         let mut constant = vec![0.0; c];
         let mut gamma_gradient = vec![0.0; c];
         for channel in 0..c {
             let deviation = (f64::from(variance[channel]) + epsilon).sqrt();
             let by_gradient = f64::from(gamma[channel]) / deviation;
-            by_input[channel] = (-by_gradient * products[channel] / (deviation * deviation * pixels)) as f32;
-            constant[channel] = (-by_gradient * sums[channel] / pixels) as f32;
+            by_input[channel] = (-by_gradient * all_products[channel] / (deviation * deviation * pixels)) as f32;
+            constant[channel] = (-by_gradient * all_sums[channel] / pixels) as f32;
             gamma_gradient[channel] = (products[channel] / deviation) as f32;
         }
         let beta_gradient: Vec<f32> = sums.iter().map(|&sum| sum as f32).collect();
@@ -297,8 +297,8 @@ impl Kernels for Flex {
             return plain::fused_batch_norm::<Self>(x, gamma, beta, residual, epsilon, then);
         }
         let x = channels_last(x);
-        let shape @ [_, c, _, _] = dims(&x);
-        let [mean, variance] = norm::statistics(floats(&x), c);
+        let shape @ [n, c, _, _] = dims(&x);
+        let [mean, variance] = shared::statistics(floats(&x), n, c);
         let [scale, shift] = affine(&values(&gamma), &values(&beta), &mean, &variance, epsilon);
         let residual = residual.map(channels_last);
         let residual = residual.as_ref().map(floats);

@@ -114,6 +114,7 @@ impl Recipe {
         let schedule = &self.schedule;
         let rate = schedule.learning_rate;
         ensure!(rate.is_finite() && rate > 0.0, "schedule.learning_rate is {rate}; it is positive");
+        ensure!(schedule.per_images != Some(0), "schedule.per_images is 0; it is the images that the rate is for");
         let warmup = schedule.warmup_epochs;
         ensure!(
             warmup.is_finite() && warmup >= 0.0 && warmup <= self.epochs as f64,

@@ -26,7 +26,7 @@ pub struct Recipe {
     pub architecture: Architecture,
     /// How often the training images are seen.
     pub epochs: usize,
-    /// Images a forward pass.
+    /// Images a forward pass, over all processes.
     pub batch_size: usize,
     /// Forward passes whose gradients are averaged for one step of the optimizer.
     #[serde(default = "one", skip_serializing_if = "is_one")]
@@ -51,6 +51,36 @@ pub struct Recipe {
     pub transfer: Option<Transfer>,
     #[serde(default)]
     pub checkpoints: Checkpoints,
+    #[serde(default, skip_serializing_if = "Ranks::is_default")]
+    pub ranks: Ranks,
+}
+
+/// What differs where several processes share the work. `batch_size` is over all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ranks {
+    /// Batch normalisation in training by the statistics of all processes' images.
+    pub sync_bn: bool,
+    /// What becomes of each process's running statistics before they are used.
+    pub dist_bn: DistBn,
+}
+
+impl Ranks {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DistBn {
+    /// Their mean.
+    #[default]
+    Reduce,
+    /// The first process's.
+    Broadcast,
+    /// Each keeps its own; the first one's are saved.
+    None,
 }
 
 fn one() -> usize {
@@ -250,6 +280,9 @@ pub enum OptimizerName {
 pub struct Schedule {
     /// The rate after the warm-up.
     pub learning_rate: f64,
+    /// The rate is for so many images a step, and grows with what a step has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_images: Option<usize>,
     /// Epochs over which the rate rises linearly.
     #[serde(default)]
     pub warmup_epochs: f64,
@@ -398,6 +431,12 @@ pub enum Metric {
 }
 
 impl Recipe {
+    /// What the schedule's rates are multiplied by: images a step over those that the rate is for (Goyal et al., 2017,
+    /// https://arxiv.org/abs/1706.02677).
+    pub fn rate_factor(&self) -> f64 {
+        self.schedule.per_images.map_or(1.0, |per| (self.batch_size * self.accumulate) as f64 / per as f64)
+    }
+
     /// The recipe as TOML.
     pub fn to_toml(&self) -> String {
         toml::to_string_pretty(self).expect("a recipe has only plain fields")

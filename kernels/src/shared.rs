@@ -1,0 +1,88 @@
+//! Batch statistics of several processes: synchronised batch normalisation.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+#[cfg(feature = "flex")]
+use crate::cpu::norm::{self, Mask};
+
+/// Makes each value the sum over all processes, the same bits on each; all call it as often and in the same order.
+pub type Sum = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
+
+static SUM: RwLock<Option<Sum>> = RwLock::new(None);
+
+/// Has batch normalisation in training take the statistics of all processes' batches together, from now on; `None` has
+/// each take its own again. Only the fast operations know of it. Results are then the same, to the bit in all but rare
+/// cases, however many processes share a batch, one among them.
+pub fn share_statistics(sum: Option<Sum>) {
+    *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
+}
+
+#[cfg(feature = "flex")]
+fn sum() -> Option<Sum> {
+    SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Adds up what each image has, in double precision: the sum does not depend on which process has which image, but for
+/// the last bits of a double.
+#[cfg(feature = "flex")]
+fn over_images(sum: &Sum, pixels: usize, images: impl Iterator<Item = [Vec<f64>; 2]>) -> ([Vec<f64>; 2], f64) {
+    let mut total = Vec::new();
+    for image in images {
+        let values = image.concat();
+        total.resize(values.len(), 0.0);
+        total.iter_mut().zip(values).for_each(|(total, value)| *total += value);
+    }
+    total.push(pixels as f64);
+    sum(&mut total);
+    let pixels = total.pop().unwrap_or_default();
+    let second = total.split_off(total.len() / 2);
+    ([total, second], pixels)
+}
+
+/// Mean and biased variance of each channel over the images of all processes; this one's are `x`,
+/// `[n, pixels, channels]`.
+#[cfg(feature = "flex")]
+pub(crate) fn statistics(x: &[f32], n: usize, channels: usize) -> [Vec<f32>; 2] {
+    let Some(sum) = sum() else { return norm::statistics(x, channels) };
+    let images = x.chunks_exact((x.len() / n.max(1)).max(1)).map(|image| norm::raw_sums(image, channels));
+    let ([sums, squares], pixels) = over_images(&sum, x.len() / channels, images);
+    let means: Vec<f64> = sums.iter().map(|sum| sum / pixels).collect();
+    let variances = squares.iter().zip(&means).map(|(square, mean)| (square / pixels - mean * mean).max(0.0) as f32);
+    [means.iter().map(|&mean| mean as f32).collect(), variances.collect()]
+}
+
+/// What a norm's gradients are made of.
+#[cfg(feature = "flex")]
+pub(crate) struct NormSums {
+    /// `Σ g` and `Σ g · (x − mean)` over this process's images: the norm's own weights' gradients.
+    pub own: [Vec<f64>; 2],
+    /// The same over all processes' images, which reach every input.
+    pub all: [Vec<f64>; 2],
+    /// Pixels of all images.
+    pub pixels: f64,
+}
+
+/// As [`norm::gradient_sums`], over `n` images of this process and those of all others.
+#[cfg(feature = "flex")]
+pub(crate) fn gradient_sums(x: &[f32], dy: &mut [f32], n: usize, mask: Mask<'_>, mean: &[f32]) -> NormSums {
+    let pixels = x.len() / mean.len();
+    let Some(sum) = sum() else {
+        let own = norm::gradient_sums(x, dy, mask, mean);
+        return NormSums { all: own.clone(), own, pixels: pixels as f64 };
+    };
+    let len = (x.len() / n.max(1)).max(1);
+    let mut own = [vec![0.0; mean.len()], vec![0.0; mean.len()]];
+    let images = x.chunks_exact(len).zip(dy.chunks_exact_mut(len)).enumerate().map(|(image, (x, dy))| {
+        let mask = match mask {
+            Mask::Output(y) => Mask::Output(&y[image * len..][..len]),
+            mask => mask,
+        };
+        let sums = norm::gradient_sums(x, dy, mask, mean);
+        for (own, sums) in own.iter_mut().zip(&sums) {
+            own.iter_mut().zip(sums).for_each(|(own, sum)| *own += sum);
+        }
+        sums
+    });
+    let (all, pixels) = over_images(&sum, pixels, images);
+    NormSums { own, all, pixels }
+}
