@@ -1,0 +1,248 @@
+//! Several processes under `mpirun` against one: the same training, whatever their number.
+//!
+//! Needs the feature `mpi`, `mpirun`, and the images of `../shared/data/tiny10` (`HEARTH_DATA` names another folder of
+//! data); says so where something is missing.
+#![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The tests take turns: each starts as many processes as the machine has cores, or more.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// 500 images of ten classes; `None`, and a line that says so, where there are none or there is no `mpirun`.
+fn images() -> Option<PathBuf> {
+    let data = env::var_os("HEARTH_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
+    let images = data.join("tiny10/val");
+    if !images.is_dir() {
+        eprintln!("skipped: {} is not there (HEARTH_DATA names another folder)", images.display());
+        return None;
+    }
+    mpirun().then_some(images)
+}
+
+fn mpirun() -> bool {
+    let found = Command::new("mpirun").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    if !found {
+        eprintln!("skipped: there is no mpirun");
+    }
+    found
+}
+
+/// `train` with these arguments, by so many processes.
+fn train(processes: usize, arguments: &[&str]) -> Command {
+    let program = env!("CARGO_BIN_EXE_train");
+    let mut command = if processes == 1 {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("mpirun");
+        command.args(["--oversubscribe", "-n", &processes.to_string(), program]);
+        command
+    };
+    command.args(arguments).env("RUST_BACKTRACE", "0");
+    // In a container everybody is root.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command
+}
+
+#[track_caller]
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("it starts");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    stderr
+}
+
+/// Twenty steps of 24 images.
+fn twenty_steps(images: &Path, out: &Path, processes: usize, arch: &str, rate: &str, more: &[&str]) -> String {
+    let (images, out) = (images.display().to_string(), out.display().to_string());
+    let mut arguments = vec!["pretrain", "--recipe", "cifar", "--data", &images, "--val-fraction", "0.04"];
+    arguments.extend(["--arch", arch, "--out", &out, "--lr", rate, "--epochs", "1", "--batch-size", "24"]);
+    arguments.extend(["--size", "64", "--set", "network.dropout=0"]);
+    arguments.extend(more);
+    succeed(&mut train(processes, &arguments))
+}
+
+/// All floats of a file of weights.
+fn weights(run: &Path) -> Vec<f64> {
+    let bytes = fs::read(run.join("last.safetensors")).expect("weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let data = &bytes[8 + length..];
+    let mut values = Vec::new();
+    for (_, tensor) in header.iter().filter(|(name, tensor)| *name != "__metadata__" && tensor["dtype"] == "F32") {
+        let [start, end] = [0, 1].map(|end| tensor["data_offsets"][end].as_u64().unwrap() as usize);
+        let floats = data[start..end].chunks_exact(4);
+        values.extend(floats.map(|float| f64::from(f32::from_le_bytes(float.try_into().unwrap()))));
+    }
+    values
+}
+
+/// The loss of each step.
+fn losses(run: &Path) -> Vec<f64> {
+    let table = fs::read_to_string(run.join("metrics.csv")).expect("metrics");
+    let steps = table.lines().filter(|line| line.contains(",train_step,"));
+    steps.map(|line| line.split(',').nth(3).unwrap().parse().unwrap()).collect()
+}
+
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+}
+
+/// Weights and losses agree to 1e-5; and what differs is a small part of what training changed at all.
+#[track_caller]
+fn agree(one: &Path, other: &Path, untrained: &Path, part: f64) {
+    let [a, b, start] = [one, other, untrained].map(weights);
+    let (difference, change) = (distance(&a, &b), distance(&a, &start));
+    let (of_one, of_other) = (losses(one), losses(other));
+    assert_eq!([of_one.len(), of_other.len()], [20; 2]);
+    let loss = of_one.iter().zip(&of_other).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+    eprintln!("{}: weights {difference:.1e} of {change:.1e} changed, loss {loss:.1e}", other.display());
+    assert!(difference <= 1e-5, "weights differ by {difference}");
+    assert!(loss <= 1e-5, "losses differ by {loss}");
+    assert!(difference <= part * change, "{difference} of {change}");
+}
+
+/// One, two and four processes.
+fn the_same_training(arch: &str, rate: &str, processes: &[usize], part: f64, more: &[&str]) {
+    let Some(images) = images() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let one = folder.path().join("one");
+    twenty_steps(&images, &one, 1, arch, rate, more);
+    let untrained = folder.path().join("untrained");
+    twenty_steps(&images, &untrained, 1, arch, "1e-30", more);
+    for &processes in processes {
+        let several = folder.path().join(format!("{arch}-{processes}"));
+        let said = twenty_steps(&images, &several, processes, arch, rate, more);
+        assert!(said.contains(&format!("{processes} processes")), "{said}");
+        agree(&one, &several, &untrained, part);
+    }
+}
+
+#[test]
+fn alexnet_by_one_two_and_four() {
+    the_same_training("alexnet", "1e-3", &[2, 4], 1e-3, &[]);
+}
+
+#[test]
+fn vgg11_by_one_and_two() {
+    the_same_training("vgg11", "1e-4", &[2], 1e-2, &[]);
+}
+
+/// A step small enough that ResNet-18's chaos does not take over: at a rate of 1e-4 two runs of one process whose rates
+/// differ by a millionth part are as far from each other as runs of one and of two processes, 2e-3.
+#[test]
+fn resnet18_with_synchronised_norms_by_one_two_and_four() {
+    the_same_training("resnet18", "1e-6", &[2, 4], 3e-2, &["--sync-bn"]);
+}
+
+/// Waits until a checkpoint of `step` or later is there.
+fn wait_for_checkpoint(run: &Path, step: u64, child: &mut Child) {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let steps = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+        let latest =
+            steps.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max();
+        if latest.is_some_and(|latest| latest >= step) {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended before step {step}");
+        assert!(Instant::now() < until, "no checkpoint of step {step}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The processes that a launcher started, or itself where it is the program.
+fn ranks(launcher: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).unwrap_or_default();
+    children.split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+fn kill_9(id: u32) {
+    assert!(Command::new("kill").args(["-9", &id.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_killed_rank_ends_all_and_the_run_goes_on_by_one_and_by_two_again() {
+    let Some(images) = images() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let (one, run) = (folder.path().join("one"), folder.path().join("run"));
+    let checkpoints = ["--set", "checkpoints.every_steps=6"];
+    twenty_steps(&images, &one, 1, "alexnet", "1e-3", &[]);
+    let untrained = folder.path().join("untrained");
+    twenty_steps(&images, &untrained, 1, "alexnet", "1e-30", &[]);
+    // The recipe is a part of the run's state: the same images.
+    let (data, out) = (images.display().to_string(), run.display().to_string());
+    let mut arguments = vec!["pretrain", "--recipe", "cifar", "--data", &data, "--val-fraction", "0.04", "--out", &out];
+    arguments.extend(["--arch", "alexnet", "--lr", "1e-3", "--epochs", "1", "--batch-size", "24", "--size", "64"]);
+    arguments.extend(["--set", "network.dropout=0"]);
+    arguments.extend(checkpoints);
+
+    let mut child = train(2, &arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for_checkpoint(&run, 6, &mut child);
+    let ids = ranks(child.id());
+    assert_eq!(ids.len(), 2);
+    kill_9(ids[1]);
+    let killed = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    let took = killed.elapsed();
+    assert!(!output.status.success() && took < Duration::from_secs(20), "{took:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("signal 9"), "the cause is told: {said}");
+    let is_there = |id: &u32| Path::new(&format!("/proc/{id}")).exists();
+    while ids.iter().any(is_there) {
+        assert!(killed.elapsed() < Duration::from_secs(20), "a process is left");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+
+    let mut child = train(1, &["resume", &out, "-q"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for_checkpoint(&run, 12, &mut child);
+    kill_9(child.id());
+    child.wait().unwrap();
+
+    succeed(&mut train(2, &["resume", &out]));
+    agree(&one, &run, &untrained, 1e-3);
+}
+
+#[test]
+fn other_commands_are_the_work_of_one() {
+    if !mpirun() {
+        return;
+    }
+    let output = train(2, &["recipes"]).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("`train recipes` is the work of one process"), "{said}");
+}
+
+/// A rank that hangs is not waited for without end.
+#[test]
+fn a_rank_that_hangs_ends_the_run_with_its_cause() {
+    if !mpirun() {
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run").display().to_string();
+    let arguments = ["pretrain", "--epochs", "1000", "--out", &out, "--mpi-timeout", "2"];
+    let mut child = train(2, &arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for_checkpoint(Path::new(&out), 1, &mut child);
+    let ids = ranks(child.id());
+    assert!(Command::new("kill").args(["-STOP", &ids[1].to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("process 0 has waited for the others for 2 s"), "{said}");
+    let _ = Command::new("kill").args(["-9", &ids[1].to_string()]).stderr(Stdio::null()).status();
+}
