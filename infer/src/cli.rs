@@ -9,6 +9,7 @@ use runtime::{
     backend::{BackendArgs, BackendSpec, KernelArgs},
     logging::Verbosity,
     progress::Output,
+    world::WorldArgs,
 };
 use zoo::LoadOptions;
 
@@ -30,6 +31,9 @@ pub struct Cli {
     /// What runs on the CPU
     #[command(flatten)]
     pub kernels: KernelArgs,
+    /// How several processes work together
+    #[command(flatten)]
+    pub ranks: WorldArgs,
 }
 
 impl Cli {
@@ -296,7 +300,8 @@ pub struct EvaluateArgs {
     /// Look at the whole image in place of a crop: VGG's and AlexNet's classifier at every place, others as they are
     #[arg(long)]
     pub dense: bool,
-    /// This process judges every OF-th image from RANK on; `infer merge` puts the results together
+    /// This process judges every OF-th image from RANK on; `infer merge` puts the results together. Under mpirun or srun
+    /// (feature `mpi`) the processes share the images by themselves
     #[arg(long, value_name = "RANK", default_value_t = 0, requires = "of")]
     pub rank: usize,
     /// How many processes share the work

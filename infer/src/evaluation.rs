@@ -88,7 +88,7 @@ impl Row {
 }
 
 /// The judgement of some or all images.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Evaluation {
     pub subject: Subject,

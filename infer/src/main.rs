@@ -7,6 +7,8 @@ use clap::Parser;
 use runtime::{
     exit::{self, ExitCode},
     logging,
+    progress::Output,
+    world::{self, World},
 };
 
 use crate::{
@@ -19,9 +21,20 @@ fn main() -> ExitCode {
     logging::init(cli.verbosity);
     cli.kernels.choose();
     let progress = cli.progress();
-    exit::run(|| match &cli.command {
+    exit::run(|| {
+        let world = world::join(std::time::Duration::from_secs_f64(cli.ranks.mpi_timeout))?;
+        if !matches!(cli.command, Command::Evaluate(_)) {
+            world.require_alone("every command but `infer evaluate`")?;
+        }
+        let progress = if world.is_root() { progress } else { Output::Quiet };
+        world.conclude(run(&cli, progress, world))
+    })
+}
+
+fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
+    match &cli.command {
         Command::Classify(args) => classify::run(args, progress),
-        Command::Evaluate(args) => evaluate::evaluate(args, progress),
+        Command::Evaluate(args) => evaluate::evaluate(args, progress, world),
         Command::Merge(args) => evaluate::merge(args),
         Command::Explain(args) => explain::run(args, progress),
         Command::Export(args) => export::run(args, progress),
@@ -32,5 +45,5 @@ fn main() -> ExitCode {
         Command::Summary(args) => summary::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Verify(args) => verify::run(args, progress),
-    })
+    }
 }

@@ -23,6 +23,7 @@ use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::{Output, Progress, Unit},
+    world::World,
 };
 
 use super::{grouped, print_json};
@@ -31,8 +32,9 @@ use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs,
 /// From so many classes on only the worst are printed.
 const PRINTED_CLASSES: usize = 20;
 
-pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
-    if let Some(out) = &args.out {
+pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<ExitCode> {
+    ensure!(world.is_alone() || args.of == 1, "{} processes share the work: leave --rank and --of out", world.size());
+    if let Some(out) = args.out.as_ref().filter(|_| world.is_root()) {
         ensure_empty(out)?;
     }
     let (source, split) = open(args)?;
@@ -60,7 +62,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
             BadSamplesArg::Strict => BadSamples::Strict,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
-        share: (args.rank, args.of),
+        share: if world.is_alone() { (args.rank, args.of) } else { (world.rank(), world.size()) },
     };
     let subject = Subject {
         weights: names.iter().map(|name| name.to_string()).collect(),
@@ -80,7 +82,27 @@ pub fn evaluate(args: &EvaluateArgs, output: Output) -> Result<ExitCode> {
     let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
     let evaluation = evaluation::evaluate(&models, &source, &settings, subject, &progress)?;
     progress.finish();
+    let evaluation = gather(world, evaluation)?;
+    if !world.is_root() {
+        return Ok(if evaluation.bad.is_empty() { ExitCode::Success } else { ExitCode::SomeInputsFailed });
+    }
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+}
+
+/// The judgement of all images from every process's share.
+fn gather(world: &World, own: Evaluation) -> Result<Evaluation> {
+    if world.is_alone() {
+        return Ok(own);
+    }
+    let mut parts = Vec::new();
+    let mut seconds = 0f64;
+    for (rank, bytes) in world.gather(serde_json::to_vec(&own)?).iter().enumerate() {
+        let part: Evaluation = serde_json::from_slice(bytes).with_context(|| format!("what process {rank} sent"))?;
+        seconds = seconds.max(part.seconds);
+        parts.push((format!("process {rank}"), part));
+    }
+    // They worked side by side.
+    Ok(Evaluation { seconds, ..evaluation::merge(parts)? })
 }
 
 pub fn merge(args: &MergeArgs) -> Result<ExitCode> {
