@@ -87,6 +87,8 @@ pub(crate) struct Epoch {
     pub(crate) seconds: Option<f64>,
     pub(crate) waiting: Option<f64>,
     pub(crate) compute: Option<f64>,
+    pub(crate) waiting_for_ranks: Option<f64>,
+    pub(crate) all_reduce: Option<f64>,
     pub(crate) validation: Option<f64>,
     pub(crate) checkpointing: Option<f64>,
     pub(crate) reading: Option<f64>,

@@ -293,15 +293,29 @@ fn time(run: &Run) -> String {
     if epochs.is_empty() {
         return String::new();
     }
-    const PHASES: [Part; 5] =
-        [("compute", 0), ("waiting for data", 1), ("validation", 2), ("checkpointing", 3), ("other", 6)];
+    const PHASES: [Part; 7] = [
+        ("compute", 0),
+        ("waiting for data", 1),
+        ("waiting for processes", 4),
+        ("all-reduce", 5),
+        ("validation", 2),
+        ("checkpointing", 3),
+        ("other", 6),
+    ];
     const THREADS: [Part; 5] = [("reading", 5), ("decoding", 0), ("transforming", 2), ("collating", 4), ("idle", 6)];
     let seconds = |value: Option<f64>| value.filter(|value| value.is_finite()).unwrap_or(0.0).max(0.0);
+    // One process alone waits for no other.
+    let several = epochs.iter().any(|(_, epoch)| seconds(epoch.all_reduce) > 0.0);
+    let shown: Vec<usize> = (0..PHASES.len()).filter(|part| several || !(2..4).contains(part)).collect();
     let phases = |epoch: &Epoch| {
-        let mut parts = [epoch.compute, epoch.waiting, epoch.validation, epoch.checkpointing].map(seconds).to_vec();
+        let of_ranks = [epoch.waiting_for_ranks, epoch.all_reduce];
+        let mut parts = [epoch.compute, epoch.waiting, of_ranks[0], of_ranks[1], epoch.validation, epoch.checkpointing]
+            .map(seconds)
+            .to_vec();
         parts.push((seconds(epoch.seconds) - parts.iter().sum::<f64>()).max(0.0));
-        parts
+        shown.iter().map(|&part| parts[part]).collect()
     };
+    let names: Vec<Part> = shown.iter().map(|&part| PHASES[part]).collect();
     let threads = |epoch: &Epoch| {
         [epoch.reading, epoch.decoding, epoch.transforming, epoch.collating, epoch.idle].map(seconds).to_vec()
     };
@@ -313,7 +327,7 @@ fn time(run: &Run) -> String {
     };
     let mut body = format!(
         "<div class=\"pair\">\n{}{}</div>\n",
-        bars("Each epoch", &PHASES, false, &phases).to_figure(),
+        bars("Each epoch", &names, false, &phases).to_figure(),
         bars("The loader’s threads", &THREADS, true, &threads).to_figure()
     );
 

@@ -23,7 +23,7 @@ const EPOCHS: &str = "epochs.csv";
 const EVENTS: &str = "events.out.tfevents.hearth";
 
 const METRICS_HEADER: &str = "epoch,step,split,loss,top1,top5,learning_rate,gradient_norm,images_per_second\n";
-const EPOCHS_HEADER: &str = "epoch,seconds,waiting,compute,validation,checkpointing,reading,decoding,transforming,\
+const EPOCHS_HEADER: &str = "epoch,seconds,waiting,compute,waiting_for_ranks,all_reduce,validation,checkpointing,reading,decoding,transforming,\
                              collating,idle,bad_samples,skipped_steps,advice\n";
 
 /// Time between lines inside an epoch.
@@ -224,10 +224,12 @@ impl Journal {
         let times = &record.times;
         let advice = times.advice();
         let line = format!(
-            "{epoch},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{},{},{}\n",
+            "{epoch},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{},{},{}\n",
             times.total(),
             times.waiting,
             times.compute,
+            times.ranks,
+            times.all_reduce,
             times.validation,
             times.checkpointing,
             times.reading,

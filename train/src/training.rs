@@ -385,7 +385,20 @@ fn train(
     if is_root {
         info.write(&run)?;
     }
+    let steps_before = parts.state.step;
     let outcome = launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard)?;
+    let steps = outcome.state.step - steps_before;
+    if !world.is_alone() && steps > 0 {
+        outcome.journal.say(&format!(
+            "each process gave {:.2} MB a step into collectives ({:.1} MB in all), for {:.2} MB of gradients a step",
+            1e-6 * world.bytes() as f64 / steps as f64,
+            1e-6 * world.bytes() as f64,
+            4e-6 * info.parameters as f64,
+        ));
+        if let Some(record) = outcome.state.history.last() {
+            outcome.journal.say(&format!("the last epoch: {}", record.times.verdict()));
+        }
+    }
     finish(outcome, &run, &card, info, options)
 }
 
