@@ -601,6 +601,67 @@ mod tests {
         assert_eq!(texts(&val.source), [("val".to_owned(), Some(0))]);
     }
 
+    /// Shards in a store, three ranks: each asks the store for its own samples alone; together they have each sample
+    /// once, in every epoch and after a start in the middle of one.
+    #[test]
+    fn ranks_share_shards_in_a_store() {
+        use crate::{ImageBatch, ImageLoader, loader::testing::Paint};
+        const PER_SHARD: u64 = 20;
+        const RANKS: usize = 3;
+        // A sample is its own number, as `Paint` wants it.
+        let shard = |shard: u64| {
+            let numbers = shard * PER_SHARD..(shard + 1) * PER_SHARD;
+            let names: Vec<_> = numbers
+                .flat_map(|number| {
+                    let bytes = String::from_utf8(number.to_le_bytes().to_vec()).unwrap();
+                    [(format!("{number:03}.jpg"), bytes), (format!("{number:03}.cls"), "0".to_owned())]
+                })
+                .collect();
+            archive(&names.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect::<Vec<_>>())
+        };
+        let files: Vec<(String, Vec<u8>)> = (0..3).map(|i| (format!("set/s-train-{i}.tar"), shard(i))).collect();
+        let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.clone())).collect();
+        let server = Server::new(&files, 0);
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("{}/set/s-train-{{0..2}}.tar", server.address);
+        // As three processes: each has a source of its own.
+        let loader = |rank, ranks| {
+            let source = open(&url, &options(folder.path(), Split::Train)).unwrap().source;
+            let builder = ImageLoader::builder(source, Arc::new(Paint::default())).batch_size(8).workers(2).shuffle();
+            builder.part_of_batches(rank, ranks).build().unwrap()
+        };
+        let epoch = |loader: &ImageLoader| loader.batches().collect::<Result<Vec<ImageBatch>>>().unwrap();
+        let alone = loader(0, 1);
+        let whole = [epoch(&alone), epoch(&alone)];
+        let loaders: Vec<ImageLoader> = (0..RANKS).map(|rank| loader(rank, RANKS)).collect();
+        for whole in &whole {
+            let mut parts = Vec::new();
+            for loader in &loaders {
+                let before = server.requests.load(Ordering::Relaxed);
+                let part = epoch(loader);
+                let samples: usize = part.iter().map(ImageBatch::len).sum();
+                let asked = server.requests.load(Ordering::Relaxed) - before;
+                assert!(asked <= samples, "{asked} requests for {samples} samples of {} in all", 3 * PER_SHARD);
+                parts.push(part);
+            }
+            for (number, batch) in whole.iter().enumerate() {
+                let together: Vec<usize> = parts.iter().flat_map(|part| part[number].indices.clone()).collect();
+                assert_eq!(together, batch.indices, "no sample twice, none lost, in the order of one process");
+            }
+        }
+        // Another number of ranks goes on from the middle of the second epoch.
+        let mut indices = vec![Vec::new(); whole[1].len() - 4];
+        for rank in 0..2 {
+            let loader = loader(rank, 2);
+            loader.start_at(1, 4).unwrap();
+            for (number, batch) in epoch(&loader).into_iter().enumerate() {
+                indices[number].extend(batch.indices);
+            }
+        }
+        let expected: Vec<_> = whole[1][4..].iter().map(|batch| batch.indices.clone()).collect();
+        assert_eq!(indices, expected);
+    }
+
     #[test]
     fn what_is_not_there_is_not_asked_for_twice_and_what_always_fails_ends() {
         let server = Server::new(&[], 0);
