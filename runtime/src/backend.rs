@@ -429,6 +429,73 @@ fn quietly<T>(open: impl FnOnce() -> T) -> std::result::Result<T, String> {
     })
 }
 
+/// Devices of one host, `cuda:0-7` or `cuda:0,2,5`: one for each process there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<BackendSpec>);
+
+impl FromStr for Devices {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut devices = Vec::new();
+        let mut name = "";
+        for part in text.split(',') {
+            let selectors = match part.split_once(':') {
+                Some((of_part, selectors)) => {
+                    name = of_part;
+                    selectors
+                }
+                None if name.is_empty() => {
+                    return Err(format!("`{part}` names no backend: give for instance cuda:0-7, or cuda:0,2"));
+                }
+                None => part,
+            };
+            let numbers = match selectors.split_once('-') {
+                Some((first, last)) => {
+                    let number =
+                        |text: &str| text.parse::<usize>().map_err(|_| format!("`{text}` is no device number"));
+                    let (first, last) = (number(first)?, number(last)?);
+                    if last < first || last - first >= 1024 {
+                        return Err(format!("the devices {first} to {last} are none, or too many"));
+                    }
+                    (first..=last).map(|number| number.to_string()).collect()
+                }
+                None => vec![selectors.to_string()],
+            };
+            for number in numbers {
+                let device: BackendSpec =
+                    format!("{name}:{number}").parse().map_err(|error: ParseBackendError| error.to_string())?;
+                if devices.contains(&device) && !matches!(device.backend, Backend::Flex | Backend::NdArray) {
+                    return Err(format!("{device} is named twice"));
+                }
+                devices.push(device);
+            }
+        }
+        Ok(Self(devices))
+    }
+}
+
+impl Devices {
+    /// The device of process `rank` of the `size` processes on this host; `alone` says that there are no others
+    /// anywhere.
+    ///
+    /// # Errors
+    /// Where there are not as many processes here as devices: some would idle, or share one.
+    pub fn of(&self, rank: usize, size: usize, alone: bool) -> Result<BackendSpec> {
+        let devices = self.0.len();
+        if alone && devices > 1 {
+            bail!(
+                "--devices names {devices} devices, and one process trains on one: start a process for each, with a \
+                 build with `--features mpi`: mpirun -n {devices} … --devices …"
+            );
+        }
+        if size != devices {
+            bail!("--devices names {devices} devices of a host, and {size} processes run on this one: start as many");
+        }
+        Ok(self.0[rank])
+    }
+}
+
 /// The flag `--backend`, the same in every binary: put `#[command(flatten)] backend: BackendArgs` into its arguments.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct BackendArgs {
@@ -469,6 +536,32 @@ mod tests {
 
     fn parse(text: &str) -> Result<BackendSpec, ParseBackendError> {
         text.parse()
+    }
+
+    #[test]
+    fn devices_are_lists_and_ranges_one_for_each_process() {
+        let devices = |text: &str| text.parse::<Devices>();
+        let names = |text: &str| -> Vec<String> { devices(text).unwrap().0.iter().map(ToString::to_string).collect() };
+        assert_eq!(names("cuda:0-2"), ["cuda:0", "cuda:1", "cuda:2"]);
+        assert_eq!(names("cuda:0,2,rocm:1"), ["cuda:0", "cuda:2", "rocm:1"]);
+        assert_eq!(names("flex:0,0"), ["flex", "flex"]);
+        for (text, part) in [
+            ("0-3", "names no backend"),
+            ("cuda:3-1", "3 to 1"),
+            ("cuda:x", "x"),
+            ("cuda:0-x", "no device number"),
+            ("cuda:1,1", "twice"),
+            ("coda:0", "did you mean"),
+        ] {
+            let error = devices(text).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+        let four = devices("cuda:4-7").unwrap();
+        let of_rank = |rank| four.of(rank, 4, false).unwrap().to_string();
+        assert_eq!([0, 1, 2, 3].map(of_rank), ["cuda:4", "cuda:5", "cuda:6", "cuda:7"]);
+        assert!(four.of(0, 1, true).unwrap_err().to_string().contains("mpirun -n 4"));
+        assert!(four.of(0, 2, false).unwrap_err().to_string().contains("2 processes run on this one"));
+        assert_eq!(devices("cuda:1").unwrap().of(0, 1, true).unwrap().to_string(), "cuda:1");
     }
 
     #[test]

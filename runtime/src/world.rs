@@ -35,7 +35,8 @@ pub const ROOT: usize = 0;
 pub struct World {
     rank: usize,
     size: usize,
-    /// Processes on this host.
+    /// This process's number among those on this host, and how many they are.
+    local_rank: usize,
     local_size: usize,
     /// Bytes that this rank gave into collectives.
     bytes: AtomicU64,
@@ -102,6 +103,7 @@ impl World {
         Self {
             rank: ROOT,
             size: 1,
+            local_rank: 0,
             local_size: 1,
             bytes: AtomicU64::new(0),
             #[cfg(feature = "mpi")]
@@ -127,8 +129,8 @@ impl World {
                 "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was built \
                  with sees {found_size}: start it with that MPI's own mpirun"
             );
-            let local_size = link.local_size();
-            Ok(Self { rank: found_rank, size, local_size, bytes: AtomicU64::new(0), link: Some(link) })
+            let (local_rank, local_size) = link.local();
+            Ok(Self { rank: found_rank, size, local_rank, local_size, bytes: AtomicU64::new(0), link: Some(link) })
         }
     }
 
@@ -150,6 +152,11 @@ impl World {
     /// Whether there are no others.
     pub fn is_alone(&self) -> bool {
         self.size == 1
+    }
+
+    /// This process's number among those on this host, from 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     /// The number of processes on this host.
@@ -344,8 +351,12 @@ mod link {
             drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
 
-        pub fn local_size(&self) -> usize {
-            self.watched(|world| world.split_shared(0).size() as usize)
+        /// This process's number on its host, and the number of processes there.
+        pub fn local(&self) -> (usize, usize) {
+            self.watched(|world| {
+                let host = world.split_shared(world.rank());
+                (host.rank() as usize, host.size() as usize)
+            })
         }
 
         fn watched<T>(&self, work: impl FnOnce(&SimpleCommunicator) -> T) -> T {

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::BadSamples;
 use models::Architecture;
 use runtime::{
-    backend::{BackendArgs, BackendSpec, KernelArgs},
+    backend::{BackendArgs, BackendSpec, Devices, KernelArgs},
     exit,
     world::{self, WorldArgs},
 };
@@ -424,6 +424,10 @@ pub struct LoadingArgs {
 
     #[command(flatten)]
     pub backend: BackendArgs,
+
+    /// The devices of a host, cuda:0-7 or cuda:0,2: each process there (mpirun, srun) takes one, in their order
+    #[arg(long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
+    pub devices: Option<Devices>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -574,20 +578,28 @@ impl LoadingArgs {
     }
 
     /// Options for runs in `artifacts`, or in `out`.
-    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> Options {
-        Options {
+    ///
+    /// # Errors
+    /// Where `--devices` are not one for each process.
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> anyhow::Result<Options> {
+        let world = world::world();
+        let backend = match &self.devices {
+            Some(devices) => devices.of(world.local_rank(), world.local_size(), world.is_alone())?,
+            None => self.backend.backend,
+        };
+        Ok(Options {
             artifacts,
             out,
             workers: self.workers,
-            lines: if world::world().is_root() { self.lines() } else { Lines::Quiet },
+            lines: if world.is_root() { self.lines() } else { Lines::Quiet },
             command: std::env::args().skip(1).collect(),
-            backend: self.backend.backend,
-        }
+            backend,
+        })
     }
 }
 
 impl HowArgs {
-    pub fn options(&self) -> Options {
+    pub fn options(&self) -> anyhow::Result<Options> {
         self.loading.options(self.artifacts.clone(), self.out.clone())
     }
 }

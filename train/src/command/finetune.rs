@@ -15,7 +15,7 @@ use crate::{
 };
 
 pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
-    let options = args.run.how.options();
+    let options = args.run.how.options()?;
     if args.auto {
         return auto(args, &options);
     }

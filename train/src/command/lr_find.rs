@@ -25,7 +25,7 @@ pub fn run(args: &LrFindArgs) -> Result<ExitCode> {
         args.from,
         args.to
     );
-    let options = args.run.how.options();
+    let options = args.run.how.options()?;
     let mut overrides = args.run.overrides()?;
     let default = match (&args.weights, args.run.data.as_deref()) {
         (Some(_), _) => "finetune",

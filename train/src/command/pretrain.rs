@@ -14,7 +14,7 @@ use crate::{
 
 pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
     let recipe = recipe(args)?;
-    let options = args.run.how.options();
+    let options = args.run.how.options()?;
     let prepared = training::prepare(recipe, &LoadOptions::default(), &options)?;
     if args.run.dry_run {
         return dry_run::run(prepared, &options);

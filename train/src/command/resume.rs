@@ -7,6 +7,6 @@ use crate::{cli::ResumeArgs, training};
 
 pub fn run(args: &ResumeArgs) -> Result<ExitCode> {
     let artifacts = args.run.parent().map(|parent| parent.to_path_buf()).unwrap_or_default();
-    let options = args.loading.options(artifacts, None);
+    let options = args.loading.options(artifacts, None)?;
     training::conclude(training::resume(&args.run, &args.load, &options)?)
 }

@@ -46,7 +46,7 @@ struct Trained {
 }
 
 fn shortcuts(args: &ShortcutsArgs) -> Result<ExitCode> {
-    let options = args.how.options();
+    let options = args.how.options()?;
     let folder = match &options.out {
         Some(out) => RunFolder::create_at(out)?,
         None => RunFolder::create_in(&options.artifacts, "study-shortcuts")?,
