@@ -186,7 +186,7 @@ impl World {
         self.count(size_of_val(values));
         #[cfg(feature = "mpi")]
         if let Some(link) = &self.link {
-            link.sum(values);
+            link.sum_floats(values);
         }
         #[cfg(not(feature = "mpi"))]
         let _ = values;
@@ -310,12 +310,14 @@ mod link {
     };
 
     /// Values of a message: MPI counts in 32 bits, and a part that fits into a cache is summed the faster.
-    const BUCKET: usize = 4 << 20;
+    const BUCKET: usize = 1 << 20;
 
     /// MPI, from its start to its end.
     pub struct Link {
         /// Ends MPI when it is dropped.
         universe: Mutex<Option<Universe>>,
+        /// Sums on their way, kept from call to call.
+        sums: Mutex<Vec<f32>>,
         watch: Arc<Watch>,
     }
 
@@ -344,7 +346,7 @@ mod link {
                 .name("collectives".into())
                 .spawn(move || looked_at.look(rank, timeout))
                 .context("cannot start a thread")?;
-            Ok((Self { universe: Mutex::new(Some(universe)), watch }, rank, size))
+            Ok((Self { universe: Mutex::new(Some(universe)), sums: Mutex::default(), watch }, rank, size))
         }
 
         pub fn leave(&self) {
@@ -367,9 +369,17 @@ mod link {
             result
         }
 
-        pub fn sum<T: Equivalence + Copy + Default>(&self, values: &mut [T]) {
+        pub fn sum_floats(&self, values: &mut [f32]) {
+            self.sum_by(values, &mut self.sums.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+
+        pub fn sum(&self, values: &mut [f64]) {
+            self.sum_by(values, &mut Vec::new());
+        }
+
+        fn sum_by<T: Equivalence + Copy + Default>(&self, values: &mut [T], sums: &mut Vec<T>) {
             self.watched(|world| {
-                let mut sums = vec![T::default(); values.len().min(BUCKET)];
+                sums.resize(values.len().min(BUCKET), T::default());
                 for bucket in values.chunks_mut(BUCKET) {
                     let sums = &mut sums[..bucket.len()];
                     world.all_reduce_into(&*bucket, sums, SystemOperation::sum());

@@ -1,5 +1,7 @@
 //! What the processes of a run say to each other: weights once, gradients each step, predictions each epoch.
 
+use std::cell::Cell;
+
 use anyhow::{Context, Result};
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -111,14 +113,22 @@ fn sum(
     factor: f32,
     device: &Device,
 ) -> GradientsParams {
-    let mut flat = Flatten { tensors: &mut tensors, values: Vec::new() };
+    // The message of the step before: fresh memory would cost as much as a copy.
+    thread_local! {
+        static MESSAGE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let mut values = MESSAGE.take();
+    values.clear();
+    let mut flat = Flatten { tensors: &mut tensors, values };
     each(model, wanted, &mut flat);
     let mut values = flat.values;
     world.sum_floats(&mut values);
     let device = device.clone().without_autodiff();
     let mut unflatten = Unflatten { tensors: GradientsParams::new(), values: &values, factor, device };
     each(model, wanted, &mut unflatten);
-    unflatten.tensors
+    let tensors = unflatten.tensors;
+    MESSAGE.set(values);
+    tensors
 }
 
 /// The sum of all ranks' gradients.
