@@ -169,7 +169,7 @@ pub struct PlanArgs {
     pub images_per_s: Option<f64>,
 
     /// Images a step of each device
-    #[arg(long, alias = "batch", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long = "batch-per-device", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
     pub batch_size: u64,
 
     /// How often the training images are seen

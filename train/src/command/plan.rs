@@ -38,8 +38,8 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
         let global_batch = figures.global_batch(devices);
         ensure!(
             global_batch <= figures.images,
-            "{} images a step (--devices {devices} with --batch-size {}) are more than an epoch's {}: give fewer \
-             --devices, a smaller --batch-size or more --images",
+            "{} images a step (--devices {devices} with --batch-per-device {}) are more than an epoch's {}: give fewer \
+             --devices, a smaller --batch-per-device or more --images",
             grouped(global_batch),
             figures.batch_size,
             grouped(figures.images),
@@ -138,9 +138,8 @@ impl Plan {
         let crowd = self.rows.iter().map(|row| figures.local_devices(row.devices)).max().unwrap_or(1);
         let workers = (figures.cores_per_host / crowd).max(1);
         let mut lines = vec![format!(
-            "each device: --workers {workers} --batch-size {}; --lr is a recipe's for {RATE_IMAGES} images a step times \
-             \"rate ×\", after a warm-up",
-            figures.batch_size,
+            "a process for each device, --workers {workers}; --batch-size is \"images/step\", over all of them; --lr-per \
+             {RATE_IMAGES} multiplies the rate by \"rate ×\", after a warm-up",
         )];
         for row in &self.rows {
             let devices = format!("{} device{}", row.devices, if row.devices == 1 { "" } else { "s" });
@@ -191,7 +190,7 @@ impl Plan {
         };
         (matters && row.all_reduce_share > NOTABLE).then(|| {
             format!(
-                "{:.0} % of a step waits for the all-reduce; a tenth with --batch-size {}; or a faster {}, or smaller \
+                "{:.0} % of a step waits for the all-reduce; a tenth with {} images a device; or a faster {}, or smaller \
                  gradients",
                 100.0 * row.all_reduce_share,
                 self.figures.batch_for_a_tenth(row.devices),
