@@ -146,6 +146,32 @@ fn resnet18_with_synchronised_norms_by_one_two_and_four() {
     the_same_training("resnet18", "1e-6", &[2, 4], 3e-2, &["--sync-bn"]);
 }
 
+/// Batches of 25 by four, images mixed across parts, weighted classes, accumulation, a clipped gradient.
+#[test]
+fn uneven_parts_are_exact() {
+    let Some(images) = images() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let images = images.display().to_string();
+    let run = |processes: usize, rate: &str| {
+        let out = folder.path().join(format!("{processes}-{rate}"));
+        let shown = out.display().to_string();
+        let mut arguments = vec!["pretrain", "-q", "--recipe", "cifar", "--data", &images, "--val-fraction", "0.2"];
+        arguments.extend(["--arch", "alexnet", "--out", &shown, "--lr", rate, "--epochs", "1", "--batch-size", "25"]);
+        arguments.extend(["--size", "64", "--set", "network.dropout=0", "--set", "accumulate=2"]);
+        arguments.extend(["--set", "loss.class_weights=balanced", "--set", "loss.label_smoothing=0.1"]);
+        arguments.extend(["--set", "images.mix=[{ name = \"Mixup\", alpha = 0.3 }, { name = \"CutMix\" }]"]);
+        arguments.extend(["--set", "optimizer.clip_norm=0.05"]);
+        succeed(&mut train(processes, &arguments));
+        (weights(&out), losses(&out))
+    };
+    let (one, four, untrained) = (run(1, "1e-3"), run(4, "1e-3"), run(1, "1e-30"));
+    let (difference, change) = (distance(&one.0, &four.0), distance(&one.0, &untrained.0));
+    eprintln!("weights {difference:.1e} of {change:.1e} changed");
+    assert!(difference <= 1e-3 * change, "{difference} of {change}");
+    assert_eq!(one.1, four.1, "as they are written");
+}
+
 /// Waits until a checkpoint of `step` or later is there.
 fn wait_for_checkpoint(run: &Path, step: u64, child: &mut Child) {
     let until = Instant::now() + Duration::from_secs(120);
