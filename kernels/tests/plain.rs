@@ -367,6 +367,21 @@ proptest! {
     }
 }
 
+/// Linear maps as wide as the networks' last ones.
+#[test]
+fn linear_maps_of_the_networks() {
+    for (rows, d) in [(1, [64, 1000]), (2, [64, 1000]), (8, [300, 700]), (14, [512, 1000]), (20, [100, 1030])] {
+        let inputs = [random([rows, d[0]], 3), random(d, 4)];
+        compare(
+            &inputs,
+            &[random([d[1]], 5)],
+            CHECK,
+            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), false),
+            |x, b| module::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
+        );
+    }
+}
+
 /// Products of bf16 values, against doubles that were rounded to bf16 before: products are then exact, and only the sums
 /// round.
 fn check_bf16(conv: &Conv) {

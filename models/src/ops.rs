@@ -100,13 +100,14 @@ fn pads(conv: &Conv2d) -> Option<[(usize, usize); 2]> {
 
 fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut after: After) -> Tensor<4> {
     let options = ConvOptions::new_with_padding(conv.stride, padding, conv.dilation, conv.groups);
-    let bias = conv.bias.as_ref().map(|bias| bias.val());
+    // In the order in which Burn's module draws them.
+    let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
     after.bias = match (bias, after.bias, &after.scale) {
         (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
         (bias, shift, _) => bias.or(shift),
     };
     after.bf16 = in_bf16();
-    let y = kernels::conv2d(x, conv.weight.val(), options, after);
+    let y = kernels::conv2d(x, weight, options, after);
     count_conv2d(conv, &y);
     y
 }
@@ -251,8 +252,9 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     let [_, d_in] = x.dims();
     let y = match COMPUTE.get() {
         _ if is_fast(&x) => {
-            let bias = linear.bias.as_ref().map(|bias| bias.val());
-            kernels::linear(x, linear.weight.val(), bias, in_bf16())
+            // In the order in which Burn's module draws them.
+            let (weight, bias) = (linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()));
+            kernels::linear(x, weight, bias, in_bf16())
         }
         None => linear.forward(x),
         Some(dtype) => {

@@ -532,7 +532,7 @@ fn plan_takes_figures_and_refuses_what_is_none() {
         "--devices",
         "--devices-per-host",
         "--images-per-s",
-        "--batch-size",
+        "--batch-per-device",
         "--epochs",
         "--images",
         "--image-kb",

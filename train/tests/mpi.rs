@@ -241,6 +241,55 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_by_one_and_by_two_again() {
     agree(&one, &run, &untrained, 1e-3);
 }
 
+/// The same weights from one and two processes on another backend, where it was compiled in.
+#[test]
+fn other_backends_train_together_too() {
+    let Some(images) = images() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    // Three images of each class: the backend is slow.
+    let few = folder.path().join("few");
+    for class in fs::read_dir(images).unwrap().flatten() {
+        let to = few.join(class.file_name());
+        fs::create_dir_all(&to).unwrap();
+        for image in fs::read_dir(class.path()).unwrap().flatten().take(3) {
+            fs::copy(image.path(), to.join(image.file_name())).unwrap();
+        }
+    }
+    let few = few.display().to_string();
+    let run = |processes: usize, rate: &str| {
+        let out = folder.path().join(format!("{processes}-{rate}"));
+        let shown = out.display().to_string();
+        let mut arguments = vec!["pretrain", "-q", "--backend", "ndarray", "--recipe", "cifar", "--data", &few];
+        arguments.extend([
+            "--val-fraction",
+            "0.2",
+            "--arch",
+            "alexnet",
+            "--out",
+            &shown,
+            "--lr",
+            rate,
+            "--epochs",
+            "1",
+        ]);
+        arguments.extend(["--batch-size", "8", "--size", "64", "--set", "network.dropout=0"]);
+        let output = train(processes, &arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("is not compiled into this binary") {
+            eprintln!("skipped: the backend ndarray is not compiled in");
+            return None;
+        }
+        assert!(output.status.success(), "{said}");
+        Some(weights(&out))
+    };
+    let Some(one) = run(1, "1e-3") else { return };
+    let (two, untrained) = (run(2, "1e-3").unwrap(), run(1, "1e-30").unwrap());
+    let (difference, change) = (distance(&one, &two), distance(&one, &untrained));
+    eprintln!("ndarray: weights {difference:.1e} of {change:.1e} changed");
+    assert!(difference <= 1e-3 * change, "{difference} of {change}");
+}
+
 #[test]
 fn other_commands_are_the_work_of_one() {
     if !mpirun() {
