@@ -432,7 +432,7 @@ pub enum Metric {
 
 impl Recipe {
     /// What the schedule's rates are multiplied by: images a step over those that the rate is for (Goyal et al., 2017,
-    /// https://arxiv.org/abs/1706.02677).
+    /// <https://arxiv.org/abs/1706.02677>).
     pub fn rate_factor(&self) -> f64 {
         self.schedule.per_images.map_or(1.0, |per| (self.batch_size * self.accumulate) as f64 / per as f64)
     }
