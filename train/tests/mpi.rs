@@ -66,8 +66,13 @@ fn twenty_steps(images: &Path, out: &Path, processes: usize, arch: &str, rate: &
     let mut arguments = vec!["pretrain", "--recipe", "cifar", "--data", &images, "--val-fraction", "0.04"];
     arguments.extend(["--arch", arch, "--out", &out, "--lr", rate, "--epochs", "1", "--batch-size", "24"]);
     arguments.extend(["--size", "64", "--set", "network.dropout=0"]);
+    arguments.extend(["--set", "checkpoints.keep=1"]);
     arguments.extend(more);
-    succeed(&mut train(processes, &arguments))
+    let said = succeed(&mut train(processes, &arguments));
+    // A checkpoint of VGG-11 is a gigabyte.
+    fs::remove_dir_all(Path::new(&out).join("checkpoints")).unwrap();
+    fs::remove_file(Path::new(&out).join("weights.safetensors")).unwrap();
+    said
 }
 
 /// All floats of a file of weights.
@@ -126,6 +131,7 @@ fn the_same_training(arch: &str, rate: &str, processes: &[usize], part: f64, mor
         let said = twenty_steps(&images, &several, processes, arch, rate, more);
         assert!(said.contains(&format!("{processes} processes")), "{said}");
         agree(&one, &several, &untrained, part);
+        fs::remove_dir_all(several).unwrap();
     }
 }
 
@@ -212,7 +218,7 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_by_one_and_by_two_again() {
     let (data, out) = (images.display().to_string(), run.display().to_string());
     let mut arguments = vec!["pretrain", "--recipe", "cifar", "--data", &data, "--val-fraction", "0.04", "--out", &out];
     arguments.extend(["--arch", "alexnet", "--lr", "1e-3", "--epochs", "1", "--batch-size", "24", "--size", "64"]);
-    arguments.extend(["--set", "network.dropout=0"]);
+    arguments.extend(["--set", "network.dropout=0", "--set", "checkpoints.keep=1"]);
     arguments.extend(checkpoints);
 
     let mut child = train(2, &arguments).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
