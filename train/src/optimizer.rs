@@ -1,10 +1,12 @@
 //! From a recipe to Burn's optimizer, and what happens to gradients before it.
 
+use std::cell::RefCell;
+
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
     optim::{
-        AdamWConfig, GradientsParams, LambConfig, ModuleOptimizer, Optimizer as BurnOptimizer, RecordState,
-        RmsPropConfig, StateSink, StateSource, decay::WeightDecayConfig,
+        AdamWConfig, GradientsParams, LambConfig, ModuleOptimizer, Optimizer as BurnOptimizer, OptimizerRecord,
+        RecordState, RmsPropConfig, StateSink, StateSource, decay::WeightDecayConfig,
     },
     tensor::{Device, Tensor},
 };
@@ -124,10 +126,60 @@ fn plain_sgd_step<const D: usize>(
 
 /// One optimizer for all, or another without weight decay for the group.
 fn grouped<O: BurnOptimizer>(build: impl Fn(f32) -> O, decay: f32, without: Option<ParamGroup>) -> ModuleOptimizer {
-    let optimizer = ModuleOptimizer::from(build(decay));
+    let optimizer = ModuleOptimizer::from(Placed(build(decay)));
     match without {
-        Some(group) => optimizer.with_group(group, build(0.0), None),
+        Some(group) => optimizer.with_group(group, Placed(build(0.0)), None),
         None => optimizer,
+    }
+}
+
+/// An optimizer that [`build`] made, with the state of a record, on the device where the network is.
+pub fn load(optimizer: ModuleOptimizer, record: OptimizerRecord, device: &Device) -> ModuleOptimizer {
+    PLACE.set(Some(device.clone().without_autodiff()));
+    let optimizer = optimizer.load_record(record);
+    PLACE.set(None);
+    optimizer
+}
+
+/// An optimizer whose state is loaded to the device that [`load`] names. Burn would load it to the first GPU that the
+/// program knows, whatever device trains: memory of a GPU that is another's, and a panic where it is too small.
+#[derive(Clone)]
+struct Placed<O>(O);
+
+#[derive(Clone)]
+struct PlacedState<S>(S);
+
+thread_local! {
+    static PLACE: RefCell<Option<Device>> = const { RefCell::new(None) };
+}
+
+impl<S: RecordState> RecordState for PlacedState<S> {
+    fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
+        self.0.state_flatten(prefix, out);
+    }
+
+    fn state_unflatten(prefix: &str, source: &mut StateSource, device: &Device) -> Option<Self> {
+        let place = PLACE.with_borrow(Option::clone);
+        S::state_unflatten(prefix, source, place.as_ref().unwrap_or(device)).map(Self)
+    }
+}
+
+impl<O: BurnOptimizer> BurnOptimizer for Placed<O> {
+    type State<const D: usize> = PlacedState<O::State<D>>;
+
+    fn step<const D: usize>(
+        &self,
+        rate: f64,
+        tensor: Tensor<D>,
+        gradient: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let (tensor, state) = self.0.step(rate, tensor, gradient, state.map(|state| state.0));
+        (tensor, state.map(PlacedState))
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
+        PlacedState(O::to_device(state.0, device))
     }
 }
 

@@ -441,7 +441,8 @@ impl Parts {
         if let Some(checkpoint) = checkpoint {
             network = network.load_record(checkpoint.network);
             // Built on the network's parameters, which a record gives their identity.
-            optimizer = Some(optimizer::build(&recipe.optimizer, &network).load_record(checkpoint.optimizer));
+            let fresh = optimizer::build(&recipe.optimizer, &network);
+            optimizer = Some(optimizer::load(fresh, checkpoint.optimizer, device));
             rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
             if let (Some(average), Some(record)) = (&mut average, checkpoint.average) {
                 average.network = average.network.clone().load_record(record);

@@ -11,10 +11,16 @@ use std::{
 use datasets::{Digits, Source};
 use tempfile::TempDir;
 
-/// `train` with a home of its own, so that no cache of the user's is touched.
+/// `train` with a home of its own, so that no cache of the user's is touched. It panics where anything asks Burn for its
+/// default device, which may be another than `--backend` names.
 fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command.args(args).env("HOME", home).env("XDG_CACHE_HOME", home.join("cache")).current_dir(home);
+    command
+        .args(args)
+        .env("BURN_DEVICE", "none")
+        .env("HOME", home)
+        .env("XDG_CACHE_HOME", home.join("cache"))
+        .current_dir(home);
     command
 }
 

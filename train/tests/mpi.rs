@@ -7,6 +7,7 @@
 
 use std::{
     env, fs,
+    io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -178,7 +179,8 @@ fn uneven_parts_are_exact() {
     assert_eq!(one.1, four.1, "as they are written");
 }
 
-/// Waits until a checkpoint of `step` or later is there.
+/// Waits until a checkpoint of `step` or later is there. A child that ends before is told with what it said.
+#[track_caller]
 fn wait_for_checkpoint(run: &Path, step: u64, child: &mut Child) {
     let until = Instant::now() + Duration::from_secs(120);
     loop {
@@ -188,7 +190,11 @@ fn wait_for_checkpoint(run: &Path, step: u64, child: &mut Child) {
         if latest.is_some_and(|latest| latest >= step) {
             return;
         }
-        assert!(child.try_wait().unwrap().is_none(), "it ended before step {step}");
+        if let Some(status) = child.try_wait().unwrap() {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("it ended before step {step} with {status}:\n{said}");
+        }
         assert!(Instant::now() < until, "no checkpoint of step {step}");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -238,7 +244,7 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_by_one_and_by_two_again() {
         std::thread::sleep(Duration::from_millis(100));
     }
 
-    let mut child = train(1, &["resume", &out, "-q"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let mut child = train(1, &["resume", &out]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     wait_for_checkpoint(&run, 12, &mut child);
     kill_9(child.id());
     child.wait().unwrap();
