@@ -1,5 +1,7 @@
 //! A batch of images as it leaves the loader: u8, channels first, on the host.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::transforms::batch::{BatchMix, one_hot};
@@ -38,6 +40,42 @@ impl ImageBatch {
     /// [parts](crate::LoaderBuilder::part_of_batches).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Splits the batch into `parts` that follow each other in it, as equal as can be. An image that one of another part
+    /// is mixed with goes along with it, after that part's own.
+    pub fn split(self, parts: usize) -> Vec<Self> {
+        if parts == 1 {
+            return vec![self];
+        }
+        let n = self.mixed_len();
+        (0..parts).map(|part| self.part(part * n / parts..(part + 1) * n / parts)).collect()
+    }
+
+    fn part(&self, own: Range<usize>) -> Self {
+        let mut places: Vec<usize> = own.clone().collect();
+        let mix = self.mix.as_ref().map(|mix| {
+            let mut place_of = |other: usize| {
+                let there = places.iter().position(|&place| place == other);
+                there.unwrap_or_else(|| {
+                    places.push(other);
+                    places.len() - 1
+                })
+            };
+            let others = mix.permutation[own].iter().map(|&other| place_of(other as usize) as u32);
+            BatchMix { permutation: others.collect(), ..mix.clone() }
+        });
+        let [_, channels, height, width] = self.shape;
+        let len = channels * height * width;
+        Self {
+            images: places.iter().flat_map(|place| &self.images[place * len..(place + 1) * len]).copied().collect(),
+            shape: [places.len(), channels, height, width],
+            labels: self.labels.as_ref().map(|labels| places.iter().map(|&place| labels[place]).collect()),
+            mix,
+            indices: places.iter().map(|&place| self.indices[place]).collect(),
+            epoch: self.epoch,
+            number: self.number,
+        }
     }
 
     /// The images as the network takes them: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`, and mixed
@@ -142,6 +180,45 @@ mod tests {
             let channel = i / 2 % 3;
             let expected = (f32::from(batch.images[i]) / 255.0 - mean[channel]) / std[channel];
             assert!((value - expected).abs() < 1e-5, "{i}: {value} {expected}");
+        }
+    }
+
+    /// Images are mixed across parts as they are in one batch.
+    #[test]
+    fn parts_are_the_batch() {
+        let device = Device::flex();
+        let images = (0..7 * 12u32).map(|i| (i * 37 % 251) as u8).collect();
+        let region = Some(Rect { left: 0, top: 1, width: 2, height: 1 });
+        let mix = |region| Some(BatchMix { permutation: vec![6, 0, 1, 2, 3, 4, 5], lambda: 0.3, region });
+        let labels = Some(vec![0, 1, 2, 0, 1, 2, 0]);
+        let none = ImageBatch {
+            images,
+            shape: [7, 3, 2, 2],
+            labels,
+            mix: None,
+            indices: (10..17).collect(),
+            epoch: 3,
+            number: 5,
+        };
+        for mix in [None, mix(None), mix(region)] {
+            let batch = ImageBatch { mix, ..none.clone() };
+            let values = |batches: &[ImageBatch]| {
+                let mut values = [Vec::new(), Vec::new()];
+                for batch in batches.iter().filter(|batch| batch.mixed_len() > 0) {
+                    values[0].extend(batch.normalise([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>());
+                    values[1].extend(batch.soft_targets(3, &device).into_data().iter::<f32>());
+                }
+                values
+            };
+            let own = |batch: &ImageBatch| batch.indices[..batch.mixed_len()].to_vec();
+            for (parts, sizes) in [(1, vec![7]), (2, vec![3, 4]), (3, vec![2, 2, 3]), (8, vec![0, 1, 1, 1, 1, 1, 1, 1])]
+            {
+                let split = batch.clone().split(parts);
+                assert_eq!(split.iter().map(ImageBatch::mixed_len).collect::<Vec<_>>(), sizes);
+                assert_eq!(split.iter().flat_map(own).collect::<Vec<_>>(), batch.indices);
+                assert!(split.iter().all(|part| (part.epoch, part.number) == (3, 5)));
+                assert_eq!(values(&split), values(std::slice::from_ref(&batch)), "{parts} parts");
+            }
         }
     }
 

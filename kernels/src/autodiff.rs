@@ -18,6 +18,7 @@ use burn::{
 use crate::{
     ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Then},
     plain,
+    shared::Shared,
 };
 
 /// Parents: x, weight, then bias and residual where there are any.
@@ -93,6 +94,30 @@ impl<B: Kernels, const N: usize> Backward<B, N> for BatchNormBackward {
                 grads.register::<B>(node.id, gradient);
             }
         }
+    }
+}
+
+/// Parent: x.
+#[derive(Debug)]
+struct SharedSumBackward;
+
+impl<B: Shared> Backward<B, 1> for SharedSumBackward {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        // All processes' losses depend on the sum.
+        let dy = B::shared_sum(grads.consume::<B>(&ops.node));
+        let [parent] = ops.parents;
+        if let Some(node) = parent {
+            grads.register::<B>(node.id, dy);
+        }
+    }
+}
+
+impl<B: Shared, C: CheckpointStrategy> Shared for Autodiff<B, C> {
+    fn shared_sum(x: Ad<B, C>) -> Ad<B, C> {
+        let node = x.node();
+        record::<B, C, _, 1>(SharedSumBackward, [node], B::shared_sum(x.into_primitive()), |_| ())
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     autodiff::Meeting,
     choice, cpu,
     ops::{Kernels, Maps, Maybe, Then},
+    shared::Shared,
 };
 
 pub use crate::ops::{Pool, ResponseNorm, Sgd};
@@ -92,6 +93,12 @@ pub fn batch_norm(
         then,
     );
     (Tensor::from_dispatch(y), Tensor::from_dispatch(mean), Tensor::from_dispatch(variance))
+}
+
+/// Each element's sum over the tensors of all processes, which call it as often and in the same order; so is its
+/// gradient. On any backend; the tensor itself where nothing is [shared](crate::share_statistics).
+pub fn shared_sum(x: Tensor<1>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as Shared>::shared_sum(x.into_dispatch()))
 }
 
 /// `relu(x · scale + shift + residual)`, `scale` and `shift` `[c]`: `[n, c, h, w]`.

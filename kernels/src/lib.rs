@@ -21,7 +21,7 @@ mod plain;
 mod shared;
 
 pub use calls::*;
-pub use shared::{Sum, share_statistics};
+pub use shared::{Shared, Sum, share_statistics, shares_statistics};
 
 /// Which operations the networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

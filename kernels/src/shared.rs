@@ -2,6 +2,11 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use burn::{
+    backend::{Backend, TensorMetadata, backend_extension, tensor::FloatTensor},
+    tensor::TensorData,
+};
+
 #[cfg(feature = "flex")]
 use crate::cpu::norm::{self, Mask};
 
@@ -11,13 +16,50 @@ pub type Sum = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
 static SUM: RwLock<Option<Sum>> = RwLock::new(None);
 
 /// Has batch normalisation in training take the statistics of all processes' batches together, from now on; `None` has
-/// each take its own again. Only the fast operations know of it. Results are then the same, to the bit in all but rare
-/// cases, however many processes share a batch, one among them.
+/// each take its own again. The results of the fast operations are then the same, to the bit in all but rare cases,
+/// however many processes share a batch, one among them. Others can be made of [`shared_sum`](crate::shared_sum).
 pub fn share_statistics(sum: Option<Sum>) {
     *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
 }
 
+/// Whether batch normalisation in training is to take the statistics of all processes' batches together.
+pub fn shares_statistics() -> bool {
+    sum().is_some()
+}
+
+/// What processes share, on any backend.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(feature = "cube"),
+    Autodiff
+)]
+pub trait Shared: Backend {
+    /// Each element's sum over the tensors of all processes, by way of the host; so is its gradient.
+    fn shared_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let Some(sum) = sum() else { return x };
+        let (device, dtype) = (x.device(), x.dtype());
+        let data = burn_std::reader::try_read_sync(Self::float_into_data(x));
+        let data = data.expect("the host waits for the device").expect("a tensor of the device can be read");
+        let shape = data.shape().clone();
+        let mut values: Vec<f64> = data.iter::<f64>().collect();
+        sum(&mut values);
+        Self::float_from_data(TensorData::new(values, shape).convert_dtype(dtype), &device)
+    }
+}
+
 #[cfg(feature = "flex")]
+impl Shared for burn::backend::Flex {}
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)] // As long as Burn ships it.
+impl Shared for burn::backend::NdArray {}
+#[cfg(feature = "tch")]
+#[allow(deprecated)] // As long as Burn ships it.
+impl Shared for burn::backend::LibTorch {}
+#[cfg(feature = "cube")]
+impl Shared for burn::backend::Cube {}
+
 fn sum() -> Option<Sum> {
     SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -147,7 +147,9 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
     let Then { norm, residual, relu } = then;
     if !is_fast(&x) {
         // Moved from step to step, so that backends may work in place.
+        let trains = |norm: &BatchNorm| x.device().is_autodiff() && norm.training.is_enabled();
         let x = match norm {
+            Some(norm) if kernels::shares_statistics() && trains(norm) => synchronised(norm, x),
             Some(norm) => norm.forward(x),
             None => x,
         };
@@ -162,12 +164,7 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
         Some(norm) if device.is_autodiff() && norm.training.is_enabled() => {
             let weights = [norm.gamma.val(), norm.beta.val()];
             let (y, mean, variance) = kernels::batch_norm(x, weights, norm.epsilon, residual, relu);
-            // As Burn's module keeps its running statistics.
-            let blend = |old: Tensor<1>, new: Tensor<1>| {
-                old.to_device(&device).mul_scalar(1.0 - norm.momentum).add(new.mul_scalar(norm.momentum)).detach()
-            };
-            norm.running_mean.update(blend(norm.running_mean.value_sync(), mean));
-            norm.running_var.update(blend(norm.running_var.value_sync(), variance));
+            keep_statistics(norm, mean, variance);
             y
         }
         Some(norm) => kernels::channel_affine(x, affine(norm, &device), residual, relu),
@@ -178,6 +175,31 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
             kernels::channel_affine(x, unit, residual, relu)
         }
     }
+}
+
+/// Blends a batch's statistics `[c]` into the running ones, as Burn's module does.
+fn keep_statistics(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
+    let blend = |old: Tensor<1>, new: Tensor<1>| {
+        old.to_device(&new.device()).mul_scalar(1.0 - norm.momentum).add(new.mul_scalar(norm.momentum)).detach()
+    };
+    norm.running_mean.update(blend(norm.running_mean.value_sync(), mean));
+    norm.running_var.update(blend(norm.running_var.value_sync(), variance));
+}
+
+/// A norm in training by the statistics of all processes' images, of ordinary operations.
+fn synchronised(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
+    let [n, c, h, w] = x.dims();
+    let sums = |x: Tensor<4>| -> Tensor<1> { x.sum_dims(&[0, 2, 3]).reshape([c]) };
+    let along = |x: Tensor<1>| -> Tensor<4> { x.reshape([1, c, 1, 1]) };
+    let own_pixels = Tensor::from_floats([(n * h * w) as f32], &x.device());
+    let shared = kernels::shared_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0));
+    let pixels = shared.clone().slice([c..c + 1]).detach();
+    let mean = shared.slice([0..c]) / pixels.clone();
+    let centred = x - along(mean.clone());
+    let variance = kernels::shared_sum(sums(centred.clone().square())) / pixels;
+    keep_statistics(norm, mean.detach(), variance.clone().detach());
+    let scale = norm.gamma.val() / variance.add_scalar(norm.epsilon).sqrt();
+    centred * along(scale) + along(norm.beta.val())
 }
 
 /// A norm in evaluation as `x · scale + shift`, both `[c]`.

@@ -181,6 +181,20 @@ impl BackendSpec {
         self.selector
     }
 
+    /// Whether it computes on the CPU, which several may do at once.
+    pub fn is_cpu(&self) -> bool {
+        matches!(self.backend, Backend::Flex | Backend::NdArray) || self.selector == DeviceSelector::Cpu
+    }
+
+    /// Whether several such devices in one process can sum tensors among themselves: CUDA can, where NCCL is installed.
+    pub fn has_collectives(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if self.backend == Backend::Cuda {
+            return cuda_has_collectives();
+        }
+        false
+    }
+
     /// Opens the device and makes sure that it works: a backend that is not compiled in, a missing driver and a
     /// missing GPU are errors here, with what to do about them, and not a panic at the first tensor.
     ///
@@ -429,7 +443,7 @@ fn quietly<T>(open: impl FnOnce() -> T) -> std::result::Result<T, String> {
     })
 }
 
-/// Devices of one host, `cuda:0-7` or `cuda:0,2,5`: one for each process there.
+/// Devices of one host, `cuda:0-7` or `cuda:0,2,5`, shared among the processes there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices(Vec<BackendSpec>);
 
@@ -465,7 +479,7 @@ impl FromStr for Devices {
             for number in numbers {
                 let device: BackendSpec =
                     format!("{name}:{number}").parse().map_err(|error: ParseBackendError| error.to_string())?;
-                if devices.contains(&device) && !matches!(device.backend, Backend::Flex | Backend::NdArray) {
+                if devices.contains(&device) && !device.is_cpu() {
                     return Err(format!("{device} is named twice"));
                 }
                 devices.push(device);
@@ -476,24 +490,28 @@ impl FromStr for Devices {
 }
 
 impl Devices {
-    /// The device of process `rank` of the `size` processes on this host; `alone` says that there are no others
-    /// anywhere.
+    /// The devices of process `rank` of the `size` processes on this host: as many for each.
     ///
     /// # Errors
-    /// Where there are not as many processes here as devices: some would idle, or share one.
-    pub fn of(&self, rank: usize, size: usize, alone: bool) -> Result<BackendSpec> {
+    /// Where they cannot be shared so: a process would idle, or train on more images than another.
+    pub fn of(&self, rank: usize, size: usize) -> Result<Vec<BackendSpec>> {
         let devices = self.0.len();
-        if alone && devices > 1 {
+        if !devices.is_multiple_of(size) {
             bail!(
-                "--devices names {devices} devices, and one process trains on one: start a process for each, with a \
-                 build with `--features mpi`: mpirun -n {devices} … --devices …"
+                "--devices names {devices} devices of a host, which the {size} processes that run on this one cannot \
+                 share alike: start as many processes as devices, or one"
             );
         }
-        if size != devices {
-            bail!("--devices names {devices} devices of a host, and {size} processes run on this one: start as many");
-        }
-        Ok(self.0[rank])
+        let each = devices / size;
+        Ok(self.0[rank * each..(rank + 1) * each].to_vec())
     }
+}
+
+/// Whether the CUDA runtime finds NCCL, by the runtime's own look for it.
+#[cfg(feature = "cuda")]
+fn cuda_has_collectives() -> bool {
+    // SAFETY: loads the library, whose initialisers are NVIDIA's, and nothing else; the runtime does the same.
+    unsafe { cudarc::nccl::sys::is_culib_present() }
 }
 
 /// The flag `--backend`, the same in every binary: put `#[command(flatten)] backend: BackendArgs` into its arguments.
@@ -539,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_are_lists_and_ranges_one_for_each_process() {
+    fn devices_are_lists_and_ranges_shared_by_processes() {
         let devices = |text: &str| text.parse::<Devices>();
         let names = |text: &str| -> Vec<String> { devices(text).unwrap().0.iter().map(ToString::to_string).collect() };
         assert_eq!(names("cuda:0-2"), ["cuda:0", "cuda:1", "cuda:2"]);
@@ -557,11 +575,12 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         let four = devices("cuda:4-7").unwrap();
-        let of_rank = |rank| four.of(rank, 4, false).unwrap().to_string();
-        assert_eq!([0, 1, 2, 3].map(of_rank), ["cuda:4", "cuda:5", "cuda:6", "cuda:7"]);
-        assert!(four.of(0, 1, true).unwrap_err().to_string().contains("mpirun -n 4"));
-        assert!(four.of(0, 2, false).unwrap_err().to_string().contains("2 processes run on this one"));
-        assert_eq!(devices("cuda:1").unwrap().of(0, 1, true).unwrap().to_string(), "cuda:1");
+        let of = |rank, size| -> Vec<String> { four.of(rank, size).unwrap().iter().map(ToString::to_string).collect() };
+        assert_eq!([0, 1, 2, 3].map(|rank| of(rank, 4)), [["cuda:4"], ["cuda:5"], ["cuda:6"], ["cuda:7"]]);
+        assert_eq!([0, 1].map(|rank| of(rank, 2)), [["cuda:4", "cuda:5"], ["cuda:6", "cuda:7"]]);
+        assert_eq!(of(0, 1), ["cuda:4", "cuda:5", "cuda:6", "cuda:7"]);
+        assert!(four.of(0, 3).unwrap_err().to_string().contains("the 3 processes"));
+        assert!(four.of(0, 8).unwrap_err().to_string().contains("start as many processes as devices"));
     }
 
     #[test]

@@ -47,8 +47,6 @@ pub struct Task {
     compute: Option<FloatDType>,
     /// The bits of the factor of the loss before its gradient is taken.
     loss_scale: AtomicU32,
-    /// The bits of this process's share of the next batch, another such factor.
-    share: AtomicU32,
     /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
     aside: Mutex<Aside>,
 }
@@ -85,7 +83,6 @@ impl Task {
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
             loss_scale: AtomicU32::new(1f32.to_bits()),
-            share: AtomicU32::new(1f32.to_bits()),
             aside: Mutex::default(),
         }
     }
@@ -93,11 +90,6 @@ impl Task {
     /// Gradients come multiplied by this from now on.
     pub fn set_loss_scale(&self, scale: f32) {
         self.loss_scale.store(scale.to_bits(), Ordering::Relaxed);
-    }
-
-    /// Gradients come multiplied by this process's share of a batch from now on.
-    pub fn set_share(&self, share: f32) {
-        self.share.store(share.to_bits(), Ordering::Relaxed);
     }
 
     /// What a part of a batch counts in the mean over all: its images, or the sum of their classes' weights.
@@ -183,6 +175,26 @@ impl Classifier {
         Self { network, task }
     }
 
+    /// A forward and a backward pass. The gradients are those of the batch's mean loss times `share`: what the batch is
+    /// of a larger one.
+    pub fn pass(&self, batch: ImageBatch, share: f32) -> TrainOutput<Reading> {
+        let device = self.device(true);
+        let task = &self.task;
+        let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
+        let images = task.images(&batch, &device);
+        let Output { logits, aux } = task.run(|| self.network.forward_aux(images));
+        let mut loss = task.loss(logits.clone(), &targets, &weights);
+        for (_, aux) in aux {
+            loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
+        }
+        let scale = f32::from_bits(task.loss_scale.load(Ordering::Relaxed)) * share;
+        let scaled = if scale == 1.0 { loss.clone() } else { loss.clone() * scale };
+        let gradients = GradientsParams::from_grads(scaled.backward(), self);
+        let labels = batch.labels.as_deref().unwrap_or_default();
+        let item = Reading::new(&loss.inner(), &logits.inner(), labels);
+        TrainOutput { grads: gradients, item }
+    }
+
     /// The device of the network's parameters, with or without autodiff.
     fn device(&self, autodiff: bool) -> Device {
         let device = self.network.devices().swap_remove(0);
@@ -220,22 +232,7 @@ impl TrainStep for Classifier {
     type Output = Reading;
 
     fn step(&self, batch: ImageBatch) -> TrainOutput<Reading> {
-        let device = self.device(true);
-        let task = &self.task;
-        let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
-        let images = task.images(&batch, &device);
-        let Output { logits, aux } = task.run(|| self.network.forward_aux(images));
-        let mut loss = task.loss(logits.clone(), &targets, &weights);
-        for (_, aux) in aux {
-            loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
-        }
-        let [scale, share] = [&task.loss_scale, &task.share].map(|bits| f32::from_bits(bits.load(Ordering::Relaxed)));
-        let scale = scale * share;
-        let scaled = if scale == 1.0 { loss.clone() } else { loss.clone() * scale };
-        let gradients = GradientsParams::from_grads(scaled.backward(), self);
-        let labels = batch.labels.as_deref().unwrap_or_default();
-        let item = Reading::new(&loss.inner(), &logits.inner(), labels);
-        TrainOutput { grads: gradients, item }
+        self.pass(batch, 1.0)
     }
 
     fn optimize(self, optimizer: &mut ModuleOptimizer, rate: ModuleLearningRate, gradients: GradientsParams) -> Self {

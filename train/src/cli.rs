@@ -425,7 +425,10 @@ pub struct LoadingArgs {
     #[command(flatten)]
     pub backend: BackendArgs,
 
-    /// The devices of a host, cuda:0-7 or cuda:0,2: each process there (mpirun, srun) takes one, in their order
+    /// The devices of a host, cuda:0-7 or cuda:0,2, on which batches are shared out
+    ///
+    /// One process trains on all of them. Where several run on the host (mpirun, srun), each takes as many as another, in
+    /// their order.
     #[arg(long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
     pub devices: Option<Devices>,
 }
@@ -580,12 +583,12 @@ impl LoadingArgs {
     /// Options for runs in `artifacts`, or in `out`.
     ///
     /// # Errors
-    /// Where `--devices` are not one for each process.
+    /// Where the processes of this host cannot share `--devices` alike.
     pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> anyhow::Result<Options> {
         let world = world::world();
-        let backend = match &self.devices {
-            Some(devices) => devices.of(world.local_rank(), world.local_size(), world.is_alone())?,
-            None => self.backend.backend,
+        let devices = match &self.devices {
+            Some(devices) => devices.of(world.local_rank(), world.local_size())?,
+            None => vec![self.backend.backend],
         };
         Ok(Options {
             artifacts,
@@ -593,7 +596,7 @@ impl LoadingArgs {
             workers: self.workers,
             lines: if world.is_root() { self.lines() } else { Lines::Quiet },
             command: std::env::args().skip(1).collect(),
-            backend,
+            devices,
         })
     }
 }

@@ -16,6 +16,7 @@ mod progress;
 mod ranks;
 mod recipe;
 mod renderer;
+mod replicas;
 mod results;
 mod run;
 mod scale;

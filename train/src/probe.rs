@@ -57,7 +57,7 @@ struct Features {
 /// Runs a probe in a folder of its own.
 pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let (folder, card, info) = training::new_run(&prepared, Kind::Probe, options)?;
-    let Prepared { recipe, data, start, device } = &prepared;
+    let Prepared { recipe, data, start, device, devices } = &prepared;
     let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
     let network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
     let state = State { recipe: recipe.to_toml(), data_fingerprint: info.data.fingerprint.clone(), ..State::default() };
@@ -71,6 +71,9 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
         data.valid.len(),
         folder.path.display()
     ));
+    if devices.is_some() {
+        journal.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
+    }
     let started = Instant::now();
     let identity = identity(&network, recipe)?;
     let features = |source: &Arc<dyn Source>, what: &str| {

@@ -169,8 +169,8 @@ pub fn root_statistics(
     sum(world, model, |module, _| module.starts_with("running_"), statistics, 1.0, device)
 }
 
-/// A fingerprint of a network's weights, the same on every rank or something went wrong.
-pub fn weights_agree(world: &World, model: &Classifier) -> bool {
+/// A fingerprint of a network's weights, without running statistics.
+pub fn fingerprint(model: &Classifier) -> u32 {
     struct Sum(u32);
     impl Visit for Sum {
         fn visit<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -180,12 +180,17 @@ pub fn weights_agree(world: &World, model: &Classifier) -> bool {
             self.0 = hash.finalize();
         }
     }
+    let mut own = Sum(0);
+    each(model, |module, _| !module.starts_with("running_"), &mut own);
+    own.0
+}
+
+/// Whether the weights are the same on every rank, or something went wrong.
+pub fn weights_agree(world: &World, model: &Classifier) -> bool {
     if world.is_alone() {
         return true;
     }
-    let mut own = Sum(0);
-    each(model, |module, _| !module.starts_with("running_"), &mut own);
-    let all = world.gather(own.0.to_le_bytes().to_vec());
+    let all = world.gather(fingerprint(model).to_le_bytes().to_vec());
     all.iter().all(|sum| *sum == all[0])
 }
 

@@ -35,6 +35,7 @@ use crate::{
     progress::{EpochRecord, State, Times, lap},
     ranks,
     recipe::{DistBn, Dtype, Recipe},
+    replicas::{self, Replicas},
     results, transfer,
 };
 
@@ -56,6 +57,8 @@ pub struct Session {
     pub run: PathBuf,
     pub loaders: Loaders,
     pub device: Device,
+    /// The devices of this process, where they are several.
+    pub devices: Option<replicas::Plan>,
     pub state: State,
     pub average: Option<Average>,
     pub journal: Journal,
@@ -121,17 +124,19 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
     fn fit(
         &self,
         components: TrainingComponents<Classifier>,
-        learner: Learner<Classifier>,
+        mut learner: Learner<Classifier>,
         _train: TrainLoader<Classifier>,
         _valid: ValidLoader<Classifier>,
         _starting_epoch: usize,
     ) -> (Classifier, Events) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let session = session.expect("a strategy runs once");
+        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &mut learner));
         let mut run = Run {
             store: Store::new(&session.run),
             session,
             learner,
+            replicas,
             events: components.event_processor,
             interrupter: components.interrupter,
             saved: Instant::now(),
@@ -164,6 +169,7 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
 struct Run {
     session: Session,
     learner: Learner<Classifier>,
+    replicas: Option<Replicas>,
     events: Events,
     interrupter: Interrupter,
     store: Store,
@@ -239,7 +245,10 @@ impl Run {
         if now < before {
             let still = transfer::group(&network, &stages, now);
             let group = transfer::group(&network, &stages, before).exclude(still);
-            classifier::thaw(&mut self.learner, group);
+            classifier::thaw(&mut self.learner, group.clone());
+            if let Some(replicas) = &self.replicas {
+                replicas.thaw(&mut self.learner, &group)?;
+            }
         }
         Ok(())
     }
@@ -279,7 +288,7 @@ impl Run {
                 let own = Part { weight: self.learner.model().task.weight(&batch), images: batch.mixed_len() as f64 };
                 let all = self.agree(own);
                 group.seconds += self.communicated(&mut mark, |times| &mut times.ranks);
-                self.forward_backward(batch, own, all, &mut group)?;
+                self.forward_backward(batch, all, &mut group)?;
                 group.seconds += self.computed(&mut mark);
                 if group.count < accumulate && !last {
                     continue;
@@ -363,36 +372,44 @@ impl Run {
         seconds
     }
 
-    /// Adds the gradients of this rank's `own` part of a batch, out of `all`.
-    fn forward_backward(&mut self, batch: ImageBatch, own: Part, all: Part, group: &mut Group) -> Result<()> {
-        // Dropout's draws depend on the place in the data alone; each rank has draws of its own.
-        let stream = STEP_STREAM | (self.session.world.rank() as u64) << 40 | batch.number as u64;
-        let seed = SampleRng::new(self.session.recipe.seed, batch.epoch, stream).below(u64::MAX);
-        self.session.device.seed(seed);
+    /// Adds the gradients of this rank's part of a batch, out of `all`.
+    fn forward_backward(&mut self, batch: ImageBatch, all: Part, group: &mut Group) -> Result<()> {
         group.samples.extend(&batch.indices[..batch.mixed_len()]);
         group.count += 1;
+        let world = self.session.world;
         if batch.mixed_len() == 0 {
             ensure!(
                 !self.session.recipe.ranks.sync_bn,
                 "batch {} has no image for process {}, and --sync-bn waits for all of them: take batches of more images",
                 batch.number,
-                self.session.world.rank()
+                world.rank()
             );
             return Ok(());
         }
-        let share = if self.session.world.is_alone() { 1.0 } else { own.weight / all.weight };
-        self.learner.model().task.set_share(share as f32);
-        let mut output = self.learner.train_step(batch);
-        if !self.session.world.is_alone() {
-            // So that the sum over ranks is that of the whole batch's mean, whatever its images weigh.
-            output.item.loss *= share * all.images / own.images;
+        let model = self.learner.model();
+        let devices = self.replicas.as_ref().map_or(1, Replicas::len);
+        let mut parts = Vec::with_capacity(devices);
+        for (place, batch) in batch.split(devices).into_iter().enumerate() {
+            // Dropout's draws depend on the place in the data alone; each device has draws of its own.
+            let number = world.rank() * devices + place;
+            let stream = STEP_STREAM | (number as u64) << 40 | batch.number as u64;
+            let seed = SampleRng::new(self.session.recipe.seed, batch.epoch, stream).below(u64::MAX);
+            let own = Part { weight: model.task.weight(&batch), images: batch.mixed_len() as f64 };
+            let is_all = own.images == all.images;
+            let share = if is_all { 1.0 } else { own.weight / all.weight };
+            // So that the sum over parts is that of the whole batch's mean, whatever its images weigh.
+            let loss_factor = if is_all { 1.0 } else { share * all.images / own.images };
+            parts.push(replicas::Part { batch, share, loss_factor, seed });
         }
+        let output = match &self.replicas {
+            Some(replicas) => replicas.pass(&model, parts, &self.session.device)?,
+            None => parts.remove(0).pass(&model, &self.session.device),
+        };
         group.reading.add(&output.item);
         if self.session.recipe.accumulate == 1 {
             group.gradients = output.grads;
         } else {
             let mut accumulator = GradientsAccumulator::new();
-            let model = self.learner.model();
             accumulator.accumulate(&model, std::mem::take(&mut group.gradients));
             accumulator.accumulate(&model, output.grads);
             group.gradients = accumulator.grads();
@@ -424,6 +441,9 @@ impl Run {
             state.times.skipped_steps += 1;
             state.bad_in_a_row += 1;
             restore(model, std::mem::take(&mut group.statistics));
+            if let Some(replicas) = &self.replicas {
+                replicas.step(None, || ())?;
+            }
             let what = if group.reading.loss.is_finite() { "gradient" } else { "loss" };
             let samples = self.name_samples(&group.samples);
             let (step, row) = (self.session.state.step, self.session.state.bad_in_a_row);
@@ -444,7 +464,16 @@ impl Run {
         let factor = mean * clip;
         let gradients = if factor == 1.0 { gradients } else { optimizer::scale(&model, gradients, factor) };
         drop(model);
-        self.learner.optimizer_step(gradients);
+        match &self.replicas {
+            None => self.learner.optimizer_step(gradients),
+            Some(replicas) => {
+                replicas.step(Some(factor), || self.learner.optimizer_step(gradients))?;
+                // They are where they were last used.
+                let model = self.learner.model();
+                let statistics = running_statistics(&model).to_device(&self.session.device, &model);
+                restore(model, statistics);
+            }
+        }
         let step = self.session.state.step;
         if let Some(average) = &mut self.session.average {
             average.update(&self.learner.model().network, step);
@@ -516,6 +545,9 @@ impl Run {
             ranks::weights_agree(self.session.world, &self.learner.model()),
             "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
         );
+        if let Some(replicas) = &self.replicas {
+            replicas.check_weights(&self.learner.model())?;
+        }
         let epoch = self.session.state.epoch;
         let loader = self.session.loaders.valid.clone();
         let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: loader.source().len() };

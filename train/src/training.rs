@@ -29,6 +29,7 @@ use crate::{
     ranks,
     recipe::Recipe,
     renderer::{NoFiles, renderer},
+    replicas::Plan,
     results,
     run::{DataInfo, Kind, RECIPE, ResultInfo, RunFolder, RunInfo, Status},
     schedule::Rates,
@@ -48,7 +49,21 @@ pub struct Options {
     pub lines: Lines,
     /// The program's arguments, for `run.json`.
     pub command: Vec<String>,
-    pub backend: BackendSpec,
+    /// Those of this process: one at least.
+    pub devices: Vec<BackendSpec>,
+}
+
+impl Options {
+    /// The first device, which holds the network.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        self.devices.first().context("no device is named")?.device()
+    }
+
+    /// For people.
+    pub fn device_names(&self) -> String {
+        let names: Vec<_> = self.devices.iter().map(ToString::to_string).collect();
+        names.join(", ")
+    }
 }
 
 /// A recipe with its data and weights at hand, checked against each other.
@@ -57,11 +72,13 @@ pub struct Prepared {
     pub data: DataSet,
     pub start: Option<zoo::Opened>,
     pub device: Device,
+    /// All devices of this process, where they are several.
+    pub devices: Option<Plan>,
 }
 
 /// Opens a recipe's weights and data.
 pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow::Result<Prepared> {
-    let device = options.backend.device()?;
+    let device = options.device()?;
     let start = match &recipe.transfer {
         Some(transfer) => {
             // A recipe in a file names the network of a file of weights that has no card.
@@ -81,7 +98,7 @@ pub fn follow_weights(
     size: Option<u32>,
     options: &Options,
 ) -> anyhow::Result<Prepared> {
-    let device = options.backend.device()?;
+    let device = options.device()?;
     let transfer = recipe.transfer.as_ref().context("the recipe has no [transfer]")?;
     let start = open_weights(&transfer.weights, load, &device, options)?;
     recipe.architecture = start.card.architecture;
@@ -99,25 +116,20 @@ fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options:
         ensure!(
             device.supports_dtype(dtype),
             "the backend {} does not compute in {}: use --dtype f32, or another --backend",
-            options.backend,
+            options.device_names(),
             recipe.network.dtype.name()
         );
     }
     if recipe.ranks.sync_bn {
-        let zero = burn::tensor::Tensor::<1>::zeros([1], &device);
-        ensure!(
-            kernels::accelerates(&zero),
-            "--sync-bn needs the backend flex with --kernels fast: batch normalisation on others knows nothing of other \
-             processes yet"
-        );
         ensure!(
             recipe.data.bad_samples != datasets::BadSamples::Skip,
             "--sync-bn with --bad-samples skip could leave a process without images; use substitute"
         );
     }
+    let devices = Plan::new(&options.devices, &device, &recipe, world())?;
     let mut data = data::open(&recipe.data, recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
-    Ok(Prepared { recipe, data, start, device })
+    Ok(Prepared { recipe, data, start, device, devices })
 }
 
 /// A run that ended.
@@ -203,7 +215,7 @@ fn describe(prepared: &Prepared, run: &Path, kind: Kind, options: &Options) -> (
         transform_input: start.as_ref().is_some_and(|start| start.card.transform_input),
         ..Card::of(recipe.architecture, 1, origin(recipe, run))
     };
-    let mut info = RunInfo::new(run, kind, options.command.clone(), options.backend.to_string());
+    let mut info = RunInfo::new(run, kind, options.command.clone(), options.device_names());
     info.dtype = recipe.network.dtype.name().to_string();
     info.data = DataInfo {
         train: recipe.data.train.clone(),
@@ -373,6 +385,9 @@ fn train(
     if parts.state.step > 0 {
         journal.say(&format!("going on from step {}, epoch {}", parts.state.step, parts.state.epoch + 1));
     }
+    if let Some(devices) = &prepared.devices {
+        journal.say(&devices.describe());
+    }
     if !world.is_alone() {
         journal.say(&format!(
             "{} processes, {} on this host; {} images a forward pass of each; {:.1} MB of gradients a step",
@@ -420,7 +435,7 @@ impl Parts {
         resume: Resume,
         rates: Option<Rates>,
     ) -> anyhow::Result<Self> {
-        let Prepared { recipe, data, start, device } = prepared;
+        let Prepared { recipe, data, start, device, .. } = prepared;
         let Resume { state, checkpoint } = resume;
         let steps_per_epoch = loaders.first().num_batches().div_ceil(recipe.accumulate) as u64;
         let mut network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
@@ -484,6 +499,7 @@ fn launch(
         run: run.to_path_buf(),
         loaders,
         device: prepared.device.autodiff(),
+        devices: prepared.devices,
         state,
         average,
         journal,

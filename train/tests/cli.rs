@@ -8,19 +8,21 @@ use std::{
     time::Duration,
 };
 
+use common::{distance, losses, weights};
 use datasets::{Digits, Source};
 use tempfile::TempDir;
 
-/// `train` with a home of its own, so that no cache of the user's is touched. It panics where anything asks Burn for its
-/// default device, which may be another than `--backend` names.
+mod common;
+
+/// `train` with a home of its own, so that no cache of the user's is touched.
 fn command(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
-    command
-        .args(args)
-        .env("BURN_DEVICE", "none")
-        .env("HOME", home)
-        .env("XDG_CACHE_HOME", home.join("cache"))
-        .current_dir(home);
+    command.args(args).env("HOME", home).env("XDG_CACHE_HOME", home.join("cache")).current_dir(home);
+    // Burn's default device may be another than `--backend` names: asked for, it panics. Burn itself names it when an
+    // optimizer's record is loaded, without using it.
+    if args[0] != "resume" {
+        command.env("BURN_DEVICE", "none");
+    }
     command
 }
 
@@ -475,6 +477,74 @@ fn everything_that_a_recipe_can_say_trains() {
     assert!(weights("checkpointing") == weights("plain"), "what is computed again is the same");
     assert!(weights("bf16") != weights("plain") && weights("f16") != weights("bf16"), "other precisions");
     assert!(text(&fs::read(home.path().join("f16/run.json")).unwrap()).contains("\"dtype\": \"f16\""));
+}
+
+/// Batches of 25 on one, two and three devices: images mixed across parts, weighted classes, accumulation, a clipped
+/// gradient.
+#[test]
+fn several_devices_of_one_process_train_as_one() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1, 7], 34);
+    let run = |devices: &str, rate: &str| {
+        let out = home.path().join(format!("{devices}-{rate}"));
+        let mut args =
+            vec!["pretrain", "--recipe", "cifar", "--arch", "alexnet", "--size", "64", "--epochs", "1", "-q"];
+        args.extend(["--data", data.to_str().unwrap(), "--out", out.to_str().unwrap(), "--batch-size", "25"]);
+        args.extend(["--lr", rate, "--devices", devices, "--set", "network.dropout=0", "--set", "accumulate=2"]);
+        args.extend(["--set", "images.mix=[{ name = \"Mixup\", alpha = 0.3 }, { name = \"CutMix\" }]"]);
+        args.extend(["--set", "loss.class_weights=balanced", "--set", "optimizer.clip_norm=0.05"]);
+        succeed(home.path(), &args);
+        (weights(&out), losses(&out))
+    };
+    let (one, untrained) = (run("flex:0", "1e-3"), run("flex:0", "1e-30"));
+    for devices in ["flex:0,0", "flex:0,0,0"] {
+        let several = run(devices, "1e-3");
+        let (difference, change) = (distance(&one.0, &several.0), distance(&one.0, &untrained.0));
+        assert!(difference > 0.0 && difference <= 1e-3 * change, "{devices}: {difference} of {change}");
+        assert_eq!(one.1, several.1, "as they are written");
+    }
+}
+
+#[test]
+fn several_devices_go_on_with_another_number_and_are_refused_where_they_cannot_share() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1, 7], 24);
+    let out = home.path().join("run");
+    let (data, out) = (data.to_str().unwrap(), out.to_str().unwrap());
+    let pretrain =
+        ["pretrain", "--recipe", "digits", "--data", data, "--epochs", "9", "--batch-size", "8", "--out", out];
+    let mut child = start(home.path(), &[&pretrain[..], &["--devices", "flex:0,0"]].concat());
+    let latest = |out: &str| {
+        let names = fs::read_dir(Path::new(out).join("checkpoints")).into_iter().flatten().flatten();
+        names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max()
+    };
+    while latest(out).is_none() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let output = run(home.path(), &["resume", out, "--devices", "flex:0,0,0"]);
+    let error = text(&output.stderr);
+    assert!(output.status.success() && error.contains("3 devices (flex, flex, flex)"), "{error}");
+    assert!(error.contains("going on from step"), "{error}");
+    let best = text(&output.stdout).lines().find(|line| line.contains("best epoch")).unwrap().to_string();
+    let top1: f64 = best.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(top1 > 60.0, "{best}");
+
+    let devices = ["0"; 9].join(",");
+    for (devices, more, part) in [
+        (format!("flex:{devices}"), vec!["--batch-size", "8"], "9 devices cannot share batches of 8"),
+        ("flex:0,0".to_string(), vec!["--sync-bn"], "--sync-bn"),
+        ("cuda:0,0".to_string(), vec![], "twice"),
+    ] {
+        let mut args = vec!["pretrain", "--devices", &devices];
+        args.extend(more);
+        let code = if part == "twice" { 2 } else { 1 };
+        let error = fail(home.path(), code, &args);
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

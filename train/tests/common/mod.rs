@@ -1,0 +1,32 @@
+//! What tests read of runs.
+#![allow(dead_code, clippy::unwrap_used)] // Not every test needs all of it; helpers of tests fail as tests do.
+
+use std::{fs, path::Path};
+
+/// All floats of a file of weights.
+pub fn weights(run: &Path) -> Vec<f64> {
+    let bytes = fs::read(run.join("last.safetensors")).expect("weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let data = &bytes[8 + length..];
+    let mut values = Vec::new();
+    for (_, tensor) in header.iter().filter(|(name, tensor)| *name != "__metadata__" && tensor["dtype"] == "F32") {
+        let [start, end] = [0, 1].map(|end| tensor["data_offsets"][end].as_u64().unwrap() as usize);
+        let floats = data[start..end].chunks_exact(4);
+        values.extend(floats.map(|float| f64::from(f32::from_le_bytes(float.try_into().unwrap()))));
+    }
+    values
+}
+
+/// The loss of each step.
+pub fn losses(run: &Path) -> Vec<f64> {
+    let table = fs::read_to_string(run.join("metrics.csv")).expect("metrics");
+    let steps = table.lines().filter(|line| line.contains(",train_step,"));
+    steps.map(|line| line.split(',').nth(3).unwrap().parse().unwrap()).collect()
+}
+
+pub fn distance(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+}
