@@ -6,7 +6,7 @@ use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use runtime::{
-    backend::{BackendArgs, BackendSpec, KernelArgs},
+    backend::{BackendArgs, BackendSpec, Devices, KernelArgs},
     logging::Verbosity,
     progress::Output,
     world::WorldArgs,
@@ -212,7 +212,6 @@ pub struct RunOptions {
     pub backend: BackendArgs,
 }
 
-/// `classify`
 /// A type of numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
@@ -324,6 +323,9 @@ pub struct EvaluateArgs {
     pub workers: Option<usize>,
     #[command(flatten)]
     pub run: RunOptions,
+    /// The devices of a host, cuda:0-7 or cuda:0,2: each process there (mpirun, srun) takes one, in their order
+    #[arg(long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
+    pub devices: Option<Devices>,
 }
 
 /// `merge`

@@ -1,6 +1,11 @@
 //! Judging networks on labelled images: every image once, its views' and the networks' probabilities averaged.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, activation::softmax};
@@ -557,19 +562,17 @@ pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
     );
     let mut merged =
         Evaluation { subject, class_names, share: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
-    let complete = parts.iter().all(|(_, part)| part.bad.is_empty());
-    for place in 0..parts.iter().map(|(_, part)| part.rows.len()).max().unwrap_or(0) {
-        // Share r has the images r, r + of, …: taking from each in turn restores the order of the data.
-        for (_, part) in parts.iter().filter(|_| complete) {
-            merged.rows.extend(part.rows.get(place).cloned());
-        }
-    }
+    // Share r has the images r, r + of, …, some of which could not be read.
+    let mut rows = BTreeMap::new();
     for (_, part) in parts {
-        if !complete {
-            merged.rows.extend(part.rows);
-        }
-        merged.bad.extend(part.bad);
+        let place = |nth: usize| part.share.0 + nth * of;
+        let bad: BTreeSet<usize> = part.bad.iter().map(|sample| sample.index).collect();
+        let read = (0..).filter(|nth| !bad.contains(nth));
+        rows.extend(read.zip(part.rows).map(|(nth, row)| (place(nth), row)));
+        merged.bad.extend(part.bad.into_iter().map(|sample| BadSample { index: place(sample.index), ..sample }));
         merged.seconds += part.seconds;
     }
+    merged.rows = rows.into_values().collect();
+    merged.bad.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(merged)
 }

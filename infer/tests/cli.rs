@@ -314,6 +314,16 @@ fn shares_of_an_evaluation_add_up_exactly() {
     for file in ["predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "calibration.svg"] {
         assert!(read("merged", file) == read("whole", file), "{file}");
     }
+    // The order of the data is that of one evaluation where images cannot be read, too.
+    desk.broken("data/val/ant/broken.jpg").broken("data/val/cat/0-broken.jpg");
+    with(&["--out", "bad"]).ends_with(3);
+    for rank in ["0", "1", "2"] {
+        desk.infer(&[&base[..], &["--rank", rank, "--of", "3", "--out", &format!("bad{rank}")]].concat());
+    }
+    desk.infer(&["merge", "bad2", "bad0", "bad1", "--out", "bad-merged"]).ends_with(3);
+    for file in ["predictions.csv", "bad_samples.csv", "per_class.csv"] {
+        assert!(read("bad-merged", file) == read("bad", file), "{file}");
+    }
     assert!(String::from_utf8(read("whole", "report.html")).expect("text").contains("Confusion matrix"));
 
     let incomplete = desk.infer(&["merge", "part0", "part1", "--out", "other"]).ends_with(1);

@@ -18,6 +18,7 @@ pub mod cpu;
 mod flex;
 pub mod ops;
 mod plain;
+#[allow(deprecated)] // NdArray and LibTorch, for as long as Burn ships them.
 mod shared;
 
 pub use calls::*;

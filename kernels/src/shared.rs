@@ -52,10 +52,8 @@ pub trait Shared: Backend {
 #[cfg(feature = "flex")]
 impl Shared for burn::backend::Flex {}
 #[cfg(feature = "ndarray")]
-#[allow(deprecated)] // As long as Burn ships it.
 impl Shared for burn::backend::NdArray {}
 #[cfg(feature = "tch")]
-#[allow(deprecated)] // As long as Burn ships it.
 impl Shared for burn::backend::LibTorch {}
 #[cfg(feature = "cube")]
 impl Shared for burn::backend::Cube {}

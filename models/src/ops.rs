@@ -193,8 +193,8 @@ fn synchronised(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
     let along = |x: Tensor<1>| -> Tensor<4> { x.reshape([1, c, 1, 1]) };
     let own_pixels = Tensor::from_floats([(n * h * w) as f32], &x.device());
     let shared = kernels::shared_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0));
-    let pixels = shared.clone().slice([c..c + 1]).detach();
-    let mean = shared.slice([0..c]) / pixels.clone();
+    let pixels = shared.clone().narrow(0, c, 1).detach();
+    let mean = shared.narrow(0, 0, c) / pixels.clone();
     let centred = x - along(mean.clone());
     let variance = kernels::shared_sum(sums(centred.clone().square())) / pixels;
     keep_statistics(norm, mean.detach(), variance.clone().detach());

@@ -11,7 +11,10 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
 };
 
@@ -26,11 +29,12 @@ use burn::{
 };
 use burn_train::{Learner, TrainOutput};
 use datasets::{BadSamples, ImageBatch};
+use models::Network;
 use runtime::{backend::BackendSpec, world::World};
 
 use crate::{
-    classifier::{self, Classifier},
-    evaluation::Reading,
+    classifier::{self, Classifier, Task},
+    evaluation::{self, Prediction, Reading},
     optimizer, ranks,
     recipe::Recipe,
 };
@@ -149,6 +153,11 @@ enum Request {
     Step(Option<f64>),
     Thaw(ParamGroup),
     Fingerprint,
+    Predict {
+        network: Network,
+        task: Arc<Task>,
+        batch: ImageBatch,
+    },
 }
 
 enum Answer {
@@ -156,11 +165,12 @@ enum Answer {
     Passed(Reading, Option<GradientsParams>),
     Done,
     Fingerprint(u32),
+    Predicted(Vec<Prediction>),
 }
 
 impl Replicas {
     /// Starts a thread for each device. The learner is the one of the first.
-    pub fn start(plan: &Plan, learner: &mut Learner<Classifier>) -> Self {
+    pub fn start(plan: &Plan, learner: &Learner<Classifier>) -> Self {
         let devices: Vec<Device> = plan.devices.iter().map(|device| device.clone().autodiff()).collect();
         let context = (plan.together == Together::Collectives).then(|| {
             let sum = DistributedConfig { all_reduce_op: ReduceOperation::Sum };
@@ -173,13 +183,10 @@ impl Replicas {
         plan: &Plan,
         devices: Vec<Device>,
         context: Option<DistributedContext>,
-        learner: &mut Learner<Classifier>,
+        learner: &Learner<Classifier>,
     ) -> Self {
         let has_replicas = plan.together == Together::Collectives;
         let sums = context.is_some();
-        if sums {
-            learner.grad_sharded();
-        }
         let (answer, answers) = channel();
         let worker = |(place, device): (usize, Device)| {
             let (request, requests) = channel();
@@ -203,7 +210,8 @@ impl Replicas {
 
     /// Forward and backward passes of the parts of a batch, one for each device. Gradients are those of the batch, on the
     /// first device.
-    pub fn pass(&self, model: &Classifier, parts: Vec<Part>, main: &Device) -> Result<TrainOutput<Reading>> {
+    pub fn pass(&self, learner: &mut Learner<Classifier>, parts: Vec<Part>) -> Result<TrainOutput<Reading>> {
+        let model = &marked(learner, self.context.is_some());
         let mut asked = 0;
         for (place, part) in parts.into_iter().enumerate() {
             let is_empty = part.batch.mixed_len() == 0;
@@ -232,7 +240,7 @@ impl Replicas {
             let Answer::Passed(reading, gradients) = answer else { continue };
             item.add(&reading);
             if let Some(gradients) = gradients {
-                sum.accumulate(model, gradients.to_device(main, model));
+                sum.accumulate(model, gradients.to_device(&self.devices[0], model));
             }
         }
         Ok(TrainOutput { grads: sum.grads(), item })
@@ -250,11 +258,7 @@ impl Replicas {
     }
 
     /// Trains the group's parameters from now on, as the first device does.
-    pub fn thaw(&self, learner: &mut Learner<Classifier>, group: &ParamGroup) -> Result<()> {
-        if self.context.is_some() {
-            // Parameters that had no gradient are not marked for the collectives.
-            learner.grad_sharded();
-        }
+    pub fn thaw(&self, group: &ParamGroup) -> Result<()> {
         // One after another: they ask by a place that all share.
         for place in self.others() {
             self.ask(place, Request::Thaw(group.clone()))?;
@@ -279,6 +283,27 @@ impl Replicas {
             );
         }
         Ok(())
+    }
+
+    /// Copies of a network for [`predict`](Self::predict), one on each device.
+    pub fn copies(&self, network: &Network) -> Vec<Network> {
+        // Clones would share their running statistics, on one device.
+        self.devices.iter().map(|device| network.valid().fork(&device.clone().without_autodiff())).collect()
+    }
+
+    /// What the copies of a network say of a batch each.
+    pub fn predict(
+        &self,
+        copies: &[Network],
+        task: &Arc<Task>,
+        batches: &[ImageBatch],
+    ) -> Result<Vec<Vec<Prediction>>> {
+        for (place, (network, batch)) in copies.iter().zip(batches).enumerate() {
+            let (network, task, batch) = (network.clone(), task.clone(), batch.clone());
+            self.ask(place, Request::Predict { network, task, batch })?;
+        }
+        let answers = self.answers(batches.len())?.into_iter();
+        Ok(answers.filter_map(|answer| if let Answer::Predicted(own) = answer { Some(own) } else { None }).collect())
     }
 
     fn ask(&self, place: usize, request: Request) -> Result<()> {
@@ -309,9 +334,7 @@ fn work(
 ) {
     let mut replica = learner.map(|mut learner| {
         learner.fork(device);
-        let mut replica = Replica { learner, gradients: GradientsParams::new(), sums };
-        replica.mark();
-        replica
+        Replica { learner, gradients: GradientsParams::new(), sums }
     });
     for request in requests {
         let answer = catch_unwind(AssertUnwindSafe(|| answer(device, replica.as_mut(), request)));
@@ -328,25 +351,31 @@ struct Replica {
     sums: bool,
 }
 
-impl Replica {
-    /// Has the backend sum the gradients of parameters that are trained.
-    fn mark(&mut self) {
-        if self.sums {
-            self.learner.grad_sharded();
-        }
+/// The learner's network, whose gradients the backend sums where it `sums`. The mark lasts for one backward pass.
+fn marked(learner: &mut Learner<Classifier>, sums: bool) -> Classifier {
+    if sums {
+        learner.grad_sharded();
     }
+    learner.model()
 }
 
 fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> Answer {
-    if let Request::Pass { model: Some(model), part } = request {
-        let TrainOutput { grads, item } = part.pass(&model, device);
-        return Answer::Passed(item, Some(grads));
-    }
+    let request = match request {
+        Request::Pass { model: Some(model), part } => {
+            let TrainOutput { grads, item } = part.pass(&model, device);
+            return Answer::Passed(item, Some(grads));
+        }
+        Request::Predict { network, task, batch } => {
+            let device = device.clone().without_autodiff();
+            return Answer::Predicted(evaluation::predict(&network, &task, &batch, &device));
+        }
+        request => request,
+    };
     let replica = replica.expect("a device without a replica gets its network with each batch");
-    let Replica { learner, gradients, .. } = replica;
+    let Replica { learner, gradients, sums } = replica;
     match request {
         Request::Pass { part, .. } => {
-            let model = learner.model();
+            let model = marked(learner, *sums);
             let TrainOutput { grads, item } = part.pass(&model, device);
             let mut sum = GradientsAccumulator::new();
             sum.accumulate(&model, std::mem::take(gradients));
@@ -367,10 +396,10 @@ fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> A
         }
         Request::Thaw(group) => {
             classifier::thaw(learner, group);
-            replica.mark();
             Answer::Done
         }
         Request::Fingerprint => Answer::Fingerprint(ranks::fingerprint(&learner.model())),
+        Request::Predict { .. } => unreachable!("it needs no replica"),
     }
 }
 
@@ -381,14 +410,11 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
     use models::{Architecture, NetworkConfig};
 
     use super::*;
     use crate::{
-        classifier::Task,
         recipe::{Overrides, load},
         schedule::Rates,
         transfer,
@@ -447,7 +473,7 @@ mod tests {
         let mut learner = Learner::new(Classifier::new(network, task), optimizer, scheduler);
         let flex: BackendSpec = "flex".parse().unwrap();
         let plan = Plan { together: Together::Collectives, names: vec![flex; 3], devices: vec![Device::flex(); 3] };
-        let replicas = Replicas::launch(&plan, vec![device.clone(); 3], None, &mut learner);
+        let replicas = Replicas::launch(&plan, vec![device.clone(); 3], None, &learner);
         let part = |number: usize| Part {
             batch: ImageBatch {
                 images: (0..4 * 3 * 16 * 16usize).map(|i| (i * (31 + number) % 251) as u8).collect(),
@@ -466,12 +492,12 @@ mod tests {
         for (step, factor) in [Some(1.0), Some(0.25), None, Some(1.0), Some(0.5)].into_iter().enumerate() {
             if step == 3 {
                 classifier::thaw(&mut learner, first.clone());
-                replicas.thaw(&mut learner, &first).unwrap();
+                replicas.thaw(&first).unwrap();
             }
             let mut sum = GradientsAccumulator::new();
             for pass in 0..2 {
                 let parts = (0..3).map(|_| part(2 * step + pass)).collect();
-                let output = replicas.pass(&learner.model(), parts, &device).unwrap();
+                let output = replicas.pass(&mut learner, parts).unwrap();
                 assert_eq!(output.item.images, 12);
                 sum.accumulate(&learner.model(), output.grads);
             }
@@ -506,7 +532,7 @@ mod tests {
         let mut learner = Learner::new(Classifier::new(network, task), optimizer, scheduler);
         let flex: BackendSpec = "flex".parse().unwrap();
         let plan = Plan { together: Together::MainDevice, names: vec![flex; 2], devices: vec![Device::flex(); 2] };
-        let replicas = Replicas::start(&plan, &mut learner);
+        let replicas = Replicas::start(&plan, &learner);
         let part = |label| Part {
             batch: ImageBatch {
                 images: vec![0; 3 * 16 * 16],
@@ -522,7 +548,7 @@ mod tests {
             seed: 0,
         };
         // A class that is not there.
-        let failed = replicas.pass(&learner.model(), vec![part(1), part(2)], &device);
+        let failed = replicas.pass(&mut learner, vec![part(1), part(2)]);
         let error = failed.err().expect("it fails").to_string();
         assert!(error.starts_with("flex failed: "), "{error}");
     }

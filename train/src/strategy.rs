@@ -124,14 +124,14 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
     fn fit(
         &self,
         components: TrainingComponents<Classifier>,
-        mut learner: Learner<Classifier>,
+        learner: Learner<Classifier>,
         _train: TrainLoader<Classifier>,
         _valid: ValidLoader<Classifier>,
         _starting_epoch: usize,
     ) -> (Classifier, Events) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let session = session.expect("a strategy runs once");
-        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &mut learner));
+        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &learner));
         let mut run = Run {
             store: Store::new(&session.run),
             session,
@@ -247,7 +247,7 @@ impl Run {
             let group = transfer::group(&network, &stages, before).exclude(still);
             classifier::thaw(&mut self.learner, group.clone());
             if let Some(replicas) = &self.replicas {
-                replicas.thaw(&mut self.learner, &group)?;
+                replicas.thaw(&group)?;
             }
         }
         Ok(())
@@ -402,7 +402,7 @@ impl Run {
             parts.push(replicas::Part { batch, share, loss_factor, seed });
         }
         let output = match &self.replicas {
-            Some(replicas) => replicas.pass(&model, parts, &self.session.device)?,
+            Some(replicas) => replicas.pass(&mut self.learner, parts)?,
             None => parts.remove(0).pass(&model, &self.session.device),
         };
         group.reading.add(&output.item);
@@ -557,24 +557,38 @@ impl Run {
         let device = self.session.device.clone().without_autodiff();
         let average = self.session.average.as_ref().map(|average| average.network.clone());
         let mut validation = Validation { raw: Vec::new(), average: average.as_ref().map(|_| Vec::new()) };
+        let copies = |network: Network| match &self.replicas {
+            Some(replicas) => replicas.copies(&network),
+            None => vec![network],
+        };
+        let (raw, average) = (copies(network), average.map(copies));
+        let predict = |copies: &[Network], batches: &[ImageBatch]| match &self.replicas {
+            Some(replicas) => replicas.predict(copies, &task, batches),
+            None => Ok(batches.iter().map(|batch| evaluation::predict(&copies[0], &task, batch, &device)).collect()),
+        };
         loader.start_at(epoch as u64, 0)?;
         let mut batches = loader.batches();
         let limit = self.session.limits.valid_batches.unwrap_or(usize::MAX);
         let mut number = 0;
-        while number < limit
-            && let Some(batch) = batches.next().transpose()?
-        {
-            number += 1;
-            let predictions = evaluation::predict(&network, &task, &batch, &device);
-            let mut reading = Reading::of(&predictions);
-            validation.raw.extend(predictions);
-            if let (Some(average), Some(of_average)) = (&average, &mut validation.average) {
-                let predictions = evaluation::predict(average, &task, &batch, &device);
-                reading = Reading::of(&predictions);
-                of_average.extend(predictions);
+        loop {
+            // One for each device.
+            let most = raw.len().min(limit - number);
+            let round = batches.by_ref().take(most).collect::<Result<Vec<_>, _>>()?;
+            if round.is_empty() {
+                break;
             }
-            let item = TrainingItem::new(reading, batches.progress(), Some(number), None);
-            self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
+            let of_raw = predict(&raw, &round)?;
+            let of_average = average.as_ref().map(|average| predict(average, &round)).transpose()?;
+            for place in 0..round.len() {
+                number += 1;
+                let shown = of_average.as_ref().map_or(&of_raw[place], |average| &average[place]);
+                let item = TrainingItem::new(Reading::of(shown), batches.progress(), Some(number), None);
+                self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
+            }
+            validation.raw.extend(of_raw.into_iter().flatten());
+            if let (Some(all), Some(own)) = (&mut validation.average, of_average) {
+                all.extend(own.into_iter().flatten());
+            }
         }
         drop(batches);
         let world = self.session.world;

@@ -229,7 +229,8 @@ fn a_killed_rank_ends_all_and_the_run_goes_on_by_one_and_by_two_again() {
     agree(&one, &run, &untrained, 1e-3);
 }
 
-/// The same weights from one and two processes on another backend, where it was compiled in.
+/// The same weights from one and two processes on another backend, where it was compiled in: of AlexNet, and of ResNet-20
+/// with synchronised norms.
 #[test]
 fn other_backends_train_together_too() {
     let Some(images) = images() else { return };
@@ -245,23 +246,23 @@ fn other_backends_train_together_too() {
         }
     }
     let few = few.display().to_string();
-    let run = |processes: usize, rate: &str| {
-        let out = folder.path().join(format!("{processes}-{rate}"));
+    let run = |processes: usize, rate: &str, network: &[&str]| {
+        let out = folder.path().join(format!("{}-{processes}-{rate}", network[1]));
         let shown = out.display().to_string();
         let mut arguments = vec!["pretrain", "-q", "--backend", "ndarray", "--recipe", "cifar", "--data", &few];
         arguments.extend([
             "--val-fraction",
             "0.2",
-            "--arch",
-            "alexnet",
             "--out",
             &shown,
             "--lr",
             rate,
             "--epochs",
             "1",
+            "--batch-size",
+            "8",
         ]);
-        arguments.extend(["--batch-size", "8", "--size", "64", "--set", "network.dropout=0"]);
+        arguments.extend(network);
         let output = train(processes, &arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if said.contains("is not compiled into this binary") {
@@ -271,11 +272,15 @@ fn other_backends_train_together_too() {
         assert!(output.status.success(), "{said}");
         Some(weights(&out))
     };
-    let Some(one) = run(1, "1e-3") else { return };
-    let (two, untrained) = (run(2, "1e-3").unwrap(), run(1, "1e-30").unwrap());
-    let (difference, change) = (distance(&one, &two), distance(&one, &untrained));
-    eprintln!("ndarray: weights {difference:.1e} of {change:.1e} changed");
-    assert!(difference <= 1e-3 * change, "{difference} of {change}");
+    let alexnet: &[&str] = &["--arch", "alexnet", "--size", "64", "--set", "network.dropout=0"];
+    let resnet20: &[&str] = &["--arch", "resnet20", "--size", "32", "--sync-bn"];
+    for (network, rate, part) in [(alexnet, "1e-3", 1e-3), (resnet20, "1e-5", 3e-2)] {
+        let Some(one) = run(1, rate, network) else { return };
+        let (two, untrained) = (run(2, rate, network).unwrap(), run(1, "1e-30", network).unwrap());
+        let (difference, change) = (distance(&one, &two), distance(&one, &untrained));
+        eprintln!("ndarray, {}: weights {difference:.1e} of {change:.1e} changed", network[1]);
+        assert!(difference <= part * change, "{difference} of {change}");
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ use report::{
     stats::{self, Prediction},
 };
 use runtime::{
+    backend::BackendSpec,
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::{Output, Progress, Unit},
@@ -38,7 +39,8 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         ensure_empty(out)?;
     }
     let (source, split) = open(args)?;
-    let device = args.run.backend.backend.device()?;
+    let own = device(args, world)?;
+    let device = own.device()?;
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let opened = zoo::weights::open(name, &args.load, &device, output)?;
@@ -76,7 +78,8 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         protocol: settings.protocol.to_string(),
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
-        backend: args.run.backend.backend.to_string(),
+        // The same on every process, whatever its device.
+        backend: if args.devices.is_some() { own.backend().to_string() } else { own.to_string() },
     };
     let views = evaluation::num_views(&models, source.len(), &settings)?;
     let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
@@ -87,6 +90,19 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         return Ok(if evaluation.bad.is_empty() { ExitCode::Success } else { ExitCode::SomeInputsFailed });
     }
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+}
+
+/// The device of this process.
+fn device(args: &EvaluateArgs, world: &World) -> Result<BackendSpec> {
+    let Some(devices) = &args.devices else { return Ok(args.run.backend.backend) };
+    let own = devices.of(world.local_rank(), world.local_size())?;
+    ensure!(
+        own.len() == 1,
+        "--devices names {n} devices for one process, which evaluates on one: start a process for each, with a build \
+         with `--features mpi`: mpirun -n {n} infer evaluate …",
+        n = own.len()
+    );
+    Ok(own[0])
 }
 
 /// The judgement of all images from every process's share.

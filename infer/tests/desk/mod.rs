@@ -56,6 +56,15 @@ impl Desk {
         self.infer_with(args, b"")
     }
 
+    /// Runs `infer` as so many processes.
+    pub fn processes(&self, processes: usize, args: &[&str]) -> Ran {
+        let mut command = Command::new("mpirun");
+        command.args(["--oversubscribe", "-n", &processes.to_string(), env!("CARGO_BIN_EXE_infer")]).args(args);
+        // In a container everybody is root.
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        Ran::from(command.current_dir(self.folder.path()).output().expect("mpirun starts"))
+    }
+
     pub fn infer_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
         let mut child = Command::new(env!("CARGO_BIN_EXE_infer"))
             .args(args)
