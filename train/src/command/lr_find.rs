@@ -114,17 +114,21 @@ fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().map(step).collect()
 }
 
-/// Where the smoothed loss falls fastest by the logarithm of the rate, before its lowest point. `None` where it never
-/// falls.
+/// Where the smoothed loss falls fastest by the logarithm of the rate, in the lower half of its fall: before that slopes
+/// are noise, at the start the more so since little is smoothed there. `None` where it never falls.
 fn suggest(smoothed: &[(f64, f64)]) -> Option<f64> {
     let lowest = (0..smoothed.len()).min_by(|&a, &b| smoothed[a].1.total_cmp(&smoothed[b].1))?;
+    let mut first: Vec<f64> = smoothed[..smoothed.len().div_ceil(5)].iter().map(|point| point.1).collect();
+    first.sort_by(f64::total_cmp);
+    let middle = (first[first.len() / 2] + smoothed[lowest].1) / 2.0;
+    let half = smoothed[..lowest].iter().rposition(|point| point.1 >= middle)?;
     // A slope over several steps: one step's is noise.
     let reach = (smoothed.len() / 20).max(1);
     let slope = |at: usize| {
         let (from, to) = (at.saturating_sub(reach), (at + reach).min(smoothed.len() - 1));
         (smoothed[to].1 - smoothed[from].1) / (smoothed[to].0.ln() - smoothed[from].0.ln())
     };
-    let steepest = (reach..=lowest).map(|at| (at, slope(at))).min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let steepest = (half..=lowest).map(|at| (at, slope(at))).min_by(|a, b| a.1.total_cmp(&b.1))?;
     (steepest.1 < 0.0).then_some(smoothed[steepest.0].0)
 }
 
@@ -140,6 +144,11 @@ mod tests {
             (0..100).map(|i| 1e-5 * 10f64.powf(f64::from(i) * 5.5 / 99.0)).map(|rate| (rate, loss(rate))).collect();
         let rate = suggest(&points).unwrap();
         assert!((4e-3..2e-2).contains(&rate), "{rate}");
+        // A bump at the start, steeper than the fall.
+        let mut bumpy = points.clone();
+        bumpy[1].1 += 0.3;
+        bumpy[2].1 -= 0.3;
+        assert_eq!(suggest(&bumpy), Some(rate));
         let rising: Vec<(f64, f64)> = points.iter().map(|&(rate, _)| (rate, 1.0 + rate)).collect();
         assert_eq!(suggest(&rising), None);
     }
