@@ -1,7 +1,7 @@
 //! Synchronised batch normalisation: two processes, played by threads, each with a half of a batch, against one with all
 //! of it. A program of its own, since what is shared is set for a whole process.
 
-use std::sync::{Arc, Barrier, Mutex};
+mod two;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -52,25 +52,8 @@ fn halves_of_a_batch_are_normalised_as_the_whole() {
     for (shape, n, cut) in [([5, 4, 3], 6, 3), ([64, 7, 7], 5, 2), ([1, 1, 1], 8, 1)] {
         let whole = normalise(shape, 0..n);
 
-        let (barrier, sums) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(Vec::<f64>::new())));
-        kernels::share_statistics(Some(Arc::new(move |values: &mut [f64]| {
-            {
-                let mut sums = sums.lock().expect("not poisoned");
-                sums.resize(values.len(), 0.0);
-                sums.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value);
-            }
-            barrier.wait();
-            values.copy_from_slice(&sums.lock().expect("not poisoned"));
-            if barrier.wait().is_leader() {
-                sums.lock().expect("not poisoned").clear();
-            }
-            barrier.wait();
-        })));
-        let (first, second) = std::thread::scope(|scope| {
-            let first = scope.spawn(|| normalise(shape, 0..cut));
-            let second = scope.spawn(|| normalise(shape, cut..n));
-            (first.join().expect("no panic"), second.join().expect("no panic"))
-        });
+        kernels::share_statistics(Some(two::sum()));
+        let (first, second) = two::run(|| normalise(shape, 0..cut), || normalise(shape, cut..n));
         kernels::share_statistics(None);
 
         for (index, what) in [(0, "output"), (3, "gradient of the input")] {

@@ -1,7 +1,10 @@
 //! Synchronised norms of ordinary operations: two processes, played by threads, each with a part of a batch, against one
 //! with all of it and against Burn's own norms. A program of its own, since what is shared is set for a whole process.
 
-use std::sync::{Arc, Barrier, Mutex};
+#[path = "../../kernels/tests/two/mod.rs"]
+mod two;
+
+use std::sync::Arc;
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -82,25 +85,8 @@ fn parts_of_a_batch_are_normalised_as_the_whole_and_as_burn_does() {
     kernels::share_statistics(Some(Arc::new(|_: &mut [f64]| ())));
     let whole = pass(&record, 0..7);
 
-    let (barrier, sums) = (Arc::new(Barrier::new(2)), Arc::new(Mutex::new(Vec::<f64>::new())));
-    kernels::share_statistics(Some(Arc::new(move |values: &mut [f64]| {
-        {
-            let mut sums = sums.lock().expect("not poisoned");
-            sums.resize(values.len(), 0.0);
-            sums.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value);
-        }
-        barrier.wait();
-        values.copy_from_slice(&sums.lock().expect("not poisoned"));
-        if barrier.wait().is_leader() {
-            sums.lock().expect("not poisoned").clear();
-        }
-        barrier.wait();
-    })));
-    let (first, second) = std::thread::scope(|scope| {
-        let first = scope.spawn(|| pass(&record, 0..3));
-        let second = scope.spawn(|| pass(&record, 3..7));
-        (first.join().expect("no panic"), second.join().expect("no panic"))
-    });
+    kernels::share_statistics(Some(two::sum()));
+    let (first, second) = two::run(|| pass(&record, 0..3), || pass(&record, 3..7));
     kernels::share_statistics(None);
 
     for ([logits, gradients, running], what) in [(&of_burn, "Burn"), (&whole, "the whole")] {

@@ -51,7 +51,7 @@ pub enum Together {
 /// The devices of this process, where they are several.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub together: Together,
+    together: Together,
     names: Vec<BackendSpec>,
     devices: Vec<Device>,
 }
@@ -71,14 +71,12 @@ impl Plan {
         Ok(Some(Self { together, names: names.to_vec(), devices }))
     }
 
-    /// For people.
-    pub fn describe(&self) -> String {
-        let names: Vec<_> = self.names.iter().map(ToString::to_string).collect();
-        let how = match self.together {
+    /// How they train together, for people.
+    pub fn how(&self) -> &'static str {
+        match self.together {
             Together::Collectives => "a replica on each, gradients summed by the backend's collectives",
             Together::MainDevice => "the network copied to each, gradients summed on the first",
-        };
-        format!("{} devices ({}): {how}", names.len(), names.join(", "))
+        }
     }
 }
 
@@ -447,47 +445,52 @@ mod tests {
     }
 
     #[test]
-    fn one_device_needs_no_plan_and_several_are_described() {
+    fn one_device_needs_no_plan() {
         let (flex, world) = ("flex".parse::<BackendSpec>().unwrap(), World::alone());
         assert!(Plan::new(&[flex], &Device::flex(), &recipe(&[]), &world).unwrap().is_none());
         let plan = Plan::new(&[flex, flex], &Device::flex(), &recipe(&[]), &world).unwrap().unwrap();
-        assert_eq!(
-            plan.describe(),
-            "2 devices (flex, flex): the network copied to each, gradients summed on the first"
-        );
+        assert_eq!((plan.together, plan.devices.len()), (Together::MainDevice, 2));
+    }
+
+    fn learner(network: Network, classes: usize) -> Learner<Classifier> {
+        let recipe = recipe(&[]);
+        let optimizer = optimizer::build(&recipe.optimizer, &network);
+        let scheduler = ModuleLrScheduler::new(Rates::new(&recipe.schedule, 3, 10));
+        let task = Arc::new(Task::new(&recipe, classes, None));
+        Learner::new(Classifier::new(network, task), optimizer, scheduler)
+    }
+
+    fn plan(together: Together, count: usize) -> Plan {
+        Plan { together, names: vec!["flex".parse().unwrap(); count], devices: vec![Device::flex(); count] }
+    }
+
+    /// Images that `number` tells apart.
+    fn part(number: usize, labels: &[u32]) -> Part {
+        let n = labels.len();
+        let batch = ImageBatch {
+            images: (0..n * 3 * 16 * 16).map(|i| (i * (31 + number) % 251) as u8).collect(),
+            shape: [n, 3, 16, 16],
+            labels: Some(labels.to_vec()),
+            mix: None,
+            indices: (0..n).collect(),
+            epoch: 0,
+            number,
+        };
+        Part { batch, share: 0.5, loss_factor: 1.0, seed: 7 }
     }
 
     /// The protocol of replicas, where every device has the same images: with collectives or without, all make the same
     /// steps as the first, leave out the same, and thaw the same.
     #[test]
     fn replicas_make_the_steps_of_the_first_device() {
-        let recipe = recipe(&[]);
         let device = Device::flex().autodiff();
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(10).init(&device);
         let network = optimizer::draw_all(network);
         let first = transfer::group(&network, &transfer::stages(&network), 1);
-        let network = network.freeze_group(first.clone());
-        let optimizer = optimizer::build(&recipe.optimizer, &network);
-        let scheduler = ModuleLrScheduler::new(Rates::new(&recipe.schedule, 3, 10));
-        let task = Arc::new(Task::new(&recipe, 10, None));
-        let mut learner = Learner::new(Classifier::new(network, task), optimizer, scheduler);
-        let flex: BackendSpec = "flex".parse().unwrap();
-        let plan = Plan { together: Together::Collectives, names: vec![flex; 3], devices: vec![Device::flex(); 3] };
-        let replicas = Replicas::launch(&plan, vec![device.clone(); 3], None, &learner);
-        let part = |number: usize| Part {
-            batch: ImageBatch {
-                images: (0..4 * 3 * 16 * 16usize).map(|i| (i * (31 + number) % 251) as u8).collect(),
-                shape: [4, 3, 16, 16],
-                labels: Some(vec![1, 2, 3, number as u32]),
-                mix: None,
-                indices: vec![0, 1, 2, 3],
-                epoch: 0,
-                number,
-            },
-            share: 0.5,
-            loss_factor: 1.0,
-            seed: 7,
-        };
+        let mut learner = learner(network.freeze_group(first.clone()), 10);
+        let devices = vec![device.clone(); 3];
+        let replicas = Replicas::launch(&plan(Together::Collectives, 3), devices, None, &learner);
+        let part = |number: usize| part(number, &[1, 2, 3, number as u32]);
         let mut seen = vec![ranks::fingerprint(&learner.model())];
         for (step, factor) in [Some(1.0), Some(0.25), None, Some(1.0), Some(0.5)].into_iter().enumerate() {
             if step == 3 {
@@ -523,32 +526,11 @@ mod tests {
 
     #[test]
     fn a_device_that_fails_ends_the_step_with_its_cause() {
-        let recipe = recipe(&[]);
         let device = Device::flex().autodiff();
-        let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device);
-        let optimizer = optimizer::build(&recipe.optimizer, &network);
-        let scheduler = ModuleLrScheduler::new(Rates::new(&recipe.schedule, 3, 10));
-        let task = Arc::new(Task::new(&recipe, 2, None));
-        let mut learner = Learner::new(Classifier::new(network, task), optimizer, scheduler);
-        let flex: BackendSpec = "flex".parse().unwrap();
-        let plan = Plan { together: Together::MainDevice, names: vec![flex; 2], devices: vec![Device::flex(); 2] };
-        let replicas = Replicas::start(&plan, &learner);
-        let part = |label| Part {
-            batch: ImageBatch {
-                images: vec![0; 3 * 16 * 16],
-                shape: [1, 3, 16, 16],
-                labels: Some(vec![label]),
-                mix: None,
-                indices: vec![0],
-                epoch: 0,
-                number: 0,
-            },
-            share: 1.0,
-            loss_factor: 1.0,
-            seed: 0,
-        };
+        let mut learner = learner(NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device), 2);
+        let replicas = Replicas::start(&plan(Together::MainDevice, 2), &learner);
         // A class that is not there.
-        let failed = replicas.pass(&mut learner, vec![part(1), part(2)]);
+        let failed = replicas.pass(&mut learner, vec![part(0, &[1]), part(1, &[2])]);
         let error = failed.err().expect("it fails").to_string();
         assert!(error.starts_with("flex failed: "), "{error}");
     }

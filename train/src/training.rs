@@ -386,7 +386,8 @@ fn train(
         journal.say(&format!("going on from step {}, epoch {}", parts.state.step, parts.state.epoch + 1));
     }
     if let Some(devices) = &prepared.devices {
-        journal.say(&devices.describe());
+        let (count, names) = (options.devices.len(), options.device_names());
+        journal.say(&format!("{count} devices ({names}): {}", devices.how()));
     }
     if !world.is_alone() {
         journal.say(&format!(
