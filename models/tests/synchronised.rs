@@ -7,7 +7,7 @@ mod two;
 use std::sync::Arc;
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
     optim::GradientsParams,
     store::ModuleRecord,
     tensor::{Bytes, Device, Tensor, TensorData},
@@ -67,6 +67,22 @@ fn fresh(device: &Device) -> Network {
     NetworkConfig::new(Architecture::ResNet20).with_num_classes(5).init(device)
 }
 
+/// Moves what norms put out to where next to no ReLU is near its kink: one that flips by a rounding has another gradient.
+#[derive(Default)]
+struct Lift {
+    module: String,
+}
+
+impl ModuleMapper for Lift {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.module = name.to_string();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.module == "beta" { param.map(|beta| beta.add_scalar(3.0)) } else { param }
+    }
+}
+
 fn close(a: &[f32], b: &[f32], bound: f64, what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
@@ -80,7 +96,10 @@ fn close(a: &[f32], b: &[f32], bound: f64, what: &str) {
 fn parts_of_a_batch_are_normalised_as_the_whole_and_as_burn_does() {
     // Without the fast operations, which have norms of their own.
     kernels::choose(kernels::Choice::Plain);
-    let record = fresh(&Device::flex().autodiff()).into_record().into_bytes().expect("bytes").to_vec();
+    let device = Device::flex().autodiff();
+    device.seed(1);
+    let network = fresh(&device).map(&mut Lift::default());
+    let record = network.into_record().into_bytes().expect("bytes").to_vec();
     let of_burn = pass(&record, 0..7);
     kernels::share_statistics(Some(Arc::new(|_: &mut [f64]| ())));
     let whole = pass(&record, 0..7);
@@ -91,9 +110,8 @@ fn parts_of_a_batch_are_normalised_as_the_whole_and_as_burn_does() {
 
     for ([logits, gradients, running], what) in [(&of_burn, "Burn"), (&whole, "the whole")] {
         close(&[&first[0][..], &second[0]].concat(), logits, 1e-5, &format!("logits, {what}"));
-        // A ReLU that flips has another gradient.
         let sum: Vec<f32> = first[1].iter().zip(&second[1]).map(|(a, b)| a + b).collect();
-        close(&sum, gradients, 1e-4, &format!("gradients, {what}"));
+        close(&sum, gradients, 1e-5, &format!("gradients, {what}"));
         close(&first[2], running, 1e-5, &format!("running statistics, {what}"));
     }
     assert_eq!(first[2], second[2], "the same bits on both");
