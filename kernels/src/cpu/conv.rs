@@ -300,9 +300,11 @@ impl Product<'_> {
         let bytes = k.max(16) * size_of::<f32>() * self.stride[0] * self.stride[1];
         // Weights that stay in a core's own cache are gone over for each few pixels, whose outputs are then written
         // together; others as seldom as their pixels stay there.
-        let few = self.weights.data.len() * size_of::<f32>() <= CHUNK;
-        let chunk = if few { 56 } else { (CHUNK / bytes).clamp(56, 1792) };
-        let chunk = chunk.min(pixels.div_ceil(threads())).next_multiple_of(14);
+        let heavy = self.weights.data.len() * size_of::<f32>();
+        let chunk = if heavy <= CHUNK { 56 } else { (CHUNK / bytes).clamp(56, 1792) };
+        // Threads share out the pixels, or the weights where those are more to read.
+        let shared_out = if heavy > pixels * bytes && panels >= 4 * threads() { 1 } else { threads() };
+        let chunk = chunk.min(pixels.div_ceil(shared_out)).next_multiple_of(14);
         let chunks = pixels.div_ceil(chunk);
         let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
         let zeros = vec![0.0; k];
@@ -413,6 +415,13 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
         }
     }
 
+    for m in 0..M {
+        let at = write[m] + panel * width;
+        tile::prefetch_for_writing(task.out.at(at), N * lanes);
+        if let Some(residual) = product.epilogue.residual {
+            tile::prefetch(residual.as_ptr().wrapping_add(at), N * lanes);
+        }
+    }
     let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
     for tap in product.taps {
         let mut left = [task.zeros.as_ptr(); M];

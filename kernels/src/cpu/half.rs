@@ -4,6 +4,7 @@
 //! The left operand is rounded as it is gathered, maps stay in single precision between the operations.
 
 use super::{
+    amx,
     conv::{self, Product},
     memory::Buffer,
 };
@@ -21,14 +22,17 @@ pub fn is_available() -> bool {
     false
 }
 
-/// Weights in panels of pairs along the sums: `[panel][tap][⌈k / 2⌉][width][2]`, two bf16 values in the place of a
-/// float.
+/// Weights in panels of pairs along the sums: `[panel][tap][pairs][width][2]`, two bf16 values in the place of a float.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Nothing else multiplies them.
 pub struct Packed {
-    data: Buffer,
-    taps: usize,
-    k: usize,
-    channels: usize,
+    pub(super) data: Buffer,
+    pub(super) taps: usize,
+    /// Length of the sum for a tap.
+    pub(super) k: usize,
+    /// At least `⌈k / 2⌉`; for [`amx`] whole tiles, filled up with zeros.
+    pub(super) pairs: usize,
+    /// Channels of the result.
+    pub(super) channels: usize,
 }
 
 impl Packed {
@@ -36,9 +40,9 @@ impl Packed {
     pub fn new(weights: &conv::Packed) -> Self {
         let [taps, k, channels] = weights.dims();
         let width = conv::panel_width();
-        let rows = k.div_ceil(2);
-        let mut data = Buffer::new(channels.div_ceil(width) * taps * rows * width);
-        for (to, from) in data.chunks_exact_mut(rows * width).zip(weights.data().chunks_exact(k * width)) {
+        let pairs = if amx::is_available() { k.next_multiple_of(32) / 2 } else { k.div_ceil(2) };
+        let mut data = Buffer::zeros(channels.div_ceil(width) * taps * pairs * width);
+        for (to, from) in data.chunks_exact_mut(pairs * width).zip(weights.data().chunks_exact(k * width)) {
             for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(2 * width)) {
                 let (first, second) = from.split_at(width);
                 for (lane, to) in to.iter_mut().enumerate() {
@@ -47,7 +51,7 @@ impl Packed {
                 }
             }
         }
-        Self { data, taps, k, channels }
+        Self { data, taps, k, pairs, channels }
     }
 }
 
@@ -67,12 +71,19 @@ impl Product<'_, Packed> {
     /// Where this [is not available](is_available).
     pub fn run(&self, out: &mut [f32]) {
         assert!(is_available(), "this processor has no AVX512-BF16");
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+        if amx::is_available() {
+            return amx::run(self, out);
+        }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         imp::run(self, out);
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         let _ = out;
     }
 }
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+pub(super) use imp::{LANES, PANEL, round_into};
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod imp {
@@ -86,9 +97,9 @@ mod imp {
     };
 
     /// Floats of a vector.
-    const LANES: usize = 16;
+    pub const LANES: usize = 16;
     /// Channels of a panel.
-    pub(super) const PANEL: usize = WIDTH * LANES;
+    pub const PANEL: usize = WIDTH * LANES;
     const ROWS: usize = 14;
     /// Bytes of rounded pixels that a task goes over again for each panel.
     const CHUNK: usize = 128 << 10;
@@ -210,7 +221,7 @@ mod imp {
     /// # Safety
     /// `to` must be good for writing as many values, rounded up to an even number.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn round_into(values: &[f32], to: *mut u16) {
+    pub unsafe fn round_into(values: &[f32], to: *mut u16) {
         let (mut from, mut left) = (values.as_ptr(), values.len());
         let mut to = to;
         // SAFETY: as many are read as are left; as many are written, and one more if their number is odd.
@@ -352,7 +363,7 @@ mod imp {
                 let data = if zeros { task.zeros } else { task.x.data };
                 check!((left[m] as usize - data.as_ptr() as usize) + pairs * size_of::<f32>() <= size_of_val(data));
             }
-            let at = (panel * task.product.weights.taps + tap.index) * pairs * PANEL;
+            let at = (panel * task.product.weights.taps + tap.index) * task.product.weights.pairs * PANEL;
             check!(at + pairs * PANEL <= task.product.weights.data.len());
             // SAFETY: each row is the values of a pixel inside the map, or as many zeros; the panel has `pairs` rows.
             unsafe {

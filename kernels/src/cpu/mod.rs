@@ -12,6 +12,7 @@ macro_rules! check {
         }
     };
 }
+pub mod amx;
 pub mod conv;
 pub mod half;
 pub mod join;

@@ -71,6 +71,30 @@ pub unsafe fn store_part<S: Simd>(simd: S, to: *mut f32, count: usize, value: S:
     simd.partial_store_f32s(unsafe { std::slice::from_raw_parts_mut(to, count) }, value);
 }
 
+/// Asks for the cache lines of `count` floats that will be written: they are there when the sums are.
+#[inline(always)]
+pub fn prefetch_for_writing(at: *const f32, count: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in (0..count).step_by(16) {
+        // SAFETY: a hint reads nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = (at, count);
+}
+
+/// The same for reading.
+#[inline(always)]
+pub fn prefetch(at: *const f32, count: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in (0..count).step_by(16) {
+        // SAFETY: a hint reads nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = (at, count);
+}
+
 /// `tile[i] += Σ_k rows[i][k] · panel[k]`: each row is contiguous in `k`, the panel's rows are `stride` floats apart.
 ///
 /// # Safety
@@ -84,7 +108,10 @@ pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
     stride: usize,
     k: usize,
 ) {
+    // Where the rows of the next tile begin, if they follow these.
+    let ahead = rows[M - 1].wrapping_add(k);
     for k in 0..k {
+        prefetch(ahead.wrapping_add(16 * k), 1);
         let panel = panel.wrapping_add(k * stride);
         let mut weights = [simd.splat_f32s(0.0); N];
         for n in 0..N {

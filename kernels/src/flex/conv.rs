@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     cpu::{
+        amx,
         conv::{
             Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps, pad,
             reads_rows,
@@ -131,9 +132,10 @@ pub fn forward(
     }
 
     let x = channels_last(x);
-    // Over a map of a few pixels Winograd's weights, eight times the bytes, take longer to read than it saves.
-    let few_pixels = bf16 && height * width <= 64;
-    if !few_pixels && winograd::wins(&shape, then.keep_weights) {
+    // Beside AMX Winograd, in single precision, is slow; over a map of a few pixels its weights, eight times the bytes, take
+    // longer to read than it saves.
+    let plain_is_faster = bf16 && (amx::is_available() || height * width <= 64);
+    if !plain_is_faster && winograd::wins(&shape, then.keep_weights) {
         let make = || winograd::Weights::new(&Packed::new(floats(&weight), order(&shape, 0)));
         let weights = if then.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
         winograd::Convolution {
