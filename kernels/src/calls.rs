@@ -17,9 +17,11 @@ use crate::{
 
 pub use crate::ops::{Pool, ResponseNorm, Sgd};
 
-/// Whether the fast operations take this tensor: on `flex`, single precision, and [chosen](crate::choose).
+/// Whether the fast operations take this tensor: on `flex`, single precision (or a [map of theirs](makes_bf16_maps)), and
+/// [chosen](crate::choose).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
-    if choice() == Choice::Plain || x.dtype() != DType::F32 {
+    let takes = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && makes_bf16_maps();
+    if choice() == Choice::Plain || !takes {
         return false;
     }
     #[cfg(feature = "flex")]
@@ -52,6 +54,8 @@ pub struct After {
     pub relu: bool,
     /// See [`multiplies_bf16`].
     pub bf16: bool,
+    /// With `bf16`, see [`makes_bf16_maps`].
+    pub bf16_map: bool,
 }
 
 /// Whether products whose operands are rounded to bf16, and whose sums are not, are faster here than others. Of
@@ -60,10 +64,16 @@ pub fn multiplies_bf16() -> bool {
     cpu::half::is_available()
 }
 
+/// Whether convolutions outside of training may put out maps of bf16 values. All operations here that a network needs for
+/// inference take them; averages and response norms put out floats.
+pub fn makes_bf16_maps() -> bool {
+    cpu::amx::is_available()
+}
+
 /// `relu(conv(x, weight) · scale + bias + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`. Outside of training
 /// what is made of the weights is kept for the next call.
 pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>, after: After) -> Tensor<4> {
-    let then = Then { relu: after.relu, keep_weights: true, bf16: after.bf16 };
+    let then = Then { relu: after.relu, keep_weights: true, bf16: after.bf16, bf16_map: after.bf16_map };
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_conv2d(
         x.into_dispatch(),
         weight.into_dispatch(),

@@ -23,6 +23,9 @@ pub struct Then {
     pub keep_weights: bool,
     /// Products may round their operands to bf16, where the processor is faster so; sums stay in single precision.
     pub bf16: bool,
+    /// The output may be a map of bf16 values, which the operations here take where they take one of floats, if products
+    /// are of such values.
+    pub bf16_map: bool,
 }
 
 /// Windows of a pooling.

@@ -179,7 +179,7 @@ fn check_conv(conv: &Conv, bound: f32) {
                 bias: vectors.first().cloned(),
                 residual: inputs.get(2).cloned(),
                 relu: conv.relu,
-                bf16: false,
+                ..After::default()
             };
             kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after)
         },
@@ -205,7 +205,7 @@ fn check_conv(conv: &Conv, bound: f32) {
             bias: None,
             residual: inputs.get(2).cloned(),
             relu: conv.relu,
-            bf16: false,
+            ..After::default()
         };
         let y = kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after);
         close(&floats(y), &expected, bound, least, "evaluation");
@@ -435,13 +435,28 @@ fn check_bf16(conv: &Conv) {
     let sums = evaluate(rounded(&x).square(), rounded(&weight).square(), bias.clone().square());
     let least = largest(&floats(sums)).sqrt();
     let residual = conv.residual.then(|| random(exact.dims(), conv.seed ^ 2).inner());
-    let exact = plus(exact, residual.clone().map(|residual| residual.cast(DType::F64)));
-    let exact = floats(if conv.relu { relu(exact) } else { exact });
+    let run = |x: &Tensor<4>, residual: Option<Tensor<4>>, bf16_map| {
+        let after = After { scale: None, bias: Some(bias.clone()), residual, relu: conv.relu, bf16: true, bf16_map };
+        kernels::conv2d(x.clone(), weight.clone(), options.clone(), after)
+    };
+    let expected = |residual: Option<&Tensor<4>>| {
+        let exact = plus(exact.clone(), residual.map(|residual| residual.clone().cast(DType::F64)));
+        floats(if conv.relu { relu(exact) } else { exact })
+    };
     for _ in 0..2 {
-        let (bias, residual) = (Some(bias.clone()), residual.clone());
-        let after = After { scale: None, bias, residual, relu: conv.relu, bf16: true };
-        let y = kernels::conv2d(x.clone(), weight.clone(), options.clone(), after);
-        close(&floats(y), &exact, BOUND, least, "bf16");
+        close(&floats(run(&x, residual.clone(), false)), &expected(residual.as_ref()), BOUND, least, "bf16");
+    }
+    if kernels::makes_bf16_maps() {
+        let (x, residual) = (x.cast(DType::BF16), residual.map(|residual| residual.cast(DType::BF16)));
+        let expected = expected(residual.as_ref());
+        close(&floats(run(&x, residual.clone(), false)), &expected, BOUND, least, "of a map of bf16");
+        let y = run(&x, residual, true);
+        assert_eq!(y.dtype(), DType::BF16);
+        // Each value is rounded once, by half of its last place at the most.
+        let rounding = BOUND * largest(&expected).max(least);
+        for (y, exact) in floats(y).into_iter().zip(&expected) {
+            assert!((y - exact).abs() <= rounding + exact.abs() / 256.0, "a map of bf16: {y} for {exact}");
+        }
     }
 }
 
@@ -470,6 +485,38 @@ proptest! {
             let sums = evaluate(rounded(&x).square(), rounded(&weight).square(), bias.clone().square());
             let y = kernels::linear(x, weight, Some(bias), true);
             close(&floats(y), &floats(exact), BOUND, largest(&floats(sums)).sqrt(), "bf16");
+        }
+    }
+}
+
+/// Maps of bf16 values through everything that is not a convolution: as if they were floats.
+#[test]
+fn maps_of_bf16_are_taken_as_floats() {
+    if !kernels::makes_bf16_maps() {
+        eprintln!("skipped: this processor has no AMX");
+        return;
+    }
+    for channels in [1, 3, 16, 40, 96] {
+        let [x, other] = [1, 2].map(|seed| random([2, channels, 9, 7], seed).inner().cast(DType::BF16));
+        let pool = Pool { kernel: [3, 2], stride: [2, 1], padding: [1, 0], ceil_mode: true, count_include_pad: true };
+        let affine = [3, 4].map(|seed| random([channels], seed).inner());
+        let norm = ResponseNorm { size: 5, alpha: 1.0, beta: 0.75, k: 1.0 };
+        let operations: [(&str, &dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>); 7] = [
+            ("max", &|x, _| kernels::max_pool2d(x, pool)),
+            ("average", &|x, _| kernels::avg_pool2d(x, Pool { ceil_mode: false, ..pool })),
+            ("adaptive average", &|x, _| kernels::adaptive_avg_pool2d(x, [2, 3])),
+            ("its own size", &|x, _| kernels::adaptive_avg_pool2d(x, [9, 7])),
+            ("response norm", &|x, _| kernels::response_norm(x, norm)),
+            ("affine", &|x, other| kernels::channel_affine(x, affine.clone(), Some(other), true)),
+            ("join", &|x, other| kernels::join_channels([x, other])),
+        ];
+        for (what, operation) in operations {
+            let y = operation(x.clone(), other.clone());
+            let wide = operation(x.clone().cast(DType::F32), other.clone().cast(DType::F32));
+            assert_eq!(y.dims(), wide.dims(), "{what} of {channels}");
+            assert_eq!(floats(y), floats(wide), "{what} of {channels}");
+            let mixed = operation(x.clone(), other.clone().cast(DType::F32));
+            assert_eq!(floats(mixed), floats(operation(x.clone(), other.clone())), "{what} of {channels}, mixed");
         }
     }
 }

@@ -158,6 +158,6 @@ fn option_a(x: Tensor<4>, planes: usize) -> Tensor<4> {
     }
     let x = x.slice(s![.., .., ..;2, ..;2]);
     let [_, _, h, w] = x.dims();
-    let zeros = Tensor::zeros([n, (planes - channels) / 2, h, w], &x.device());
+    let zeros = Tensor::zeros([n, (planes - channels) / 2, h, w], (&x.device(), x.dtype()));
     Tensor::cat(vec![zeros.clone(), x, zeros], 1)
 }

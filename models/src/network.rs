@@ -7,7 +7,7 @@ use burn::{
 
 use crate::{
     Layer, alexnet::AlexNet, cifar_resnet::CifarResNet, googlenet::GoogLeNet, googlenet_2014::GoogLeNet2014,
-    inception_v3::InceptionV3, resnet::ResNet, tap::Tap, vgg::Vgg,
+    inception_v3::InceptionV3, ops, resnet::ResNet, tap::Tap, vgg::Vgg,
 };
 
 /// An image classifier. Built by [`NetworkConfig`](crate::NetworkConfig).
@@ -58,7 +58,7 @@ impl Network {
     /// # Panics
     /// Where the input is smaller than the architecture's [`min_size`](crate::Architecture::min_size).
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        self.forward_tapped(images, &mut ())
+        ops::unseen(|| self.forward_tapped(images, &mut ()))
     }
 
     /// Like [`forward`](Self::forward), with a [`Tap`] that sees each stage's output.
@@ -90,7 +90,7 @@ impl Network {
 
     /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, features]`.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
-        self.features_tapped(images, &mut ())
+        ops::unseen(|| self.features_tapped(images, &mut ()))
     }
 
     /// Like [`features`](Self::features), with a [`Tap`].

@@ -16,6 +16,7 @@ use kernels::{After, Pool, ResponseNorm};
 thread_local! {
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
     static COMPUTE: Cell<Option<FloatDType>> = const { Cell::new(None) };
+    static UNSEEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs `work` with the convolutions and linear maps of this thread computed in `dtype`, between casts of their inputs
@@ -29,6 +30,18 @@ pub fn with_compute_dtype<T>(dtype: FloatDType, work: impl FnOnce() -> T) -> T {
         }
     }
     let _reset = Reset(COMPUTE.replace(Some(dtype)));
+    work()
+}
+
+/// Runs `work`, whose maps nobody else sees: in bf16 they may be of such values, where the operations are faster so.
+pub(crate) fn unseen<T>(work: impl FnOnce() -> T) -> T {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            UNSEEN.set(self.0);
+        }
+    }
+    let _reset = Reset(UNSEEN.replace(true));
     work()
 }
 
@@ -107,6 +120,7 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut af
         (bias, shift, _) => bias.or(shift),
     };
     after.bf16 = in_bf16();
+    after.bf16_map = UNSEEN.get() && kernels::makes_bf16_maps() && !x.device().is_autodiff();
     let y = kernels::conv2d(x, weight, options, after);
     count_conv2d(conv, &y);
     y

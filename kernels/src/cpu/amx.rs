@@ -1,10 +1,14 @@
-//! Products of bf16 values by AMX: tiles of 16 rows × 32 values, two of which the processor multiplies in one instruction,
+//! Products of bf16 values by AMX, where maps may be of such values too: tiles of 16 rows × 32 values, two of which the processor multiplies in one instruction,
 //! sixteen times as many products as an instruction of [`super::half`] has.
 //!
 //! A tile is read with one step between its rows. So each task first rounds the pixels that it reads into planes, one for
 //! each remainder of their places by the stride, with the zeros of the padding: outputs in a row, and the rows after one
 //! another, then read pixels that are one step apart, whatever the kernel and the stride. The few outputs between the end of
 //! a row and the start of the next are computed and thrown away.
+
+use ::half::bf16;
+
+use super::{conv::Tap, half};
 
 /// Whether this processor and this system have AMX for bf16.
 pub fn is_available() -> bool {
@@ -17,16 +21,75 @@ pub fn is_available() -> bool {
     false
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
-pub(super) use imp::run;
+/// A map's values.
+#[derive(Debug, Clone, Copy)]
+pub enum Values<'a> {
+    /// In single precision; rounded as they are gathered.
+    Single(&'a [f32]),
+    /// As they are multiplied.
+    Half(&'a [bf16]),
+}
+
+/// The same for writing.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// In single precision.
+    Single(&'a mut [f32]),
+    /// Rounded to nearest, ties to even.
+    Half(&'a mut [bf16]),
+}
+
+/// A product over looked-up rows, `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`, and what happens to it
+/// before it is written.
+pub struct Product<'a> {
+    /// Images.
+    pub n: usize,
+    /// `[n, height, width, pitch]`.
+    pub x: Values<'a>,
+    /// `[height, width]` of `x`.
+    pub input: [usize; 2],
+    /// Values from pixel to pixel of `x`.
+    pub pitch: usize,
+    /// Steps in `x` between pixels of the output.
+    pub stride: [usize; 2],
+    /// What is summed over. Where the sum for a tap is longer than a pixel, it goes on over the pixels to the right, and
+    /// all that is read must lie inside of `x`.
+    pub taps: &'a [Tap],
+    /// Right operand.
+    pub weights: &'a half::Packed,
+    /// `[height, width]` of the output, whose pixels have the channels of the weights.
+    pub output: [usize; 2],
+    /// Multiplies each channel of the output.
+    pub scale: Option<&'a [f32]>,
+    /// Added to each channel of the output.
+    pub bias: Option<&'a [f32]>,
+    /// Added to each value; laid out as the output is.
+    pub residual: Option<Values<'a>>,
+    /// Negative values become zero.
+    pub relu: bool,
+}
+
+impl Product<'_> {
+    /// Computes into `out`, `[n, height, width, channels]`.
+    ///
+    /// # Panics
+    /// Where AMX [is not available](is_available).
+    pub fn run(&self, out: Output<'_>) {
+        assert!(is_available(), "this processor has no AMX for bf16");
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+        imp::run(self, out);
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
+        let _ = out;
+    }
+}
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
 mod imp {
     use std::{arch::asm, arch::x86_64::*, ops::Range};
 
+    use super::{bf16, *};
     use crate::cpu::{
-        conv::{Epilogue, Product, Tap},
-        half::{self, LANES, PANEL, Packed, round_into},
+        half::{LANES, PANEL, round_into},
         memory::Buffer,
         parallel::{Shared, part, tasks, threads},
         tile,
@@ -56,7 +119,7 @@ mod imp {
 
     /// How the work is laid out; lengths and offsets count bf16 values.
     struct Plan<'a> {
-        product: &'a Product<'a, Packed>,
+        product: &'a Product<'a>,
         /// Images, rows and columns of the output.
         output: [usize; 3],
         /// Rows and columns of an image of the input.
@@ -64,8 +127,10 @@ mod imp {
         layout: Layout,
         /// From an output to the next.
         step: usize,
-        /// Outputs from row to row, those that are thrown away among them.
+        /// Outputs from row to row of a run, those that are thrown away among them.
         columns: usize,
+        /// From a run of outputs to the next: all rows of a unit are one, or each is.
+        run_step: Option<usize>,
         /// For each tap where an output's first one reads, and its place in the weights.
         taps: Vec<[usize; 2]>,
         /// Units of an image, each some rows of the output.
@@ -76,8 +141,9 @@ mod imp {
     enum Layout {
         /// Each the pixels at some places by the stride, from these of the input on.
         Planes { firsts: Vec<[isize; 2]>, rows: usize, more_rows: usize, pitch: usize },
-        /// For each output what each tap reads, side by side.
-        Gathered,
+        /// Rows of the input as they lie, and how many more than those of the first tap: what a tap sums over begins at any
+        /// offset.
+        Rows { more_rows: usize },
     }
 
     /// Values from pixel to pixel, so that the rows of a tile do not fall on the same few sets of the first cache.
@@ -92,9 +158,9 @@ mod imp {
     }
 
     impl<'a> Plan<'a> {
-        fn new(product: &'a Product<'a, Packed>) -> Self {
-            let [mut height, mut width] = product.lattice.count;
-            let (mut n, mut input) = (product.n, product.x.size);
+        fn new(product: &'a Product<'a>) -> Self {
+            let [mut height, mut width] = product.output;
+            let (mut n, mut input) = (product.n, product.input);
             let k = product.weights.k;
             let pointwise = matches!(product.taps, [Tap { down: 0, right: 0, .. }]) && product.stride == [1, 1];
             if pointwise && input == [height, width] {
@@ -108,27 +174,28 @@ mod imp {
             };
             let longest =
                 |strips: usize| (0..strips).map(|index| strip([height, width], strips, index).len()).max().unwrap_or(0);
-            // A pixel of a map with few channels is read as part of a row, at any offset.
-            if k > product.x.pitch {
-                let pitch = k.next_multiple_of(VALUES);
-                let step = product.taps.len() * pitch;
-                let strips = strips_of(width * step, 0);
+            let stride = product.stride;
+            if k > product.pitch {
+                let row = input[1] * product.pitch;
+                let at = |tap: &Tap| tap.down as usize * row + tap.right as usize * product.pitch;
+                let more_rows = product.taps.iter().map(|tap| tap.down as usize).max().unwrap_or(0);
+                let strips = strips_of(row * stride[0], more_rows);
                 return Self {
                     product,
                     output: [n, height, width],
                     input,
-                    layout: Layout::Gathered,
-                    step,
+                    layout: Layout::Rows { more_rows },
+                    step: stride[1] * product.pitch,
                     columns: width,
-                    taps: product.taps.iter().enumerate().map(|(i, tap)| [i * pitch, tap.index]).collect(),
+                    run_step: Some(stride[0] * row),
+                    taps: product.taps.iter().map(|tap| [at(tap), tap.index]).collect(),
                     strips,
-                    unit_len: longest(strips) * width * step,
+                    unit_len: ((longest(strips) - 1) * stride[0] + 1 + more_rows) * row,
                 };
             }
             let pitch = pitch_of(k);
             let [down, right] =
                 [|tap: &Tap| tap.down, |tap: &Tap| tap.right].map(|of| product.taps.iter().map(of).min().unwrap_or(0));
-            let stride = product.stride;
             let mut firsts: Vec<[isize; 2]> = Vec::new();
             // For each tap its plane, and how far from the plane's first pixel.
             let places: Vec<[usize; 3]> = product
@@ -157,6 +224,7 @@ mod imp {
                 input,
                 step: pitch,
                 columns,
+                run_step: None,
                 taps: taps.map(|(&[i, y, x], tap)| [i * plane + (y * columns + x) * pitch, tap.index]).collect(),
                 strips,
                 unit_len: firsts.len() * plane,
@@ -172,13 +240,16 @@ mod imp {
     }
 
     /// See [`Product::run`]; the processor must have AMX.
-    pub fn run(product: &Product<'_, Packed>, out: &mut [f32]) {
+    pub fn run(product: &Product<'_>, out: Output<'_>) {
         let weights = product.weights;
-        let lattice = &product.lattice;
-        assert!(lattice.size == lattice.count && lattice.step == [1, 1], "only whole outputs");
-        if product.n * lattice.count[0] * lattice.count[1] == 0 || weights.channels == 0 {
+        let pixels = product.n * product.output[0] * product.output[1];
+        if pixels == 0 || weights.channels == 0 {
             return;
         }
+        let out = match out {
+            Output::Single(out) => Places::Single(Shared::new(out)),
+            Output::Half(out) => Places::Half(Shared::new(out)),
+        };
         let plan = Plan::new(product);
         let units = plan.output[0] * plan.strips;
         let panels = weights.channels.div_ceil(PANEL);
@@ -192,12 +263,12 @@ mod imp {
             units.div_ceil((most / bytes).max(1)).max(threads().min(units))
         };
         let groups = (2 * threads()).div_ceil(chunks).clamp(1, panels);
-        let out = Shared::new(out);
         tasks(chunks * groups, |task| {
             let units = part(units, chunks, task / groups, 1);
             let panels = part(panels, groups, task % groups, 1);
             // The last tile may hang over: what it reads there goes nowhere.
-            let mut values = Buffer::new((units.len() * plan.unit_len + 2 * ROWS * plan.step) / 2);
+            let over = 2 * ROWS * plan.step + VALUES;
+            let mut values = Buffer::new((units.len() * plan.unit_len + over).div_ceil(2));
             // SAFETY: `is_available` has asked the processor and the system.
             unsafe {
                 plan.gather(units.clone(), &mut values);
@@ -207,60 +278,77 @@ mod imp {
     }
 
     impl Plan<'_> {
+        /// Whether outputs read other pixels than their own.
+        fn taps_move(&self) -> bool {
+            self.input[1] != 1 || self.product.stride != [1, 1] || self.taps.len() != 1
+        }
+
         /// Rounds what units read.
         ///
         /// # Safety
         /// The processor must have AVX512-BF16.
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
         unsafe fn gather(&self, units: Range<usize>, values: &mut [f32]) {
-            let (x, k, stride) = (&self.product.x, self.product.weights.k, self.product.stride);
-            let [_, _, width] = self.output;
+            let Product { x, pitch: x_pitch, stride, .. } = *self.product;
+            let k = self.product.weights.k;
             let filled = k.next_multiple_of(VALUES);
             let len = 2 * values.len();
             let values = values.as_mut_ptr().cast::<u16>();
-            // A pixel at a place of the input, or zeros, and zeros up to a whole row of a tile.
-            let copy = |image: usize, [down, right]: [isize; 2], to: usize| {
-                check!(to + filled <= len);
-                let [height, width] = self.input;
+            // Values of the input from `start` on, and zeros up to a number of values.
+            let copy = |start: usize, count: usize, filled: usize, to: usize| {
+                check!(to + filled.max(count.next_multiple_of(2)) <= len);
                 let to = values.wrapping_add(to);
-                let inside = (down as usize) < height && (right as usize) < width;
-                // SAFETY: the pixel's or the tap's own place in the buffer.
+                // SAFETY: inside the buffer, at a place of these values alone.
                 unsafe {
-                    if inside {
-                        let start = ((image * height + down as usize) * width + right as usize) * x.pitch + x.offset;
-                        round_into(&x.data[start..start + k], to);
+                    let written = match x {
+                        Values::Single(x) => {
+                            round_into(&x[start..start + count], to);
+                            count.next_multiple_of(2)
+                        }
+                        Values::Half(x) => {
+                            to.copy_from_nonoverlapping(x[start..start + count].as_ptr().cast(), count);
+                            count
+                        }
+                    };
+                    if filled > written {
+                        to.wrapping_add(written).write_bytes(0, filled - written);
                     }
-                    let written = if inside { k.next_multiple_of(2) } else { 0 };
-                    to.wrapping_add(written).write_bytes(0, filled - written);
                 }
             };
             for (index, unit) in units.enumerate() {
                 let (image, outputs) = self.rows(unit);
                 let base = index * self.unit_len;
+                let [height, width] = self.input;
                 match &self.layout {
+                    // Pixels as they lie.
+                    Layout::Planes { pitch, .. }
+                        if self.columns == 1 && *pitch == k && k == x_pitch && !self.taps_move() =>
+                    {
+                        copy((image * height + outputs.start) * k, outputs.len() * k, 0, base);
+                    }
                     Layout::Planes { firsts, rows, more_rows, pitch } => {
                         for (plane, first) in firsts.iter().enumerate() {
                             for row in 0..outputs.len() + more_rows {
                                 let down = ((outputs.start + row) * stride[0]) as isize + first[0];
                                 let to = base + (plane * rows + row) * self.columns * pitch;
                                 for column in 0..self.columns {
-                                    let right = (column * stride[1]) as isize + first[1];
-                                    copy(image, [down, right], to + column * pitch);
+                                    let (to, right) = (to + column * pitch, (column * stride[1]) as isize + first[1]);
+                                    if (down as usize) < height && (right as usize) < width {
+                                        let pixel = (image * height + down as usize) * width + right as usize;
+                                        copy(pixel * x_pitch, k, filled, to);
+                                    } else {
+                                        copy(0, 0, filled, to);
+                                    }
                                 }
                             }
                         }
                     }
-                    Layout::Gathered => {
-                        for (row, y) in outputs.enumerate() {
-                            for column in 0..width {
-                                let to = base + (row * width + column) * self.step;
-                                for (tap, [offset, _]) in self.product.taps.iter().zip(&self.taps) {
-                                    let down = (y * stride[0]) as isize + tap.down;
-                                    let right = (column * stride[1]) as isize + tap.right;
-                                    copy(image, [down, right], to + offset);
-                                }
-                            }
-                        }
+                    Layout::Rows { more_rows } => {
+                        let (first, count) =
+                            (outputs.start * stride[0], (outputs.len() - 1) * stride[0] + 1 + more_rows);
+                        let row = width * x_pitch;
+                        // What the last sum reads too much is multiplied by zero, so it must be a number.
+                        copy((image * height + first) * row, count * row, count * row + VALUES, base);
                     }
                 }
             }
@@ -272,7 +360,7 @@ mod imp {
         /// The processor must have AMX, the process leave to use it, `values` be those of the units, and no other task
         /// write these outputs.
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-        unsafe fn multiply(&self, units: Range<usize>, panels: Range<usize>, values: &[f32], out: Shared<'_, f32>) {
+        unsafe fn multiply(&self, units: Range<usize>, panels: Range<usize>, values: &[f32], out: Places<'_>) {
             let product = self.product;
             let weights = product.weights;
             let [_, height, width] = self.output;
@@ -283,51 +371,50 @@ mod imp {
             for panel in panels {
                 let channel = panel * PANEL;
                 let count = PANEL.min(weights.channels - channel);
-                let finish = Finish::new(&product.epilogue, product.out_offset + channel, count);
+                let finish = Finish::new(product, channel, count);
                 for (index, unit) in units.clone().enumerate() {
                     let (image, rows) = self.rows(unit);
                     // Up to the last output of the last row.
-                    let outputs = rows.len() * self.columns - (self.columns - width);
-                    let mut start = 0;
-                    while start < outputs {
-                        let tiles = if outputs - start > ROWS { 2 } else { 1 };
-                        let these = (outputs - start).min(tiles * ROWS);
-                        let mut places = [None; 2 * ROWS];
-                        for (i, place) in places[..these].iter_mut().enumerate() {
-                            let (row, column) = ((start + i) / self.columns, (start + i) % self.columns);
-                            if column < width {
-                                let pixel = (image * height + rows.start + row) * width + column;
-                                let at = pixel * product.out_pitch + product.out_offset + channel;
-                                tile::prefetch_for_writing(out.at(at), count);
-                                if let Some(residual) = product.epilogue.residual {
-                                    tile::prefetch(residual.as_ptr().wrapping_add(at), count);
+                    let (runs, outputs) = match self.run_step {
+                        Some(_) => (rows.len(), width),
+                        None => (1, rows.len() * self.columns - (self.columns - width)),
+                    };
+                    for run in 0..runs {
+                        let base = index * self.unit_len + run * self.run_step.unwrap_or(0);
+                        let (mut start, mut row, mut column) = (0, rows.start + run, 0);
+                        while start < outputs {
+                            let tiles = if outputs - start > ROWS { 2 } else { 1 };
+                            let these = (outputs - start).min(tiles * ROWS);
+                            let mut places = [NOWHERE; 2 * ROWS];
+                            for place in &mut places[..these] {
+                                if column < width {
+                                    *place = ((image * height + row) * width + column) * weights.channels + channel;
                                 }
-                                *place = Some(at);
-                            }
-                        }
-                        let jobs = self.taps.iter().map(|&[offset, tap]| {
-                            let from = index * self.unit_len + offset + start * self.step;
-                            check!(from + (tiles * ROWS - 1) * self.step + steps * VALUES <= 2 * values.len());
-                            let at = (panel * weights.taps + tap) * weights.pairs * PANEL;
-                            check!(at + steps * VALUES / 2 * PANEL <= weights.data.len());
-                            let left = values.as_ptr().cast::<u16>().wrapping_add(from);
-                            (left, weights.data.as_ptr().wrapping_add(at))
-                        });
-                        // SAFETY: whole tiles inside the values and the panel, as was checked.
-                        unsafe {
-                            match (tiles, count > LANES) {
-                                (2, true) => products::<2, 2>(jobs, self.step, steps, &mut sums),
-                                (2, false) => products::<2, 1>(jobs, self.step, steps, &mut sums),
-                                (_, true) => products::<1, 2>(jobs, self.step, steps, &mut sums),
-                                (_, false) => products::<1, 1>(jobs, self.step, steps, &mut sums),
-                            }
-                            for (sums, place) in sums.0.iter().zip(places) {
-                                if let Some(at) = place {
-                                    finish.write(sums, at, out);
+                                column += 1;
+                                if column == self.columns {
+                                    (column, row) = (0, row + 1);
                                 }
                             }
+                            let jobs = self.taps.iter().map(|&[offset, tap]| {
+                                let from = base + offset + start * self.step;
+                                check!(from + (tiles * ROWS - 1) * self.step + steps * VALUES <= 2 * values.len());
+                                let at = (panel * weights.taps + tap) * weights.pairs * PANEL;
+                                check!(at + steps * VALUES / 2 * PANEL <= weights.data.len());
+                                let left = values.as_ptr().cast::<u16>().wrapping_add(from);
+                                (left, weights.data.as_ptr().wrapping_add(at))
+                            });
+                            // SAFETY: whole tiles inside the values and the panel, as was checked.
+                            unsafe {
+                                match (tiles, count > LANES) {
+                                    (2, true) => products::<2, 2>(jobs, self.step, steps, &mut sums),
+                                    (2, false) => products::<2, 1>(jobs, self.step, steps, &mut sums),
+                                    (_, true) => products::<1, 2>(jobs, self.step, steps, &mut sums),
+                                    (_, false) => products::<1, 1>(jobs, self.step, steps, &mut sums),
+                                }
+                                finish.write(&sums, &places, out);
+                            }
+                            start += these;
                         }
-                        start += these;
                     }
                 }
             }
@@ -335,6 +422,11 @@ mod imp {
             unsafe { asm!("tilerelease", options(nostack, nomem)) };
         }
     }
+
+    /// The place of an output that is thrown away.
+    const NOWHERE: usize = usize::MAX;
+    /// How many outputs ahead their places are asked for.
+    const AHEAD: usize = 2 * ROWS;
 
     /// Sums of up to four tiles.
     #[repr(align(64))]
@@ -446,19 +538,28 @@ mod imp {
         }
     }
 
+    /// Where tasks write outputs.
+    #[derive(Clone, Copy)]
+    enum Places<'a> {
+        Single(Shared<'a, f32>),
+        Half(Shared<'a, bf16>),
+    }
+
     /// The end of a sum, for the channels of a panel.
     struct Finish<'a> {
         scale: [__m512; 2],
         bias: [__m512; 2],
         masks: [__mmask16; 2],
-        residual: Option<&'a [f32]>,
+        residual: Option<Values<'a>>,
         relu: bool,
+        /// Channels of the panel, and of the output.
         count: usize,
+        channels: usize,
     }
 
     impl<'a> Finish<'a> {
         #[target_feature(enable = "avx512f")]
-        fn new(epilogue: &Epilogue<'a>, channel: usize, count: usize) -> Self {
+        fn new(product: &Product<'a>, channel: usize, count: usize) -> Self {
             let masks = [0, LANES].map(|first| ((1u32 << count.saturating_sub(first).min(LANES)) - 1) as __mmask16);
             let load = |values: Option<&[f32]>, default: f32, n: usize| match values {
                 // SAFETY: as many floats as the slice has.
@@ -468,32 +569,91 @@ mod imp {
                 },
                 None => _mm512_set1_ps(default),
             };
-            let scale = [load(epilogue.scale, 1.0, 0), load(epilogue.scale, 1.0, 1)];
-            let bias = [load(epilogue.bias, 0.0, 0), load(epilogue.bias, 0.0, 1)];
-            Self { scale, bias, masks, residual: epilogue.residual, relu: epilogue.relu, count }
+            let scale = [load(product.scale, 1.0, 0), load(product.scale, 1.0, 1)];
+            let bias = [load(product.bias, 0.0, 0), load(product.bias, 0.0, 1)];
+            Self {
+                scale,
+                bias,
+                masks,
+                residual: product.residual,
+                relu: product.relu,
+                count,
+                channels: product.weights.channels,
+            }
         }
 
+        /// Writes the sums of all outputs that have a place.
+        ///
         /// # Safety
-        /// `at` must be the place of an output that no other task writes.
-        #[inline]
-        #[target_feature(enable = "avx512f")]
-        unsafe fn write(&self, sums: &[f32; PANEL], at: usize, out: Shared<'_, f32>) {
-            for n in 0..self.count.div_ceil(LANES) {
-                let (at, mask) = (at + n * LANES, self.masks[n]);
-                // SAFETY: `mask` leaves the floats of slices and of what is this task's alone.
-                unsafe {
-                    let sums = _mm512_loadu_ps(sums.as_ptr().add(n * LANES));
-                    let mut value = _mm512_fmadd_ps(sums, self.scale[n], self.bias[n]);
-                    if let Some(residual) = self.residual {
-                        check!(at + LANES.min(self.count - n * LANES) <= residual.len());
-                        let residual = _mm512_maskz_loadu_ps(mask, residual.as_ptr().wrapping_add(at));
-                        value = _mm512_add_ps(value, residual);
+        /// No other task may write there.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+        unsafe fn write(&self, sums: &Sums, places: &[usize; 2 * ROWS], out: Places<'_>) {
+            for (sums, &place) in sums.0.iter().zip(places) {
+                if place == NOWHERE {
+                    continue;
+                }
+                self.prefetch(place + AHEAD * self.channels, out);
+                for n in 0..self.count.div_ceil(LANES) {
+                    let (at, mask) = (place + n * LANES, self.masks[n]);
+                    let end = place + self.count.min((n + 1) * LANES);
+                    // SAFETY: `mask` leaves the values of slices and of what is this task's alone.
+                    unsafe {
+                        let sums = _mm512_load_ps(sums.as_ptr().add(n * LANES));
+                        let mut value = _mm512_fmadd_ps(sums, self.scale[n], self.bias[n]);
+                        match self.residual {
+                            None => (),
+                            Some(Values::Single(residual)) => {
+                                check!(end <= residual.len());
+                                let residual = _mm512_maskz_loadu_ps(mask, residual.as_ptr().wrapping_add(at));
+                                value = _mm512_add_ps(value, residual);
+                            }
+                            Some(Values::Half(residual)) => {
+                                check!(end <= residual.len());
+                                let bits = _mm256_maskz_loadu_epi16(mask, residual.as_ptr().wrapping_add(at).cast());
+                                let bits = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
+                                value = _mm512_add_ps(value, _mm512_castsi512_ps(bits));
+                            }
+                        }
+                        if self.relu {
+                            // In this order what is not a number stays so.
+                            value = _mm512_max_ps(_mm512_setzero_ps(), value);
+                        }
+                        match out {
+                            Places::Single(out) => {
+                                check!(end <= out.len());
+                                _mm512_mask_storeu_ps(out.at(at), mask, value);
+                            }
+                            Places::Half(out) => {
+                                check!(end <= out.len());
+                                let bits: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(value));
+                                _mm256_mask_storeu_epi16(out.at(at).cast(), mask, bits);
+                            }
+                        }
                     }
-                    if self.relu {
-                        // In this order what is not a number stays so.
-                        value = _mm512_max_ps(_mm512_setzero_ps(), value);
+                }
+            }
+        }
+
+        /// Asks for the cache lines of an output and its residual, if there are such.
+        #[inline(always)]
+        fn prefetch(&self, at: usize, out: Places<'_>) {
+            match out {
+                Places::Single(out) => {
+                    if at + self.count <= out.len() {
+                        tile::prefetch_for_writing(out.at(at), self.count);
                     }
-                    _mm512_mask_storeu_ps(out.at(at), mask, value);
+                }
+                Places::Half(out) => {
+                    if at + self.count <= out.len() {
+                        tile::prefetch_for_writing(out.at(at).cast_const().cast(), self.count.div_ceil(2));
+                    }
+                }
+            }
+            match self.residual {
+                None => (),
+                Some(Values::Single(residual)) => tile::prefetch(residual.as_ptr().wrapping_add(at), self.count),
+                Some(Values::Half(residual)) => {
+                    tile::prefetch(residual.as_ptr().wrapping_add(at).cast(), self.count.div_ceil(2));
                 }
             }
         }

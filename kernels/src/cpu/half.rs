@@ -3,10 +3,13 @@
 //!
 //! The left operand is rounded as it is gathered, maps stay in single precision between the operations.
 
+use ::half::bf16;
+
 use super::{
     amx,
     conv::{self, Product},
     memory::Buffer,
+    parallel::{Shared, part, tasks, threads},
 };
 
 /// Whether this processor multiplies pairs of bf16 values.
@@ -55,6 +58,21 @@ impl Packed {
     }
 }
 
+/// bf16 values as floats.
+pub fn widen(x: &[bf16], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len());
+    let (len, y) = (x.len(), Shared::new(y));
+    let parts = (len >> 14).clamp(1, 4 * threads());
+    tasks(parts, |index| {
+        let range = part(len, parts, index, 1);
+        // SAFETY: each task has its own part.
+        let y = unsafe { y.range(range.clone()) };
+        for (x, y) in x[range].iter().zip(y) {
+            *y = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    });
+}
+
 /// The nearest bf16 value, ties to even, as its bits.
 fn round(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -71,10 +89,6 @@ impl Product<'_, Packed> {
     /// Where this [is not available](is_available).
     pub fn run(&self, out: &mut [f32]) {
         assert!(is_available(), "this processor has no AVX512-BF16");
-        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
-        if amx::is_available() {
-            return amx::run(self, out);
-        }
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         imp::run(self, out);
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -92,7 +106,6 @@ mod imp {
     use super::{super::tile, *};
     use crate::cpu::{
         conv::{Map, Tap},
-        parallel::{Shared, part, tasks, threads},
         tile::{WIDTH, with_tile},
     };
 

@@ -16,7 +16,7 @@ fn parts(count: usize, floats: usize, work: impl Fn(Range<usize>) + Sync + Send)
 }
 
 /// Joins maps `[pixels, channels]`, each given with its channels, along the channels.
-pub fn join(maps: &[(&[f32], usize)], pixels: usize, out: &mut [f32]) {
+pub fn join<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &mut [T]) {
     let pitch = maps.iter().map(|&(_, channels)| channels).sum::<usize>();
     assert_eq!(out.len(), pixels * pitch);
     for &(map, channels) in maps {

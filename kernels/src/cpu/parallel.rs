@@ -228,6 +228,12 @@ impl<'a, T> Shared<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
 
+    /// How many elements it has.
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// What lies from `start` on.
     #[inline(always)]
     pub fn from(&self, start: usize) -> Self {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use ::half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
@@ -138,6 +139,14 @@ pub fn max_pool(x: &[f32], window: &Window, y: &mut [f32]) {
     check_lengths(&maps, x, y);
     let max = Max::<false> { x, window, maps: &maps, y: Shared::new(y), places: Shared::new(&mut []) };
     run(&max, &maps, maps.output());
+}
+
+/// The largest of each window, of bf16 values.
+pub fn max_pool_of_halves(x: &[bf16], window: &Window, y: &mut [bf16]) {
+    let maps = window.maps();
+    assert_eq!(x.len(), maps.len(maps.input()), "not the input's size");
+    assert_eq!(y.len(), maps.len(maps.output()), "not the output's size");
+    run(&MaxOfHalves { x, maps: &maps, y: Shared::new(y) }, &maps, maps.output());
 }
 
 /// The largest of each window, and which element of the window (counted along its rows) it was: the first of equals,
@@ -381,6 +390,84 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
     }
 }
 
+struct MaxOfHalves<'a> {
+    x: &'a [bf16],
+    maps: &'a Maps,
+    y: Shared<'a, bf16>,
+}
+
+impl Pixel for MaxOfHalves<'_> {
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const N: usize>(
+        &self,
+        _simd: S,
+        image: usize,
+        pixel: [usize; 2],
+        channel: usize,
+        count: usize,
+    ) {
+        let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
+        let end = channel + N * count;
+        let mut first = channel;
+        while first < end {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if first + 2 * LINE <= end {
+                    self.block::<{ 2 * LINE }>(image, pixel, first, [rows.clone(), columns.clone()]);
+                    first += 2 * LINE;
+                } else if first + LINE <= end {
+                    self.block::<LINE>(image, pixel, first, [rows.clone(), columns.clone()]);
+                    first += LINE;
+                } else {
+                    self.block::<1>(image, pixel, first, [rows.clone(), columns.clone()]);
+                    first += 1;
+                }
+            }
+        }
+    }
+}
+
+impl MaxOfHalves<'_> {
+    /// `COUNT` channels from `first` on: a plain loop, which the compiler makes vectors of.
+    ///
+    /// # Safety
+    /// No one else may touch them.
+    #[inline(always)]
+    unsafe fn block<const COUNT: usize>(
+        &self,
+        image: usize,
+        pixel: [usize; 2],
+        first: usize,
+        [rows, columns]: [Range<usize>; 2],
+    ) {
+        let mut most = [i16::MIN; COUNT];
+        for down in rows {
+            let mut at = self.maps.input_at(image, [down, columns.start], first);
+            for _ in columns.clone() {
+                let x: &[bf16; COUNT] = self.x[at..at + COUNT].try_into().expect("as many values");
+                for i in 0..COUNT {
+                    most[i] = most[i].max(rank(x[i]));
+                }
+                at += self.maps.channels;
+            }
+        }
+        let at = self.maps.output_at(image, pixel, first);
+        // SAFETY: the caller's promise.
+        let y = unsafe { self.y.range(at..at + COUNT) };
+        for i in 0..COUNT {
+            // The same turns it back.
+            y[i] = bf16::from_bits((most[i] ^ (most[i] >> 15 & 0x7fff)) as u16);
+        }
+    }
+}
+
+/// An integer that grows with a value; what is not a number is the largest.
+#[inline(always)]
+fn rank(x: bf16) -> i16 {
+    let bits = x.to_bits() as i16;
+    if bits & 0x7fff > 0x7f80 { i16::MAX } else { bits ^ (bits >> 15 & 0x7fff) }
+}
+
 struct MaxBackward<'a> {
     dy: &'a [f32],
     places: &'a [u8],
@@ -603,6 +690,19 @@ mod tests {
             let mut dx = vec![f32::NAN; input];
             max_pool_backward(&dy, &places, &window, &mut dx);
             assert_close(&dx, &expected, &window);
+        }
+    }
+
+    #[test]
+    fn maxima_of_halves_are_those_of_the_same_floats() {
+        let mut random = Random::new(5);
+        for window in windows(&mut random) {
+            let [input, output] = lengths(&window);
+            let x: Vec<bf16> = random.floats(input).into_iter().map(bf16::from_f32).collect();
+            let (mut y, mut halves) = (vec![f32::NAN; output], vec![bf16::NAN; output]);
+            max_pool(&x.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), &window, &mut y);
+            max_pool_of_halves(&x, &window, &mut halves);
+            assert_eq!(halves.iter().map(|y| y.to_f32()).collect::<Vec<_>>(), y, "{window:?}");
         }
     }
 

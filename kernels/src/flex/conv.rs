@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::{backend::flex::FlexTensor, tensor::ops::ConvOptions};
+use burn::{
+    backend::flex::FlexTensor,
+    tensor::{DType, ops::ConvOptions},
+};
 
 use super::{
-    tensor::{channels_last, dims, floats, map, tensor},
+    tensor::{buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, tensor, widened},
     values,
     weights::{Form, kept},
 };
@@ -83,9 +86,14 @@ pub fn forward(
     let weight = weight.to_contiguous();
     let shape = shape(dims(&x), dims(&weight), options);
     let size @ [height, width] = output(&shape);
-    let mut out = Buffer::new(shape.n * height * width * shape.channels_out);
     let (scale, bias) = (scale.as_ref().map(values), bias.as_ref().map(values));
     let residual = residual.map(channels_last);
+    if then.bf16 && shape.groups == 1 && amx::is_available() {
+        let [scale, bias] = [scale.as_deref(), bias.as_deref()];
+        return forward_by_tiles(x, &weight, scale, bias, residual.as_ref(), &shape, then);
+    }
+    let (x, residual) = (widened(x), residual.map(widened));
+    let mut out = Buffer::new(shape.n * height * width * shape.channels_out);
     let epilogue = Epilogue {
         scale: scale.as_deref(),
         bias: bias.as_deref(),
@@ -132,10 +140,9 @@ pub fn forward(
     }
 
     let x = channels_last(x);
-    // Beside AMX Winograd, in single precision, is slow; over a map of a few pixels its weights, eight times the bytes, take
-    // longer to read than it saves.
-    let plain_is_faster = bf16 && (amx::is_available() || height * width <= 64);
-    if !plain_is_faster && winograd::wins(&shape, then.keep_weights) {
+    // Over a map of a few pixels Winograd's weights, eight times the bytes, take longer to read than it saves.
+    let few_pixels = bf16 && height * width <= 64;
+    if !few_pixels && winograd::wins(&shape, then.keep_weights) {
         let make = || winograd::Weights::new(&Packed::new(floats(&weight), order(&shape, 0)));
         let weights = if then.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
         winograd::Convolution {
@@ -172,6 +179,60 @@ pub fn forward(
     map(out, [shape.n, shape.channels_out, height, width])
 }
 
+/// The same by AMX, of maps of floats or bf16 values.
+fn forward_by_tiles(
+    x: FlexTensor,
+    weight: &FlexTensor,
+    scale: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    residual: Option<&FlexTensor>,
+    shape: &Shape,
+    then: Then,
+) -> FlexTensor {
+    let output @ [height, width] = output(shape);
+    let reads_rows = reads_rows(shape);
+    let (taps, rows) =
+        if reads_rows { (row_taps(shape), shape.kernel[0]) } else { (forward_taps(shape), shape.taps()) };
+    let make = || half::Packed::new(&Packed::new(floats(weight), order(shape, 0)).as_rows(rows));
+    let weights = if then.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
+    let (x, padded) = if reads_rows {
+        let x = widened(x);
+        let x = if x.layout().strides().iter().all(|&stride| stride >= 0) { x } else { x.to_contiguous() };
+        let padded = padded(&x, shape);
+        (x, Some(padded))
+    } else {
+        (channels_last(x), None)
+    };
+    let product = amx::Product {
+        n: shape.n,
+        x: padded.as_ref().map_or_else(|| map_values(&x), |(padded, _)| amx::Values::Single(padded)),
+        input: padded.as_ref().map_or(shape.input, |&(_, size)| size),
+        pitch: shape.channels_in,
+        stride: shape.stride,
+        taps: &taps,
+        weights: &weights,
+        output,
+        scale,
+        bias,
+        residual: residual.map(map_values),
+        relu: then.relu,
+    };
+    let shape = [shape.n, shape.channels_out, height, width];
+    let len = shape.iter().product();
+    if then.bf16_map {
+        let mut out = buffer_of_halves(len);
+        product.run(amx::Output::Half(halves_mut(&mut out, len)));
+        return map_of_halves(out, shape);
+    }
+    let mut out = Buffer::new(len);
+    product.run(amx::Output::Single(&mut out));
+    map(out, shape)
+}
+
+fn map_values(x: &FlexTensor) -> amx::Values<'_> {
+    if x.dtype() == DType::BF16 { amx::Values::Half(halves(x)) } else { amx::Values::Single(floats(x)) }
+}
+
 /// A linear map as a convolution of single pixels, both operands rounded to bf16; its weights are kept.
 pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]>, y: &mut [f32]) {
     let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
@@ -188,12 +249,31 @@ pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]
         };
         half::Packed::new(&Packed::new(floats(weight), order))
     };
+    let weights = kept(weight, Form::Half { rows: 1 }, make);
+    let taps = [Tap { down: 0, right: 0, index: 0 }];
+    if amx::is_available() {
+        return amx::Product {
+            n: rows,
+            x: amx::Values::Single(floats(x)),
+            input: [1, 1],
+            pitch: inputs,
+            stride: [1, 1],
+            taps: &taps,
+            weights: &weights,
+            output: [1, 1],
+            scale: None,
+            bias,
+            residual: None,
+            relu: false,
+        }
+        .run(amx::Output::Single(y));
+    }
     Product {
         n: rows,
         x: Map { data: floats(x), size: [1, 1], pitch: inputs, offset: 0 },
         stride: [1, 1],
-        taps: &[Tap { down: 0, right: 0, index: 0 }],
-        weights: &*kept(weight, Form::Half { rows: 1 }, make),
+        taps: &taps,
+        weights: &*weights,
         lattice: Lattice::all([1, 1]),
         out_pitch: outputs,
         out_offset: 0,

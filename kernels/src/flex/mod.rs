@@ -4,6 +4,7 @@ mod conv;
 mod tensor;
 mod weights;
 
+use ::half::bf16;
 use burn::{
     backend::{
         Flex, TensorMetadata,
@@ -29,7 +30,10 @@ use crate::{
     plain,
     shared::{self, NormSums},
 };
-use tensor::{channels_last, dims, floats, map, own_floats, shaped, tensor, vector};
+use tensor::{
+    buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, own_floats, shaped, tensor,
+    vector, widened,
+};
 
 /// Whether all of them are single precision.
 fn single(tensors: &[&FlexTensor]) -> bool {
@@ -39,6 +43,11 @@ fn single(tensors: &[&FlexTensor]) -> bool {
 /// The floats of a vector, in order.
 fn values(x: &FlexTensor) -> Vec<f32> {
     floats(&x.to_contiguous()).to_vec()
+}
+
+/// A map of bf16 values as floats, where what it meets is of floats.
+fn beside(x: FlexTensor, other: &FlexTensor) -> FlexTensor {
+    if other.dtype() == DType::F32 { widened(x) } else { x }
 }
 
 impl Gradients for Flex {
@@ -278,7 +287,8 @@ impl Kernels for Flex {
         let scale = scale.into_option();
         let bias = bias.into_option();
         let residual = residual.into_option();
-        if !single(&[&x, &weight]) {
+        let mixed = weight.dtype() == DType::F32 && x.dtype() == DType::BF16;
+        if !single(&[&x, &weight]) && !mixed {
             return plain::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, then);
         }
         conv::forward(x, weight, scale, bias, residual, &options, then)
@@ -314,7 +324,7 @@ impl Kernels for Flex {
         residual: Maybe<Self>,
         then: Then,
     ) -> FlexTensor {
-        let residual = residual.into_option();
+        let (x, residual) = (beside(x, &scale), residual.into_option().map(|residual| beside(residual, &scale)));
         if !single(&[&x, &scale, &shift]) {
             return plain::channel_affine::<Self>(x, scale, shift, residual, then);
         }
@@ -328,6 +338,15 @@ impl Kernels for Flex {
     }
 
     fn fused_max_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+        if x.dtype() == DType::BF16 {
+            let x = channels_last(x);
+            let window = window(&x, &pool);
+            let shape = shape_of(&window);
+            let len = shape.iter().product();
+            let mut y = buffer_of_halves(len);
+            pool::max_pool_of_halves(halves(&x), &window, halves_mut(&mut y, len));
+            return map_of_halves(y, shape);
+        }
         if !takes(&x, &pool) {
             return plain::fused_max_pool2d::<Self>(x, pool);
         }
@@ -339,6 +358,7 @@ impl Kernels for Flex {
     }
 
     fn fused_avg_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+        let x = widened(x);
         if !takes(&x, &pool) {
             return plain::fused_avg_pool2d::<Self>(x, pool);
         }
@@ -350,6 +370,7 @@ impl Kernels for Flex {
     }
 
     fn fused_adaptive_avg_pool2d(x: FlexTensor, size: [usize; 2]) -> FlexTensor {
+        let x = widened(x);
         let [n, c, h, w] = dims(&x);
         if !single(&[&x]) {
             return Self::adaptive_avg_pool2d(x, size);
@@ -364,6 +385,7 @@ impl Kernels for Flex {
     }
 
     fn response_norm(x: FlexTensor, norm: ResponseNorm) -> FlexTensor {
+        let x = widened(x);
         // An even window has its middle elsewhere in PyTorch, whose windows these are, and in Burn.
         if !single(&[&x]) || norm.size.is_multiple_of(2) {
             return plain::response_norm::<Self>(x, norm);
@@ -377,6 +399,17 @@ impl Kernels for Flex {
 
     fn join_channels(maps: Maps<Self>) -> FlexTensor {
         let maps = maps.into_vec();
+        if maps.iter().all(|map| map.dtype() == DType::BF16) {
+            let maps: Vec<FlexTensor> = maps.into_iter().map(channels_last).collect();
+            let [n, _, h, w] = dims(&maps[0]);
+            let parts: Vec<(&[bf16], usize)> = maps.iter().map(|map| (halves(map), dims(map)[1])).collect();
+            let channels: usize = parts.iter().map(|&(_, channels)| channels).sum();
+            let len = n * h * w * channels;
+            let mut out = buffer_of_halves(len);
+            join::join(&parts, n * h * w, halves_mut(&mut out, len));
+            return map_of_halves(out, [n, channels, h, w]);
+        }
+        let maps: Vec<FlexTensor> = maps.into_iter().map(widened).collect();
         if !single(&maps.iter().collect::<Vec<_>>()) {
             return Self::float_cat(maps, 1);
         }

@@ -8,7 +8,10 @@ use burn::{
 };
 use burn_std::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
 
+use ::half::bf16;
+
 use crate::cpu::{
+    half,
     memory::Buffer,
     parallel::{Shared, tasks},
 };
@@ -40,6 +43,12 @@ impl AllocationController for Pooled {
 
 fn bytes(buffer: Buffer) -> Bytes {
     let len = size_of_val::<[f32]>(&buffer);
+    of_length(buffer, len)
+}
+
+/// The first `len` bytes.
+fn of_length(buffer: Buffer, len: usize) -> Bytes {
+    assert!(len <= size_of_val::<[f32]>(&buffer));
     // SAFETY: all of the buffer is initialised.
     unsafe { Bytes::from_controller(Box::new(Pooled(buffer)), len) }
 }
@@ -66,6 +75,41 @@ pub fn map(buffer: Buffer, shape: [usize; 4]) -> FlexTensor {
     FlexTensor::new(bytes(buffer), Layout::new(Shape::new(shape), last_strides(shape).to_vec(), 0), DType::F32)
 }
 
+/// A buffer for as many bf16 values.
+pub fn buffer_of_halves(len: usize) -> Buffer {
+    Buffer::new(len.div_ceil(2))
+}
+
+/// Its first `len` values.
+pub fn halves_mut(buffer: &mut Buffer, len: usize) -> &mut [bf16] {
+    assert!(len <= 2 * buffer.len());
+    // SAFETY: two values have the size of a float and no stricter alignment; any bits are a value.
+    unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), len) }
+}
+
+/// A tensor `[n, c, h, w]` of bf16 values whose channels lie last in memory.
+pub fn map_of_halves(buffer: Buffer, shape: [usize; 4]) -> FlexTensor {
+    let bytes = of_length(buffer, size_of::<bf16>() * shape.iter().product::<usize>());
+    FlexTensor::new(bytes, Layout::new(Shape::new(shape), last_strides(shape).to_vec(), 0), DType::BF16)
+}
+
+/// The bf16 values of a tensor of [`channels_last`].
+pub fn halves(x: &FlexTensor) -> &[bf16] {
+    let start = x.layout().start_offset();
+    &x.storage::<bf16>()[start..start + x.layout().num_elements()]
+}
+
+/// The map itself, or with its bf16 values as floats.
+pub fn widened(x: FlexTensor) -> FlexTensor {
+    if x.dtype() != DType::BF16 {
+        return x;
+    }
+    let x = channels_last(x);
+    let mut wide = Buffer::new(x.layout().num_elements());
+    half::widen(halves(&x), &mut wide);
+    map(wide, dims(&x))
+}
+
 fn last_strides([_, c, h, w]: [usize; 4]) -> [isize; 4] {
     [h * w * c, 1, w * c, c].map(|stride| stride as isize)
 }
@@ -87,9 +131,19 @@ pub fn channels_last(x: FlexTensor) -> FlexTensor {
         &[a, b, c, d] if [a, b, c, d].iter().all(|&stride| stride >= 0) => [a, b, c, d].map(|stride| stride as usize),
         _ => return channels_last(x.to_contiguous()),
     };
-    let source = &x.storage::<f32>()[x.layout().start_offset()..];
+    if x.dtype() == DType::BF16 {
+        let mut buffer = buffer_of_halves(n * c * h * w);
+        turn(&x.storage::<bf16>()[x.layout().start_offset()..], strides, shape, halves_mut(&mut buffer, n * c * h * w));
+        return map_of_halves(buffer, shape);
+    }
     let mut buffer = Buffer::new(n * c * h * w);
-    let out = Shared::new(&mut buffer);
+    turn(&x.storage::<f32>()[x.layout().start_offset()..], strides, shape, &mut buffer);
+    map(buffer, shape)
+}
+
+/// Brings `[n, c, h, w]` into the order of [`map`].
+fn turn<T: Copy + Send + Sync>(source: &[T], strides: [usize; 4], [n, c, h, w]: [usize; 4], out: &mut [T]) {
+    let out = Shared::new(out);
     tasks(n * h, |row| {
         let (image, y) = (row / h, row % h);
         let base = image * strides[0] + y * strides[2];
@@ -104,7 +158,6 @@ pub fn channels_last(x: FlexTensor) -> FlexTensor {
             }
         }
     });
-    map(buffer, shape)
 }
 
 /// The floats of a tensor of [`channels_last`], or of one in its usual order.
