@@ -501,7 +501,8 @@ fn maps_of_bf16_are_taken_as_floats() {
         let pool = Pool { kernel: [3, 2], stride: [2, 1], padding: [1, 0], ceil_mode: true, count_include_pad: true };
         let affine = [3, 4].map(|seed| random([channels], seed).inner());
         let norm = ResponseNorm { size: 5, alpha: 1.0, beta: 0.75, k: 1.0 };
-        let operations: [(&str, &dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>); 7] = [
+        type Operation<'a> = (&'a str, &'a dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>);
+        let operations: [Operation<'_>; 7] = [
             ("max", &|x, _| kernels::max_pool2d(x, pool)),
             ("average", &|x, _| kernels::avg_pool2d(x, Pool { ceil_mode: false, ..pool })),
             ("adaptive average", &|x, _| kernels::adaptive_avg_pool2d(x, [2, 3])),

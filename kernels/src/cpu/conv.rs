@@ -446,7 +446,8 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
         // SAFETY: each row is the `k` channels of a pixel inside the map, or as many zeros; the panel has `k` rows.
         unsafe {
             let weights = product.weights.data.as_ptr().add(at);
-            accumulate(simd, &mut tile, &left, weights, width, k);
+            // The pixels after these, where they lie one after another.
+            accumulate(simd, &mut tile, &left, weights, width, k, (left[M - 1].wrapping_add(k), 16));
         }
     }
 
@@ -635,7 +636,8 @@ fn plain_block<S: Simd, const M: usize, const N: usize>(
     // SAFETY: rows of `k` floats, a panel of `k` rows; `out` is this task's alone, as the caller of `run` promised.
     unsafe {
         let weights = task.panels.as_ptr().add(panel * task.k * width);
-        accumulate(simd, &mut tile, &left, weights, width, task.k);
+        let ahead = (left[M - 1].wrapping_add(task.pitch), 16);
+        accumulate(simd, &mut tile, &left, weights, width, task.k, ahead);
         for (m, sums) in tile.iter().enumerate() {
             for n in 0..N {
                 store::<S>(out.at((start + m) * task.out_pitch + panel * width + n * S::F32_LANES), sums[n]);

@@ -24,6 +24,8 @@ pub struct Linear {
 
 /// Rows of weights that are gone over together, for one row of `x`: as many streams as the processor fetches ahead.
 const DEPTH: usize = 8;
+/// How far ahead weights are asked for, for one row of `x`, in floats.
+const AHEAD: usize = 512;
 /// The same for a few rows, whose sums are loaded and stored each time.
 const FEW_DEPTH: usize = 16;
 /// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
@@ -143,6 +145,25 @@ impl WithSimd for Columns<'_> {
     }
 }
 
+impl Columns<'_> {
+    /// The weights to be asked for while those from `(depth, first)` on are multiplied: further along the rows, where the
+    /// processor itself stops at the end of each page, or in the next ones.
+    #[inline(always)]
+    fn ahead<S: Simd>(&self, depth: usize, first: usize) -> (*const f32, usize) {
+        let Linear { rows, outputs, .. } = *self.job;
+        if rows > 1 {
+            // Not only waiting for memory: nothing is gained.
+            return (self.w.as_ptr(), 0);
+        }
+        let [start, end] = [self.panels.start, self.panels.end].map(|panel| panel * WIDTH * S::F32_LANES);
+        let (row, column) = match first + AHEAD {
+            column if column < end => (depth, column),
+            column => (depth + DEPTH, (start + column - end).min(end)),
+        };
+        (self.w.as_ptr().wrapping_add(row * outputs + column), outputs)
+    }
+}
+
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn columns<S: Simd, const M: usize, const N: usize>(
@@ -177,7 +198,7 @@ fn columns<S: Simd, const M: usize, const N: usize>(
     // SAFETY: each row of `x` has `k` values from `depth` on, and the weights `k` rows of a whole panel; the columns
     // of the output are this task's alone.
     unsafe {
-        accumulate(simd, &mut tile, &left, weights, stride, k);
+        accumulate(simd, &mut tile, &left, weights, stride, k, task.ahead::<S>(depth, first));
         let sums = tile;
         for n in 0..N {
             let column = first + n * lanes;

@@ -95,7 +95,8 @@ pub fn prefetch(at: *const f32, count: usize) {
     let _ = (at, count);
 }
 
-/// `tile[i] += Σ_k rows[i][k] · panel[k]`: each row is contiguous in `k`, the panel's rows are `stride` floats apart.
+/// `tile[i] += Σ_k rows[i][k] · panel[k]`: each row is contiguous in `k`, the panel's rows are `stride` floats apart. With
+/// each `k` a cache line is asked for that will be read later, `ahead` and then every so many floats.
 ///
 /// # Safety
 /// Each of `rows` must be good for reading `k` floats, `panel` for `(k - 1) · stride + N · lanes`.
@@ -107,11 +108,10 @@ pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
     panel: *const f32,
     stride: usize,
     k: usize,
+    (ahead, every): (*const f32, usize),
 ) {
-    // Where the rows of the next tile begin, if they follow these.
-    let ahead = rows[M - 1].wrapping_add(k);
     for k in 0..k {
-        prefetch(ahead.wrapping_add(16 * k), 1);
+        prefetch(ahead.wrapping_add(k * every), 1);
         let panel = panel.wrapping_add(k * stride);
         let mut weights = [simd.splat_f32s(0.0); N];
         for n in 0..N {
