@@ -279,6 +279,9 @@ pub struct Product<'a, W = Packed> {
 /// Bytes of the left operand that a task goes over again for each panel: they should stay in a core's own cache.
 const CHUNK: usize = 256 << 10;
 
+/// How far ahead new weights are asked for, in rows of a panel: a page of memory, at whose end the processor itself stops.
+const AHEAD: usize = 32;
+
 impl<'a, W> Product<'a, W> {
     /// The same with other weights.
     pub fn with<V>(self, weights: &'a V) -> Product<'a, V> {
@@ -446,8 +449,12 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
         // SAFETY: each row is the `k` channels of a pixel inside the map, or as many zeros; the panel has `k` rows.
         unsafe {
             let weights = product.weights.data.as_ptr().add(at);
-            // The pixels after these, where they lie one after another.
-            accumulate(simd, &mut tile, &left, weights, width, k, (left[M - 1].wrapping_add(k), 16));
+            // Weights that this task has not read yet, otherwise the pixels after these, where they lie one after another.
+            let ahead = match start == task.pixels.start {
+                true => (weights.wrapping_add(AHEAD * width), width),
+                false => (left[M - 1].wrapping_add(k), 16),
+            };
+            accumulate(simd, &mut tile, &left, weights, width, k, ahead);
         }
     }
 
@@ -636,7 +643,10 @@ fn plain_block<S: Simd, const M: usize, const N: usize>(
     // SAFETY: rows of `k` floats, a panel of `k` rows; `out` is this task's alone, as the caller of `run` promised.
     unsafe {
         let weights = task.panels.as_ptr().add(panel * task.k * width);
-        let ahead = (left[M - 1].wrapping_add(task.pitch), 16);
+        let ahead = match start == task.rows.start {
+            true => (weights.wrapping_add(AHEAD * width), width),
+            false => (left[M - 1].wrapping_add(task.pitch), 16),
+        };
         accumulate(simd, &mut tile, &left, weights, width, task.k, ahead);
         for (m, sums) in tile.iter().enumerate() {
             for n in 0..N {

@@ -24,12 +24,12 @@ pub struct Linear {
 
 /// Rows of weights that are gone over together, for one row of `x`: as many streams as the processor fetches ahead.
 const DEPTH: usize = 8;
-/// How far ahead weights are asked for, for one row of `x`, in floats.
-const AHEAD: usize = 512;
 /// The same for a few rows, whose sums are loaded and stored each time.
 const FEW_DEPTH: usize = 16;
 /// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
 const PACKED_DEPTH: usize = 192;
+/// How far ahead weights are asked for, for one row of `x`, in floats.
+const AHEAD: usize = 512;
 /// Rows of weights whose products with the gradients are summed side by side.
 const DOTS: usize = 3;
 /// Rows of gradients beside them.
