@@ -266,10 +266,13 @@ impl ModuleVisitor for Keys {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Distribution;
+    use burn::{
+        module::{Module, ModuleMapper, Param},
+        tensor::{DType, Distribution, FloatDType},
+    };
 
     use super::*;
-    use crate::{Architecture, NetworkConfig};
+    use crate::{Architecture, NetworkConfig, with_compute_dtype};
 
     /// Dense evaluation is the mean of the classifier over all windows, so on an input of one window it is the network
     /// itself, and on one that repeats itself over the windows as well.
@@ -286,6 +289,54 @@ mod tests {
             assert!(difference < 1e-4 * largest, "{architecture}: {difference} of {largest}");
             let wide = Tensor::<4>::random([1, 3, 224, 288], Distribution::Default, &device);
             assert_eq!(network.forward_dense(wide).dims(), [1, 5]);
+        }
+    }
+
+    /// Draws weights by He's rule, so that an image reaches the logits whatever the architecture's own rule.
+    struct Lively;
+
+    impl ModuleMapper for Lively {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if D == 1 {
+                return param;
+            }
+            param.map(|weight| {
+                let dims = weight.dims();
+                let fan_in: usize = if D == 2 { dims[0] } else { dims[1..].iter().product() };
+                weight.random_like(Distribution::Normal(0.0, (2.0 / fan_in as f64).sqrt()))
+            })
+        }
+    }
+
+    /// In bf16, where maps may be of such values as long as no tap looks at them.
+    #[test]
+    fn half_precision_stays_near_single_precision() {
+        if !kernels::multiplies_bf16() {
+            eprintln!("skipped: this processor does not multiply bf16");
+            return;
+        }
+        use Architecture::*;
+        let device = Device::flex();
+        for architecture in [AlexNet, Vgg11Bn, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNeXt50, ResNet20] {
+            let config = NetworkConfig::new(architecture).with_num_classes(7).with_aux_logits(false);
+            let network = config.with_dropout(Some(0.0)).init(&device).map(&mut Lively).valid();
+            let side = architecture.min_size().max(70);
+            let images = Tensor::<4>::random([2, 3, side, side + 3], Distribution::Normal(0.0, 1.0), &device);
+            let mut stages = Vec::new();
+            let mut look = |_: &str, output: &Tensor<4>| stages.push(output.dtype());
+            let [whole, half, tapped] = [
+                network.forward(images.clone()),
+                with_compute_dtype(FloatDType::BF16, || network.forward(images.clone())),
+                with_compute_dtype(FloatDType::BF16, || network.forward_tapped(images, &mut look)),
+            ];
+            assert!(stages.iter().all(|&dtype| dtype == DType::F32), "{architecture}: taps see floats");
+            let norm = |x: Tensor<2>| x.square().sum().sqrt().into_scalar::<f32>();
+            let size = norm(whole.clone());
+            for (what, logits) in [("forward", half), ("tapped", tapped)] {
+                assert_eq!(logits.dtype(), DType::F32);
+                let difference = norm(logits - whole.clone()) / size;
+                assert!(difference > 0.0 && difference < 0.05, "{architecture}, {what}: {difference}");
+            }
         }
     }
 }
