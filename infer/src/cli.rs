@@ -205,7 +205,7 @@ pub struct RunOptions {
     #[arg(long)]
     pub keep_batchnorm: bool,
     /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
-    /// where the processor multiplies it (AVX512-BF16)
+    /// where the processor multiplies it (AVX512-BF16, and AMX, with which the maps between them are of bf16 too)
     #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
     pub dtype: Dtype,
     #[command(flatten)]
@@ -483,7 +483,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub keep_batchnorm: bool,
     /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
-    /// where the processor multiplies it (AVX512-BF16)
+    /// where the processor multiplies it (AVX512-BF16, and AMX, with which the maps between them are of bf16 too)
     #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
     pub dtype: Dtype,
     /// A row with batch normalisation folded and one with it kept
