@@ -1,5 +1,5 @@
-//! Products of bf16 values by AMX, where maps may be of such values too: tiles of 16 rows × 32 values, two of which the processor multiplies in one instruction,
-//! sixteen times as many products as an instruction of [`super::half`] has.
+//! Products of bf16 values by AMX, where maps may be of such values too: tiles of 16 rows × 32 values, two of which the
+//! processor multiplies in one instruction, sixteen times as many products as an instruction of [`super::half`] has.
 //!
 //! A tile is read with one step between its rows. So each task first rounds the pixels that it reads into planes, one for
 //! each remainder of their places by the stride, with the zeros of the padding: outputs in a row, and the rows after one
@@ -99,9 +99,9 @@ mod imp {
     const ROWS: usize = 16;
     /// Values in a row of a tile.
     const VALUES: usize = 32;
-    /// Rounded pixels (bytes) of a unit of work, and of a task that goes over them again for each panel of weights: they
-    /// should stay in a core's second cache.
+    /// Bytes of the rounded pixels of a unit of work.
     const UNIT: usize = 192 << 10;
+    /// The same of a task, which goes over them again for each panel of weights: they should stay in a core's second cache.
     const TASK: usize = 512 << 10;
     /// Weights (bytes) that stay in that cache beside them, so that tasks can be small.
     const FEW_WEIGHTS: usize = 256 << 10;

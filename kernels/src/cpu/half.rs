@@ -1,7 +1,8 @@
 //! Products of bf16 values summed in single precision, for processors that multiply pairs of them (AVX512-BF16): twice
 //! as many products an instruction as [`super::conv`] has.
 //!
-//! The left operand is rounded as it is gathered, maps stay in single precision between the operations.
+//! The left operand is rounded as it is gathered, maps stay in single precision between the operations. Where there is AMX,
+//! [`super::amx`] multiplies the same packed weights instead.
 
 use ::half::bf16;
 
