@@ -670,3 +670,37 @@ fn results_do_not_depend_on_the_batch() {
     let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None, false));
     assert_eq!(one, all[7 * 70..8 * 70]);
 }
+
+/// The products without AMX, where the processor has it as well.
+#[test]
+fn pairs_of_bf16_are_multiplied_without_amx() {
+    use kernels::cpu::{
+        conv::{Epilogue, Lattice, Map, Packed, Product, Tap, WeightOrder},
+        half,
+    };
+    if !kernels::multiplies_bf16() {
+        eprintln!("skipped: this processor has no AVX512-BF16");
+        return;
+    }
+    for [pixels, inputs, outputs] in [[1, 1, 1], [37, 64, 48], [90, 33, 70], [15, 130, 32]] {
+        let (x, weight) = (random([pixels, inputs], 1).inner(), random([outputs, inputs], 2).inner());
+        let order = WeightOrder { base: 0, taps: 1, inputs, outputs, groups: 1, transposed: false, turned: false };
+        let packed = half::Packed::new(&Packed::new(&floats(weight.clone()), order));
+        let mut y = vec![f32::NAN; pixels * outputs];
+        Product {
+            n: 1,
+            x: Map { data: &floats(x.clone()), size: [pixels, 1], pitch: inputs, offset: 0 },
+            stride: [1, 1],
+            taps: &[Tap { down: 0, right: 0, index: 0 }],
+            weights: &packed,
+            lattice: Lattice::all([pixels, 1]),
+            out_pitch: outputs,
+            out_offset: 0,
+            epilogue: Epilogue::default(),
+        }
+        .run(&mut y);
+        let rounded = |x: Tensor<2>| x.cast(DType::BF16).cast(DType::F64);
+        let exact = rounded(x).matmul(rounded(weight).transpose());
+        close(&y, &floats(exact), BOUND, (inputs as f32).sqrt(), "pairs");
+    }
+}
