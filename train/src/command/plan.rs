@@ -259,7 +259,7 @@ mod tests {
             let row = rows.iter().find(|row| row.starts_with(&format!("| {spelt} |"))).unwrap();
             assert_eq!(row.split(" | ").nth(1), Some(figure.to_string().as_str()), "{architecture}: {row}");
         }
-        assert!(read("README.md").contains("| **1671** |"), "--decode-per-core is half of another figure now");
+        assert!(read("docs/guide/data.md").contains("| **1671** |"), "--decode-per-core is half of another figure now");
     }
 
     #[test]
