@@ -6,6 +6,8 @@
 mod check;
 mod images;
 mod read;
+#[cfg(test)]
+mod reference;
 mod shipped;
 
 use burn::tensor::FloatDType;
