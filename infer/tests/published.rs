@@ -170,7 +170,7 @@ fn bvlc_googlenet_on_the_centre_of_photographs() {
 
 #[test]
 fn bvlc_googlenet_in_bf16() {
-    if !kernels::multiplies_bf16() {
+    if !kernels::has_bf16_dot() {
         eprintln!("skipped: this processor has no AVX512-BF16");
         return;
     }

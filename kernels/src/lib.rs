@@ -1,7 +1,7 @@
 //! The operations of the classic image classifiers, fast on the CPU.
 //!
 //! Burn's own operations stay the reference and what every other backend runs; on `flex` the ones here take their
-//! place, unless [`choose`] says [`Choice::Plain`].
+//! place, unless [`set_kernel_mode`] has set [`KernelMode::Reference`].
 
 #![deny(missing_docs)]
 
@@ -12,57 +12,58 @@ use std::{
 };
 
 mod autodiff;
-mod calls;
 pub mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
+mod functional;
 pub mod ops;
 mod plain;
 #[allow(deprecated)] // NdArray and LibTorch, for as long as Burn ships them.
 mod shared;
 
-pub use calls::*;
-pub use shared::{Shared, Sum, share_statistics, shares_statistics};
+pub use functional::*;
+pub use shared::{AllReduce, set_sync_batch_norm, sync_batch_norm};
 
-/// Which operations the networks run.
+/// The operations that networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Choice {
-    /// Those of this crate, where there are any for the backend.
+pub enum KernelMode {
+    /// The optimized operations of this crate, on the backend that has them.
     #[default]
-    Fast,
-    /// Burn's own.
-    Plain,
+    Optimized,
+    /// Burn's own operations, as the reference.
+    Reference,
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for KernelMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Fast => "fast",
-            Self::Plain => "plain",
+            Self::Optimized => "optimized",
+            Self::Reference => "reference",
         })
     }
 }
 
-impl FromStr for Choice {
+impl FromStr for KernelMode {
     type Err = String;
 
+    /// Accepts the earlier names `fast` and `plain` as well.
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "fast" => Ok(Self::Fast),
-            "plain" => Ok(Self::Plain),
-            _ => Err(format!("{name:?} is neither `fast` nor `plain`")),
+            "optimized" | "fast" => Ok(Self::Optimized),
+            "reference" | "plain" => Ok(Self::Reference),
+            _ => Err(format!("unknown kernels {name:?}; expected `optimized` (or `fast`) or `reference` (or `plain`)")),
         }
     }
 }
 
-static PLAIN: AtomicBool = AtomicBool::new(false);
+static REFERENCE: AtomicBool = AtomicBool::new(false);
 
-/// Says which operations the networks of this process run from now on.
-pub fn choose(choice: Choice) {
-    PLAIN.store(choice == Choice::Plain, Ordering::Relaxed);
+/// Sets the operations that the networks of this process run from now on.
+pub fn set_kernel_mode(mode: KernelMode) {
+    REFERENCE.store(mode == KernelMode::Reference, Ordering::Relaxed);
 }
 
-/// What was [chosen](choose).
-pub fn choice() -> Choice {
-    if PLAIN.load(Ordering::Relaxed) { Choice::Plain } else { Choice::Fast }
+/// Returns what [`set_kernel_mode`] has set.
+pub fn kernel_mode() -> KernelMode {
+    if REFERENCE.load(Ordering::Relaxed) { KernelMode::Reference } else { KernelMode::Optimized }
 }

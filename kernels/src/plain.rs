@@ -254,7 +254,7 @@ pub(crate) fn sgd_step<B: Backend>(
         gradient = if sgd.nesterov { B::float_add(times(new.clone(), sgd.momentum), gradient) } else { new.clone() };
         velocity = Some(new);
     }
-    let step = times(gradient.clone(), sgd.rate);
+    let step = times(gradient.clone(), sgd.learning_rate);
     (B::float_sub(param, step), velocity.unwrap_or(gradient))
 }
 

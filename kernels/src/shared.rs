@@ -11,19 +11,19 @@ use burn::{
 use crate::cpu::norm::{self, Mask};
 
 /// Makes each value the sum over all processes, the same bits on each; all call it as often and in the same order.
-pub type Sum = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
+pub type AllReduce = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
 
-static SUM: RwLock<Option<Sum>> = RwLock::new(None);
+static SUM: RwLock<Option<AllReduce>> = RwLock::new(None);
 
 /// Has batch normalisation in training take the statistics of all processes' batches together, from now on; `None` has
 /// each take its own again. The results of the fast operations are then the same, to the bit in all but rare cases,
-/// however many processes share a batch, one among them. Others can be made of [`shared_sum`](crate::shared_sum).
-pub fn share_statistics(sum: Option<Sum>) {
+/// however many processes share a batch, one among them. Others can be made of [`all_reduce_sum`](crate::all_reduce_sum).
+pub fn set_sync_batch_norm(sum: Option<AllReduce>) {
     *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
 }
 
 /// Whether batch normalisation in training is to take the statistics of all processes' batches together.
-pub fn shares_statistics() -> bool {
+pub fn sync_batch_norm() -> bool {
     sum().is_some()
 }
 
@@ -58,14 +58,14 @@ impl Shared for burn::backend::LibTorch {}
 #[cfg(feature = "cube")]
 impl Shared for burn::backend::Cube {}
 
-fn sum() -> Option<Sum> {
+fn sum() -> Option<AllReduce> {
     SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Adds up what each image has, in double precision: the sum does not depend on which process has which image, but for
 /// the last bits of a double.
 #[cfg(feature = "flex")]
-fn over_images(sum: &Sum, pixels: usize, images: impl Iterator<Item = [Vec<f64>; 2]>) -> ([Vec<f64>; 2], f64) {
+fn over_images(sum: &AllReduce, pixels: usize, images: impl Iterator<Item = [Vec<f64>; 2]>) -> ([Vec<f64>; 2], f64) {
     let mut total = Vec::new();
     for image in images {
         let values = image.concat();

@@ -311,7 +311,7 @@ mod tests {
     /// In bf16, where maps may be of such values as long as no tap looks at them.
     #[test]
     fn half_precision_stays_near_single_precision() {
-        if !kernels::multiplies_bf16() {
+        if !kernels::has_bf16_dot() {
             eprintln!("skipped: this processor does not multiply bf16");
             return;
         }

@@ -11,7 +11,7 @@ use burn::{
         ops::{AvgPoolOptions, ConvOptions},
     },
 };
-use kernels::{After, Pool, ResponseNorm};
+use kernels::{Epilogue, LocalResponseNorm, Pool2d, Precision};
 
 thread_local! {
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
@@ -67,7 +67,7 @@ pub(crate) fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
     if is_fast(&x)
         && let Some(padding) = pads(conv)
     {
-        return fast_conv2d(conv, padding, x, After::default());
+        return fast_conv2d(conv, padding, x, Epilogue::default());
     }
     let y = match COMPUTE.get() {
         None => conv.forward(x),
@@ -92,7 +92,7 @@ fn count_conv2d(conv: &Conv2d, y: &Tensor<4>) {
 pub(crate) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
     let takes_dtype = match COMPUTE.get() {
         None => true,
-        Some(dtype) => dtype == FloatDType::BF16 && kernels::multiplies_bf16(),
+        Some(dtype) => dtype == FloatDType::BF16 && kernels::has_bf16_dot(),
     };
     takes_dtype && kernels::accelerates(x)
 }
@@ -111,17 +111,20 @@ fn pads(conv: &Conv2d) -> Option<[(usize, usize); 2]> {
     }
 }
 
-fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut after: After) -> Tensor<4> {
+fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut epilogue: Epilogue) -> Tensor<4> {
     let options = ConvOptions::new_with_padding(conv.stride, padding, conv.dilation, conv.groups);
     // In the order in which Burn's module draws them.
     let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(|bias| bias.val()));
-    after.bias = match (bias, after.bias, &after.scale) {
+    epilogue.bias = match (bias, epilogue.bias, &epilogue.scale) {
         (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
         (bias, shift, _) => bias.or(shift),
     };
-    after.bf16 = in_bf16();
-    after.bf16_map = UNSEEN.get() && kernels::makes_bf16_maps() && !x.device().is_autodiff();
-    let y = kernels::conv2d(x, weight, options, after);
+    let precision = match in_bf16() {
+        true if UNSEEN.get() => Precision::Bf16Activations,
+        true => Precision::Bf16,
+        false => Precision::F32,
+    };
+    let y = kernels::conv2d(x, weight, options, epilogue, precision);
     count_conv2d(conv, &y);
     y
 }
@@ -142,15 +145,10 @@ pub(crate) fn conv2d_then(conv: &Conv2d, x: Tensor<4>, then: Then<'_>) -> Tensor
     };
     let Then { norm, residual, relu } = then;
     match norm {
-        None => fast_conv2d(conv, padding, x, After { residual, relu, ..After::default() }),
+        None => fast_conv2d(conv, padding, x, Epilogue { residual, relu, ..Epilogue::default() }),
         Some(norm) if !x.device().is_autodiff() => {
             let [scale, shift] = affine(norm, &x.device());
-            fast_conv2d(
-                conv,
-                padding,
-                x,
-                After { scale: Some(scale), bias: Some(shift), residual, relu, ..After::default() },
-            )
+            fast_conv2d(conv, padding, x, Epilogue { scale: Some(scale), bias: Some(shift), residual, relu })
         }
         norm => self::then(conv2d(conv, x), Then { norm, residual, relu }),
     }
@@ -163,7 +161,7 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
         // Moved from step to step, so that backends may work in place.
         let trains = |norm: &BatchNorm| x.device().is_autodiff() && norm.training.is_enabled();
         let x = match norm {
-            Some(norm) if kernels::shares_statistics() && trains(norm) => synchronised(norm, x),
+            Some(norm) if kernels::sync_batch_norm() && trains(norm) => synchronised(norm, x),
             Some(norm) => norm.forward(x),
             None => x,
         };
@@ -206,11 +204,11 @@ fn synchronised(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
     let sums = |x: Tensor<4>| -> Tensor<1> { x.sum_dims(&[0, 2, 3]).reshape([c]) };
     let along = |x: Tensor<1>| -> Tensor<4> { x.reshape([1, c, 1, 1]) };
     let own_pixels = Tensor::from_floats([(n * h * w) as f32], &x.device());
-    let shared = kernels::shared_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0));
+    let shared = kernels::all_reduce_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0));
     let pixels = shared.clone().narrow(0, c, 1).detach();
     let mean = shared.narrow(0, 0, c) / pixels.clone();
     let centred = x - along(mean.clone());
-    let variance = kernels::shared_sum(sums(centred.clone().square())) / pixels;
+    let variance = kernels::all_reduce_sum(sums(centred.clone().square())) / pixels;
     keep_statistics(norm, mean.detach(), variance.clone().detach());
     let scale = norm.gamma.val() / variance.add_scalar(norm.epsilon).sqrt();
     centred * along(scale) + along(norm.beta.val())
@@ -226,7 +224,7 @@ fn affine(norm: &BatchNorm, device: &Device) -> [Tensor<1>; 2] {
 
 /// `x` for `N` branches that join again; their gradients meet in one sum.
 pub(crate) fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
-    if is_fast(&x) && x.device().is_autodiff() { kernels::fork(x) } else { std::array::from_fn(|_| x.clone()) }
+    if is_fast(&x) && x.device().is_autodiff() { kernels::fan_out(x) } else { std::array::from_fn(|_| x.clone()) }
 }
 
 /// `[n, c, h, w]` → `[n, c, h', w']`.
@@ -245,7 +243,7 @@ fn fast_max_pool2d(pool: &MaxPool2d, padding: [usize; 2], x: Tensor<4>) -> Tenso
         return pool.forward(x);
     }
     let (kernel, stride, ceil_mode) = (pool.kernel_size, pool.stride, pool.ceil_mode);
-    kernels::max_pool2d(x, Pool { kernel, stride, padding, ceil_mode, count_include_pad: false })
+    kernels::max_pool2d(x, Pool2d { kernel, stride, padding, ceil_mode, count_include_pad: false })
 }
 
 /// `[n, c, h, w]` → `[n, c, h', w']`.
@@ -254,7 +252,7 @@ pub(crate) fn avg_pool2d(x: Tensor<4>, options: AvgPoolOptions<2>) -> Tensor<4> 
     if !is_fast(&x) || top != bottom || left != right {
         return module::avg_pool2d(x, options);
     }
-    let pool = Pool {
+    let pool = Pool2d {
         kernel: options.kernel_size,
         stride: options.stride,
         padding: [top, left],
@@ -275,12 +273,12 @@ pub(crate) fn local_response_norm(norm: &LocalResponseNormConfig, x: Tensor<4>) 
         return norm.init().forward(x);
     }
     let LocalResponseNormConfig { size, alpha, beta, k } = *norm;
-    kernels::response_norm(x, ResponseNorm { size, alpha, beta, k })
+    kernels::local_response_norm(x, LocalResponseNorm { size, alpha, beta, k })
 }
 
 /// Joins maps along their channels.
 pub(crate) fn cat<const N: usize>(maps: [Tensor<4>; N]) -> Tensor<4> {
-    if N <= 6 && maps.iter().all(is_fast) { kernels::join_channels(maps) } else { Tensor::cat(maps.to_vec(), 1) }
+    if N <= 6 && maps.iter().all(is_fast) { kernels::cat(maps) } else { Tensor::cat(maps.to_vec(), 1) }
 }
 
 /// `[n, d_in]` → `[n, d_out]`.
@@ -290,7 +288,7 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
         _ if is_fast(&x) => {
             // In the order in which Burn's module draws them.
             let (weight, bias) = (linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()));
-            kernels::linear(x, weight, bias, in_bf16())
+            kernels::linear(x, weight, bias, if in_bf16() { Precision::Bf16 } else { Precision::F32 })
         }
         None => linear.forward(x),
         Some(dtype) => {

@@ -28,7 +28,7 @@ fn main() {
     // As the binaries' `--kernels` has it.
     if let Some(choice) = env::var_os("HEARTH_KERNELS") {
         let choice = choice.to_string_lossy().parse();
-        kernels::choose(choice.unwrap_or_else(|error| panic!("HEARTH_KERNELS: {error}")));
+        kernels::set_kernel_mode(choice.unwrap_or_else(|error| panic!("HEARTH_KERNELS: {error}")));
     }
     let trials = goldens().iter().flat_map(|path| trials_of(path)).collect();
     libtest_mimic::run(&arguments, trials).exit();

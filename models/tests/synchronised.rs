@@ -95,18 +95,18 @@ fn close(a: &[f32], b: &[f32], bound: f64, what: &str) {
 #[test]
 fn parts_of_a_batch_are_normalised_as_the_whole_and_as_burn_does() {
     // Without the fast operations, which have norms of their own.
-    kernels::choose(kernels::Choice::Plain);
+    kernels::set_kernel_mode(kernels::KernelMode::Reference);
     let device = Device::flex().autodiff();
     device.seed(1);
     let network = fresh(&device).map(&mut Lift::default());
     let record = network.into_record().into_bytes().expect("bytes").to_vec();
     let of_burn = pass(&record, 0..7);
-    kernels::share_statistics(Some(Arc::new(|_: &mut [f64]| ())));
+    kernels::set_sync_batch_norm(Some(Arc::new(|_: &mut [f64]| ())));
     let whole = pass(&record, 0..7);
 
-    kernels::share_statistics(Some(two::sum()));
+    kernels::set_sync_batch_norm(Some(two::sum()));
     let (first, second) = two::run(|| pass(&record, 0..3), || pass(&record, 3..7));
-    kernels::share_statistics(None);
+    kernels::set_sync_batch_norm(None);
 
     for ([logits, gradients, running], what) in [(&of_burn, "Burn"), (&whole, "the whole")] {
         close(&[&first[0][..], &second[0]].concat(), logits, 1e-5, &format!("logits, {what}"));

@@ -529,22 +529,23 @@ pub struct BackendArgs {
 /// Which operations run on the CPU, for every command of a binary.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct KernelArgs {
-    /// Which operations networks run on the backend `flex`: `fast` are Hearth's own, `plain` are Burn's, for comparison
+    /// Select the operations that networks run on the backend `flex`: Hearth's optimized kernels, or Burn's own as the
+    /// reference (also accepted: `fast`, `plain`)
     #[arg(
         long,
         global = true,
-        value_name = "fast|plain",
+        value_name = "optimized|reference",
         env = "HEARTH_KERNELS",
         hide_env_values = true,
         default_value_t
     )]
-    pub kernels: kernels::Choice,
+    pub kernels: kernels::KernelMode,
 }
 
 impl KernelArgs {
     /// Has them run from now on.
     pub fn choose(self) {
-        kernels::choose(self.kernels);
+        kernels::set_kernel_mode(self.kernels);
     }
 }
 

@@ -89,7 +89,7 @@ impl BurnOptimizer for Sgd {
     ) -> (Tensor<D>, Option<SgdState<D>>) {
         let velocity = state.and_then(|state| state.0);
         let Self { momentum, nesterov, weight_decay } = *self;
-        let settings = kernels::Sgd { rate: rate as f32, momentum, dampening: 0.0, nesterov, weight_decay };
+        let settings = kernels::Sgd { learning_rate: rate as f32, momentum, dampening: 0.0, nesterov, weight_decay };
         let (tensor, velocity) = if kernels::accelerates(&tensor) {
             kernels::sgd_step(tensor, gradient, velocity, settings)
         } else {
@@ -109,19 +109,19 @@ fn plain_sgd_step<const D: usize>(
     velocity: Option<Tensor<D>>,
     settings: kernels::Sgd,
 ) -> (Tensor<D>, Option<Tensor<D>>) {
-    let kernels::Sgd { rate, momentum, nesterov, weight_decay, .. } = settings;
+    let kernels::Sgd { learning_rate, momentum, nesterov, weight_decay, .. } = settings;
     if weight_decay != 0.0 {
         gradient = tensor.clone() * weight_decay + gradient;
     }
     if momentum == 0.0 {
-        return (tensor - gradient * rate, None);
+        return (tensor - gradient * learning_rate, None);
     }
     let velocity = match velocity {
         Some(velocity) => gradient.clone() + velocity * momentum,
         None => gradient.clone(),
     };
     let step = if nesterov { velocity.clone() * momentum + gradient } else { velocity.clone() };
-    (tensor - step * rate, Some(velocity))
+    (tensor - step * learning_rate, Some(velocity))
 }
 
 /// One optimizer for all, or another without weight decay for the group.

@@ -150,11 +150,11 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
         let sync_bn = run.session.recipe.ranks.sync_bn;
         if sync_bn {
             let world = run.session.world;
-            kernels::share_statistics(Some(Arc::new(|values: &mut [f64]| world.sum(values))));
+            kernels::set_sync_batch_norm(Some(Arc::new(|values: &mut [f64]| world.sum(values))));
         }
         let end = run.train().unwrap_or_else(End::Failed);
         if sync_bn {
-            kernels::share_statistics(None);
+            kernels::set_sync_batch_norm(None);
         }
         let model = run.learner.model();
         let Session { state, average, journal, .. } = run.session;

@@ -553,7 +553,7 @@ fn bench_measures_steps_with_either_kernels() {
     let args = ["bench", "resnet20", "--size", "32", "--batch-sizes", "2", "--iters", "2", "--warmup", "1", "--both"];
     let out = succeed(home.path(), &args);
     let rows: Vec<&str> = out.lines().collect();
-    assert!(rows.len() == 3 && rows[1].contains("plain") && rows[2].contains("fast"), "{out}");
+    assert!(rows.len() == 3 && rows[1].contains("reference") && rows[2].contains("optimized"), "{out}");
     let json = succeed(home.path(), &[&args[..], &["--format", "json"]].concat());
     let losses: Vec<f64> = json
         .lines()

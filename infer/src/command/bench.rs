@@ -165,7 +165,7 @@ fn in_child(
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
     }
-    command.args(["--dtype", args.dtype.name(), "--kernels", &kernels::choice().to_string()]);
+    command.args(["--dtype", args.dtype.name(), "--kernels", &kernels::kernel_mode().to_string()]);
     command.env("RAYON_NUM_THREADS", threads(args).to_string());
     let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
     Ok(match serde_json::from_slice(&output.stdout) {
@@ -226,7 +226,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         size: if height == width { Size::Square(height) } else { Size::Rectangle([height, width]) },
         device: backend.to_string(),
         threads: threads(args),
-        kernels: kernels::choice().to_string(),
+        kernels: kernels::kernel_mode().to_string(),
         dtype: args.dtype.name().into(),
         folded: !args.keep_batchnorm,
         params,

@@ -8,7 +8,7 @@ use super::parallel::{Shared, part, tasks};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
     /// Learning rate.
-    pub rate: f32,
+    pub learning_rate: f32,
     /// What is left of the velocity after a step; 0 for none.
     pub momentum: f32,
     /// What of a gradient does not go into the velocity.
@@ -52,7 +52,7 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Sgd { rate, momentum, dampening, nesterov, weight_decay } = self.sgd;
+        let Sgd { learning_rate, momentum, dampening, nesterov, weight_decay } = self.sgd;
         let len = self.param.len();
         let (gradient, velocity) = (&self.gradient[..len], &mut self.velocity[..len]);
         for i in 0..len {
@@ -65,7 +65,7 @@ impl WithSimd for Task<'_> {
                 velocity[i] = v;
                 g = if nesterov { v * momentum + g } else { v };
             }
-            self.param[i] -= g * rate;
+            self.param[i] -= g * learning_rate;
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Barrier, Mutex};
 
 /// The sum over two threads that both call it.
-pub fn sum() -> kernels::Sum {
+pub fn sum() -> kernels::AllReduce {
     let (barrier, sums) = (Barrier::new(2), Mutex::new(Vec::<f64>::new()));
     Arc::new(move |values: &mut [f64]| {
         {

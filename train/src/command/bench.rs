@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::Module;
 use burn_train::TrainStep;
 use datasets::{ImageBatch, SampleRng};
-use kernels::Choice;
+use kernels::KernelMode;
 use models::{Architecture, NetworkConfig};
 use runtime::{
     backend::BackendSpec,
@@ -81,7 +81,8 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     for backend in &backends {
         backend.device()?;
     }
-    let choices = if args.both { vec![Choice::Plain, Choice::Fast] } else { vec![kernels::choice()] };
+    let choices =
+        if args.both { vec![KernelMode::Reference, KernelMode::Optimized] } else { vec![kernels::kernel_mode()] };
     let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
     let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), Output::from_quiet(false));
     if args.format == LogFormat::Text {
@@ -122,7 +123,7 @@ fn in_child(
     architecture: Architecture,
     backend: &BackendSpec,
     batch: u32,
-    choice: Choice,
+    choice: KernelMode,
 ) -> Result<Result<Row, String>> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(program);
@@ -212,7 +213,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         size,
         device: backend.to_string(),
         threads: threads(args),
-        kernels: kernels::choice().to_string(),
+        kernels: kernels::kernel_mode().to_string(),
         dtype: args.dtype.clone(),
         params,
         iters,
@@ -233,12 +234,12 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
 
 impl Row {
     const HEADER: &str =
-        "network             backend     kernels  batch   size    images/s     ms/step   peak MiB        loss";
+        "network             backend     kernels    batch   size    images/s     ms/step   peak MiB        loss";
 
     fn text(&self) -> String {
         let memory = self.peak_rss_mb.map_or("-".to_string(), |mib| format!("{mib:.0}"));
         format!(
-            "{:18}  {:10}  {:7} {:>6} {:>6} {:>11.2} {:>11.1} {memory:>10} {:>11.4}",
+            "{:18}  {:10}  {:9} {:>6} {:>6} {:>11.2} {:>11.1} {memory:>10} {:>11.4}",
             self.model,
             self.device,
             self.kernels,

@@ -10,7 +10,7 @@ use burn::{
         ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions},
     },
 };
-use kernels::{After, Pool, ResponseNorm};
+use kernels::{Epilogue, LocalResponseNorm, Pool2d, Precision};
 use proptest::prelude::*;
 
 /// Of the largest value.
@@ -174,14 +174,13 @@ fn check_conv(conv: &Conv, bound: f32) {
         &vectors,
         Check { bound, relu: conv.relu, ..SUMS },
         |inputs, vectors| {
-            let after = After {
+            let epilogue = Epilogue {
                 scale: None,
                 bias: vectors.first().cloned(),
                 residual: inputs.get(2).cloned(),
                 relu: conv.relu,
-                ..After::default()
             };
-            kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after)
+            kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), epilogue, Precision::F32)
         },
         |inputs, vectors| {
             let y = module::conv2d(inputs[0].clone(), inputs[1].clone(), vectors.first().cloned(), options.clone());
@@ -200,14 +199,9 @@ fn check_conv(conv: &Conv, bound: f32) {
     let least = largest(&floats(sums)).sqrt();
     let inputs: Vec<Tensor<4>> = inputs.into_iter().map(|x| x.inner()).collect();
     for _ in 0..2 {
-        let after = After {
-            scale: Some(scale.clone()),
-            bias: None,
-            residual: inputs.get(2).cloned(),
-            relu: conv.relu,
-            ..After::default()
-        };
-        let y = kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), after);
+        let epilogue =
+            Epilogue { scale: Some(scale.clone()), bias: None, residual: inputs.get(2).cloned(), relu: conv.relu };
+        let y = kernels::conv2d(inputs[0].clone(), inputs[1].clone(), options.clone(), epilogue, Precision::F32);
         close(&floats(y), &expected, bound, least, "evaluation");
     }
 }
@@ -215,7 +209,7 @@ fn check_conv(conv: &Conv, bound: f32) {
 #[derive(Debug, Clone)]
 struct Window {
     shape: [usize; 4],
-    pool: Pool,
+    pool: Pool2d,
     seed: u64,
 }
 
@@ -224,7 +218,7 @@ fn window() -> impl Strategy<Value = Window> {
     (shape, [1usize..4, 1usize..4], [1usize..4, 1usize..4], [0usize..2, 0usize..2], any::<[bool; 2]>(), any::<u64>())
         .prop_map(|(shape, kernel, stride, padding, [ceil_mode, count_include_pad], seed)| {
             let padding = [padding[0].min(kernel[0] / 2), padding[1].min(kernel[1] / 2)];
-            Window { shape, pool: Pool { kernel, stride, padding, ceil_mode, count_include_pad }, seed }
+            Window { shape, pool: Pool2d { kernel, stride, padding, ceil_mode, count_include_pad }, seed }
         })
 }
 
@@ -345,11 +339,11 @@ proptest! {
     #[test]
     fn response_norms(shape in [1usize..3, 1usize..40, 1usize..6, 1usize..6], size in 1usize..7, seed: u64) {
         let norm = LocalResponseNormConfig::new(size).with_alpha(0.5).with_beta(0.75);
-        let own = ResponseNorm { size, alpha: 0.5, beta: 0.75, k: norm.k };
+        let own = LocalResponseNorm { size, alpha: 0.5, beta: 0.75, k: norm.k };
         let module = norm.init();
         compare(
             &[random(shape, seed)], &[], CHECK,
-            |x, _| kernels::response_norm(x[0].clone(), own),
+            |x, _| kernels::local_response_norm(x[0].clone(), own),
             |x, _| module.forward(x[0].clone()),
         );
     }
@@ -364,13 +358,13 @@ proptest! {
         inputs.extend(others.iter().map(|&c| random([n, c, h, w], seed ^ c as u64)));
         compare(
             &inputs, &[], CHECK,
-            |x, _| kernels::join_channels(x.to_vec()),
+            |x, _| kernels::cat(x.to_vec()),
             |x, _| Tensor::cat(x.to_vec(), 1),
         );
         compare(
             &inputs[..1], &[], CHECK,
             |x, _| {
-                let [a, b, c] = kernels::fork(x[0].clone());
+                let [a, b, c] = kernels::fan_out(x[0].clone());
                 a * 2.0 + b.powi_scalar(2) - c
             },
             |x, _| x[0].clone() * 2.0 + x[0].clone().powi_scalar(2) - x[0].clone(),
@@ -398,7 +392,7 @@ proptest! {
         let bias: Vec<_> = with_bias.then(|| random([d[1]], seed ^ 3)).into_iter().collect();
         compare(
             &inputs, &bias, SUMS,
-            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), false),
+            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), Precision::F32),
             |x, b| module::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
         );
     }
@@ -413,7 +407,7 @@ fn linear_maps_of_the_networks() {
             &inputs,
             &[random([d[1]], 5)],
             SUMS,
-            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), false),
+            |x, b| kernels::linear(x[0].clone(), x[1].clone(), b.first().cloned(), Precision::F32),
             |x, b| module::linear(x[0].clone(), x[1].clone(), b.first().cloned()),
         );
     }
@@ -435,22 +429,22 @@ fn check_bf16(conv: &Conv) {
     let sums = evaluate(rounded(&x).square(), rounded(&weight).square(), bias.clone().square());
     let least = largest(&floats(sums)).sqrt();
     let residual = conv.residual.then(|| random(exact.dims(), conv.seed ^ 2).inner());
-    let run = |x: &Tensor<4>, residual: Option<Tensor<4>>, bf16_map| {
-        let after = After { scale: None, bias: Some(bias.clone()), residual, relu: conv.relu, bf16: true, bf16_map };
-        kernels::conv2d(x.clone(), weight.clone(), options.clone(), after)
+    let run = |x: &Tensor<4>, residual: Option<Tensor<4>>, precision| {
+        let epilogue = Epilogue { scale: None, bias: Some(bias.clone()), residual, relu: conv.relu };
+        kernels::conv2d(x.clone(), weight.clone(), options.clone(), epilogue, precision)
     };
     let expected = |residual: Option<&Tensor<4>>| {
         let exact = plus(exact.clone(), residual.map(|residual| residual.clone().cast(DType::F64)));
         floats(if conv.relu { relu(exact) } else { exact })
     };
     for _ in 0..2 {
-        close(&floats(run(&x, residual.clone(), false)), &expected(residual.as_ref()), BOUND, least, "bf16");
+        close(&floats(run(&x, residual.clone(), Precision::Bf16)), &expected(residual.as_ref()), BOUND, least, "bf16");
     }
-    if kernels::makes_bf16_maps() {
+    if kernels::has_bf16_activations() {
         let (x, residual) = (x.cast(DType::BF16), residual.map(|residual| residual.cast(DType::BF16)));
         let expected = expected(residual.as_ref());
-        close(&floats(run(&x, residual.clone(), false)), &expected, BOUND, least, "of a map of bf16");
-        let y = run(&x, residual, true);
+        close(&floats(run(&x, residual.clone(), Precision::Bf16)), &expected, BOUND, least, "of a map of bf16");
+        let y = run(&x, residual, Precision::Bf16Activations);
         assert_eq!(y.dtype(), DType::BF16);
         // Each value is rounded once, by half of its last place at the most.
         let rounding = BOUND * largest(&expected).max(least);
@@ -469,21 +463,21 @@ proptest! {
         // Winograd's products, over larger maps, stay in single precision, except where AMX is the faster way.
         let winograd = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
         let winograd = winograd && !kernels::cpu::amx::is_available();
-        if kernels::multiplies_bf16() && !winograd {
+        if kernels::has_bf16_dot() && !winograd {
             check_bf16(&conv);
         }
     }
 
     #[test]
     fn linear_maps_in_bf16(rows in 1usize..20, d in [1usize..90, 1usize..90], seed: u64) {
-        if kernels::multiplies_bf16() {
+        if kernels::has_bf16_dot() {
             let (x, weight, bias) = (random([rows, d[0]], seed), random(d, seed ^ 1), random([d[1]], seed ^ 3));
             let (x, weight, bias) = (x.inner(), weight.inner(), bias.inner());
             let rounded = |x: &Tensor<2>| x.clone().cast(DType::BF16).cast(DType::F64);
             let evaluate = |x: Tensor<2>, weight, bias: Tensor<1>| x.matmul(weight) + bias.cast(DType::F64).unsqueeze();
             let exact = evaluate(rounded(&x), rounded(&weight), bias.clone());
             let sums = evaluate(rounded(&x).square(), rounded(&weight).square(), bias.clone().square());
-            let y = kernels::linear(x, weight, Some(bias), true);
+            let y = kernels::linear(x, weight, Some(bias), Precision::Bf16);
             close(&floats(y), &floats(exact), BOUND, largest(&floats(sums)).sqrt(), "bf16");
         }
     }
@@ -492,24 +486,24 @@ proptest! {
 /// Maps of bf16 values through everything that is not a convolution: as if they were floats.
 #[test]
 fn maps_of_bf16_are_taken_as_floats() {
-    if !kernels::makes_bf16_maps() {
+    if !kernels::has_bf16_activations() {
         eprintln!("skipped: this processor has no AMX");
         return;
     }
     for channels in [1, 3, 16, 40, 96] {
         let [x, other] = [1, 2].map(|seed| random([2, channels, 9, 7], seed).inner().cast(DType::BF16));
-        let pool = Pool { kernel: [3, 2], stride: [2, 1], padding: [1, 0], ceil_mode: true, count_include_pad: true };
+        let pool = Pool2d { kernel: [3, 2], stride: [2, 1], padding: [1, 0], ceil_mode: true, count_include_pad: true };
         let affine = [3, 4].map(|seed| random([channels], seed).inner());
-        let norm = ResponseNorm { size: 5, alpha: 1.0, beta: 0.75, k: 1.0 };
+        let norm = LocalResponseNorm { size: 5, alpha: 1.0, beta: 0.75, k: 1.0 };
         type Operation<'a> = (&'a str, &'a dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>);
         let operations: [Operation<'_>; 7] = [
             ("max", &|x, _| kernels::max_pool2d(x, pool)),
-            ("average", &|x, _| kernels::avg_pool2d(x, Pool { ceil_mode: false, ..pool })),
+            ("average", &|x, _| kernels::avg_pool2d(x, Pool2d { ceil_mode: false, ..pool })),
             ("adaptive average", &|x, _| kernels::adaptive_avg_pool2d(x, [2, 3])),
             ("its own size", &|x, _| kernels::adaptive_avg_pool2d(x, [9, 7])),
-            ("response norm", &|x, _| kernels::response_norm(x, norm)),
+            ("response norm", &|x, _| kernels::local_response_norm(x, norm)),
             ("affine", &|x, other| kernels::channel_affine(x, affine.clone(), Some(other), true)),
-            ("join", &|x, other| kernels::join_channels([x, other])),
+            ("join", &|x, other| kernels::cat([x, other])),
         ];
         for (what, operation) in operations {
             let y = operation(x.clone(), other.clone());
@@ -525,7 +519,7 @@ fn maps_of_bf16_are_taken_as_floats() {
 /// Says so where the bf16 tests above had nothing to test.
 #[test]
 fn bf16_of_the_networks() {
-    if !kernels::multiplies_bf16() {
+    if !kernels::has_bf16_dot() {
         eprintln!("skipped: this processor has no AVX512-BF16");
         return;
     }
@@ -599,7 +593,7 @@ fn winograd_keeps_its_bound() {
         let x = random([1, channels, size, size], 3).inner();
         let weight = random([32, channels, 3, 3], 4).inner();
         let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
-        let y = floats(kernels::conv2d(x.clone(), weight.clone(), options, After::default()));
+        let y = floats(kernels::conv2d(x.clone(), weight.clone(), options, Epilogue::default(), Precision::F32));
         let (x, weight) = (floats(x), floats(weight));
         let mut exact = vec![0f64; 32 * size * size];
         for (index, sum) in exact.iter_mut().enumerate() {
@@ -629,7 +623,7 @@ fn kept_weights_follow_the_weights() {
     let mut weight = Tensor::<4>::ones([16, 16, 1, 1], &device);
     for round in 0..4 {
         let expected = 16.0 * 2f32.powi(round);
-        let y = kernels::conv2d(x.clone(), weight.clone(), options.clone(), After::default());
+        let y = kernels::conv2d(x.clone(), weight.clone(), options.clone(), Epilogue::default(), Precision::F32);
         assert!(floats(y).iter().all(|&value| value == expected), "round {round}");
         weight = weight * 2.0;
     }
@@ -641,7 +635,8 @@ fn the_same_bits() {
     let x = random([2, 64, 14, 14], 1).inner();
     let weight = random([64, 64, 3, 3], 2).inner();
     let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
-    let run = |x: Tensor<4>| floats(kernels::conv2d(x, weight.clone(), options.clone(), After::default()));
+    let run =
+        |x: Tensor<4>| floats(kernels::conv2d(x, weight.clone(), options.clone(), Epilogue::default(), Precision::F32));
     let first = run(x.clone());
     assert_eq!(first, run(x.clone()));
     let turned = x.clone().permute([0, 2, 3, 1]);
@@ -659,15 +654,17 @@ fn results_do_not_depend_on_the_batch() {
         let x = random([20, c_in, size, size], 1).inner();
         let weight = random([c_out, c_in, kernel, kernel], 2).inner();
         let options = ConvOptions::new([1, 1], [kernel / 2, kernel / 2], [1, 1], 1);
-        let run = |x: Tensor<4>| floats(kernels::conv2d(x, weight.clone(), options.clone(), After::default()));
+        let run = |x: Tensor<4>| {
+            floats(kernels::conv2d(x, weight.clone(), options.clone(), Epilogue::default(), Precision::F32))
+        };
         let all = run(x.clone());
         let one = run(x.slice([7..8, 0..c_in, 0..size, 0..size]));
         assert_eq!(one, all[7 * one.len()..8 * one.len()], "{c_in} → {c_out}, {kernel} × {kernel}");
     }
     let x = random([40, 500], 3).inner();
     let weight = random([500, 70], 4).inner();
-    let all = floats(kernels::linear(x.clone(), weight.clone(), None, false));
-    let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None, false));
+    let all = floats(kernels::linear(x.clone(), weight.clone(), None, Precision::F32));
+    let one = floats(kernels::linear(x.slice([7..8, 0..500]), weight, None, Precision::F32));
     assert_eq!(one, all[7 * 70..8 * 70]);
 }
 
@@ -678,7 +675,7 @@ fn pairs_of_bf16_are_multiplied_without_amx() {
         conv::{Epilogue, Lattice, Map, Packed, Product, Tap, WeightOrder},
         half,
     };
-    if !kernels::multiplies_bf16() {
+    if !kernels::has_bf16_dot() {
         eprintln!("skipped: this processor has no AVX512-BF16");
         return;
     }

@@ -52,9 +52,9 @@ fn halves_of_a_batch_are_normalised_as_the_whole() {
     for (shape, n, cut) in [([5, 4, 3], 6, 3), ([64, 7, 7], 5, 2), ([1, 1, 1], 8, 1)] {
         let whole = normalise(shape, 0..n);
 
-        kernels::share_statistics(Some(two::sum()));
+        kernels::set_sync_batch_norm(Some(two::sum()));
         let (first, second) = two::run(|| normalise(shape, 0..cut), || normalise(shape, cut..n));
-        kernels::share_statistics(None);
+        kernels::set_sync_batch_norm(None);
 
         for (index, what) in [(0, "output"), (3, "gradient of the input")] {
             close(&[&first[index][..], &second[index]].concat(), &whole[index], what);

@@ -8,20 +8,20 @@ use burn::{
 };
 
 use crate::{
-    Choice,
+    KernelMode,
     autodiff::Meeting,
-    choice, cpu,
+    cpu, kernel_mode,
     ops::{Kernels, Maps, Maybe, Then},
     shared::Shared,
 };
 
-pub use crate::ops::{Pool, ResponseNorm, Sgd};
+pub use crate::ops::{Pool as Pool2d, ResponseNorm as LocalResponseNorm, Sgd};
 
-/// Whether the fast operations take this tensor: on `flex`, single precision (or a [map of theirs](makes_bf16_maps)), and
-/// [chosen](crate::choose).
+/// Whether the fast operations take this tensor: on `flex`, single precision (or [bf16 activations](has_bf16_activations)), and
+/// [chosen](crate::set_kernel_mode).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
-    let takes = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && makes_bf16_maps();
-    if choice() == Choice::Plain || !takes {
+    let takes = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && has_bf16_activations();
+    if kernel_mode() == KernelMode::Reference || !takes {
         return false;
     }
     #[cfg(feature = "flex")]
@@ -41,45 +41,65 @@ fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> Maybe<Dispatch> {
     tensor.map(Tensor::into_dispatch).into()
 }
 
-/// What a convolution does besides; nothing by default.
+/// Operations fused into the output of a convolution. Default: none.
 #[derive(Debug, Clone, Default)]
-pub struct After {
+pub struct Epilogue {
     /// `[c]`: multiplies each channel; has no gradient of its own.
     pub scale: Option<Tensor<1>>,
     /// `[c]`: added to each channel.
     pub bias: Option<Tensor<1>>,
-    /// As the output: added.
+    /// A tensor of the output's shape that is added to it.
     pub residual: Option<Tensor<4>>,
-    /// Negative values become zero.
+    /// Whether negative values become zero.
     pub relu: bool,
-    /// See [`multiplies_bf16`].
-    pub bf16: bool,
-    /// With `bf16`, see [`makes_bf16_maps`].
-    pub bf16_map: bool,
 }
 
-/// Whether products whose operands are rounded to bf16, and whose sums are not, are faster here than others. Of
-/// training, the forward pass of convolutions has them; Winograd's products never do.
-pub fn multiplies_bf16() -> bool {
+/// The arithmetic of a convolution or a linear layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Operands are rounded to bf16 where [the processor is faster with them](has_bf16_dot), and accumulated in single
+    /// precision. Training uses it for the forward pass of convolutions alone.
+    Bf16,
+    /// As [`Bf16`](Self::Bf16), and outside of training a convolution may also write its output in bf16, where
+    /// [the processor is faster with such activations](has_bf16_activations).
+    Bf16Activations,
+}
+
+/// Whether the CPU has bf16 dot products with f32 accumulation (AVX512-BF16).
+pub fn has_bf16_dot() -> bool {
     cpu::half::is_available()
 }
 
-/// Whether convolutions outside of training may put out maps of bf16 values. All operations here that a network needs for
-/// inference take them; averages and response norms put out floats.
-pub fn makes_bf16_maps() -> bool {
+/// Whether convolutions outside of training can write activations in bf16 (AMX). All operations here that a network
+/// needs for inference accept them; average pooling and local response normalization return f32.
+pub fn has_bf16_activations() -> bool {
     cpu::amx::is_available()
 }
 
 /// `relu(conv(x, weight) · scale + bias + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`. Outside of training
 /// what is made of the weights is kept for the next call.
-pub fn conv2d(x: Tensor<4>, weight: Tensor<4>, options: ConvOptions<2>, after: After) -> Tensor<4> {
-    let then = Then { relu: after.relu, keep_weights: true, bf16: after.bf16, bf16_map: after.bf16_map };
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    options: ConvOptions<2>,
+    epilogue: Epilogue,
+    precision: Precision,
+) -> Tensor<4> {
+    let then = Then {
+        relu: epilogue.relu,
+        keep_weights: true,
+        bf16: precision != Precision::F32,
+        bf16_map: precision == Precision::Bf16Activations && !x.device().is_autodiff(),
+    };
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_conv2d(
         x.into_dispatch(),
         weight.into_dispatch(),
-        maybe(after.scale),
-        maybe(after.bias),
-        maybe(after.residual),
+        maybe(epilogue.scale),
+        maybe(epilogue.bias),
+        maybe(epilogue.residual),
         options,
         then,
     ))
@@ -106,8 +126,8 @@ pub fn batch_norm(
 }
 
 /// Each element's sum over the tensors of all processes, which call it as often and in the same order; so is its
-/// gradient. On any backend; the tensor itself where nothing is [shared](crate::share_statistics).
-pub fn shared_sum(x: Tensor<1>) -> Tensor<1> {
+/// gradient. On any backend; the tensor itself where nothing is [shared](crate::set_sync_batch_norm).
+pub fn all_reduce_sum(x: Tensor<1>) -> Tensor<1> {
     Tensor::from_dispatch(<Dispatch as Shared>::shared_sum(x.into_dispatch()))
 }
 
@@ -129,7 +149,7 @@ pub fn channel_affine(
 }
 
 /// `x` as `N` branches, whose gradients meet in one sum. Each must flow into what is differentiated.
-pub fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
+pub fn fan_out<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
     let meeting = Meeting::new(N);
     std::array::from_fn(|_| {
         Tensor::from_dispatch(<Dispatch as Kernels>::branch(x.clone().into_dispatch(), meeting.clone()))
@@ -137,12 +157,12 @@ pub fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
 }
 
 /// Max pooling: `[n, c, h, w]` → `[n, c, h', w']`.
-pub fn max_pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+pub fn max_pool2d(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_max_pool2d(x.into_dispatch(), pool))
 }
 
 /// Average pooling: `[n, c, h, w]` → `[n, c, h', w']`.
-pub fn avg_pool2d(x: Tensor<4>, pool: Pool) -> Tensor<4> {
+pub fn avg_pool2d(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_avg_pool2d(x.into_dispatch(), pool))
 }
 
@@ -152,7 +172,7 @@ pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 }
 
 /// Local response normalisation across channels: `[n, c, h, w]`.
-pub fn response_norm(x: Tensor<4>, norm: ResponseNorm) -> Tensor<4> {
+pub fn local_response_norm(x: Tensor<4>, norm: LocalResponseNorm) -> Tensor<4> {
     Tensor::from_dispatch(<Dispatch as Kernels>::response_norm(x.into_dispatch(), norm))
 }
 
@@ -160,14 +180,14 @@ pub fn response_norm(x: Tensor<4>, norm: ResponseNorm) -> Tensor<4> {
 ///
 /// # Panics
 /// With any other number of maps.
-pub fn join_channels(maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
+pub fn cat(maps: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
     let maps = Maps::new(maps.into_iter().map(Tensor::into_dispatch)).expect("one to six maps");
     Tensor::from_dispatch(<Dispatch as Kernels>::join_channels(maps))
 }
 
-/// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`; for `bf16` see [`multiplies_bf16`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, bf16: bool) -> Tensor<2> {
-    let then = Then { keep_weights: true, bf16, ..Then::default() };
+/// `x · weight + bias`: `[n, d_in]` → `[n, d_out]`, `weight: [d_in, d_out]`.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, precision: Precision) -> Tensor<2> {
+    let then = Then { keep_weights: true, bf16: precision != Precision::F32, ..Then::default() };
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x, weight, maybe(bias), then))
 }
