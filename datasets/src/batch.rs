@@ -26,6 +26,19 @@ pub struct ImageBatch {
 }
 
 impl ImageBatch {
+    /// A batch of labels without pixels, for losses of logits that are known already.
+    pub fn of_labels(labels: &[u32]) -> Self {
+        Self {
+            images: Vec::new(),
+            shape: [labels.len(), 3, 0, 0],
+            labels: Some(labels.to_vec()),
+            mix: None,
+            indices: Vec::new(),
+            epoch: 0,
+            number: 0,
+        }
+    }
+
     /// The number of images.
     pub fn len(&self) -> usize {
         self.shape[0]

@@ -18,7 +18,7 @@ use datasets::ImageBatch;
 use models::{ChannelOrder, Network, Output, with_compute_dtype};
 
 use crate::{
-    evaluation::{self, Reading},
+    evaluation::{self, Prediction, Reading},
     recipe::{LossName, Recipe},
 };
 
@@ -141,7 +141,7 @@ impl Task {
 
     /// The mean loss of logits `[n, classes]` for labels that nothing is mixed into.
     pub fn loss_of(&self, logits: Tensor<2>, labels: &[u32], device: &Device) -> Tensor<1> {
-        let batch = crate::probe::labels_only(labels);
+        let batch = ImageBatch::of_labels(labels);
         self.loss(logits, &self.targets(&batch, device), &self.class_weights(&batch, device))
     }
 
@@ -206,6 +206,19 @@ impl Classifier {
     }
 }
 
+/// Returns the prediction of a network in evaluation mode for each image of a batch.
+pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
+    // A process may have no part of a small batch.
+    if batch.is_empty() {
+        return Vec::new();
+    }
+    let images = task.images(batch, device);
+    let logits = task.run(|| network.forward(images));
+    let [_, classes] = logits.dims();
+    let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+    evaluation::predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)
+}
+
 /// Trains the group's parameters from now on.
 pub fn thaw(learner: &mut Learner<Classifier>, group: ParamGroup) {
     aside(learner, Aside::Thaw(group));
@@ -254,7 +267,7 @@ impl InferenceStep for Classifier {
 
     fn step(&self, batch: ImageBatch) -> Reading {
         let device = self.device(false);
-        Reading::of(&evaluation::predict(&self.network, &self.task, &batch, &device))
+        Reading::of(&predict(&self.network, &self.task, &batch, &device))
     }
 }
 

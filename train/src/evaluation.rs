@@ -1,12 +1,8 @@
 //! What a network says of labelled images, one by one and in sum.
 
-use burn::tensor::{Device, ExecutionError, Tensor};
+use burn::tensor::{ExecutionError, Tensor};
 use burn_train::ItemLazy;
-use datasets::ImageBatch;
-use models::Network;
 use serde::{Deserialize, Serialize};
-
-use crate::classifier::Task;
 
 /// How many of the most probable classes are kept of an image.
 pub const TOP: usize = 5;
@@ -98,19 +94,6 @@ pub struct Score {
     pub top5: f64,
 }
 
-/// What the network, in evaluation mode, says of each image of a batch.
-pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
-    // Of a small batch a process may have no part.
-    if batch.is_empty() {
-        return Vec::new();
-    }
-    let images = task.images(batch, device);
-    let logits = task.run(|| network.forward(images));
-    let [_, classes] = logits.dims();
-    let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-    predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)
-}
-
 /// From logits, `classes` for each image.
 pub fn predictions(logits: &[f32], classes: usize, labels: &[u32], indices: &[usize]) -> Vec<Prediction> {
     let each = logits.chunks_exact(classes.max(1)).zip(labels).zip(indices);
@@ -139,6 +122,8 @@ pub fn predictions(logits: &[f32], classes: usize, labels: &[u32], indices: &[us
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]

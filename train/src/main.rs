@@ -21,8 +21,8 @@ mod results;
 mod run;
 mod scale;
 mod schedule;
-mod strategy;
 mod tensorboard;
+mod trainer;
 mod training;
 mod transfer;
 

@@ -18,7 +18,7 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use burn_train::Learner;
-use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
+use datasets::{ImageLoader, SampleRng, Source};
 use models::{Network, weights};
 use runtime::{
     files::write_atomic,
@@ -37,7 +37,7 @@ use crate::{
     results,
     run::Kind,
     schedule::Rates,
-    strategy::{End, Outcome},
+    trainer::{End, Outcome},
     training::{self, Finished, Options, Prepared},
     transfer,
 };
@@ -328,19 +328,6 @@ fn read(path: &Path) -> Result<Option<Features>> {
         indices: integers(&words[count..2 * count]),
         values: words[2 * count..].iter().map(|word| f32::from_le_bytes(*word)).collect(),
     }))
-}
-
-/// A batch of labels without pixels, for what needs no more.
-pub fn labels_only(labels: &[u32]) -> ImageBatch {
-    ImageBatch {
-        images: Vec::new(),
-        shape: [labels.len(), 3, 0, 0],
-        labels: Some(labels.to_vec()),
-        mix: None,
-        indices: Vec::new(),
-        epoch: 0,
-        number: 0,
-    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use runtime::{backend::BackendSpec, world::World};
 
 use crate::{
     classifier::{self, Classifier, Task},
-    evaluation::{self, Prediction, Reading},
+    evaluation::{Prediction, Reading},
     optimizer, ranks,
     recipe::Recipe,
 };
@@ -365,7 +365,7 @@ fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> A
         }
         Request::Predict { network, task, batch } => {
             let device = device.clone().without_autodiff();
-            return Answer::Predicted(evaluation::predict(&network, &task, &batch, &device));
+            return Answer::Predicted(classifier::predict(&network, &task, &batch, &device));
         }
         request => request,
     };

@@ -33,7 +33,7 @@ use crate::{
     results,
     run::{DataInfo, Kind, RECIPE, ResultInfo, RunFolder, RunInfo, Status},
     schedule::Rates,
-    strategy::{End, Outcome, RunLimits, Session, Strategy},
+    trainer::{End, Outcome, RunLimits, Session, learner::Strategy},
     transfer,
 };
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use runtime::{exit::ExitCode, progress::human_duration};
 
 use crate::{
-    strategy::{End, RunLimits},
+    trainer::{End, RunLimits},
     training::{self, Options, Prepared},
 };
 

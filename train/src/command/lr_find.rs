@@ -11,7 +11,7 @@ use crate::{
     cli::LrFindArgs,
     recipe,
     schedule::Rates,
-    strategy::{End, RunLimits},
+    trainer::{End, RunLimits},
     training::{self, Options, Prepared},
 };
 

@@ -21,7 +21,7 @@ use crate::{
     progress::EpochRecord,
     recipe::{self, Overrides, Recipe},
     run::{Kind, RunFolder},
-    strategy::End,
+    trainer::End,
     training::{self, Options, Prepared},
     transfer,
 };

@@ -1,0 +1,299 @@
+//! The training loop: Burn's learner and events, our loader, checkpoints inside an epoch, an exponential moving average
+//! of the weights, and a guard against values that are not finite.
+//!
+//! - [`learner`]: what Burn's `SupervisedTraining` calls
+//! - `epoch`: the steps of one epoch
+//! - `step`: forward and backward passes, and the update that they lead to
+//! - `guard`: steps that are discarded
+//! - `validate`: the validation at the end of an epoch
+
+mod epoch;
+mod guard;
+pub mod learner;
+mod step;
+mod validate;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Result;
+use burn::{module::Module, tensor::Device};
+use burn_train::{Interrupter, Learner};
+use datasets::Source;
+use models::{Card, Network, weights};
+use runtime::world::World;
+
+use self::{
+    epoch::{Agreed, BatchShare},
+    learner::Events,
+    validate::Validation,
+};
+use crate::{
+    average::Average,
+    checkpoint::{Checkpoint, Store},
+    classifier::{self, Classifier},
+    data::Loaders,
+    evaluation::Reading,
+    journal::Journal,
+    progress::{EpochRecord, State, Times, lap},
+    recipe::{Dtype, Recipe},
+    replicas::{self, Replicas},
+    results, transfer,
+};
+
+/// f16: the loss scale at the beginning.
+const LOSS_SCALE: f32 = 65536.0;
+
+/// A run, ready to start.
+pub struct Session {
+    pub recipe: Recipe,
+    pub card: Card,
+    pub run: PathBuf,
+    pub loaders: Loaders,
+    pub device: Device,
+    /// The devices of this process, where they are several.
+    pub devices: Option<replicas::Plan>,
+    pub state: State,
+    pub average: Option<Average>,
+    pub journal: Journal,
+    /// Set from outside to end the run after the current step.
+    pub stop: Arc<AtomicBool>,
+    pub limits: RunLimits,
+    pub steps_per_epoch: u64,
+    /// The processes that share the work.
+    pub world: &'static World,
+}
+
+/// What makes a run shorter than its recipe.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunLimits {
+    /// Steps, after which an epoch is ended as if its data were.
+    pub steps: Option<u64>,
+    /// Batches of the validation.
+    pub valid_batches: Option<usize>,
+    /// Neither validation, checkpoints nor weights: the range test of the rate finder.
+    pub steps_only: bool,
+    /// A row of `metrics.csv` for each step, and an end once the smoothed loss is so many times its lowest.
+    pub every_step_until: Option<f64>,
+}
+
+/// How a run ended.
+pub struct Outcome {
+    pub state: State,
+    /// The raw weights, in evaluation mode.
+    pub network: Network,
+    pub average: Option<Network>,
+    pub journal: Journal,
+    pub end: End,
+}
+
+/// Why a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// After its last epoch, or early because no epoch was better.
+    Finished,
+    /// On request.
+    Interrupted,
+    Failed(anyhow::Error),
+}
+
+/// A session that runs.
+struct Trainer {
+    session: Session,
+    learner: Learner<Classifier>,
+    replicas: Option<Replicas>,
+    events: Events,
+    interrupter: Interrupter,
+    store: Store,
+    /// When the last checkpoint was written, and at which step.
+    saved: Instant,
+    saved_step: u64,
+    /// The smoothed loss of the range test, its lowest value, and whether it left that far behind.
+    smooth: Option<f64>,
+    lowest: f64,
+    diverged: bool,
+    agreed: Agreed,
+}
+
+impl Trainer {
+    fn train(&mut self) -> Result<End> {
+        self.saved_step = self.session.state.step;
+        if self.session.recipe.network.dtype == Dtype::F16 {
+            let scale = self.session.state.loss_scale.get_or_insert((LOSS_SCALE, 0)).0;
+            self.learner.model().task.set_loss_scale(scale);
+        }
+        while self.session.state.epoch < self.session.recipe.epochs {
+            let epoch = self.session.state.epoch;
+            self.thaw(epoch)?;
+            if self.train_epoch()? {
+                return Ok(End::Interrupted);
+            }
+            if self.session.limits.steps_only {
+                if self.is_at_limit() {
+                    return Ok(End::Finished);
+                }
+                self.session.state.epoch += 1;
+                self.session.state.batch = 0;
+                continue;
+            }
+            let predictions = self.validate_epoch()?;
+            self.end_epoch(predictions)?;
+            self.agree(BatchShare::default());
+            if self.is_stopped() {
+                return Ok(End::Interrupted);
+            }
+            if self.is_out_of_patience() {
+                break;
+            }
+        }
+        Ok(End::Finished)
+    }
+
+    /// Trains the stages that an epoch begins to train.
+    fn thaw(&mut self, epoch: usize) -> Result<()> {
+        let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
+        let network = self.learner.model().network;
+        let stages = transfer::stages(&network);
+        // A session is built as its first epoch wants it.
+        let before = transfer::num_frozen(&stages, transfer, epoch.saturating_sub(1))?;
+        let now = transfer::num_frozen(&stages, transfer, epoch)?;
+        if now < before {
+            let still = transfer::group(&network, &stages, now);
+            let group = transfer::group(&network, &stages, before).exclude(still);
+            classifier::thaw(&mut self.learner, group.clone());
+            if let Some(replicas) = &self.replicas {
+                replicas.thaw(&group)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_at_limit(&self) -> bool {
+        let state = &self.session.state;
+        self.session.limits.steps.is_some_and(|steps| state.step >= steps) || self.diverged
+    }
+    /// Writes down an epoch, keeps the best weights, and makes a checkpoint.
+    fn end_epoch(&mut self, validation: Validation) -> Result<()> {
+        let metric = self.session.recipe.checkpoints.best;
+        let state = &mut self.session.state;
+        let record = EpochRecord {
+            epoch: state.epoch + 1,
+            step: state.step,
+            // Not the learner's: a run that resumes at an epoch's end has made no step yet.
+            learning_rate: state.learning_rate,
+            train: state.sums.score(),
+            valid: Reading::of(&validation.raw).score(),
+            average: validation.average.as_ref().map(|predictions| Reading::of(predictions).score()),
+            images_per_second: state.sums.images as f64 / state.times.training().max(1e-9),
+            times: state.times,
+        };
+        state.history.push(record.clone());
+        let is_best = state.best(metric).is_some_and(|best| best.epoch == record.epoch);
+        state.epoch += 1;
+        state.batch = 0;
+        state.sums = Reading::default();
+        state.times = Times::default();
+        self.session.journal.epoch(&self.session.state, &record);
+        if self.session.world.is_root() {
+            self.write_bad_samples();
+            if is_best {
+                self.keep_best(&record, validation);
+            }
+        }
+        self.checkpoint();
+        Ok(())
+    }
+
+    /// The root's work: it alone writes.
+    fn keep_best(&mut self, record: &EpochRecord, validation: Validation) {
+        let (_, of_average) = record.better(self.session.recipe.checkpoints.best);
+        let (network, predictions) = match (&self.session.average, validation.average) {
+            (Some(average), Some(predictions)) if of_average => (average.network.clone(), predictions),
+            _ => (self.learner.model().network.valid(), validation.raw),
+        };
+        let run = &self.session.run;
+        let source: &Arc<dyn Source> = self.session.loaders.valid.source();
+        let kept = weights::save(&network, &self.session.card, run.join(zoo::weights::RUN_WEIGHTS))
+            .map_err(anyhow::Error::from)
+            .and_then(|()| results::write_predictions(run, &predictions, source));
+        if let Err(error) = kept {
+            self.session.journal.warn(&format!("cannot keep the best weights: {error:#}; training goes on"));
+        }
+    }
+
+    fn write_bad_samples(&self) {
+        let bad = self.session.loaders.bad_samples();
+        if let Err(error) = results::write_bad_samples(&self.session.run, &bad) {
+            self.session.journal.warn(&format!("{error:#}"));
+        }
+    }
+
+    /// Whether it is time, by the root's clock.
+    fn is_checkpoint_agreed(&self) -> bool {
+        if self.session.world.is_alone() { self.checkpoint_is_due() } else { self.agreed.checkpoint }
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let checkpoints = &self.session.recipe.checkpoints;
+        if self.session.limits.steps.is_some() {
+            return false;
+        }
+        let by_steps = checkpoints.every_steps.is_some_and(|steps| self.session.state.step - self.saved_step >= steps);
+        by_steps || self.saved.elapsed().as_secs_f64() >= 60.0 * checkpoints.every_minutes
+    }
+
+    /// Writes a checkpoint. Where that fails the run goes on: the last one is whole, and there will be another.
+    fn checkpoint(&mut self) {
+        let mut mark = Instant::now();
+        if let Err(error) = self.share_running_statistics() {
+            self.session.journal.warn(&format!("{error:#}"));
+        }
+        if !self.session.world.is_root() {
+            (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
+            return;
+        }
+        let optimizer = classifier::optimizer_record(&mut self.learner);
+        let model = self.learner.model();
+        // Running statistics lag by one step until they are asked for.
+        drop(model.network.valid());
+        let session = &mut self.session;
+        session.state.file_lengths = session.journal.lengths();
+        let checkpoint = Checkpoint {
+            state: session.state.clone(),
+            network: model.network.into_record(),
+            average: session.average.as_ref().map(|average| average.network.clone().into_record()),
+            optimizer,
+        };
+        if let Err(error) = self.store.save(checkpoint, session.recipe.checkpoints.keep) {
+            session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+        }
+        (self.saved, self.saved_step) = (Instant::now(), session.state.step);
+        let seconds = lap(&mut mark);
+        session.state.times.checkpointing += seconds;
+        session.state.seconds += seconds;
+    }
+
+    fn is_stopped(&self) -> bool {
+        if !self.session.world.is_alone() {
+            return self.agreed.stop;
+        }
+        self.session.stop.load(Ordering::Relaxed) || self.interrupter.should_stop()
+    }
+
+    fn is_out_of_patience(&self) -> bool {
+        let Session { recipe, state, journal, .. } = &self.session;
+        let Some(patience) = recipe.checkpoints.patience else { return false };
+        let best = state.best(recipe.checkpoints.best).map_or(0, |best| best.epoch);
+        let waited = state.epoch.saturating_sub(best);
+        if waited >= patience {
+            journal.say(&format!("no better epoch than {best} in the last {waited}: stopping early"));
+        }
+        waited >= patience
+    }
+}
