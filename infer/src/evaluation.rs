@@ -10,8 +10,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, activation::softmax};
 use datasets::{BadSamples, ImageBatch, ImageLoader, Limits, Source, decode, imagenet, loader::BadSample};
-use report::stats::{self, Count, Prediction};
-use runtime::{files::write_atomic_bytes, progress::Progress};
+use report::{
+    format::{
+        BAD_SAMPLES, EVALUATION, EvaluationSpec, EvaluationSummary, FORMAT, Mean, PREDICTIONS, PredictionRow,
+        Proportion, read_csv, read_json, write_csv, write_json,
+    },
+    stats::{self, Count},
+};
+use runtime::progress::Progress;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,89 +26,23 @@ use crate::{
     protocol::{Protocol, Views},
 };
 
+/// The names of the network's classes, beside the other files of an evaluation.
+const CLASSES: &str = "classes.json";
+
 /// The most images that a network takes at a time, views counted.
 const MOST_AT_ONCE: usize = 64;
-
-/// What was judged, how and on what: an evaluation's parts can be merged if it is the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)] // The fields are what `result.json` calls them.
-pub struct Subject {
-    /// The weights as given.
-    pub weights: Vec<String>,
-    pub architectures: Vec<String>,
-    /// Where the cards say that the weights come from.
-    pub origins: Vec<String>,
-    pub data: String,
-    pub split: String,
-    /// Images in the data, of all shares.
-    pub images: usize,
-    /// Classes of the network, and of the data.
-    pub classes: usize,
-    pub data_classes: usize,
-    pub protocol: String,
-    pub hearth: String,
-    /// The commit of the source tree that the program runs in, where there is one.
-    pub commit: Option<String>,
-    pub backend: String,
-}
-
-/// A row of `predictions.csv`: what the network says of one image.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // The columns.
-pub struct Row {
-    pub key: String,
-    pub label: usize,
-    pub p_label: Option<f64>,
-    pub loss: Option<f64>,
-    pub pred1: Option<usize>,
-    pub p1: Option<f64>,
-    pub pred2: Option<usize>,
-    pub p2: Option<f64>,
-    pub pred3: Option<usize>,
-    pub p3: Option<f64>,
-    pub pred4: Option<usize>,
-    pub p4: Option<f64>,
-    pub pred5: Option<usize>,
-    pub p5: Option<f64>,
-    /// Classes of the data that are more probable than the label.
-    pub rank_in_data: usize,
-    /// Whether the most probable class is among the image's ReaL labels; empty where it has none.
-    pub real: Option<bool>,
-}
-
-impl Row {
-    /// The part that statistics are made of.
-    pub fn prediction(&self) -> Prediction {
-        Prediction {
-            key: self.key.clone(),
-            label: self.label,
-            p_label: self.p_label,
-            loss: self.loss,
-            pred1: self.pred1,
-            p1: self.p1,
-            pred2: self.pred2,
-            p2: self.p2,
-            pred3: self.pred3,
-            p3: self.p3,
-            pred4: self.pred4,
-            p4: self.p4,
-            pred5: self.pred5,
-            p5: self.p5,
-        }
-    }
-}
 
 /// The judgement of some or all images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Evaluation {
-    pub subject: Subject,
+    pub spec: EvaluationSpec,
     /// The names of the network's classes.
     pub class_names: Vec<String>,
     /// Which share this is, of how many.
     pub share: (usize, usize),
     /// In the order of the data.
-    pub rows: Vec<Row>,
+    pub rows: Vec<PredictionRow>,
     pub bad: Vec<BadSample>,
     pub seconds: f64,
 }
@@ -128,7 +68,7 @@ pub fn evaluate(
     models: &[Model],
     source: &Arc<dyn Source>,
     settings: &Settings,
-    subject: Subject,
+    spec: EvaluationSpec,
     progress: &Progress,
 ) -> Result<Evaluation> {
     let (rank, of) = settings.share;
@@ -172,7 +112,7 @@ pub fn evaluate(
         bad.extend(met.into_iter().map(|sample| (sample.key.clone(), sample)));
     }
     Ok(Evaluation {
-        subject,
+        spec,
         class_names: first.card().classes.clone(),
         share: settings.share,
         rows,
@@ -318,7 +258,7 @@ fn unstack(batch: &ImageBatch, views: usize, side: usize) -> Vec<u8> {
 }
 
 /// From an image's probabilities to its row.
-fn judge(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMap) -> Result<Row> {
+fn judge(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMap) -> Result<PredictionRow> {
     let label = source.label(index).with_context(|| format!("{} has no label", source.location(index)))?;
     let label = map.0[label as usize] as usize;
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
@@ -332,24 +272,14 @@ fn judge(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMa
     let rank_in_data = map.0.iter().filter(more_probable).count();
     let key = source.key(index).into_owned();
     let real = imagenet::val_number(&key).and_then(imagenet::real_labels).filter(|labels| !labels.is_empty());
-    let (pred, p) = (|n: usize| order.get(n).copied(), |n: usize| order.get(n).map(|&c| f64::from(probabilities[c])));
-    Ok(Row {
-        label,
+    let real = real.map(|labels| labels.iter().any(|&label| order.first() == Some(&usize::from(label))));
+    let top = order.iter().map(|&class| (class, f64::from(probabilities[class])));
+    Ok(PredictionRow {
         p_label: Some(f64::from(own)),
         loss: Some(-f64::from(own.max(f32::MIN_POSITIVE)).ln()),
-        pred1: pred(0),
-        p1: p(0),
-        pred2: pred(1),
-        p2: p(1),
-        pred3: pred(2),
-        p3: p(2),
-        pred4: pred(3),
-        p4: p(3),
-        pred5: pred(4),
-        p5: p(4),
-        rank_in_data,
-        real: real.map(|labels| labels.iter().any(|&label| Some(usize::from(label)) == pred(0))),
-        key,
+        rank_in_data: Some(rank_in_data),
+        real,
+        ..PredictionRow::new(key, label, top)
     })
 }
 
@@ -387,84 +317,35 @@ impl Source for Share {
     }
 }
 
-/// A count with its share in percent and Wilson's 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct Rate {
-    pub right: usize,
-    pub of: usize,
-    pub percent: f64,
-    pub low: f64,
-    pub high: f64,
-}
-
-impl From<Count> for Rate {
-    fn from(count: Count) -> Self {
-        let (low, high) = count.wilson();
-        Self { right: count.hits, of: count.of, percent: count.percent(), low, high }
-    }
-}
-
-/// A mean with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct Mean {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
-}
-
-/// `result.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // The fields are what `result.json` calls them.
-pub struct Summary {
-    #[serde(flatten)]
-    pub subject: Subject,
-    pub rank: usize,
-    pub of: usize,
-    pub top1: Rate,
-    pub top5: Rate,
-    pub loss: Mean,
-    /// Among the data's classes alone, where the network knows more.
-    pub top1_among_data_classes: Option<Rate>,
-    pub top5_among_data_classes: Option<Rate>,
-    /// By the reassessed labels of Beyer et al., 2020, of images that have some.
-    pub top1_real: Option<Rate>,
-    /// The expected calibration error in percentage points.
-    pub ece: Option<f64>,
-    pub bad_samples: usize,
-    pub seconds: f64,
-    pub images_per_second: f64,
+/// Its proportion and the interval.
+fn proportion(count: Count) -> Proportion {
+    let (low, high) = count.wilson();
+    Proportion { right: count.hits, of: count.of, percent: count.percent(), low, high }
 }
 
 impl Evaluation {
-    /// The rows' statistics part.
-    pub fn predictions(&self) -> Vec<Prediction> {
-        self.rows.iter().map(Row::prediction).collect()
-    }
-
     /// The judgement in numbers.
-    pub fn summary(&self) -> Summary {
-        let predictions = self.predictions();
-        let (top1, top5) = stats::accuracy(&predictions);
-        let count = |holds: &dyn Fn(&Row) -> Option<bool>| {
+    pub fn summary(&self) -> EvaluationSummary {
+        let (top1, top5) = stats::accuracy(&self.rows);
+        let count = |holds: &dyn Fn(&PredictionRow) -> Option<bool>| {
             let mut count = Count::default();
             self.rows.iter().filter_map(holds).for_each(|holds| count.add(holds));
-            (count.of > 0).then(|| Rate::from(count))
+            (count.of > 0).then(|| proportion(count))
         };
-        let subset = self.subject.data_classes < self.subject.classes;
-        let among = |k: usize| if subset { count(&|row| Some(row.rank_in_data < k)) } else { None };
-        Summary {
-            subject: self.subject.clone(),
+        let subset = self.spec.data_classes < self.spec.classes;
+        let among = |k: usize| if subset { count(&|row| Some(row.rank_in_data? < k)) } else { None };
+        EvaluationSummary {
+            format: FORMAT,
+            spec: self.spec.clone(),
             rank: self.share.0,
             of: self.share.1,
-            top1: top1.into(),
-            top5: top5.into(),
-            loss: mean(&predictions),
+            top1: proportion(top1),
+            top5: proportion(top5),
+            loss: mean(&self.rows),
             top1_among_data_classes: among(1),
             top5_among_data_classes: among(5),
             top1_real: count(&|row| row.real),
-            ece: stats::calibration(&predictions).map(|calibration| calibration.ece),
+            ece: stats::calibration(&self.rows).map(|calibration| calibration.ece),
             bad_samples: self.bad.len(),
             seconds: self.seconds,
             images_per_second: self.rows.len() as f64 / self.seconds.max(1e-9),
@@ -473,19 +354,12 @@ impl Evaluation {
 
     /// Writes `predictions.csv` and `result.json`, by which parts are merged.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut table = csv::Writer::from_writer(Vec::new());
-        for row in &self.rows {
-            table.serialize(row)?;
-        }
-        write_atomic_bytes(&folder.join("predictions.csv"), &table.into_inner()?)?;
+        write_csv(&folder.join(PREDICTIONS), &self.rows)?;
         if !self.bad.is_empty() {
-            let mut table = csv::Writer::from_writer(Vec::new());
-            self.bad.iter().try_for_each(|bad| table.serialize(bad))?;
-            write_atomic_bytes(&folder.join("bad_samples.csv"), &table.into_inner()?)?;
+            write_csv(&folder.join(BAD_SAMPLES), &self.bad)?;
         }
-        let classes = serde_json::to_vec_pretty(&self.class_names)?;
-        write_atomic_bytes(&folder.join("classes.json"), &classes)?;
-        write_atomic_bytes(&folder.join("result.json"), &serde_json::to_vec_pretty(&self.summary())?)
+        write_json(&folder.join(CLASSES), &self.class_names)?;
+        write_json(&folder.join(EVALUATION), &self.summary())
     }
 
     /// Reads back what [`write`](Self::write) wrote.
@@ -493,39 +367,25 @@ impl Evaluation {
     /// # Errors
     /// Where a file is missing or damaged.
     pub fn read(folder: &Path) -> Result<Self> {
-        let file = |name: &str| {
-            let path = folder.join(name);
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let damaged = |name: &str| format!("{} is damaged", folder.join(name).display());
-        let summary: Summary = serde_json::from_slice(&file("result.json")?).with_context(|| damaged("result.json"))?;
-        let class_names = serde_json::from_slice(&file("classes.json")?).with_context(|| damaged("classes.json"))?;
-        let bytes = file("predictions.csv")?;
-        let rows: Result<Vec<Row>, _> = csv::Reader::from_reader(bytes.as_slice()).into_deserialize().collect();
-        let rows = rows.with_context(|| damaged("predictions.csv"))?;
-        let bad = match folder.join("bad_samples.csv").exists() {
-            true => {
-                let bytes = file("bad_samples.csv")?;
-                let bad: Result<Vec<BadSample>, _> =
-                    csv::Reader::from_reader(bytes.as_slice()).into_deserialize().collect();
-                bad.with_context(|| damaged("bad_samples.csv"))?
-            }
-            false => Vec::new(),
-        };
+        let summary: EvaluationSummary = read_json(&folder.join(EVALUATION))?;
+        let class_names = read_json(&folder.join(CLASSES))?;
+        let rows: Vec<PredictionRow> = read_csv(&folder.join(PREDICTIONS))?;
+        let bad_samples = folder.join(BAD_SAMPLES);
+        let bad = if bad_samples.exists() { read_csv(&bad_samples)? } else { Vec::new() };
         ensure!(
             rows.len() == summary.top1.of,
             "{} holds {} images, result.json says {}",
-            folder.join("predictions.csv").display(),
+            folder.join(PREDICTIONS).display(),
             rows.len(),
             summary.top1.of
         );
         let share = (summary.rank, summary.of);
-        Ok(Self { subject: summary.subject, class_names, share, rows, bad, seconds: summary.seconds })
+        Ok(Self { spec: summary.spec, class_names, share, rows, bad, seconds: summary.seconds })
     }
 }
 
 /// The mean loss and its 95 % interval, by the normal distribution.
-fn mean(predictions: &[Prediction]) -> Mean {
+fn mean(predictions: &[PredictionRow]) -> Mean {
     let losses: Vec<f64> = predictions.iter().filter_map(|prediction| prediction.loss).collect();
     let n = losses.len().max(1) as f64;
     let mean = losses.iter().sum::<f64>() / n;
@@ -544,7 +404,7 @@ pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
     let of = first.share.1;
     for (name, part) in &parts {
         ensure!(
-            part.subject == first.subject && part.share.1 == of,
+            part.spec == first.spec && part.share.1 == of,
             "{name} and {first_name} are parts of different evaluations: weights, data, protocol, commit and number of \
              shares must be the same"
         );
@@ -553,15 +413,14 @@ pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
     if ranks != (0..of).collect::<Vec<_>>() {
         bail!("the shares 0 to {} are needed, each once; given: {ranks:?}", of - 1);
     }
-    let (subject, class_names) = (first.subject.clone(), first.class_names.clone());
+    let (spec, class_names) = (first.spec.clone(), first.class_names.clone());
     let images: usize = parts.iter().map(|(_, part)| part.rows.len() + part.bad.len()).sum();
     ensure!(
-        images == subject.images,
+        images == spec.images,
         "the parts hold {images} images, the data {}: is one of them incomplete?",
-        subject.images
+        spec.images
     );
-    let mut merged =
-        Evaluation { subject, class_names, share: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
+    let mut merged = Evaluation { spec, class_names, share: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
     // Share r has the images r, r + of, …, some of which could not be read.
     let mut rows = BTreeMap::new();
     for (_, part) in parts {

@@ -13,10 +13,11 @@ use burn::tensor::{Device, FloatDType};
 use datasets::{BadSamples, OpenOptions, Source, Split, open};
 use infer::{
     Model,
-    evaluation::{Settings, Subject, evaluate},
+    evaluation::{Settings, evaluate},
     protocol::{Crops, Protocol},
 };
 use models::{Architecture, Card, Resize};
+use report::format::EvaluationSpec;
 use runtime::progress::{Output, Progress, Unit};
 use serde::Deserialize;
 use zoo::{CardPreprocess, LoadOptions, weights};
@@ -88,7 +89,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         bad_samples: BadSamples::Strict,
         share: (0, 1),
     };
-    let subject = Subject {
+    let spec = EvaluationSpec {
         weights: vec!["a test".into()],
         architectures: vec![model.card().architecture.to_string()],
         origins: Vec::new(),
@@ -104,7 +105,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
     };
     let progress = Progress::new("evaluate", Unit::Items("images"), None, Output::Quiet);
     let models = [model];
-    let judged = evaluate(&models, source, &settings, subject, &progress).expect("an evaluation");
+    let judged = evaluate(&models, source, &settings, spec, &progress).expect("an evaluation");
     let mut compared = 0;
     for row in &judged.rows {
         let Some(image) = expected.first.iter().find(|image| row.key.ends_with(&image.file)) else { continue };
@@ -122,7 +123,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
     }
     let summary = judged.summary();
     let (top1, top5) = (summary.top1.right, summary.top5.right);
-    eprintln!("{}: {top1} and {top5} of {} right", summary.subject.architectures[0], judged.rows.len());
+    eprintln!("{}: {top1} and {top5} of {} right", summary.spec.architectures[0], judged.rows.len());
     assert_eq!((judged.rows.len(), compared), (expected.images, expected.first.len()));
     assert!(top1.abs_diff(expected.top1_correct) <= tolerance.count, "top-1 {top1}, want {}", expected.top1_correct);
     if let Some(want) = expected.top5_correct {

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use super::{
     chart::{Chart, Series},
+    format::MetricRow,
     page::{Page, duration, escape, interval, percent, plural, significant, thousands},
-    run::{Metric, Run, flatten},
+    run::{Run, by_epoch, by_step, flatten},
     sections::{notices, outcome, status},
     stats::Count,
 };
@@ -43,6 +44,7 @@ fn results(runs: &[Run], names: &[String]) -> String {
     for (run, name) in runs.iter().zip(names) {
         let none = || "–".to_string();
         let outcome = outcome(run);
+        let result = run.info.result.as_ref();
         measured.extend(outcome.as_ref().and_then(|outcome| outcome.counts[0]).map(|count| count.of));
         let top = |place: usize| {
             let Some((top, count)) =
@@ -60,10 +62,10 @@ fn results(runs: &[Run], names: &[String]) -> String {
             top(0),
             top(1),
             run.architecture().map_or_else(none, |name| escape(&name)),
-            run.info.count("/parameters").map_or_else(none, thousands),
-            run.info.count("/result/best_epoch").map_or_else(none, |epoch| epoch.to_string()),
-            run.info.number("/result/images_per_second").map_or_else(none, |rate| significant(rate, 4)),
-            run.info.number("/result/seconds").map_or_else(none, duration),
+            Some(run.info.parameters).filter(|&n| n > 0).map_or_else(none, thousands),
+            result.and_then(|result| result.best_epoch).map_or_else(none, |epoch| epoch.to_string()),
+            result.map(|result| result.images_per_second).map_or_else(none, |rate| significant(rate, 4)),
+            result.map(|result| result.seconds).map_or_else(none, duration),
             status(run)
         );
     }
@@ -75,14 +77,14 @@ fn results(runs: &[Run], names: &[String]) -> String {
 }
 
 fn curves(runs: &[Run], names: &[String]) -> String {
-    let chart = |title: &str, split: &str, by_step: bool, y_label: &str, y: fn(&Metric) -> Option<f64>| {
-        let x: fn(&Metric) -> Option<f64> = if by_step { |metric| metric.step } else { |metric| metric.epoch };
+    let chart = |title: &str, split: &str, steps: bool, y_label: &str, y: fn(&MetricRow) -> Option<f64>| {
+        let x: fn(&MetricRow) -> Option<f64> = if steps { by_step } else { by_epoch };
         let lines = runs.iter().zip(names).enumerate();
         let series = lines.map(|(place, (run, name))| Series::new(name, run.curve(split, x, y)).coloured(place));
         let series: Vec<Series> = series.filter(|line| line.points.iter().any(|point| point.1.is_finite())).collect();
         Chart {
             title: title.to_string(),
-            x_label: if by_step { "step" } else { "epoch" }.to_string(),
+            x_label: if steps { "step" } else { "epoch" }.to_string(),
             y_label: y_label.to_string(),
             series,
             ..Chart::default()
@@ -122,9 +124,12 @@ fn differences(runs: &[Run], names: &[String]) -> String {
     let facts: Vec<Vec<(String, String)>> = runs
         .iter()
         .map(|run| {
-            let told = ["kind", "hearth", "commit", "burn", "backend", "device", "threads", "cpu", "dtype", "data"];
-            let told = told.iter().filter_map(|key| Some((key.to_string(), run.info.0.get(key)?.clone())));
-            flatten(&Value::Object(told.collect()))
+            let mut environment = run.environment();
+            // Two runs always differ in these.
+            if let Value::Object(facts) = &mut environment {
+                facts.retain(|key, _| !["name", "status", "started", "finished"].contains(&key.as_str()));
+            }
+            flatten(&environment)
         })
         .collect();
     if runs.len() == 1 {

@@ -6,6 +6,7 @@
 pub mod chart;
 mod compare;
 mod figure;
+pub mod format;
 mod page;
 mod run;
 mod sections;

@@ -10,110 +10,56 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::stats::Prediction;
+use crate::format::{
+    CARD, EPOCHS, EpochRow, METRICS, MISTAKES, MetricRow, MistakeRow, PREDICTIONS, PredictionRow, RECIPE, RUN, RunInfo,
+};
 
 /// How many of the mistakes' pictures are shown.
 const PICTURES: usize = 48;
 /// A picture larger than this is no thumbnail and is left out.
 const PICTURE_BYTES: u64 = 256 << 10;
 
-/// Everything a run folder says.
+/// The contents of a run folder.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     /// The folder.
     pub(crate) folder: PathBuf,
     /// `run.json`.
-    pub(crate) info: Info,
+    pub(crate) info: RunInfo,
     /// `recipe.toml`.
     pub(crate) recipe: Option<String>,
-    /// `card.json`.
-    pub(crate) card: Info,
-    /// The names of the classes, from the card.
-    classes: Vec<String>,
+    /// `card.json`, as it is.
+    pub(crate) card: Value,
+    /// The keys of the card that reports use.
+    summary: CardSummary,
     /// `metrics.csv`.
-    pub(crate) metrics: Vec<Metric>,
+    pub(crate) metrics: Vec<MetricRow>,
     /// `epochs.csv`.
-    pub(crate) epochs: Vec<Epoch>,
+    pub(crate) epochs: Vec<EpochRow>,
     /// `predictions.csv`.
-    pub(crate) predictions: Vec<Prediction>,
+    pub(crate) predictions: Vec<PredictionRow>,
     /// `mistakes/index.csv`.
     pub(crate) mistakes: Vec<Mistake>,
-    /// The files that are not there.
+    /// The names of the files that are missing.
     pub(crate) missing: Vec<&'static str>,
     /// What could not be read, in sentences.
     pub(crate) notices: Vec<String>,
 }
 
-/// A JSON object whose fields may be missing.
-#[derive(Debug, Default)]
-pub(crate) struct Info(pub(crate) Value);
-
-impl Info {
-    /// The text at a JSON pointer, if there is one that is not empty.
-    pub(crate) fn text(&self, pointer: &str) -> Option<&str> {
-        self.0.pointer(pointer)?.as_str().filter(|text| !text.is_empty())
-    }
-
-    /// The number at a JSON pointer.
-    pub(crate) fn number(&self, pointer: &str) -> Option<f64> {
-        self.0.pointer(pointer)?.as_f64()
-    }
-
-    /// The count at a JSON pointer.
-    pub(crate) fn count(&self, pointer: &str) -> Option<usize> {
-        self.0.pointer(pointer)?.as_u64().and_then(|count| count.try_into().ok())
-    }
+/// The keys of a model card that reports use. The card's own type belongs to the crate that reads weights.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CardSummary {
+    architecture: Option<String>,
+    classes: Vec<String>,
 }
 
-/// One row of `metrics.csv`.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Metric {
-    pub(crate) epoch: Option<f64>,
-    pub(crate) step: Option<f64>,
-    #[serde(default)]
-    pub(crate) split: String,
-    pub(crate) loss: Option<f64>,
-    pub(crate) top1: Option<f64>,
-    pub(crate) top5: Option<f64>,
-    pub(crate) learning_rate: Option<f64>,
-    pub(crate) gradient_norm: Option<f64>,
-    pub(crate) images_per_second: Option<f64>,
-}
-
-/// One row of `epochs.csv`, in seconds.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub(crate) struct Epoch {
-    pub(crate) epoch: Option<usize>,
-    pub(crate) seconds: Option<f64>,
-    pub(crate) waiting: Option<f64>,
-    pub(crate) compute: Option<f64>,
-    pub(crate) waiting_for_ranks: Option<f64>,
-    pub(crate) all_reduce: Option<f64>,
-    pub(crate) validation: Option<f64>,
-    pub(crate) checkpointing: Option<f64>,
-    pub(crate) reading: Option<f64>,
-    pub(crate) decoding: Option<f64>,
-    pub(crate) transforming: Option<f64>,
-    pub(crate) collating: Option<f64>,
-    pub(crate) idle: Option<f64>,
-    pub(crate) bad_samples: Option<f64>,
-    pub(crate) skipped_steps: Option<f64>,
-    #[serde(default)]
-    pub(crate) advice: String,
-}
-
-/// One row of `mistakes/index.csv`.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// A wrongly classified image and its thumbnail.
+#[derive(Debug)]
 pub(crate) struct Mistake {
-    #[serde(default)]
-    file: String,
-    #[serde(default)]
-    pub(crate) key: String,
-    pub(crate) label: usize,
-    pub(crate) pred1: Option<usize>,
-    pub(crate) p1: Option<f64>,
-    /// The thumbnail's bytes and type, where it could be read.
-    #[serde(skip)]
+    /// The row of the index.
+    pub(crate) row: MistakeRow,
+    /// The thumbnail's bytes and media type, where it could be read.
     pub(crate) picture: Option<(Vec<u8>, &'static str)>,
 }
 
@@ -127,28 +73,43 @@ impl Run {
             bail!("{} is a file; give the folder of a run", folder.display());
         }
         let mut run = Run { folder: folder.to_path_buf(), ..Run::default() };
-        run.info = run.json("run.json");
-        run.recipe = run.text("recipe.toml");
-        run.card = run.json("card.json");
-        run.metrics = run.rows("metrics.csv");
-        run.epochs = run.rows("epochs.csv");
-        run.predictions = run.rows("predictions.csv");
-        run.mistakes = run.rows("mistakes/index.csv");
+        run.info = run.json(RUN);
+        run.recipe = run.text(RECIPE);
+        run.card = run.json(CARD);
+        run.metrics = run.rows(METRICS);
+        run.epochs = run.rows(EPOCHS);
+        run.predictions = run.rows(PREDICTIONS);
+        let mistakes: Vec<MistakeRow> = run.rows(MISTAKES);
         if run.missing.len() == 7 {
             bail!("{} holds no file of a run, such as run.json or metrics.csv; give a run's folder", folder.display());
         }
-        run.mistakes.truncate(PICTURES);
-        for index in 0..run.mistakes.len() {
-            run.mistakes[index].picture = run.picture(&run.mistakes[index].file.clone());
+        for row in mistakes.into_iter().take(PICTURES) {
+            let picture = run.picture(&row.file);
+            run.mistakes.push(Mistake { row, picture });
         }
-        let names = run.card.0.get("classes").and_then(Value::as_array).into_iter().flatten();
-        run.classes = names.map(|name| name.as_str().map_or_else(|| name.to_string(), str::to_string)).collect();
+        if !run.card.is_null() {
+            match serde_json::from_value(run.card.clone()) {
+                Ok(summary) => run.summary = summary,
+                Err(error) => run.notice(CARD, &format!("is not a model card: {error}.")),
+            }
+        }
         Ok(run)
     }
 
     /// The run's name, or its folder's.
     pub(crate) fn name(&self) -> String {
-        self.info.text("/name").map_or_else(|| self.folder_name(), str::to_string)
+        if self.info.name.is_empty() { self.folder_name() } else { self.info.name.clone() }
+    }
+
+    /// The facts of `run.json` that reports list by name: what the other sections do not show, without what is empty.
+    pub(crate) fn environment(&self) -> Value {
+        let mut info = serde_json::to_value(&self.info).unwrap_or_default();
+        if let Value::Object(facts) = &mut info {
+            let elsewhere = ["command", "result", "parameters", "format"];
+            let is_empty = |value: &Value| value.is_null() || *value == Value::from("") || *value == Value::from(0);
+            facts.retain(|key, value| !elsewhere.contains(&key.as_str()) && !is_empty(value));
+        }
+        info
     }
 
     /// The name of the folder.
@@ -160,23 +121,26 @@ impl Run {
 
     /// The network's name, from the card or the recipe.
     pub(crate) fn architecture(&self) -> Option<String> {
-        let recipe = || Info(toml::from_str(self.recipe.as_deref()?).ok()?).text("/architecture").map(str::to_string);
-        self.card.text("/architecture").map(str::to_string).or_else(recipe)
+        #[derive(Deserialize)]
+        struct RecipeSummary {
+            architecture: String,
+        }
+        let recipe = || Some(toml::from_str::<RecipeSummary>(self.recipe.as_deref()?).ok()?.architecture);
+        self.summary.architecture.clone().or_else(recipe)
     }
 
     /// A class's name.
     pub(crate) fn class(&self, index: usize) -> String {
-        self.classes.get(index).cloned().unwrap_or_else(|| format!("class {index}"))
+        self.summary.classes.get(index).cloned().unwrap_or_else(|| format!("class {index}"))
     }
 
-    /// How many classes there are, as far as the files tell.
+    /// The number of classes in the card, the data and the predictions, whichever is the largest.
     pub(crate) fn class_count(&self) -> usize {
         let seen = self
             .predictions
             .iter()
             .map(|prediction| prediction.label.max(prediction.pred1.unwrap_or(0)).saturating_add(1));
-        let told = self.info.count("/data/classes").unwrap_or(0);
-        self.classes.len().max(told).max(seen.max().unwrap_or(0))
+        self.summary.classes.len().max(self.info.data.classes).max(seen.max().unwrap_or(0))
     }
 
     /// One column of a split of `metrics.csv` over its epochs or steps. An empty cell is a gap. Where a resumed run
@@ -184,8 +148,8 @@ impl Run {
     pub(crate) fn curve(
         &self,
         split: &str,
-        x: fn(&Metric) -> Option<f64>,
-        y: fn(&Metric) -> Option<f64>,
+        x: fn(&MetricRow) -> Option<f64>,
+        y: fn(&MetricRow) -> Option<f64>,
     ) -> Vec<(f64, f64)> {
         let mut points: Vec<(f64, f64)> = Vec::new();
         for metric in self.metrics.iter().filter(|metric| metric.split == split) {
@@ -197,7 +161,7 @@ impl Run {
     }
 
     /// The last row of a split that has a value.
-    pub(crate) fn last(&self, split: &str) -> Option<&Metric> {
+    pub(crate) fn last(&self, split: &str) -> Option<&MetricRow> {
         self.metrics.iter().rev().find(|metric| metric.split == split && metric.top1.is_some())
     }
 
@@ -220,15 +184,12 @@ impl Run {
         }
     }
 
-    fn json(&mut self, name: &'static str) -> Info {
-        let Some(text) = self.text(name) else { return Info::default() };
-        match serde_json::from_str(&text) {
-            Ok(value) => Info(value),
-            Err(error) => {
-                self.notice(name, &format!("is not JSON: {error}. Mend or restore it, then write the report again."));
-                Info::default()
-            }
-        }
+    fn json<T: Default + DeserializeOwned>(&mut self, name: &'static str) -> T {
+        let Some(text) = self.text(name) else { return T::default() };
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            self.notice(name, &format!("is damaged: {error}. Restore it, then write the report again."));
+            T::default()
+        })
     }
 
     fn rows<T: DeserializeOwned>(&mut self, name: &'static str) -> Vec<T> {
@@ -258,7 +219,7 @@ impl Run {
     }
 
     /// A thumbnail. Only a plain name is followed: the index may not lead out of its folder.
-    fn picture(&mut self, file: &str) -> Option<(Vec<u8>, &'static str)> {
+    fn picture(&self, file: &str) -> Option<(Vec<u8>, &'static str)> {
         let plain = Path::new(file).file_name().is_some_and(|name| name == file);
         let path = self.folder.join("mistakes").join(file);
         let small = plain && fs::metadata(&path).is_ok_and(|data| data.is_file() && data.len() <= PICTURE_BYTES);
@@ -270,6 +231,16 @@ impl Run {
         };
         Some((bytes, kind))
     }
+}
+
+/// The epoch of a row, as the x of a curve.
+pub(crate) fn by_epoch(metric: &MetricRow) -> Option<f64> {
+    metric.epoch.map(|epoch| epoch as f64)
+}
+
+/// The step of a row, as the x of a curve.
+pub(crate) fn by_step(metric: &MetricRow) -> Option<f64> {
+    metric.step.map(|step| step as f64)
 }
 
 /// The cause of a bad row, without the position that the notice gives already.
@@ -355,18 +326,28 @@ mod tests {
         let text = format!("{HEADER}1,,valid,4,,,,,\n2,,valid,3,,,,,\n3,,valid,2,,,,,\n2,,valid,1,,,,,\n");
         let folder = folder(&[("metrics.csv", &text)]);
         let run = Run::read(folder.path()).unwrap();
-        assert_eq!(run.curve("valid", |metric| metric.epoch, |metric| metric.loss), [(1.0, 4.0), (2.0, 1.0)]);
+        assert_eq!(run.curve("valid", by_epoch, |metric| metric.loss), [(1.0, 4.0), (2.0, 1.0)]);
     }
 
     #[test]
-    fn unknown_keys_are_ignored_and_wrong_ones_are_missing() {
-        let json = r#"{"name": 7, "new": [], "data": {"train_images": 12, "valid_images": "?"}}"#;
+    fn unknown_keys_are_ignored_and_missing_ones_are_empty() {
+        let json = r#"{"new": [], "data": {"train_images": 12}}"#;
         let folder = folder(&[("run.json", json), ("card.json", "{")]);
         let run = Run::read(folder.path()).unwrap();
-        assert_eq!(run.info.count("/data/train_images"), Some(12));
-        assert_eq!(run.info.count("/data/valid_images"), None);
+        assert_eq!((run.info.data.train_images, run.info.data.valid_images), (12, 0));
         assert_eq!(run.name(), run.folder_name());
-        assert!(run.notices[0].starts_with("card.json is not JSON: EOF"), "{:?}", run.notices);
+        assert_eq!(run.notices.len(), 1, "{:?}", run.notices);
+        assert!(run.notices[0].starts_with("card.json is damaged: EOF"), "{:?}", run.notices);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_a_notice_that_says_where() {
+        let folder = folder(&[("run.json", r#"{"name": 7}"#), ("card.json", r#"{"classes": 3}"#)]);
+        let run = Run::read(folder.path()).unwrap();
+        assert_eq!(run.name(), run.folder_name());
+        let [info, card] = run.notices.as_slice() else { panic!("{:?}", run.notices) };
+        assert!(info.starts_with("run.json is damaged: invalid type: integer `7`, expected a string"), "{info}");
+        assert!(card.starts_with("card.json is not a model card: invalid type: integer `3`"), "{card}");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use serde_json::Value;
 use super::{
     chart::{Chart, PAGE, Series},
     figure::{self, Bars, Part},
+    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunKind, RunStatus, Score},
     page::{Page, duration, escape, interval, moment, percent, plural, significant, thousands},
-    run::{Epoch, Metric, Mistake, Run, flatten},
+    run::{Mistake, Run, by_epoch, by_step, flatten},
     stats::{self, Class, Count},
 };
 
@@ -56,40 +57,40 @@ pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
         let counts = [Some(top1), Some(top5)];
         return Some(Outcome { what: "", top: counts.map(|c| c.map(Count::percent)), counts });
     }
-    let images = run.info.count("/data/valid_images").filter(|&images| images > 0);
-    let best = ["/result/best/top1", "/result/best/top5"].map(|pointer| run.info.number(pointer));
-    let (what, top) = if best[0].is_some() {
-        ("of the best epoch", best)
-    } else {
-        let last = run.last("valid")?;
-        ("so far", [last.top1, last.top5])
+    let images = Some(run.info.data.valid_images).filter(|&images| images > 0);
+    let (what, top) = match &run.info.result {
+        Some(result) => ("of the best epoch", [Some(result.best.top1), Some(result.best.top5)]),
+        None => {
+            let last = run.last("valid")?;
+            ("so far", [last.top1, last.top5])
+        }
     };
     Some(Outcome { what, top, counts: top.map(|top| Some(Count::from_percent(top?, images?))) })
 }
 
 /// What was trained, or judged, on what.
 pub(crate) fn subject(run: &Run) -> String {
-    let judged = run.info.text("/kind") == Some("evaluation");
-    let verb = match run.info.text("/kind") {
-        Some("evaluation") => "judged on",
-        Some("finetune") => "fine-tuned on",
-        Some("probe") => "with a linear probe on",
-        _ => "trained on",
+    let evaluated = run.info.kind == RunKind::Evaluation;
+    let verb = match run.info.kind {
+        RunKind::Evaluation => "evaluated on",
+        RunKind::Finetune => "fine-tuned on",
+        RunKind::Probe => "with a linear probe on",
+        RunKind::Pretrain => "trained on",
     };
     let architecture = run.architecture().unwrap_or_else(|| "A network".to_string());
     let mut subject = format!("<b>{}</b>", escape(&architecture));
-    if let Some(parameters) = run.info.count("/parameters") {
+    if let Some(parameters) = Some(run.info.parameters).filter(|&parameters| parameters > 0) {
         let _ = write!(subject, " ({} parameters)", thousands(parameters));
     }
-    let data = run
-        .info
-        .text(if judged { "/data/valid" } else { "/data/train" })
-        .or(run.info.text("/data/kind"))
-        .unwrap_or("unnamed data");
+    let DataInfo { train, valid, kind, train_images, valid_images, .. } = &run.info.data;
+    let known = |images: &usize| Some(*images).filter(|&images| images > 0);
+    let data = if evaluated { valid } else { train };
+    let kind = Some(kind.as_str()).filter(|kind| !kind.is_empty());
+    let data = data.as_deref().or(kind).unwrap_or("unnamed data");
     let _ = write!(subject, " {verb} <bdi>{}</bdi>", escape(data));
     let mut sizes = Vec::new();
-    sizes.extend(run.info.count("/data/train_images").map(|images| plural(images, "image")));
-    sizes.extend(run.info.count("/data/valid_images").map(|images| match judged {
+    sizes.extend(known(train_images).map(|images| plural(images, "image")));
+    sizes.extend(known(valid_images).map(|images| match evaluated {
         true => plural(images, "image"),
         false => format!("{} to validate on", thousands(images)),
     }));
@@ -105,12 +106,11 @@ pub(crate) fn subject(run: &Run) -> String {
 fn head(run: &Run) -> String {
     let mut head = format!("<div class=\"title\"><h1><bdi>{}</bdi></h1>{}</div>\n", escape(&run.name()), status(run));
     let _ = writeln!(head, "<p class=\"lead\">{}</p>", subject(run));
-    let times = [("/started", "started"), ("/finished", "ended")];
-    let times: Vec<String> = (times.iter())
-        .filter_map(|(pointer, verb)| Some(format!("{verb} {}", escape(&moment(run.info.text(pointer)?)))))
-        .collect();
-    let places = ["/device", "/cpu"].iter().filter_map(|pointer| run.info.text(pointer)).map(escape);
-    let line: Vec<String> = times.into_iter().chain(places).collect();
+    let times = [(Some(&run.info.started), "started"), (run.info.finished.as_ref(), "ended")];
+    let times = times.into_iter().filter_map(|(time, verb)| Some((time.filter(|time| !time.is_empty())?, verb)));
+    let times = times.map(|(time, verb)| format!("{verb} {}", escape(&moment(time))));
+    let hardware = [&run.info.device, &run.info.cpu].into_iter().filter(|name| !name.is_empty());
+    let line: Vec<String> = times.chain(hardware.map(|name| escape(name))).collect();
     if !line.is_empty() {
         let _ = writeln!(head, "<p class=\"sub\">{}</p>", line.join(" · "));
     }
@@ -132,22 +132,22 @@ fn head(run: &Run) -> String {
             tile(&mut tiles, format!("{name} {}", outcome.what).trim_end(), &percent(top, decimals(count)), &sub);
         }
     }
-    let epochs =
-        run.metrics.iter().filter_map(|metric| metric.epoch).filter(|epoch| epoch.is_finite()).fold(0.0, f64::max);
-    let best = run.info.count("/result/best_epoch").or_else(|| best_epoch(run));
+    let epochs = run.metrics.iter().filter_map(|metric| metric.epoch).max();
+    let result = run.info.result.as_ref();
+    let best = result.and_then(|result| result.best_epoch).or_else(|| best_epoch(run));
     if let Some(best) = best {
-        let loss = run.info.number("/result/best/loss").map(|loss| format!("valid loss {}", significant(loss, 4)));
-        let of = if epochs > 0.0 { format!("of {epochs}") } else { String::new() };
-        let lines: Vec<String> = [Some(of).filter(|of| !of.is_empty()), loss].into_iter().flatten().collect();
+        let loss = result.map(|result| result.best.loss).map(|loss| format!("valid loss {}", significant(loss, 4)));
+        let of = epochs.filter(|&epochs| epochs > 0).map(|epochs| format!("of {epochs}"));
+        let lines: Vec<String> = [of, loss].into_iter().flatten().collect();
         tile(&mut tiles, "Best epoch", &best.to_string(), &lines.join("<br>"));
     }
     let spent: f64 = run.epochs.iter().filter_map(|epoch| epoch.seconds).sum();
-    if let Some(seconds) = run.info.number("/result/seconds").or(Some(spent).filter(|&spent| spent > 0.0)) {
+    if let Some(seconds) = result.map(|result| result.seconds).or(Some(spent).filter(|&spent| spent > 0.0)) {
         let each = if run.epochs.is_empty() { String::new() } else { duration(spent / run.epochs.len() as f64) };
         let each = if each.is_empty() { each } else { format!("{each} an epoch") };
         tile(&mut tiles, "Time", &duration(seconds), &each);
     }
-    let rate = run.info.number("/result/images_per_second");
+    let rate = result.map(|result| result.images_per_second);
     if let Some(rate) = rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite()) {
         let rate = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
         tile(&mut tiles, "Throughput", &rate, "images a second");
@@ -172,10 +172,11 @@ fn tile(tiles: &mut String, name: &str, value: &str, sub: &str) {
 
 /// The state of a run as a pill.
 pub(crate) fn status(run: &Run) -> String {
-    let known = ["running", "finished", "interrupted", "failed"];
-    let told = run.info.text("/status").unwrap_or("state unknown");
-    let class = known.into_iter().find(|known| *known == told).unwrap_or("");
-    format!("<span class=\"status {class}\">{}</span>", escape(told))
+    let (class, name) = match run.info.status {
+        Some(status) => (status.name(), status.name()),
+        None => ("", "state unknown"),
+    };
+    format!("<span class=\"status {class}\">{name}</span>")
 }
 
 /// What could not be read in these runs.
@@ -194,30 +195,30 @@ fn missing(run: &Run) -> String {
     if run.missing.is_empty() {
         return String::new();
     }
-    let verb = if run.info.text("/status") == Some("running") { "Not written yet" } else { "Not in the run's folder" };
+    let verb = if run.info.status == Some(RunStatus::Running) { "Not written yet" } else { "Not in the run's folder" };
     format!("<p class=\"sub\">{verb}: {}.</p>\n", run.missing.join(", "))
 }
 
 fn best_epoch(run: &Run) -> Option<usize> {
-    let valid = run.curve("valid", |metric| metric.epoch, |metric| metric.top1);
+    let valid = run.curve("valid", by_epoch, |metric| metric.top1);
     let best =
         valid.iter().filter(|point| point.1.is_finite()).max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.total_cmp(&a.0)));
     best.map(|best| best.0 as usize)
 }
 
 fn curves(run: &Run) -> String {
-    let epochs = |y: fn(&Metric) -> Option<f64>| -> Vec<Series> {
+    let epochs = |y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
         let series = SPLITS.iter().enumerate().map(|(colour, (split, name))| {
-            let line = Series::new(*name, run.curve(split, |metric| metric.epoch, y)).coloured(colour);
+            let line = Series::new(*name, run.curve(split, by_epoch, y)).coloured(colour);
             if *split == "valid_ema" { line.dashed() } else { line }
         });
         series.filter(has_values).collect()
     };
-    let steps = |name: &str, colour: usize, y: fn(&Metric) -> Option<f64>| -> Vec<Series> {
-        let points = run.curve("train_step", |metric| metric.step, y);
+    let steps = |name: &str, colour: usize, y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
+        let points = run.curve("train_step", by_step, y);
         Some(Series::new(name, points).coloured(colour)).into_iter().filter(has_values).collect()
     };
-    let best = run.info.count("/result/best_epoch").or_else(|| best_epoch(run));
+    let best = run.info.result.as_ref().and_then(|result| result.best_epoch).or_else(|| best_epoch(run));
     let marker = best.map(|best| (best as f64, "best".to_string()));
     let chart = |title: &str, x_label: &str, y_label: &str, series: Vec<Series>| Chart {
         title: title.to_string(),
@@ -258,20 +259,18 @@ fn has_values(series: &Series) -> bool {
 
 /// Best, last and averaged weights beside each other.
 fn results(run: &Run) -> String {
-    let rows = [("best", "Best epoch"), ("last", "Last epoch"), ("ema", "Averaged weights (EMA)")];
+    let Some(result) = &run.info.result else { return String::new() };
+    let rows: [(Option<Score>, &str); 3] =
+        [(Some(result.best), "Best epoch"), (result.last, "Last epoch"), (result.ema, "EMA of the weights")];
     let mut body = String::new();
-    for (key, name) in rows {
-        let value = |field: &str| run.info.number(&format!("/result/{key}/{field}"));
-        if value("top1").is_none() && value("loss").is_none() {
-            continue;
-        }
-        let percentage = |field: &str| value(field).map_or("–".to_string(), |value| percent(value, 2));
-        let loss = value("loss").map_or("–".to_string(), |loss| significant(loss, 4));
+    for (score, name) in rows {
+        let Some(Score { loss, top1, top5 }) = score else { continue };
         let _ = writeln!(
             body,
-            "<tr><td>{name}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{loss}</td></tr>",
-            percentage("top1"),
-            percentage("top5")
+            "<tr><td>{name}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
+            percent(top1, 2),
+            percent(top5, 2),
+            significant(loss, 4)
         );
     }
     if body.is_empty() {
@@ -284,7 +283,7 @@ fn results(run: &Run) -> String {
 
 fn time(run: &Run) -> String {
     // A resumed run repeats epochs; the later row counts.
-    let mut epochs: Vec<(usize, &Epoch)> = Vec::new();
+    let mut epochs: Vec<(usize, &EpochRow)> = Vec::new();
     for epoch in &run.epochs {
         let Some(number) = epoch.epoch else { continue };
         while epochs.pop_if(|last| last.0 >= number).is_some() {}
@@ -307,7 +306,7 @@ fn time(run: &Run) -> String {
     // One process alone waits for no other.
     let several = epochs.iter().any(|(_, epoch)| seconds(epoch.all_reduce) > 0.0);
     let shown: Vec<usize> = (0..PHASES.len()).filter(|part| several || !(2..4).contains(part)).collect();
-    let phases = |epoch: &Epoch| {
+    let phases = |epoch: &EpochRow| {
         let of_ranks = [epoch.waiting_for_ranks, epoch.all_reduce];
         let mut parts = [epoch.compute, epoch.waiting, of_ranks[0], of_ranks[1], epoch.validation, epoch.checkpointing]
             .map(seconds)
@@ -316,10 +315,10 @@ fn time(run: &Run) -> String {
         shown.iter().map(|&part| parts[part]).collect()
     };
     let names: Vec<Part> = shown.iter().map(|&part| PHASES[part]).collect();
-    let threads = |epoch: &Epoch| {
+    let threads = |epoch: &EpochRow| {
         [epoch.reading, epoch.decoding, epoch.transforming, epoch.collating, epoch.idle].map(seconds).to_vec()
     };
-    let bars = |title, parts: &[Part], shares, values: &dyn Fn(&Epoch) -> Vec<f64>| Bars {
+    let bars = |title, parts: &[Part], shares, values: &dyn Fn(&EpochRow) -> Vec<f64>| Bars {
         title,
         parts: parts.to_vec(),
         bars: epochs.iter().map(|(number, epoch)| (*number, values(epoch))).collect(),
@@ -351,8 +350,8 @@ fn time(run: &Run) -> String {
         }
         body.push_str("</ul>\n");
     }
-    let total = |value: fn(&Epoch) -> Option<f64>| -> usize {
-        epochs.iter().filter_map(|(_, epoch)| value(epoch)).map(|count| count.max(0.0) as usize).sum()
+    let total = |value: fn(&EpochRow) -> Option<u64>| -> usize {
+        epochs.iter().filter_map(|(_, epoch)| value(epoch)).map(|count| count as usize).sum()
     };
     let (bad, skipped) = (total(|epoch| epoch.bad_samples), total(|epoch| epoch.skipped_steps));
     if bad + skipped > 0 {
@@ -484,15 +483,15 @@ fn mistakes(run: &Run) -> String {
     }
     let mut body = "<p>Wrong predictions of the highest probability. Some may be right, and the label wrong.</p>\n<ul class=\"pictures\">\n".to_string();
     for (place, mistake) in run.mistakes.iter().enumerate() {
-        let predicted = mistake.pred1.map_or("–".to_string(), |predicted| run.class(predicted));
-        let probability = mistake.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1)).unwrap_or_default();
+        let predicted = mistake.row.pred1.map_or("–".to_string(), |predicted| run.class(predicted));
+        let probability = mistake.row.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1)).unwrap_or_default();
         let _ = writeln!(
             body,
             "<li id=\"mistake-{place}\">{}<span class=\"label\"><b class=\"wrong\"><bdi>{}</bdi></b> {probability}</span><span class=\"label\">labelled <bdi>{}</bdi></span><span class=\"key\" title=\"{key}\">{key}</span></li>",
             picture(mistake),
             escape(&predicted),
-            escape(&run.class(mistake.label)),
-            key = escape(&mistake.key)
+            escape(&run.class(mistake.row.label)),
+            key = escape(&mistake.row.key)
         );
     }
     body + "</ul>\n"
@@ -535,7 +534,7 @@ fn calibration(run: &Run) -> String {
 }
 
 fn suspects(run: &Run) -> String {
-    let loss = |prediction: &super::stats::Prediction| prediction.loss.filter(|loss| !loss.is_nan());
+    let loss = |prediction: &PredictionRow| prediction.loss.filter(|loss| !loss.is_nan());
     let mut suspects: Vec<_> = run.predictions.iter().filter(|prediction| loss(prediction).is_some()).collect();
     suspects.sort_by(|a, b| b.loss.partial_cmp(&a.loss).unwrap_or(std::cmp::Ordering::Equal));
     suspects.truncate(SUSPECTS);
@@ -543,7 +542,7 @@ fn suspects(run: &Run) -> String {
         return String::new();
     }
     let pictures: HashMap<&str, usize> =
-        run.mistakes.iter().enumerate().map(|(place, mistake)| (mistake.key.as_str(), place)).collect();
+        run.mistakes.iter().enumerate().map(|(place, mistake)| (mistake.row.key.as_str(), place)).collect();
     let mut body = "<p>The images with the highest loss: look whether their labels are right.</p>\n<div class=\"scroll\"><table>\n<tr><th>Image</th><th>Label</th><th>Predicted</th><th class=\"number\">Loss</th></tr>\n".to_string();
     for suspect in suspects {
         let key = format!("<bdi>{}</bdi>", escape(&suspect.key));
@@ -576,7 +575,7 @@ fn setup(run: &Run) -> String {
     if let Some(recipe) = &run.recipe {
         details("Recipe", format!("<pre>{}</pre>", escape(recipe.trim_end())));
     }
-    if let Value::Object(mut card) = run.card.0.clone() {
+    if let Value::Object(mut card) = run.card.clone() {
         let classes = card.remove("classes");
         let mut shown = facts(&Value::Object(card));
         if let Some(Value::Array(classes)) = classes {
@@ -585,15 +584,10 @@ fn setup(run: &Run) -> String {
         }
         details("Model card", shown);
     }
-    if let Value::Object(mut info) = run.info.0.clone() {
-        let mut shown = String::new();
-        if let Some(Value::Array(words)) = info.remove("command") {
-            let words: Vec<String> = words.iter().filter_map(Value::as_str).map(quote).collect();
-            let _ = write!(shown, "<pre>{}</pre><p></p>", escape(&words.join(" ")));
-        }
-        info.remove("result");
-        shown += &facts(&Value::Object(info));
-        details("Environment", shown);
+    if !run.missing.contains(&RUN) {
+        let words: Vec<String> = run.info.command.iter().map(|word| quote(word)).collect();
+        let command = format!("<pre>{}</pre><p></p>", escape(&words.join(" ")));
+        details("Environment", command + &facts(&run.environment()));
     }
     body
 }

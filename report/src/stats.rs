@@ -2,53 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-
-/// What a network says of one image: a row of `predictions.csv`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Prediction {
-    /// The image's key.
-    #[serde(default)]
-    pub key: String,
-    /// The true class.
-    pub label: usize,
-    /// The probability of the true class.
-    pub p_label: Option<f64>,
-    /// Cross entropy.
-    pub loss: Option<f64>,
-    /// The most probable class.
-    pub pred1: Option<usize>,
-    /// Its probability.
-    pub p1: Option<f64>,
-    /// The second most probable class.
-    pub pred2: Option<usize>,
-    /// Its probability.
-    pub p2: Option<f64>,
-    /// The third.
-    pub pred3: Option<usize>,
-    /// Its probability.
-    pub p3: Option<f64>,
-    /// The fourth.
-    pub pred4: Option<usize>,
-    /// Its probability.
-    pub p4: Option<f64>,
-    /// The fifth.
-    pub pred5: Option<usize>,
-    /// Its probability.
-    pub p5: Option<f64>,
-}
-
-impl Prediction {
-    /// Whether the first prediction is the label.
-    pub fn is_right(&self) -> bool {
-        self.pred1 == Some(self.label)
-    }
-
-    /// Whether the label is among the first five predictions.
-    pub fn holds_label(&self) -> bool {
-        [self.pred1, self.pred2, self.pred3, self.pred4, self.pred5].contains(&Some(self.label))
-    }
-}
+use crate::format::PredictionRow;
 
 /// How many bins the calibration has.
 pub const BINS: usize = 15;
@@ -94,11 +48,11 @@ impl Count {
 }
 
 /// How often the label was the first prediction, and among the first five.
-pub fn accuracy(predictions: &[Prediction]) -> (Count, Count) {
+pub fn accuracy(predictions: &[PredictionRow]) -> (Count, Count) {
     let mut counts = <(Count, Count)>::default();
     for prediction in predictions {
         counts.0.add(prediction.is_right());
-        counts.1.add(prediction.holds_label());
+        counts.1.add(prediction.is_in_top5());
     }
     counts
 }
@@ -117,13 +71,13 @@ pub struct Class {
 }
 
 /// The classes that have images, the worst first.
-pub fn classes(predictions: &[Prediction]) -> Vec<Class> {
+pub fn classes(predictions: &[PredictionRow]) -> Vec<Class> {
     let mut classes: BTreeMap<usize, Class> = BTreeMap::new();
     for prediction in predictions {
         let label = prediction.label;
         let class = classes.entry(label).or_insert_with(|| Class { label, ..Class::default() });
         class.top1.add(prediction.is_right());
-        class.top5.add(prediction.holds_label());
+        class.top5.add(prediction.is_in_top5());
     }
     for ((label, predicted), count) in confusion(predictions) {
         if let Some(class) = classes.get_mut(&label).filter(|_| label != predicted)
@@ -139,7 +93,7 @@ pub fn classes(predictions: &[Prediction]) -> Vec<Class> {
 }
 
 /// How many images of a class (first) were taken for a class (second).
-pub fn confusion(predictions: &[Prediction]) -> BTreeMap<(usize, usize), usize> {
+pub fn confusion(predictions: &[PredictionRow]) -> BTreeMap<(usize, usize), usize> {
     let mut confusion = BTreeMap::new();
     for prediction in predictions {
         if let Some(predicted) = prediction.pred1 {
@@ -177,7 +131,7 @@ pub struct Calibration {
 }
 
 /// The calibration of all predictions that carry a probability; none where there are none.
-pub fn calibration(predictions: &[Prediction]) -> Option<Calibration> {
+pub fn calibration(predictions: &[PredictionRow]) -> Option<Calibration> {
     let mut bins = [Bin::default(); BINS];
     let mut all = Bin::default();
     for prediction in predictions {
@@ -197,9 +151,16 @@ pub fn calibration(predictions: &[Prediction]) -> Option<Calibration> {
 mod tests {
     use super::*;
 
-    fn prediction(label: usize, preds: &[usize], p1: f64) -> Prediction {
+    fn prediction(label: usize, preds: &[usize], p1: f64) -> PredictionRow {
         let pred = |place: usize| preds.get(place).copied();
-        Prediction { label, pred1: pred(0), pred2: pred(1), pred3: pred(2), p1: Some(p1), ..Prediction::default() }
+        PredictionRow {
+            label,
+            pred1: pred(0),
+            pred2: pred(1),
+            pred3: pred(2),
+            p1: Some(p1),
+            ..PredictionRow::default()
+        }
     }
 
     fn close(a: f64, b: f64) -> bool {

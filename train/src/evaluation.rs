@@ -2,6 +2,7 @@
 
 use burn::tensor::{ExecutionError, Tensor};
 use burn_train::ItemLazy;
+pub use report::format::Score;
 use serde::{Deserialize, Serialize};
 
 /// How many of the most probable classes are kept of an image.
@@ -84,14 +85,6 @@ impl ItemLazy for Reading {
     fn sync(self) -> Result<Self, ExecutionError> {
         Ok(self)
     }
-}
-
-/// Means over images; top-1 and top-5 in percent.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Score {
-    pub loss: f64,
-    pub top1: f64,
-    pub top5: f64,
 }
 
 /// From logits, `classes` for each image.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use report::format::{EPOCHS, EpochRow, METRICS, MetricRow, csv_header, csv_line};
 use runtime::progress::human_duration;
 use serde_json::json;
 
@@ -18,13 +19,7 @@ use crate::{
     tensorboard,
 };
 
-const METRICS: &str = "metrics.csv";
-const EPOCHS: &str = "epochs.csv";
 const EVENTS: &str = "events.out.tfevents.hearth";
-
-const METRICS_HEADER: &str = "epoch,step,split,loss,top1,top5,learning_rate,gradient_norm,images_per_second\n";
-const EPOCHS_HEADER: &str = "epoch,seconds,waiting,compute,waiting_for_ranks,all_reduce,validation,checkpointing,reading,decoding,transforming,\
-                             collating,idle,bad_samples,skipped_steps,advice\n";
 
 /// Time between lines inside an epoch.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -102,8 +97,8 @@ impl Journal {
     pub fn open(run: &Path, state: &State, lines: Lines, num_epochs: usize, steps_per_epoch: u64) -> Result<Self> {
         let length = |name: &str| state.file_lengths.get(name).copied();
         Ok(Self {
-            metrics: Growing::open(run, METRICS, length(METRICS), METRICS_HEADER.as_bytes())?,
-            epochs: Growing::open(run, EPOCHS, length(EPOCHS), EPOCHS_HEADER.as_bytes())?,
+            metrics: Growing::open(run, METRICS, length(METRICS), csv_header::<MetricRow>().as_bytes())?,
+            epochs: Growing::open(run, EPOCHS, length(EPOCHS), csv_header::<EpochRow>().as_bytes())?,
             events: Growing::open(run, EVENTS, length(EVENTS), &tensorboard::header(wall_time()))?,
             lines,
             num_epochs,
@@ -222,26 +217,25 @@ impl Journal {
         self.scalars(step, &scalars);
 
         let times = &record.times;
-        let advice = times.advice();
-        let line = format!(
-            "{epoch},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3},{},{},{}\n",
-            times.total(),
-            times.waiting,
-            times.compute,
-            times.ranks,
-            times.all_reduce,
-            times.validation,
-            times.checkpointing,
-            times.reading,
-            times.decoding,
-            times.transforming,
-            times.collating,
-            times.idle,
-            times.bad_samples,
-            times.skipped_steps,
-            advice.as_ref().map_or(String::new(), |advice| format!("\"{}\"", advice.replace('"', "\"\""))),
-        );
-        append(&mut self.epochs, line.as_bytes(), &mut self.complained);
+        let row = EpochRow {
+            epoch: Some(epoch),
+            seconds: Some(times.total()),
+            waiting: Some(times.waiting),
+            compute: Some(times.compute),
+            waiting_for_ranks: Some(times.ranks),
+            all_reduce: Some(times.all_reduce),
+            validation: Some(times.validation),
+            checkpointing: Some(times.checkpointing),
+            reading: Some(times.reading),
+            decoding: Some(times.decoding),
+            transforming: Some(times.transforming),
+            collating: Some(times.collating),
+            idle: Some(times.idle),
+            bad_samples: Some(times.bad_samples),
+            skipped_steps: Some(times.skipped_steps),
+            advice: times.advice().unwrap_or_default(),
+        };
+        append(&mut self.epochs, csv_line(&row).as_bytes(), &mut self.complained);
     }
 
     fn epoch_line(&self, state: &State, record: &EpochRecord) {
@@ -321,15 +315,18 @@ impl Journal {
         norm: Option<f64>,
         speed: Option<f64>,
     ) {
-        let Score { loss, top1, top5 } = score;
-        let cell = |value: Option<f64>, digits: usize| value.map_or(String::new(), |value| format!("{value:.digits$}"));
-        let rate = rate.map_or(String::new(), |rate| format!("{rate:.6e}"));
-        let row = format!(
-            "{epoch},{step},{split},{loss:.5},{top1:.3},{top5:.3},{rate},{},{}\n",
-            cell(norm, 5),
-            cell(speed, 1)
-        );
-        append(&mut self.metrics, row.as_bytes(), &mut self.complained);
+        let row = MetricRow {
+            epoch: Some(epoch),
+            step: Some(step),
+            split: split.to_string(),
+            loss: Some(score.loss),
+            top1: Some(score.top1),
+            top5: Some(score.top5),
+            learning_rate: rate,
+            gradient_norm: norm,
+            images_per_second: speed,
+        };
+        append(&mut self.metrics, csv_line(&row).as_bytes(), &mut self.complained);
     }
 
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
@@ -387,6 +384,6 @@ mod tests {
 
         std::fs::remove_file(run.path().join(METRICS)).unwrap();
         let _resumed = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
-        assert_eq!(read(METRICS), METRICS_HEADER.as_bytes());
+        assert_eq!(read(METRICS), csv_header::<MetricRow>().as_bytes());
     }
 }

@@ -20,6 +20,7 @@ use burn::{
 use burn_train::Learner;
 use datasets::{ImageLoader, SampleRng, Source};
 use models::{Network, weights};
+use report::format::RunKind;
 use runtime::{
     files::write_atomic,
     progress::{Output, Progress, Unit},
@@ -35,7 +36,6 @@ use crate::{
     progress::{EpochRecord, Interval, State, Times, lap},
     recipe::Recipe,
     results,
-    run::Kind,
     schedule::Rates,
     trainer::{End, Outcome},
     training::{self, Finished, Options, Prepared},
@@ -56,7 +56,7 @@ struct Features {
 
 /// Runs a probe in a folder of its own.
 pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    let (folder, card, info) = training::new_run(&prepared, Kind::Probe, options)?;
+    let (folder, card, info) = training::new_run(&prepared, RunKind::Probe, options)?;
     let Prepared { recipe, data, start, device, devices } = &prepared;
     let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
     let network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
@@ -86,7 +86,7 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     info.parameters = network.num_parameters();
     let run = Probe { recipe, task, device, train, valid, state, journal, started };
     let outcome = run.train(network, &folder.path, &card, &data.valid)?;
-    training::finish(outcome, &folder.path, &card, info, options)
+    training::finish(outcome, &folder.path, recipe, &card, info, options)
 }
 
 struct Probe<'a> {

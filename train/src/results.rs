@@ -14,38 +14,34 @@ use datasets::{
     transforms::{Interpolation, Resize, ResizeRule},
 };
 use image::{ImageFormat, codecs::jpeg::JpegEncoder};
+use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, write_csv};
 use runtime::files::write_atomic_bytes;
 
-use crate::evaluation::{Prediction, TOP};
+use crate::evaluation::Prediction;
 
-/// Pictures of the surest mistakes.
-const MISTAKES: usize = 24;
+/// The number of thumbnails of the most confident mistakes.
+const MAX_THUMBNAILS: usize = 24;
 
 /// Their shorter side, in pixels.
 const THUMBNAIL: u32 = 160;
 
 /// Writes `predictions.csv` and pictures of the surest mistakes into a run's folder.
 pub fn write_predictions(run: &Path, predictions: &[Prediction], source: &Arc<dyn Source>) -> Result<()> {
-    let mut table = csv::Writer::from_writer(Vec::new());
-    let mut header: Vec<String> = ["key", "label", "p_label", "loss"].map(String::from).to_vec();
-    header.extend((1..=TOP).flat_map(|rank| [format!("pred{rank}"), format!("p{rank}")]));
-    table.write_record(&header)?;
-    for prediction in predictions {
-        let mut row = vec![
-            source.key(prediction.index).into_owned(),
-            prediction.label.to_string(),
-            format!("{:.6}", prediction.p_label),
-            format!("{:.5}", prediction.loss),
-        ];
-        for rank in 0..TOP {
-            let (class, probability) = prediction.top.get(rank).copied().unzip();
-            row.push(class.map_or(String::new(), |class| class.to_string()));
-            row.push(probability.map_or(String::new(), |probability| format!("{probability:.6}")));
+    let rows = predictions.iter().map(|prediction| {
+        let top = prediction.top.iter().map(|&(class, probability)| (class as usize, widened(probability)));
+        PredictionRow {
+            p_label: Some(widened(prediction.p_label)),
+            loss: Some(widened(prediction.loss)),
+            ..PredictionRow::new(source.key(prediction.index).into_owned(), prediction.label as usize, top)
         }
-        table.write_record(&row)?;
-    }
-    write_atomic_bytes(&run.join("predictions.csv"), &table.into_inner()?)?;
+    });
+    write_csv(&run.join(PREDICTIONS), rows)?;
     write_mistakes(run, predictions, source)
+}
+
+/// The double with the shortest decimal form of a single, so that tables hold `0.1` and not `0.10000000149011612`.
+fn widened(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Source>) -> Result<()> {
@@ -59,10 +55,9 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
         }
         _ => {}
     }
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["file", "key", "label", "pred1", "p1"])?;
+    let mut rows = Vec::new();
     let mut bytes = Vec::new();
-    for (number, prediction) in wrong.into_iter().take(MISTAKES).enumerate() {
+    for (number, prediction) in wrong.into_iter().take(MAX_THUMBNAILS).enumerate() {
         // An image that could be validated can be read; if not, its picture is missing and nothing else.
         if source.read(prediction.index, &mut bytes).is_err() {
             continue;
@@ -71,15 +66,15 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
         let file = format!("{:03}.{extension}", number + 1);
         write_atomic_bytes(&folder.join(&file), &picture)?;
         let (class, probability) = first(prediction);
-        table.write_record([
+        rows.push(MistakeRow {
             file,
-            source.key(prediction.index).into_owned(),
-            prediction.label.to_string(),
-            class.to_string(),
-            format!("{probability:.6}"),
-        ])?;
+            key: source.key(prediction.index).into_owned(),
+            label: prediction.label as usize,
+            pred1: Some(class as usize),
+            p1: Some(widened(probability)),
+        });
     }
-    write_atomic_bytes(&folder.join("index.csv"), &table.into_inner()?)
+    write_csv(&run.join(MISTAKES), rows)
 }
 
 /// A small picture, and the ending of its file's name.
@@ -109,7 +104,7 @@ pub fn write_bad_samples(run: &Path, bad: &[BadSample]) -> Result<()> {
     for sample in bad {
         table.write_record([&sample.key, &sample.location, &sample.cause, &sample.times.to_string()])?;
     }
-    write_atomic_bytes(&run.join("bad_samples.csv"), &table.into_inner()?)
+    write_atomic_bytes(&run.join(BAD_SAMPLES), &table.into_inner()?)
 }
 
 /// Appends a finished run to the table of all runs.
@@ -155,7 +150,7 @@ mod tests {
         let table = fs::read_to_string(run.path().join("predictions.csv")).unwrap();
         assert_eq!(table.lines().count(), 4, "{table}");
         assert!(table.starts_with("key,label,p_label,loss,pred1,p1,pred2"), "{table}");
-        assert!(table.lines().nth(1).unwrap().ends_with("99,0.400000,11,0.100000,,,,,,"), "{table}");
+        assert!(table.lines().nth(1).unwrap().ends_with("99,0.4,11,0.1,,,,,,,,"), "{table}");
         let index = fs::read_to_string(run.path().join("mistakes/index.csv")).unwrap();
         let rows: Vec<&str> = index.lines().skip(1).collect();
         assert!(rows.len() == 2 && rows[0].starts_with("001.png") && rows[0].ends_with("0.800000"), "{index}");

@@ -1,4 +1,4 @@
-//! The folder of a run, and what `run.json` says of it.
+//! The folder of a run and its `run.json`.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -8,13 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use runtime::{environment, files::write_atomic_bytes};
-use serde::{Deserialize, Serialize};
-
-use crate::evaluation::Score;
-
-/// The file with the effective recipe.
-pub const RECIPE: &str = "recipe.toml";
+pub use report::format::RECIPE;
+use report::format::{FORMAT, RUN, RunInfo, RunKind, RunStatus, read_json, write_json};
+use runtime::environment;
 
 /// A run's folder that this process alone writes to.
 #[derive(Debug)]
@@ -70,116 +66,36 @@ impl RunFolder {
     }
 }
 
-/// What a run is, and what it came to. Reports and comparisons read it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct RunInfo {
-    pub name: String,
-    pub command: Vec<String>,
-    pub kind: Kind,
-    pub status: Status,
-    pub hearth: String,
-    /// The commit of the source tree that the program runs in, where there is one.
-    pub commit: Option<String>,
-    pub burn: String,
-    pub backend: String,
-    pub device: String,
-    pub threads: usize,
-    pub os: String,
-    pub cpu: String,
-    pub dtype: String,
-    pub started: String,
-    pub finished: Option<String>,
-    pub data: DataInfo,
-    pub parameters: usize,
-    pub result: Option<ResultInfo>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    #[default]
-    Pretrain,
-    Finetune,
-    Probe,
-}
-
-impl Kind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Pretrain => "pretrain",
-            Kind::Finetune => "finetune",
-            Kind::Probe => "probe",
-        }
+/// The facts of a run that are known before training starts.
+pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String) -> RunInfo {
+    RunInfo {
+        format: FORMAT,
+        name: run.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
+        command,
+        kind,
+        status: Some(RunStatus::Running),
+        hearth: env!("CARGO_PKG_VERSION").to_string(),
+        commit: environment::commit(),
+        burn: "0.22.1".to_string(),
+        backend: backend.clone(),
+        device: backend,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        cpu: environment::cpu(),
+        dtype: "f32".to_string(),
+        started: now(),
+        ..RunInfo::default()
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    #[default]
-    Running,
-    Finished,
-    Interrupted,
-    Failed,
+/// Writes `run.json`.
+pub fn write_info(info: &RunInfo, run: &Path) -> anyhow::Result<()> {
+    write_json(&run.join(RUN), info)
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct DataInfo {
-    pub train: String,
-    pub valid: String,
-    pub kind: String,
-    pub train_images: usize,
-    pub valid_images: usize,
-    pub classes: usize,
-    pub fingerprint: String,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct ResultInfo {
-    pub best_epoch: usize,
-    /// Of the weights that were kept, which are those of the best epoch.
-    pub best: Score,
-    /// Of the raw weights after the last epoch.
-    pub last: Score,
-    /// Of their moving average after the last epoch.
-    pub ema: Option<Score>,
-    pub images_per_second: f64,
-    pub seconds: f64,
-    pub bad_samples: u64,
-    pub skipped_steps: u64,
-}
-
-impl RunInfo {
-    /// What can be known before training starts.
-    pub fn new(run: &Path, kind: Kind, command: Vec<String>, backend: String) -> Self {
-        Self {
-            name: run.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
-            command,
-            kind,
-            hearth: env!("CARGO_PKG_VERSION").to_string(),
-            commit: environment::commit(),
-            burn: "0.22.1".to_string(),
-            backend: backend.clone(),
-            device: backend,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: environment::cpu(),
-            dtype: "f32".to_string(),
-            started: now(),
-            ..Self::default()
-        }
-    }
-
-    pub fn write(&self, run: &Path) -> anyhow::Result<()> {
-        let json = serde_json::to_string_pretty(self).context("cannot write run.json")?;
-        write_atomic_bytes(&run.join("run.json"), (json + "\n").as_bytes())
-    }
-
-    pub fn read(run: &Path) -> anyhow::Result<Self> {
-        let path = run.join("run.json");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
-    }
+/// Reads `run.json`.
+pub fn read_info(run: &Path) -> anyhow::Result<RunInfo> {
+    read_json(&run.join(RUN))
 }
 
 /// The time now as RFC 3339, UTC.

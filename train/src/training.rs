@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use burn::{module::Module, optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler, tensor::Device};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use models::{Card, weights};
+use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::human_duration, world::world,
 };
@@ -31,7 +32,7 @@ use crate::{
     renderer::{NoFiles, renderer},
     replicas::Plan,
     results,
-    run::{DataInfo, Kind, RECIPE, ResultInfo, RunFolder, RunInfo, Status},
+    run::{self, RECIPE, RunFolder},
     schedule::Rates,
     trainer::{End, Outcome, RunLimits, Session, learner::Strategy},
     transfer,
@@ -156,7 +157,7 @@ pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
 }
 
 /// Starts a new run.
-pub fn start(prepared: Prepared, kind: Kind, options: &Options) -> anyhow::Result<Finished> {
+pub fn start(prepared: Prepared, kind: RunKind, options: &Options) -> anyhow::Result<Finished> {
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     let (folder, card, info) = new_run(&prepared, kind, options)?;
     let state = State {
@@ -168,9 +169,9 @@ pub fn start(prepared: Prepared, kind: Kind, options: &Options) -> anyhow::Resul
 }
 
 /// Makes a run's folder and writes what is known before it starts.
-pub fn new_run(prepared: &Prepared, kind: Kind, options: &Options) -> anyhow::Result<(RunFolder, Card, RunInfo)> {
+pub fn new_run(prepared: &Prepared, kind: RunKind, options: &Options) -> anyhow::Result<(RunFolder, Card, RunInfo)> {
     let name = match kind {
-        Kind::Probe => format!("{}-probe", run_name(&prepared.recipe)),
+        RunKind::Probe => format!("{}-probe", run_name(&prepared.recipe)),
         _ => run_name(&prepared.recipe),
     };
     let world = world();
@@ -197,17 +198,17 @@ pub fn new_run(prepared: &Prepared, kind: Kind, options: &Options) -> anyhow::Re
 }
 
 /// Writes what is known of a run before it starts.
-fn begin(prepared: &Prepared, folder: &RunFolder, kind: Kind, options: &Options) -> anyhow::Result<(Card, RunInfo)> {
+fn begin(prepared: &Prepared, folder: &RunFolder, kind: RunKind, options: &Options) -> anyhow::Result<(Card, RunInfo)> {
     let run = &folder.path;
     let (card, info) = describe(prepared, run, kind, options);
     write_atomic_bytes(&run.join(RECIPE), prepared.recipe.to_toml().as_bytes())?;
     card.write(run.join("card.json"))?;
-    info.write(run)?;
+    run::write_info(&info, run)?;
     Ok((card, info))
 }
 
 /// A run's card, and what is known of it before it starts.
-fn describe(prepared: &Prepared, run: &Path, kind: Kind, options: &Options) -> (Card, RunInfo) {
+fn describe(prepared: &Prepared, run: &Path, kind: RunKind, options: &Options) -> (Card, RunInfo) {
     let Prepared { recipe, data, start, .. } = prepared;
     let card = Card {
         classes: data.class_names(),
@@ -215,11 +216,11 @@ fn describe(prepared: &Prepared, run: &Path, kind: Kind, options: &Options) -> (
         transform_input: start.as_ref().is_some_and(|start| start.card.transform_input),
         ..Card::of(recipe.architecture, 1, origin(recipe, run))
     };
-    let mut info = RunInfo::new(run, kind, options.command.clone(), options.device_names());
+    let mut info = run::describe(run, kind, options.command.clone(), options.device_names());
     info.dtype = recipe.network.dtype.name().to_string();
     info.data = DataInfo {
-        train: recipe.data.train.clone(),
-        valid: recipe.data.valid.clone().unwrap_or_else(|| recipe.data.train.clone()),
+        train: Some(recipe.data.train.clone()),
+        valid: Some(recipe.data.valid.clone().unwrap_or_else(|| recipe.data.train.clone())),
         kind: data.kind.to_string(),
         train_images: data.train.len(),
         valid_images: data.valid.len(),
@@ -265,7 +266,7 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     let read = || {
         let shown = run.join(RECIPE).display().to_string();
         let text = std::fs::read_to_string(run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
-        Ok((RunInfo::read(run)?, Card::read(run.join("card.json"))?, text))
+        Ok((run::read_info(run)?, Card::read(run.join("card.json"))?, text))
     };
     let (mut info, card, text) = world.on_root(
         read,
@@ -275,13 +276,13 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     let shown = run.join(RECIPE).display().to_string();
     let recipe = crate::recipe::parse(&text, &shown, &Default::default())?;
     ensure!(
-        info.status != Status::Finished,
+        info.status != Some(RunStatus::Finished),
         "the run {} is finished; `train finetune --weights {} --data …` starts another from its weights",
         run.display(),
         run.display()
     );
     ensure!(
-        info.kind != Kind::Probe,
+        info.kind != RunKind::Probe,
         "{} is a linear probe, which takes seconds: start it again (its features are kept)",
         run.display()
     );
@@ -310,9 +311,9 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
         }
     };
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
-    info.status = Status::Running;
+    info.status = Some(RunStatus::Running);
     if world.is_root() {
-        info.write(run)?;
+        run::write_info(&info, run)?;
     }
     train(prepared, loaders, folder, card, info, Resume { state, checkpoint }, options)
 }
@@ -399,9 +400,10 @@ fn train(
         ));
     }
     if is_root {
-        info.write(&run)?;
+        run::write_info(&info, &run)?;
     }
     let steps_before = parts.state.step;
+    let recipe = prepared.recipe.clone();
     let outcome = launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard)?;
     let steps = outcome.state.step - steps_before;
     if !world.is_alone() && steps > 0 {
@@ -415,7 +417,7 @@ fn train(
             outcome.journal.say(&format!("the last epoch: {}", record.times.verdict()));
         }
     }
-    finish(outcome, &run, &card, info, options)
+    finish(outcome, &run, &recipe, &card, info, options)
 }
 
 /// What a session is made of, before it is launched.
@@ -536,6 +538,7 @@ fn launch(
 pub fn finish(
     outcome: Outcome,
     run: &Path,
+    recipe: &Recipe,
     card: &Card,
     mut info: RunInfo,
     options: &Options,
@@ -544,13 +547,13 @@ pub fn finish(
     if !world().is_root() {
         return Ok(Finished { run: run.to_path_buf(), info, end, state });
     }
-    info.status = match &end {
-        End::Finished => Status::Finished,
-        End::Interrupted => Status::Interrupted,
-        End::Failed(_) => Status::Failed,
-    };
+    info.status = Some(match &end {
+        End::Finished => RunStatus::Finished,
+        End::Interrupted => RunStatus::Interrupted,
+        End::Failed(_) => RunStatus::Failed,
+    });
     info.finished = Some(crate::run::now());
-    info.result = result(&state, run)?;
+    info.result = result(&state, recipe);
     if matches!(end, End::Finished) {
         let networks = [(Some(&network), "last.safetensors"), (average.as_ref(), "last-ema.safetensors")];
         for (network, name) in networks {
@@ -561,36 +564,41 @@ pub fn finish(
             })?;
         }
     }
-    info.write(run)?;
+    run::write_info(&info, run)?;
     if let Err(error) = report::write(run) {
         journal.warn(&format!("the report could not be written: {error:#}"));
     }
     if let (End::Finished, Some(result)) = (&end, &info.result) {
-        append_result(run, &info, result, options)?;
+        append_result(run, recipe, &info, result, options)?;
     }
     Ok(Finished { run: run.to_path_buf(), info, end, state })
 }
 
-fn result(state: &State, run: &Path) -> anyhow::Result<Option<ResultInfo>> {
-    let text = std::fs::read_to_string(run.join(RECIPE))?;
-    let metric = crate::recipe::parse(&text, "the run's recipe", &Default::default())?.checkpoints.best;
-    let (Some(best), Some(last)) = (state.best(metric), state.history.last()) else { return Ok(None) };
+fn result(state: &State, recipe: &Recipe) -> Option<RunResult> {
+    let metric = recipe.checkpoints.best;
+    let (best, last) = (state.best(metric)?, state.history.last()?);
     let images: f64 = state.history.iter().map(|record| record.images_per_second * record.times.training()).sum();
     let training: f64 = state.history.iter().map(|record| record.times.training()).sum();
-    Ok(Some(ResultInfo {
-        best_epoch: best.epoch,
+    Some(RunResult {
+        best_epoch: Some(best.epoch),
         best: best.better(metric).0,
-        last: last.valid,
+        last: Some(last.valid),
         ema: last.average,
         images_per_second: images / training.max(1e-9),
         seconds: state.seconds,
         bad_samples: state.history.iter().map(|record| record.times.bad_samples).sum(),
         skipped_steps: state.skipped_steps,
-    }))
+    })
 }
 
 /// One line in `results.csv`, beside the run's folder.
-fn append_result(run: &Path, info: &RunInfo, result: &ResultInfo, options: &Options) -> anyhow::Result<()> {
+fn append_result(
+    run: &Path,
+    recipe: &Recipe,
+    info: &RunInfo,
+    result: &RunResult,
+    options: &Options,
+) -> anyhow::Result<()> {
     let table = match &options.out {
         Some(_) => run.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
         None => &options.artifacts,
@@ -614,22 +622,21 @@ fn append_result(run: &Path, info: &RunInfo, result: &ResultInfo, options: &Opti
         "backend",
         "finished",
     ];
-    let text = std::fs::read_to_string(run.join(RECIPE))?;
-    let recipe = crate::recipe::parse(&text, "the run's recipe", &Default::default())?;
+    let last = result.last.unwrap_or(result.best);
     let row = [
         info.name.clone(),
         info.kind.name().to_string(),
         recipe.architecture.to_string(),
-        info.data.train.clone(),
+        recipe.data.train.clone(),
         info.data.classes.to_string(),
         info.data.train_images.to_string(),
         info.data.valid_images.to_string(),
         recipe.epochs.to_string(),
-        result.best_epoch.to_string(),
+        result.best_epoch.map_or(String::new(), |epoch| epoch.to_string()),
         format!("{:.2}", result.best.top1),
         format!("{:.2}", result.best.top5),
-        format!("{:.2}", result.last.top1),
-        format!("{:.4}", result.last.loss),
+        format!("{:.2}", last.top1),
+        format!("{:.4}", last.loss),
         format!("{:.1}", result.images_per_second),
         format!("{:.0}", result.seconds),
         info.backend.clone(),
@@ -656,7 +663,7 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
                  checkpoint"
             )));
         }
-        End::Interrupted if info.kind == Kind::Probe => {
+        End::Interrupted if info.kind == RunKind::Probe => {
             println!("run: {shown}");
             eprintln!("stopped; start it again: the features are kept");
             return Ok(ExitCode::Interrupted);
@@ -674,8 +681,11 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
             let right = (score.top1 / 100.0 * n as f64).round();
             println!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})", score.top1);
         };
-        line(format!("best epoch ({})", result.best_epoch), &result.best);
-        line("last epoch".to_string(), &result.last);
+        let best = result.best_epoch.map_or("best epoch".to_string(), |epoch| format!("best epoch ({epoch})"));
+        line(best, &result.best);
+        if let Some(last) = &result.last {
+            line("last epoch".to_string(), last);
+        }
         if let Some(ema) = &result.ema {
             line("average of the weights".to_string(), ema);
         }

@@ -11,13 +11,17 @@ use datasets::{BadSamples, OpenOptions, Quarantine, Source, Split};
 use image::ImageFormat;
 use infer::{
     Model,
-    evaluation::{self, Evaluation, Mean, Rate, Settings, Subject, Summary},
+    evaluation::{self, Evaluation, Settings},
     picture,
     protocol::{Crops, Protocol},
 };
 use report::{
     chart::{Chart, Scale, Series},
-    stats::{self, Prediction},
+    format::{
+        CARD, DataInfo, EvaluationSpec, EvaluationSummary, FORMAT, Mean, PredictionRow, Proportion, RUN, RunInfo,
+        RunKind, RunResult, RunStatus, Score, write_json,
+    },
+    stats,
 };
 use runtime::{
     backend::BackendSpec,
@@ -66,7 +70,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         },
         share: if world.is_alone() { (args.rank, args.of) } else { (world.rank(), world.size()) },
     };
-    let subject = Subject {
+    let spec = EvaluationSpec {
         weights: names.iter().map(|name| name.to_string()).collect(),
         architectures: models.iter().map(|model| model.card().architecture.to_string()).collect(),
         origins: models.iter().map(|model| model.card().origin.clone()).collect(),
@@ -83,7 +87,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     };
     let views = evaluation::num_views(&models, source.len(), &settings)?;
     let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
-    let evaluation = evaluation::evaluate(&models, &source, &settings, subject, &progress)?;
+    let evaluation = evaluation::evaluate(&models, &source, &settings, spec, &progress)?;
     progress.finish();
     let evaluation = gather(world, evaluation)?;
     if !world.is_root() {
@@ -187,18 +191,18 @@ fn conclude(
     Ok(ExitCode::Success)
 }
 
-fn text(evaluation: &Evaluation, summary: &Summary) -> String {
-    let Summary { subject, top1, top5, loss, .. } = summary;
+fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
+    let EvaluationSummary { spec, top1, top5, loss, .. } = summary;
     let mut text = format!(
         "{} on {} {} images of {} ({}), {}\n",
-        subject.architectures.join(" + "),
+        spec.architectures.join(" + "),
         grouped(top1.of),
-        subject.split,
-        subject.data,
+        spec.split,
+        spec.data,
         if summary.of > 1 { format!("share {} of {}", summary.rank, summary.of) } else { "all".into() },
-        subject.protocol,
+        spec.protocol,
     );
-    let rate = |name: &str, rate: &Rate| {
+    let rate = |name: &str, rate: &Proportion| {
         format!(
             "{name:26} {:6.2} %   {:.2} to {:.2} %   {} of {}\n",
             rate.percent,
@@ -211,10 +215,10 @@ fn text(evaluation: &Evaluation, summary: &Summary) -> String {
     text += &rate("top-1", top1);
     text += &rate("top-5", top5);
     if let Some(top1) = &summary.top1_among_data_classes {
-        text += &rate(&format!("top-1 among {} classes", subject.data_classes), top1);
+        text += &rate(&format!("top-1 among {} classes", spec.data_classes), top1);
     }
     if let Some(top5) = &summary.top5_among_data_classes {
-        text += &rate(&format!("top-5 among {} classes", subject.data_classes), top5);
+        text += &rate(&format!("top-5 among {} classes", spec.data_classes), top5);
     }
     if let Some(real) = &summary.top1_real {
         text += &rate("top-1 by ReaL labels", real);
@@ -225,7 +229,7 @@ fn text(evaluation: &Evaluation, summary: &Summary) -> String {
         text += &format!("{:26} {ece:6.2} points\n", "calibration error");
     }
     text += &format!("{:26} {:6.1} images/s\n", "throughput", summary.images_per_second);
-    let classes = stats::classes(&evaluation.predictions());
+    let classes = stats::classes(&evaluation.rows);
     if classes.len() > 1 {
         let shown = classes.len().min(PRINTED_CLASSES);
         let which = if shown < classes.len() {
@@ -251,9 +255,9 @@ fn text(evaluation: &Evaluation, summary: &Summary) -> String {
 }
 
 /// A header and a row.
-fn csv_line(summary: &Summary) -> Result<String> {
-    let Summary { subject, top1, top5, loss, .. } = summary;
-    let cell = |rate: &Option<Rate>| rate.as_ref().map_or(String::new(), |rate| format!("{:.3}", rate.percent));
+fn csv_line(summary: &EvaluationSummary) -> Result<String> {
+    let EvaluationSummary { spec, top1, top5, loss, .. } = summary;
+    let cell = |rate: &Option<Proportion>| rate.as_ref().map_or(String::new(), |rate| format!("{:.3}", rate.percent));
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record([
         "weights",
@@ -280,11 +284,11 @@ fn csv_line(summary: &Summary) -> Result<String> {
     ])?;
     let number = |value: f64| format!("{value:.4}");
     table.write_record([
-        subject.weights.join(" "),
-        subject.architectures.join(" "),
-        subject.data.clone(),
-        subject.split.clone(),
-        subject.protocol.clone(),
+        spec.weights.join(" "),
+        spec.architectures.join(" "),
+        spec.data.clone(),
+        spec.split.clone(),
+        spec.protocol.clone(),
         top1.of.to_string(),
         number(top1.percent),
         number(top1.low),
@@ -306,11 +310,11 @@ fn csv_line(summary: &Summary) -> Result<String> {
 }
 
 /// The result's files, tables, pictures and page.
-fn write(evaluation: &Evaluation, summary: &Summary, out: &Path, card: Option<String>) -> Result<()> {
+fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card: Option<String>) -> Result<()> {
     evaluation.write(out)?;
-    let predictions = evaluation.predictions();
+    let predictions = &evaluation.rows;
     let names = &evaluation.class_names;
-    let confusion = stats::confusion(&predictions);
+    let confusion = stats::confusion(predictions);
     let bytes = |write: &dyn Fn(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>| -> Result<Vec<u8>> {
         let mut table = csv::Writer::from_writer(Vec::new());
         write(&mut table)?;
@@ -318,7 +322,7 @@ fn write(evaluation: &Evaluation, summary: &Summary, out: &Path, card: Option<St
     };
     let per_class = bytes(&|table| {
         table.write_record(["class", "name", "images", "top1", "top5", "most_often_taken_for", "times"])?;
-        for class in stats::classes(&predictions) {
+        for class in stats::classes(predictions) {
             let (other, count) = class.taken_for.unzip();
             table.write_record([
                 class.label.to_string(),
@@ -353,36 +357,47 @@ fn write(evaluation: &Evaluation, summary: &Summary, out: &Path, card: Option<St
     let mut png = std::io::Cursor::new(Vec::new());
     picture::confusion(&shown, &counts).write_to(&mut png, ImageFormat::Png).context("cannot draw confusion.png")?;
     write_atomic_bytes(&out.join("confusion.png"), png.get_ref())?;
-    if let Some(chart) = calibration(&predictions) {
+    if let Some(chart) = calibration(predictions) {
         write_atomic_bytes(&out.join("calibration.svg"), chart.to_svg().as_bytes())?;
     }
 
     // What the report reads beside the predictions.
     if let Some(card) = card {
-        write_atomic_bytes(&out.join("card.json"), card.as_bytes())?;
+        write_atomic_bytes(&out.join(CARD), card.as_bytes())?;
     }
-    let subject = &summary.subject;
-    let info = serde_json::json!({
-        "name": format!("{} on {}", subject.architectures.join(" + "), subject.data),
-        "command": ["evaluate", subject.protocol], "kind": "evaluation", "status": "finished",
-        "hearth": subject.hearth, "commit": subject.commit, "backend": subject.backend,
-        "data": {
-            "valid": subject.data, "kind": subject.split, "valid_images": subject.images,
-            "classes": subject.data_classes,
+    let spec = &summary.spec;
+    let info = RunInfo {
+        format: FORMAT,
+        name: format!("{} on {}", spec.architectures.join(" + "), spec.data),
+        command: vec!["evaluate".to_string(), spec.protocol.clone()],
+        kind: RunKind::Evaluation,
+        status: Some(RunStatus::Finished),
+        hearth: spec.hearth.clone(),
+        commit: spec.commit.clone(),
+        backend: spec.backend.clone(),
+        data: DataInfo {
+            valid: Some(spec.data.clone()),
+            kind: spec.split.clone(),
+            valid_images: spec.images,
+            classes: spec.data_classes,
+            ..DataInfo::default()
         },
-        "result": {
-            "best": { "loss": summary.loss.mean, "top1": summary.top1.percent, "top5": summary.top5.percent },
-            "images_per_second": summary.images_per_second, "seconds": summary.seconds,
-            "bad_samples": summary.bad_samples,
-        },
-    });
-    write_atomic_bytes(&out.join("run.json"), &serde_json::to_vec_pretty(&info)?)?;
+        result: Some(RunResult {
+            best: Score { loss: summary.loss.mean, top1: summary.top1.percent, top5: summary.top5.percent },
+            images_per_second: summary.images_per_second,
+            seconds: summary.seconds,
+            bad_samples: summary.bad_samples as u64,
+            ..RunResult::default()
+        }),
+        ..RunInfo::default()
+    };
+    write_json(&out.join(RUN), &info)?;
     report::write(out)?;
     Ok(())
 }
 
 /// How often the first prediction is right, by its probability.
-fn calibration(predictions: &[Prediction]) -> Option<Chart> {
+fn calibration(predictions: &[PredictionRow]) -> Option<Chart> {
     let calibration = stats::calibration(predictions)?;
     let filled = calibration.bins.iter().filter(|bin| bin.right.of > 0);
     let points = filled.map(|bin| (bin.mean_confidence(), bin.right.percent())).collect();

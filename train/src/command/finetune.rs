@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use report::format::RunKind;
 use runtime::exit::ExitCode;
 
 use super::{dry_run, lr_find};
@@ -10,7 +11,6 @@ use crate::{
     cli::FinetuneArgs,
     data, probe,
     recipe::{self, Freeze, Overrides, Recipe, Transfer},
-    run::Kind,
     training::{self, Finished, Options, Prepared},
 };
 
@@ -31,7 +31,7 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     if is_probe(&prepared.recipe) {
         probe::start(prepared, options)
     } else {
-        training::start(prepared, Kind::Finetune, options)
+        training::start(prepared, RunKind::Finetune, options)
     }
 }
 

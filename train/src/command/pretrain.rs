@@ -1,6 +1,7 @@
 //! `train pretrain`: from random weights.
 
 use anyhow::Result;
+use report::format::RunKind;
 use runtime::exit::ExitCode;
 use zoo::LoadOptions;
 
@@ -8,7 +9,6 @@ use super::dry_run;
 use crate::{
     cli::PretrainArgs,
     recipe::{self, Recipe},
-    run::Kind,
     training,
 };
 
@@ -19,7 +19,7 @@ pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    training::conclude(training::start(prepared, Kind::Pretrain, &options)?)
+    training::conclude(training::start(prepared, RunKind::Pretrain, &options)?)
 }
 
 fn recipe(args: &PretrainArgs) -> Result<Recipe> {

@@ -11,7 +11,10 @@ use burn::{
 use burn_train::TrainStep;
 use datasets::ImageBatch;
 use models::{Architecture, NetworkConfig, Strictness, Weights};
-use report::chart::{Chart, Scale, Series};
+use report::{
+    chart::{Chart, Scale, Series},
+    format::RunKind,
+};
 use runtime::{exit::ExitCode, files::write_atomic_bytes};
 use zoo::LoadOptions;
 
@@ -20,7 +23,7 @@ use crate::{
     cli::{ShortcutsArgs, Study, StudyArgs},
     progress::EpochRecord,
     recipe::{self, Overrides, Recipe},
-    run::{Kind, RunFolder},
+    run::RunFolder,
     trainer::End,
     training::{self, Options, Prepared},
     transfer,
@@ -60,7 +63,7 @@ fn shortcuts(args: &ShortcutsArgs) -> Result<ExitCode> {
         let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
         let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
         let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
-        let finished = training::start(prepared, Kind::Pretrain, &own)?;
+        let finished = training::start(prepared, RunKind::Pretrain, &own)?;
         match finished.end {
             End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
             End::Interrupted => return Ok(ExitCode::Interrupted),
