@@ -561,9 +561,9 @@ mod tests {
         assert!((row.pred5, row.p5) == (Some(4), Some(1.0 / 6.0)) && !row.is_right() && !row.is_in_top5());
         write_csv(&path, [&row]).unwrap();
         assert_eq!(read_csv::<PredictionRow>(&path).unwrap(), [row]);
-        fs::write(&path, "key,label\na,1\n").unwrap();
+        fs::write(&path, "key,p_label\na,1\n").unwrap();
         let error = format!("{:#}", read_csv::<PredictionRow>(&path).unwrap_err());
-        assert!(error.contains("predictions.csv is damaged") && error.contains("p_label"), "{error}");
+        assert!(error.contains("predictions.csv is damaged") && error.contains("label"), "{error}");
     }
 
     #[test]
