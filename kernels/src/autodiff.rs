@@ -357,10 +357,6 @@ impl<B: Kernels, C: CheckpointStrategy> Gradients for Autodiff<B, C> {}
 
 impl Gradients for burn::backend::Dispatch {}
 
-/// Without a fast implementation there is nothing to choose: the plain bodies for every backend.
-#[cfg(not(feature = "flex"))]
-impl Kernels for burn::backend::Dispatch {}
-
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn fused_conv2d(
         x: Ad<B, C>,

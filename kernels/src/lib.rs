@@ -16,9 +16,13 @@ pub mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
 mod functional;
+// NdArray and LibTorch are deprecated and stay for as long as Burn ships them.
+#[allow(deprecated)]
+// Without a backend the dispatch that Burn's macro generates uses no argument.
+#[cfg_attr(not(any(feature = "flex", feature = "ndarray", feature = "tch", feature = "cube")), allow(unused_variables))]
 pub mod ops;
 mod plain;
-#[allow(deprecated)] // NdArray and LibTorch, for as long as Burn ships them.
+#[allow(deprecated)] // As for `ops`.
 mod shared;
 
 pub use functional::*;

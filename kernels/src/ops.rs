@@ -1,11 +1,9 @@
 //! The operations as a backend extension: a plain body for every backend, in Burn's own operations, and (in `flex`) a
 //! fast one.
 
-#[cfg(feature = "flex")]
-use burn::backend::backend_extension;
 use burn::{
     backend::{
-        Backend, ExtensionType,
+        Backend, ExtensionType, backend_extension,
         tensor::{FloatTensor, IntTensor},
     },
     tensor::ops::ConvOptions,
@@ -231,7 +229,16 @@ pub trait Gradients: Backend {
 }
 
 /// The operations that the networks are made of.
-#[cfg_attr(feature = "flex", backend_extension(Flex, Autodiff))]
+///
+/// The attribute applies in every combination of features: it also strips `#[extension_type]` from the arguments, which
+/// the compiler does not know.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(feature = "cube"),
+    Autodiff
+)]
 pub trait Kernels: Gradients {
     /// `relu(conv(x, weight) · scale + bias + residual)`, everything but the convolution where it is given.
     ///
@@ -339,3 +346,16 @@ pub trait Kernels: Gradients {
         plain::sgd_step::<Self>(param, gradient, velocity.into_option(), sgd)
     }
 }
+
+#[cfg(feature = "ndarray")]
+impl Gradients for burn::backend::NdArray {}
+#[cfg(feature = "ndarray")]
+impl Kernels for burn::backend::NdArray {}
+#[cfg(feature = "tch")]
+impl Gradients for burn::backend::LibTorch {}
+#[cfg(feature = "tch")]
+impl Kernels for burn::backend::LibTorch {}
+#[cfg(feature = "cube")]
+impl Gradients for burn::backend::Cube {}
+#[cfg(feature = "cube")]
+impl Kernels for burn::backend::Cube {}
