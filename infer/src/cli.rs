@@ -204,8 +204,8 @@ pub struct RunOptions {
     /// By default it is folded into the convolutions before it, which is faster and the same to rounding.
     #[arg(long)]
     pub keep_batchnorm: bool,
-    /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
-    /// where the processor multiplies it (AVX512-BF16, and AMX, with which the maps between them are of bf16 too)
+    /// Compute in this type (mixed precision: the arithmetic of norms and the logits stay f32). On the CPU bf16 is faster
+    /// with AVX512-BF16 or AMX
     #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
     pub dtype: Dtype,
     #[command(flatten)]

@@ -183,7 +183,7 @@ fn dense_pass(
                 number: 0,
             };
             let input = model.preprocess().normalise(&batch, model.device());
-            let probabilities = floats(softmax(model.run(|network| network.forward_dense(input)), 1))?;
+            let probabilities = floats(softmax(model.network().forward_dense(model.typed(input)), 1))?;
             sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / views.count() as f32);
         }
         take(index, sum)?;

@@ -92,7 +92,7 @@ impl<'a> Explainer<'a> {
     /// One pass for all classes: the map is repeated for each of them, and each copy gets its class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
-        let logits = self.model.run(|network| network.forward_tapped(input, &mut leaf));
+        let logits = self.model.network().forward_tapped(self.model.typed(input), &mut leaf);
         let map = leaf.map.with_context(|| format!("the network has no stage {}", self.stage))?;
         let [_, channels, height, width] = map.dims();
         let gradients = chosen(logits, classes).backward();
@@ -154,7 +154,7 @@ impl<'a> Explainer<'a> {
     }
 
     fn probabilities(&self, input: Tensor<4>) -> Result<Vec<Vec<f64>>> {
-        self.model.probabilities_of(self.model.run(|network| network.forward(input)))
+        self.model.probabilities_of(self.model.network().forward(self.model.typed(input)))
     }
 
     /// The gradient of the class's logit with respect to the pixels: its size, the largest of the three colours, averaged
@@ -175,7 +175,7 @@ impl<'a> Explainer<'a> {
             let noise = Tensor::<4>::from_data(noise, self.model.device());
             let copies = copies.len();
             let noisy = (input.clone() + noise).autodiff().require_grad();
-            let logits = self.model.run(|network| network.forward(noisy.clone()));
+            let logits = self.model.network().forward(self.model.typed(noisy.clone()));
             let gradients = chosen(logits, &vec![class; copies]).backward();
             let gradient = noisy.grad(&gradients).context("the logits do not depend on the image")?;
             // [copies, 3, h, w] → [h, w]

@@ -24,7 +24,7 @@ impl Model {
     /// Where the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
         let input = self.preprocess().normalise(&self.preprocess().batch(images), self.device());
-        let features = self.run(|network| network.features(input));
+        let features = self.network().features(self.typed(input));
         let [_, length] = features.dims();
         let values = features.try_into_data().context("the device could not run the network")?;
         let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are no floats")?;

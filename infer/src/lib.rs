@@ -26,4 +26,4 @@ pub mod protocol;
 pub mod stream;
 
 pub use inputs::Input;
-pub use model::{Model, Prediction, check_dtype};
+pub use model::{Model, Prediction};

@@ -6,7 +6,7 @@ use burn::{
     tensor::{Device, FloatDType, Tensor},
 };
 use datasets::ImageBatch;
-use models::{Card, Network, with_compute_dtype};
+use models::{Card, Network};
 
 use zoo::{CardPreprocess, Opened};
 
@@ -17,18 +17,8 @@ pub struct Model {
     card: Card,
     preprocess: CardPreprocess,
     device: Device,
-    /// What convolutions and linear maps are computed in, where it is not single precision.
+    /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
-}
-
-/// # Errors
-/// Where the device does not compute in `dtype`.
-pub fn check_dtype(device: &Device, dtype: FloatDType) -> Result<()> {
-    ensure!(
-        device.supports_dtype(dtype),
-        "the backend does not compute in {dtype:?}: use --dtype f32, or another --backend"
-    );
-    Ok(())
 }
 
 /// One class of an answer.
@@ -66,23 +56,23 @@ impl Model {
         Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
     }
 
-    /// Has [`run`](Self::run) compute convolutions and linear maps in `dtype`, everything else as before.
+    /// Has the network compute in `dtype`: mixed precision, see [`Network`].
     ///
     /// # Errors
     /// Where the device does not compute in it.
     pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Result<Self> {
         if let Some(dtype) = dtype {
-            check_dtype(&self.device, dtype)?;
+            runtime::dtype::check(format_args!("{:?}", self.device), &self.device, dtype)?;
         }
         self.compute = dtype;
         Ok(self)
     }
 
-    /// The network's results, computed as [asked for](Self::with_dtype).
-    pub fn run<T>(&self, work: impl FnOnce(&Network) -> T) -> T {
+    /// Images in the type that the network computes in, [f32 by default](Self::with_dtype).
+    pub fn typed(&self, images: Tensor<4>) -> Tensor<4> {
         match self.compute {
-            Some(dtype) => with_compute_dtype(dtype, || work(&self.network)),
-            None => work(&self.network),
+            Some(dtype) => images.cast(dtype),
+            None => images,
         }
     }
 
@@ -109,7 +99,7 @@ impl Model {
     /// A batch `[n, 3, h, w]` of RGB bytes → logits `[n, classes]`.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
         let images = self.preprocess.normalise(batch, &self.device);
-        self.run(|network| network.forward(images))
+        self.network.forward(self.typed(images))
     }
 
     /// A batch `[n, 3, h, w]` of RGB bytes → the probability of each class for each image, `n` rows.

@@ -21,7 +21,13 @@ pub use crate::ops::{Pool as Pool2d, ResponseNorm as LocalResponseNorm, Sgd};
 /// [chosen](crate::set_kernel_mode).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
     let takes = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && has_bf16_activations();
-    if kernel_mode() == KernelMode::Reference || !takes {
+    takes && runs_on_device_of(x)
+}
+
+/// Whether the optimized operations run where this tensor is stored, whatever its type: on `flex`, and
+/// [chosen](crate::set_kernel_mode).
+pub fn runs_on_device_of<const D: usize>(x: &Tensor<D>) -> bool {
+    if kernel_mode() == KernelMode::Reference {
         return false;
     }
     #[cfg(feature = "flex")]
@@ -34,7 +40,10 @@ pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
         matches!(kind, DispatchTensorKind::Flex(_))
     }
     #[cfg(not(feature = "flex"))]
-    false
+    {
+        let _ = x;
+        false
+    }
 }
 
 fn maybe<const D: usize>(tensor: Option<Tensor<D>>) -> Maybe<Dispatch> {

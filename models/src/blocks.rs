@@ -7,7 +7,7 @@ use burn::{
         conv::{Conv2d, Conv2dConfig},
         pool::{MaxPool2d, MaxPool2dConfig},
     },
-    tensor::{Device, Tensor, activation::relu, module::conv2d, ops::ConvOptions},
+    tensor::{DType, Device, Tensor, TensorData, activation::relu, module::conv2d, ops::ConvOptions},
 };
 
 use crate::{
@@ -127,14 +127,14 @@ pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Drop
 /// averaged: `[n, classes]`. The first linear map becomes a convolution of the window, the others of 1 × 1.
 pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, last]: [&Linear; 3]) -> Tensor<2> {
     let [n, channels, _, _] = map.dims();
-    let weight = first.weight.val().transpose();
+    let weight = ops::value(&first.weight, map.dtype()).transpose();
     let [outputs, _] = weight.dims();
     let weight = weight.reshape([outputs, channels, window, window]);
-    let bias = first.bias.as_ref().map(|bias| bias.val());
+    let bias = first.bias.as_ref().map(|bias| ops::value(bias, map.dtype()));
     let x = relu(conv2d(map, weight, bias, ConvOptions::new([1, 1], [0, 0], [1, 1], 1))); // [n, outputs, h', w']
     let [_, _, height, width] = x.dims();
     let places = x.permute([0, 2, 3, 1]).reshape([n * height * width, outputs]);
-    let scores = ops::linear(last, relu(ops::linear(second, places))); // [n · h' · w', classes]
+    let scores = ops::logits(last, relu(ops::linear(second, places))); // [n · h' · w', classes]
     let [_, classes] = scores.dims();
     scores.reshape([n, height * width, classes]).mean_dim(1).reshape([n, classes])
 }
@@ -230,10 +230,12 @@ pub(crate) fn fold_all<const N: usize>(layers: [&mut ConvNorm; N]) {
 /// Moves an input that was normalised with ImageNet's mean and deviation to ±1 (mean 0.5, deviation 0.5), which is
 /// what networks ported from TensorFlow were trained on (torchvision's `transform_input`). `[n, 3, h, w]`, RGB.
 pub(crate) fn to_plus_minus_one(x: Tensor<4>) -> Tensor<4> {
-    let device = x.device();
     let [mean, std] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
     let scale: [f32; 3] = std.map(|s: f64| (s / 0.5) as f32);
     let shift: [f32; 3] = mean.map(|m: f64| ((m - 0.5) / 0.5) as f32);
-    let channel = |values: [f32; 3]| Tensor::<1>::from_floats(values, &device).reshape([1, 3, 1, 1]);
-    x * channel(scale) + channel(shift)
+    let device = x.device();
+    let channel = |values: [f32; 3]| {
+        Tensor::<1>::from_data(TensorData::from(values), (&device, DType::F32)).reshape([1, 3, 1, 1])
+    };
+    ops::in_f32(x, |x| x * channel(scale) + channel(shift))
 }

@@ -98,7 +98,7 @@ impl CifarResNet {
 
     /// The vector of [`features`](Self::features) `[n, 64]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.linear, x)
+        ops::logits(&self.linear, x)
     }
 
     /// The same network with a fresh last layer for `num_classes`.

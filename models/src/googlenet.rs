@@ -143,7 +143,7 @@ impl GoogLeNet {
 
     /// The vector of [`features`](Self::features) `[n, 1024]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.fc, x)
+        ops::logits(&self.fc, x)
     }
 
     /// Images `[n, 3, h, w]` → logits and the auxiliary logits of 4a and 4d, each `[n, classes]`.
@@ -292,6 +292,6 @@ impl InceptionAux {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = self.conv.forward(x).flatten(1, 3); // [n, 128 · 4 · 4]
         let x = self.dropout.forward(relu(ops::linear(&self.fc1, x)));
-        ops::linear(&self.fc2, x)
+        ops::logits(&self.fc2, x)
     }
 }

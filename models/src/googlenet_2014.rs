@@ -140,7 +140,7 @@ impl GoogLeNet2014 {
 
     /// The vector of [`features`](Self::features) `[n, 1024]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.fc, x)
+        ops::logits(&self.fc, x)
     }
 
     /// Images `[n, 3, h, w]` → logits and the auxiliary logits of 4a and 4d, each `[n, classes]`.

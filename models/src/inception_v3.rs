@@ -149,7 +149,7 @@ impl InceptionV3 {
 
     /// The vector of [`features`](Self::features) `[n, 2048]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.fc, x)
+        ops::logits(&self.fc, x)
     }
 
     /// Images `[n, 3, h, w]` → logits and the auxiliary logits of `Mixed_6e`, each `[n, classes]`.
@@ -478,7 +478,7 @@ impl InceptionAux {
         let x = ops::avg_pool2d(x, AvgPoolOptions::new([5, 5]).with_stride([3, 3])); // [n, 768, 5, 5]
         let x = self.conv1.forward(self.conv0.forward(x)); // [n, 768, 1, 1]
         let x = ops::adaptive_avg_pool2d(x, [1, 1]);
-        ops::linear(&self.fc, x.flatten(1, 3))
+        ops::logits(&self.fc, x.flatten(1, 3))
     }
 
     fn fold(&mut self) {

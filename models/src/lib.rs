@@ -37,7 +37,6 @@ pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize, imagenet_c
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use network::{Entry, Network, Output};
-pub use ops::with_compute_dtype;
 pub use summary::{Stage, Summary};
 pub use weights::{Strictness, Weights};
 

@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
-    tensor::{Bool, Device, Int, Tensor},
+    tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 
 use crate::{
@@ -12,9 +12,18 @@ use crate::{
 
 /// An image classifier. Built by [`NetworkConfig`](crate::NetworkConfig).
 ///
-/// Inputs are images `[n, 3, h, w]`, normalised as the [model card](crate::Card) says. On an autodiff device the
+/// Inputs are images `[n, 3, h, w]`, normalized as the [model card](crate::Card) says. On an autodiff device the
 /// network runs in training mode (dropout, batch statistics), elsewhere in evaluation mode; `network.valid()` leads
 /// from the first to the second.
+///
+/// # Precision
+/// The network computes in the type of its input: in mixed precision where `images.cast(FloatDType::BF16)` (or `F16`)
+/// enter it. Convolutions, linear layers and all activations between them are then in that type; the arithmetic of
+/// norms is in f32, and logits leave in f32. Parameters stay in f32 and are cast once in each forward pass; their
+/// gradients arrive in f32. In f16, gradients below 6e-8 vanish unless the loss is scaled up before the backward pass.
+///
+/// The optimized CPU kernels (`flex`, with AVX512-BF16) have a bf16 mode of their own: they round operands to bf16 and
+/// keep activations in f32.
 #[derive(Module, Debug)]
 #[allow(missing_docs, clippy::large_enum_variant)]
 pub enum Network {
@@ -63,7 +72,7 @@ impl Network {
 
     /// Like [`forward`](Self::forward), with a [`Tap`] that sees each stage's output.
     pub fn forward_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        self.head(self.features_tapped(images, tap))
+        ops::in_type_of(images, |images| each!(self, network => network.head(network.features(images, tap))))
     }
 
     /// Images `[n, 3, h, w]`, not cropped → logits `[n, classes]` of the whole: VGG's and AlexNet's classifier is applied
@@ -71,31 +80,31 @@ impl Network {
     /// their last map anyway.
     pub fn forward_dense(&self, images: Tensor<4>) -> Tensor<2> {
         match self {
-            Network::AlexNet(network) => network.forward_dense(images),
-            Network::Vgg(network) => network.forward_dense(images),
+            Network::AlexNet(network) => ops::in_type_of(images, |images| network.forward_dense(images)),
+            Network::Vgg(network) => ops::in_type_of(images, |images| network.forward_dense(images)),
             _ => self.forward(images),
         }
     }
 
     /// Images `[n, 3, h, w]` → logits and the auxiliary classifiers' logits.
     pub fn forward_aux(&self, images: Tensor<4>) -> Output {
-        let (logits, aux) = match self {
+        let (logits, aux) = ops::in_type_of(images, |images| match self {
             Network::GoogLeNet(network) => network.forward_aux(images),
             Network::GoogLeNet2014(network) => network.forward_aux(images),
             Network::InceptionV3(network) => network.forward_aux(images),
             _ => (self.forward(images), vec![]),
-        };
+        });
         Output { logits, aux }
     }
 
-    /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, features]`.
+    /// Images `[n, 3, h, w]` → the vector before the last linear layer `[n, features]`, in f32.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
         ops::unseen(|| self.features_tapped(images, &mut ()))
     }
 
     /// Like [`features`](Self::features), with a [`Tap`].
     pub fn features_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        each!(self, network => network.features(images, tap))
+        ops::in_type_of(images, |images| each!(self, network => network.features(images, tap))).cast(FloatDType::F32)
     }
 
     /// The vectors of [`features`](Self::features) `[n, features]` → logits `[n, classes]`.
@@ -272,7 +281,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{Architecture, NetworkConfig, with_compute_dtype};
+    use crate::{Architecture, NetworkConfig};
 
     /// Dense evaluation is the mean of the classifier over all windows, so on an input of one window it is the network
     /// itself, and on one that repeats itself over the windows as well.
@@ -308,9 +317,9 @@ mod tests {
         }
     }
 
-    /// In bf16, where maps may be of such values as long as no tap looks at them.
+    /// The bf16 mode of the optimized kernels: activations may be in bf16 as long as no tap observes them.
     #[test]
-    fn half_precision_stays_near_single_precision() {
+    fn bf16_stays_near_f32() {
         if !kernels::has_bf16_dot() {
             eprintln!("skipped: this processor does not multiply bf16");
             return;
@@ -324,12 +333,10 @@ mod tests {
             let images = Tensor::<4>::random([2, 3, side, side + 3], Distribution::Normal(0.0, 1.0), &device);
             let mut stages = Vec::new();
             let mut look = |_: &str, output: &Tensor<4>| stages.push(output.dtype());
-            let [whole, half, tapped] = [
-                network.forward(images.clone()),
-                with_compute_dtype(FloatDType::BF16, || network.forward(images.clone())),
-                with_compute_dtype(FloatDType::BF16, || network.forward_tapped(images, &mut look)),
-            ];
-            assert!(stages.iter().all(|&dtype| dtype == DType::F32), "{architecture}: taps see floats");
+            let rounded = images.clone().cast(FloatDType::BF16);
+            let [whole, half, tapped] =
+                [network.forward(images), network.forward(rounded.clone()), network.forward_tapped(rounded, &mut look)];
+            assert!(stages.iter().all(|&dtype| dtype == DType::F32), "{architecture}: taps observe f32");
             let norm = |x: Tensor<2>| x.square().sum().sqrt().into_scalar::<f32>();
             let size = norm(whole.clone());
             for (what, logits) in [("forward", half), ("tapped", tapped)] {

@@ -1,5 +1,7 @@
-//! The leaf operations every network calls: convolution and linear map. One place, so that they can be counted here
-//! and accelerated here.
+//! The leaf operations of every network, counted here and accelerated here.
+//!
+//! Each computes in the type of its input. In bf16 and f16 this is mixed precision as PyTorch's `autocast` has it:
+//! weights are cast to the input's type, norms compute in f32, and all activations stay in the input's type.
 
 use std::cell::Cell;
 
@@ -7,7 +9,7 @@ use burn::{
     module::Param,
     nn::{BatchNorm, Linear, LocalResponseNormConfig, PaddingConfig2d, conv::Conv2d, pool::MaxPool2d},
     tensor::{
-        Device, FloatDType, Tensor, activation, module,
+        DType, Device, FloatDType, Tensor, activation, module,
         ops::{AvgPoolOptions, ConvOptions},
     },
 };
@@ -15,45 +17,54 @@ use kernels::{Epilogue, LocalResponseNorm, Pool2d, Precision};
 
 thread_local! {
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
-    static COMPUTE: Cell<Option<FloatDType>> = const { Cell::new(None) };
+    static BF16_GEMMS: Cell<bool> = const { Cell::new(false) };
     static UNSEEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` with the convolutions and linear maps of this thread computed in `dtype`, between casts of their inputs
-/// and weights to it and of their outputs back; weights, norms, activations and gradients stay what they are. This is
-/// mixed precision as PyTorch's `autocast` has it.
-pub fn with_compute_dtype<T>(dtype: FloatDType, work: impl FnOnce() -> T) -> T {
-    struct Reset(Option<FloatDType>);
+/// Sets a cell for as long as `work` runs.
+fn with<T>(cell: &'static std::thread::LocalKey<Cell<bool>>, work: impl FnOnce() -> T) -> T {
+    struct Reset(&'static std::thread::LocalKey<Cell<bool>>, bool);
     impl Drop for Reset {
         fn drop(&mut self) {
-            COMPUTE.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _reset = Reset(COMPUTE.replace(Some(dtype)));
+    let _reset = Reset(cell, cell.replace(true));
     work()
 }
 
-/// Runs `work`, whose maps nobody else sees: in bf16 they may be of such values, where the operations are faster so.
+/// Runs `work`, whose activations nobody else reads: in bf16 they may be of that type where the operations are faster so.
 pub(crate) fn unseen<T>(work: impl FnOnce() -> T) -> T {
-    struct Reset(bool);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            UNSEEN.set(self.0);
-        }
+    with(&UNSEEN, work)
+}
+
+/// Runs a network on `images` in their type. The optimized kernels have a bf16 mode of their own, with activations in f32
+/// and operands rounded as the GEMMs gather them, which takes the place of activations in bf16.
+pub(crate) fn in_type_of<T>(images: Tensor<4>, network: impl FnOnce(Tensor<4>) -> T) -> T {
+    if images.dtype() == DType::BF16 && kernels::has_bf16_dot() && kernels::runs_on_device_of(&images) {
+        with(&BF16_GEMMS, || network(images.cast(FloatDType::F32)))
+    } else {
+        network(images)
     }
-    let _reset = Reset(UNSEEN.replace(true));
-    work()
 }
 
-/// A parameter's value in another type, in place of the parameter; gradients flow back to it.
-fn cast<const D: usize>(param: &Param<Tensor<D>>, dtype: FloatDType) -> Param<Tensor<D>> {
-    Param::initialized(param.id, param.val().cast(dtype))
+/// A parameter's value in `dtype`; gradients flow back to the parameter in the parameter's own type.
+pub(crate) fn value<const D: usize>(param: &Param<Tensor<D>>, dtype: DType) -> Tensor<D> {
+    param.val().cast(dtype)
 }
 
-/// The multiply-adds of the convolutions and linear maps that this thread has run so far.
+/// Has `work` compute in f32 at least; returns its result in the type of `x`.
+pub(crate) fn in_f32<const D: usize>(x: Tensor<D>, work: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
+    match x.dtype() {
+        dtype @ (DType::F16 | DType::BF16) => work(x.cast(FloatDType::F32)).cast(dtype),
+        _ => work(x),
+    }
+}
+
+/// The multiply-adds of the convolutions and linear layers that this thread has run so far.
 ///
-/// The difference of two readings is the cost of what ran between them; biases, norms, activations and pooling are
-/// not counted, as is the custom of the field (torchvision's `_ops`, fvcore).
+/// The difference of two readings is the cost of what ran between them. Biases, norms, activations and pooling are not
+/// counted, as is the custom of the field (torchvision's `_ops`, fvcore).
 pub(crate) fn multiply_adds() -> u64 {
     MULTIPLY_ADDS.get()
 }
@@ -69,16 +80,14 @@ pub(crate) fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
     {
         return fast_conv2d(conv, padding, x, Epilogue::default());
     }
-    let y = match COMPUTE.get() {
-        None => conv.forward(x),
-        Some(dtype) => {
-            let own: FloatDType = x.dtype().into();
-            let mut conv = conv.clone();
-            conv.weight = cast(&conv.weight, dtype);
-            conv.bias = conv.bias.as_ref().map(|bias| cast(bias, dtype));
-            conv.forward(x.cast(dtype)).cast(own)
-        }
+    let dtype = x.dtype();
+    let typed = Conv2d {
+        weight: Param::initialized(conv.weight.id, value(&conv.weight, dtype)),
+        bias: conv.bias.as_ref().map(|bias| Param::initialized(bias.id, value(bias, dtype))),
+        padding: conv.padding.clone(),
+        ..*conv
     };
+    let y = typed.forward(x);
     count_conv2d(conv, &y);
     y
 }
@@ -88,18 +97,10 @@ fn count_conv2d(conv: &Conv2d, y: &Tensor<4>) {
     count(y.shape().num_elements(), channels_in * kernel_h * kernel_w);
 }
 
-/// Whether the operations of `kernels` take this tensor.
+/// Whether the optimized operations accept this tensor.
 pub(crate) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
-    let takes_dtype = match COMPUTE.get() {
-        None => true,
-        Some(dtype) => dtype == FloatDType::BF16 && kernels::has_bf16_dot(),
-    };
-    takes_dtype && kernels::accelerates(x)
-}
-
-/// Whether products may round what they multiply to bf16.
-fn in_bf16() -> bool {
-    COMPUTE.get() == Some(FloatDType::BF16)
+    // Activations in bf16 are theirs only in their own bf16 mode.
+    (x.dtype() == DType::F32 || BF16_GEMMS.get()) && kernels::accelerates(x)
 }
 
 /// Zeros before and after each axis, where they do not follow from the size of the input.
@@ -119,7 +120,7 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut ep
         (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
         (bias, shift, _) => bias.or(shift),
     };
-    let precision = match in_bf16() {
+    let precision = match BF16_GEMMS.get() {
         true if UNSEEN.get() => Precision::Bf16Activations,
         true => Precision::Bf16,
         false => Precision::F32,
@@ -159,10 +160,8 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
     let Then { norm, residual, relu } = then;
     if !is_fast(&x) {
         // Moved from step to step, so that backends may work in place.
-        let trains = |norm: &BatchNorm| x.device().is_autodiff() && norm.training.is_enabled();
         let x = match norm {
-            Some(norm) if kernels::sync_batch_norm() && trains(norm) => synchronised(norm, x),
-            Some(norm) => norm.forward(x),
+            Some(norm) => in_f32(x, |x| batch_norm(norm, x)),
             None => x,
         };
         let x = match residual {
@@ -189,8 +188,24 @@ pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
     }
 }
 
-/// Blends a batch's statistics `[c]` into the running ones, as Burn's module does.
+/// A norm of ordinary operations.
+fn batch_norm(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
+    if !x.device().is_autodiff() || !norm.training.is_enabled() {
+        return norm.forward(x);
+    }
+    if kernels::sync_batch_norm() {
+        return synchronised(norm, x);
+    }
+    let normalized = module::batch_norm_train(x, norm.gamma.val(), norm.beta.val(), norm.epsilon);
+    keep_statistics(norm, normalized.mean, normalized.variance);
+    normalized.output
+}
+
+/// Blends a batch's statistics `[c]` into the running ones, as Burn's module does. A momentum of 0 keeps those.
 fn keep_statistics(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
+    if norm.momentum == 0.0 {
+        return;
+    }
     let blend = |old: Tensor<1>, new: Tensor<1>| {
         old.to_device(&new.device()).mul_scalar(1.0 - norm.momentum).add(new.mul_scalar(norm.momentum)).detach()
     };
@@ -270,7 +285,7 @@ pub(crate) fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
 /// `[n, c, h, w]` → `[n, c, h, w]`.
 pub(crate) fn local_response_norm(norm: &LocalResponseNormConfig, x: Tensor<4>) -> Tensor<4> {
     if !is_fast(&x) {
-        return norm.init().forward(x);
+        return in_f32(x, |x| norm.init().forward(x));
     }
     let LocalResponseNormConfig { size, alpha, beta, k } = *norm;
     kernels::local_response_norm(x, LocalResponseNorm { size, alpha, beta, k })
@@ -284,23 +299,23 @@ pub(crate) fn cat<const N: usize>(maps: [Tensor<4>; N]) -> Tensor<4> {
 /// `[n, d_in]` → `[n, d_out]`.
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     let [_, d_in] = x.dims();
-    let y = match COMPUTE.get() {
-        _ if is_fast(&x) => {
-            // In the order in which Burn's module draws them.
-            let (weight, bias) = (linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()));
-            kernels::linear(x, weight, bias, if in_bf16() { Precision::Bf16 } else { Precision::F32 })
-        }
-        None => linear.forward(x),
-        Some(dtype) => {
-            let own: FloatDType = x.dtype().into();
-            let mut linear = linear.clone();
-            linear.weight = cast(&linear.weight, dtype);
-            linear.bias = linear.bias.as_ref().map(|bias| cast(bias, dtype));
-            linear.forward(x.cast(dtype)).cast(own)
-        }
+    let y = if is_fast(&x) {
+        // In the order in which Burn's module draws them.
+        let (weight, bias) = (linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()));
+        kernels::linear(x, weight, bias, if BF16_GEMMS.get() { Precision::Bf16 } else { Precision::F32 })
+    } else {
+        let weight = value(&linear.weight, x.dtype());
+        let bias = linear.bias.as_ref().map(|bias| value(bias, x.dtype()));
+        module::linear(x, weight, bias)
     };
     count(y.shape().num_elements(), d_in);
     y
+}
+
+/// The last linear layer of a classifier: logits leave in f32 whatever the network computes in. `[n, d_in]` →
+/// `[n, classes]`.
+pub(crate) fn logits(classifier: &Linear, x: Tensor<2>) -> Tensor<2> {
+    linear(classifier, x).cast(FloatDType::F32)
 }
 
 #[cfg(test)]
@@ -314,23 +329,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_precision_rounds_and_its_gradients_reach_the_weights() {
+    fn a_convolution_computes_in_the_type_of_its_input_and_its_weights_gradient_is_f32() {
         let device = Device::flex().autodiff();
-        let map = Conv2dConfig::new([32, 8], [1, 1]).init(&device);
+        let conv = Conv2dConfig::new([32, 8], [1, 1]).init(&device);
         let x = Tensor::<4>::random([4, 32, 1, 1], Distribution::Default, &device);
-        let run = || {
-            let y = conv2d(&map, x.clone());
-            let gradients = GradientsParams::from_grads(y.clone().powf_scalar(2.0).sum().backward(), &map);
-            let gradient = gradients.get::<4>(map.weight.id).expect("the weight has a gradient");
+        let run = |dtype: FloatDType| {
+            let y = conv2d(&conv, x.clone().cast(dtype));
+            assert_eq!(y.dtype(), dtype.into());
+            let gradients = GradientsParams::from_grads(y.clone().square().sum().backward(), &conv);
+            let gradient = gradients.get::<4>(conv.weight.id).expect("the weight has a gradient");
+            assert_eq!(gradient.dtype(), DType::F32);
             [y.into_data(), gradient.into_data()].map(|data| data.iter::<f32>().collect::<Vec<_>>())
         };
-        let whole = run();
-        let half = with_compute_dtype(FloatDType::BF16, run);
-        for (whole, half) in whole.iter().zip(&half) {
-            let largest = whole.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-            let difference = whole.iter().zip(half).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-            assert!(difference > 0.0 && difference < 0.02 * largest, "{difference} of {largest}");
+        let exact = run(FloatDType::F32);
+        for dtype in [FloatDType::BF16, FloatDType::F16] {
+            for (exact, rounded) in exact.iter().zip(&run(dtype)) {
+                let largest = exact.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+                let difference = exact.iter().zip(rounded).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(difference > 0.0 && difference < 0.02 * largest, "{dtype:?}: {difference} of {largest}");
+            }
         }
-        assert_eq!(run(), whole, "only inside");
     }
 }

@@ -140,7 +140,7 @@ impl ResNet {
 
     /// The vector of [`features`](Self::features) → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.fc, x)
+        ops::logits(&self.fc, x)
     }
 
     /// The same network with a fresh last layer for `num_classes`.

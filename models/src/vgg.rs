@@ -150,7 +150,7 @@ impl Vgg {
 
     /// The vector of [`features`](Self::features) `[n, 4096]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(&self.classifier.6, x)
+        ops::logits(&self.classifier.6, x)
     }
 
     /// The same network with a fresh last layer for `num_classes`.

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 pub mod backend;
+pub mod dtype;
 pub mod environment;
 pub mod exit;
 pub mod files;

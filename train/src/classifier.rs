@@ -15,7 +15,7 @@ use burn::{
 };
 use burn_train::{InferenceStep, Learner, TrainOutput, TrainStep};
 use datasets::ImageBatch;
-use models::{ChannelOrder, Network, Output, with_compute_dtype};
+use models::{ChannelOrder, Network, Output};
 
 use crate::{
     evaluation::{self, Prediction, Reading},
@@ -44,6 +44,7 @@ pub struct Task {
     /// Of the classes.
     weights: Option<Vec<f32>>,
     aux_weight: f32,
+    /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
     /// The bits of the factor of the loss before its gradient is taken.
     loss_scale: AtomicU32,
@@ -104,19 +105,15 @@ impl Task {
         }
     }
 
-    /// Runs a network in the task's precision.
-    pub fn run<T>(&self, work: impl FnOnce() -> T) -> T {
-        match self.compute {
-            Some(dtype) => with_compute_dtype(dtype, work),
-            None => work(),
-        }
-    }
-
-    /// A batch as the network's input `[n, 3, h, w]`.
+    /// A batch as the network's input `[n, 3, h, w]`, in the type that the network computes in.
     pub fn images(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
         let [mean, std] = self.statistics;
         let images = batch.normalise(mean, std, device);
-        if self.bgr { images.flip([1]) } else { images }
+        let images = if self.bgr { images.flip([1]) } else { images };
+        match self.compute {
+            Some(dtype) => images.cast(dtype),
+            None => images,
+        }
     }
 
     /// The targets `[n, classes]`: mixed as the images are, smoothed.
@@ -182,7 +179,7 @@ impl Classifier {
         let task = &self.task;
         let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
         let images = task.images(&batch, &device);
-        let Output { logits, aux } = task.run(|| self.network.forward_aux(images));
+        let Output { logits, aux } = self.network.forward_aux(images);
         let mut loss = task.loss(logits.clone(), &targets, &weights);
         for (_, aux) in aux {
             loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
@@ -213,7 +210,7 @@ pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Devi
         return Vec::new();
     }
     let images = task.images(batch, device);
-    let logits = task.run(|| network.forward(images));
+    let logits = network.forward(images);
     let [_, classes] = logits.dims();
     let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
     evaluation::predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)

@@ -224,6 +224,9 @@ fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
     let mut values = Values { wanted: transfer::backbone(network), hash: Sha256::new() };
     values.hash.update(recipe.architecture.name());
     network.visit(&mut values);
+    if recipe.network.dtype.half().is_some() {
+        values.hash.update(recipe.network.dtype.name());
+    }
     values.hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
     Ok(values.hash.finalize().to_vec())
 }

@@ -114,12 +114,7 @@ pub fn follow_weights(
 fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options: &Options) -> anyhow::Result<Prepared> {
     recipe.check()?;
     if let Some(dtype) = recipe.network.dtype.half() {
-        ensure!(
-            device.supports_dtype(dtype),
-            "the backend {} does not compute in {}: use --dtype f32, or another --backend",
-            options.device_names(),
-            recipe.network.dtype.name()
-        );
+        runtime::dtype::check(options.device_names(), &device, dtype)?;
     }
     if recipe.ranks.sync_bn {
         ensure!(

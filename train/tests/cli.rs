@@ -479,6 +479,22 @@ fn everything_that_a_recipe_can_say_trains() {
     assert!(text(&fs::read(home.path().join("f16/run.json")).unwrap()).contains("\"dtype\": \"f16\""));
 }
 
+/// Burn's own operations, with activations in bf16: the scheme of GPU backends.
+#[test]
+fn training_in_bf16_reaches_the_accuracy_of_f32() {
+    let home = TempDir::new().unwrap();
+    let best = |dtype: &str| {
+        let out = home.path().join(dtype);
+        let args =
+            ["pretrain", "--recipe", "digits", "--epochs", "4", "--kernels", "reference", "-q", "--dtype", dtype];
+        let printed = succeed(home.path(), &[&args[..], &["--out", out.to_str().unwrap()]].concat());
+        let line = printed.lines().find(|line| line.contains("best epoch")).unwrap();
+        line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let (f32, bf16) = (best("f32"), best("bf16"));
+    assert!(f32 > 97.0 && bf16 > f32 - 1.0, "f32 {f32} %, bf16 {bf16} %");
+}
+
 /// Batches of 25 on one, two and three devices: images mixed across parts, weighted classes, accumulation, a clipped
 /// gradient.
 #[test]

@@ -11,8 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
-use infer::check_dtype;
-use models::{Architecture, Network, NetworkConfig, with_compute_dtype};
+use models::{Architecture, Network, NetworkConfig};
 use runtime::{
     backend::BackendSpec,
     environment,
@@ -186,7 +185,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let device = backend.device()?;
     let dtype = args.dtype.half();
     if let Some(dtype) = dtype {
-        check_dtype(&device, dtype)?;
+        runtime::dtype::check(backend, &device, dtype)?;
     }
     let import_rss_mb = environment::peak_rss_mb();
     let (architecture, network, usual_size) = subject(args, &device, output)?;
@@ -198,17 +197,14 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let mut rng = SampleRng::new(0, 0, 0);
     let values: Vec<f32> = (0..batch * 3 * height * width).map(|_| rng.normal() as f32).collect();
     let images = Tensor::<4>::from_data(TensorData::new(values, [batch, 3, height, width]), &device);
+    let images = dtype.map_or(images.clone(), |dtype| images.cast(dtype));
 
     let (warmup, iters) = (args.warmup as usize, args.iters as usize);
     let mut seconds = Vec::with_capacity(warmup + iters);
     for _ in 0..warmup + iters {
         let start = Instant::now();
         // Reading the logits waits for the device.
-        let logits = match dtype {
-            Some(dtype) => with_compute_dtype(dtype, || network.forward(images.clone())),
-            None => network.forward(images.clone()),
-        };
-        let logits = logits.try_into_data().context("the device could not run the network")?;
+        let logits = network.forward(images.clone()).try_into_data().context("the device could not run the network")?;
         seconds.push(start.elapsed().as_secs_f64());
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
     }

@@ -147,7 +147,8 @@ pub struct NetworkOptions {
     /// auxiliary classifiers' off too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
-    /// What convolutions and linear maps are computed in; weights, norms and gradients stay f32.
+    /// What the network computes in, activations included; weights, their gradients, the arithmetic of norms, and the
+    /// loss stay f32.
     #[serde(skip_serializing_if = "Dtype::is_f32")]
     pub dtype: Dtype,
     /// Recompute cheap activations in the backward pass instead of keeping them: less memory, more time.

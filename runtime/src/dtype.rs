@@ -1,0 +1,58 @@
+//! Whether a device computes in a type of numbers.
+
+use std::fmt::Display;
+
+use anyhow::{Result, bail};
+use burn::{
+    backend::{Backend, DTypeUsage, Dispatch},
+    tensor::{DType, Device, FloatDType},
+};
+
+/// The types that a network computes in.
+const TYPES: [(FloatDType, &str); 3] = [(FloatDType::F32, "f32"), (FloatDType::F16, "f16"), (FloatDType::BF16, "bf16")];
+
+/// Checks that `device`, which users know as `name`, computes in `dtype`.
+///
+/// # Errors
+/// Where it doesn't; the error says why, and which types it does compute in.
+pub fn check(name: impl Display, device: &Device, dtype: FloatDType) -> Result<()> {
+    if device.supports_dtype(dtype) {
+        return Ok(());
+    }
+    let wanted = TYPES.iter().find(|(known, _)| *known == dtype).map_or("this type", |(_, name)| name);
+    let usage = Dispatch::dtype_usage(device.as_dispatch(), DType::from(dtype));
+    let cause = match usage.contains(DTypeUsage::Storage) {
+        true => format!("it stores {wanted} but has no arithmetic in it"),
+        false => format!("its backend has no {wanted}"),
+    };
+    let others: Vec<&str> =
+        TYPES.iter().filter(|(known, _)| device.supports_dtype(*known)).map(|(_, name)| *name).collect();
+    bail!(
+        "{name} does not compute in {wanted}: {cause}; use --dtype {} or another --backend",
+        others.join(", --dtype ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flex_computes_in_all_types() {
+        for (dtype, _) in TYPES {
+            assert!(check("flex", &Device::flex(), dtype).is_ok());
+            assert!(check("flex", &Device::flex().autodiff(), dtype).is_ok());
+        }
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn a_type_that_a_backend_lacks_is_refused_with_the_cause_and_a_remedy() {
+        #[allow(deprecated)] // As long as Burn ships it.
+        let error = check("ndarray", &Device::ndarray(), FloatDType::BF16).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "ndarray does not compute in bf16: its backend has no bf16; use --dtype f32 or another --backend"
+        );
+    }
+}
