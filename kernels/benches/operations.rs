@@ -1,5 +1,5 @@
 //! Billions of operations (a multiply and an add are two) a second, for the shapes of the networks:
-//! `cargo bench -p kernels --features flex --bench operations -- [IMAGES]`.
+//! `cargo bench --profile dev --workspace --features kernels/internals --bench operations -- [IMAGES]`.
 //!
 //! Winograd's figures count the operations of the plain sum, so that they can be compared: they may exceed the
 //! arithmetic peak, which the first line estimates by one register tile over data that never leaves the first cache.

@@ -1,6 +1,9 @@
 //! The gradients of the operations.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use burn::{
     backend::{
@@ -16,7 +19,7 @@ use burn::{
 };
 
 use crate::{
-    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Then},
+    ops::{Gradients, Kernels, LocalResponseNorm, Maps, Maybe, Pool2d, Then},
     plain,
     shared::Shared,
 };
@@ -160,44 +163,49 @@ impl<B: Kernels, const N: usize> Backward<B, N> for AffineBackward {
     }
 }
 
-/// Where the gradients of the branches of a [fork](Kernels::branch) meet.
-#[derive(Debug, Clone)]
-pub struct Meeting(Arc<Mutex<Waiting>>);
+/// The sum of the gradients of the branches of a fan-out, so far: a `FloatTensor` of the backend.
+///
+/// The graph is `x → root → branches`. A branch adds its gradient in place, and the root, which Burn runs after all
+/// branches that the loss depends on, passes the sum to `x`. A branch that does not reach the loss adds nothing.
+#[derive(Debug, Clone, Default)]
+pub struct GradAccumulator(Arc<Mutex<Option<Box<dyn Any + Send>>>>);
 
-#[derive(Debug)]
-struct Waiting {
-    /// Branches whose gradient is still to come.
-    missing: usize,
-    /// The sum of those that came, a `FloatTensor` of the backend.
-    sum: Option<Box<dyn std::any::Any + Send>>,
-}
+impl GradAccumulator {
+    fn take<B: Backend>(&self) -> Option<FloatTensor<B>> {
+        let sum = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(*sum.downcast().expect("a graph has one backend"))
+    }
 
-impl Meeting {
-    /// A meeting of so many branches.
-    pub fn new(branches: usize) -> Self {
-        Self(Arc::new(Mutex::new(Waiting { missing: branches, sum: None })))
+    fn put<B: Backend>(&self, sum: FloatTensor<B>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(sum));
     }
 }
 
 #[derive(Debug)]
-struct BranchBackward;
+struct FanOutRoot;
 
-impl<B: Kernels> Backward<B, 1> for BranchBackward {
-    type State = Meeting;
+impl<B: Kernels> Backward<B, 1> for FanOutRoot {
+    type State = GradAccumulator;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        if let ([Some(node)], Some(sum)) = (ops.parents, ops.state.take::<B>()) {
+            grads.register::<B>(node.id, sum);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FanOutBranch;
+
+impl<B: Kernels> Backward<B, 1> for FanOutBranch {
+    type State = GradAccumulator;
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<B>(&ops.node);
-        let mut waiting = ops.state.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.missing -= 1;
-        let sum = match waiting.sum.take().and_then(|sum| sum.downcast::<FloatTensor<B>>().ok()) {
-            Some(sum) => B::sum_in_place(*sum, dy),
+        ops.state.put::<B>(match ops.state.take::<B>() {
+            Some(sum) => B::sum_in_place(sum, dy),
             None => dy,
-        };
-        let [parent] = ops.parents;
-        match parent {
-            Some(node) if waiting.missing == 0 => grads.register::<B>(node.id, sum),
-            _ => waiting.sum = Some(Box::new(sum)),
-        }
+        });
     }
 }
 
@@ -205,7 +213,7 @@ impl<B: Kernels> Backward<B, 1> for BranchBackward {
 struct MaxPoolBackward;
 
 impl<B: Kernels> Backward<B, 1> for MaxPoolBackward {
-    type State = (FloatTensor<B>, IntTensor<B>, Pool);
+    type State = (FloatTensor<B>, IntTensor<B>, Pool2d);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let (x, places, pool) = ops.state;
@@ -222,9 +230,9 @@ struct SimpleBackward;
 
 #[derive(Debug, Clone, Copy)]
 enum Simple {
-    AvgPool(Pool),
+    AvgPool(Pool2d),
     AdaptiveAvgPool,
-    ResponseNorm(ResponseNorm),
+    LocalResponseNorm(LocalResponseNorm),
 }
 
 impl<B: Kernels> Backward<B, 1> for SimpleBackward {
@@ -237,7 +245,7 @@ impl<B: Kernels> Backward<B, 1> for SimpleBackward {
             let gradient = match what {
                 Simple::AvgPool(pool) => B::fused_avg_pool2d_backward(x, dy, pool),
                 Simple::AdaptiveAvgPool => B::fused_adaptive_avg_pool2d_backward(x, dy),
-                Simple::ResponseNorm(norm) => B::response_norm_backward(x, dy, norm),
+                Simple::LocalResponseNorm(norm) => B::response_norm_backward(x, dy, norm),
             };
             grads.register::<B>(node.id, gradient);
         }
@@ -376,7 +384,7 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         let has_bias = bias.is_some();
         let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
         let [bias, residual] = [bias, residual].map(|tensor| tensor.map(|tensor| tensor.into_primitive()));
-        let then = Then { keep_weights: false, ..then };
+        let then = Then { keep_weights: false, bf16_map: false, ..then };
         let output = B::fused_conv2d(
             x.clone(),
             weight.clone(),
@@ -440,12 +448,17 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         })
     }
 
-    fn branch(x: Ad<B, C>, meeting: Meeting) -> Ad<B, C> {
+    fn fan_out_root(x: Ad<B, C>, accumulator: GradAccumulator) -> Ad<B, C> {
         let node = x.node();
-        record::<B, C, _, 1>(BranchBackward, [node], x.into_primitive(), |_| meeting)
+        record::<B, C, _, 1>(FanOutRoot, [node], x.into_primitive(), |_| accumulator)
     }
 
-    fn fused_max_pool2d(x: Ad<B, C>, pool: Pool) -> Ad<B, C> {
+    fn fan_out_branch(root: Ad<B, C>, accumulator: GradAccumulator) -> Ad<B, C> {
+        let node = root.node();
+        record::<B, C, _, 1>(FanOutBranch, [node], root.into_primitive(), |_| accumulator)
+    }
+
+    fn fused_max_pool2d(x: Ad<B, C>, pool: Pool2d) -> Ad<B, C> {
         let node = x.node();
         let x = x.into_primitive();
         match MaxPoolBackward.prepare::<C>([node]).compute_bound().stateful() {
@@ -457,7 +470,7 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn fused_avg_pool2d(x: Ad<B, C>, pool: Pool) -> Ad<B, C> {
+    fn fused_avg_pool2d(x: Ad<B, C>, pool: Pool2d) -> Ad<B, C> {
         let node = x.node();
         let x = x.into_primitive();
         let y = B::fused_avg_pool2d(x.clone(), pool);
@@ -471,11 +484,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::AdaptiveAvgPool))
     }
 
-    fn response_norm(x: Ad<B, C>, norm: ResponseNorm) -> Ad<B, C> {
+    fn response_norm(x: Ad<B, C>, norm: LocalResponseNorm) -> Ad<B, C> {
         let node = x.node();
         let x = x.into_primitive();
         let y = B::response_norm(x.clone(), norm);
-        record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::ResponseNorm(norm)))
+        record::<B, C, _, 1>(SimpleBackward, [node], y, |_| (x, Simple::LocalResponseNorm(norm)))
     }
 
     fn join_channels(maps: Maps<Self>) -> Ad<B, C> {

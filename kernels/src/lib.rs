@@ -12,6 +12,10 @@ use std::{
 };
 
 mod autodiff;
+#[cfg(not(feature = "internals"))]
+mod cpu;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
@@ -20,7 +24,7 @@ mod functional;
 #[allow(deprecated)]
 // Without a backend the dispatch that Burn's macro generates uses no argument.
 #[cfg_attr(not(any(feature = "flex", feature = "ndarray", feature = "tch", feature = "cube")), allow(unused_variables))]
-pub mod ops;
+mod ops;
 mod plain;
 #[allow(deprecated)] // As for `ops`.
 mod shared;

@@ -10,7 +10,7 @@ use burn::{
 };
 
 pub use crate::cpu::sgd::Sgd;
-use crate::{autodiff::Meeting, plain};
+use crate::{autodiff::GradAccumulator, plain};
 
 /// What follows a convolution or a norm without a pass of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,24 +26,40 @@ pub struct Then {
     pub bf16_map: bool,
 }
 
-/// Windows of a pooling.
+/// The windows of a 2D pooling. Sizes are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
-    /// Height and width.
+pub struct Pool2d {
+    /// Size of a window.
     pub kernel: [usize; 2],
-    /// Between windows.
+    /// Steps between windows.
     pub stride: [usize; 2],
-    /// Above and below, left and right.
+    /// Padding on both sides of an axis.
     pub padding: [usize; 2],
-    /// The number of windows is rounded up; none starts in the padding after the input.
+    /// Whether the number of windows is rounded up; no window starts in the padding after the input.
     pub ceil_mode: bool,
     /// Whether averages count the padding; maxima never do.
     pub count_include_pad: bool,
 }
 
+impl Pool2d {
+    /// Returns the output size for an input size, as PyTorch defines it, or `None` if the kernel does not fit.
+    pub fn output_size(&self, input: [usize; 2]) -> Option<[usize; 2]> {
+        let along = |axis: usize| {
+            let [size, kernel, stride, padding] =
+                [input, self.kernel, self.stride, self.padding].map(|sizes| sizes[axis]);
+            let padded = size.checked_add(padding.checked_mul(2)?)?;
+            let room = if self.ceil_mode { padded.checked_add(stride.checked_sub(1)?)? } else { padded };
+            let windows = room.checked_sub(kernel)?.checked_div(stride)? + 1;
+            let last = (windows - 1).checked_mul(stride)?;
+            Some(if self.ceil_mode && last >= size + padding { windows - 1 } else { windows })
+        };
+        Some([along(0)?, along(1)?])
+    }
+}
+
 /// Local response normalisation, `x / (k + alpha · mean(x²))^beta` over `size` channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ResponseNorm {
+pub struct LocalResponseNorm {
     /// Channels of a window.
     pub size: usize,
     /// Weight of the squares.
@@ -54,7 +70,7 @@ pub struct ResponseNorm {
     pub k: f64,
 }
 
-/// Up to six maps.
+/// Up to [`MOST`](Self::MOST) tensors.
 #[derive(Debug, Clone, ExtensionType)]
 #[allow(missing_docs)]
 pub struct Maps<B: Backend> {
@@ -72,6 +88,9 @@ pub struct Maps<B: Backend> {
 }
 
 impl<B: Backend> Maps<B> {
+    /// The most tensors that it can hold.
+    pub const MOST: usize = 6;
+
     /// As many as there are.
     pub fn into_vec(self) -> Vec<FloatTensor<B>> {
         let rest = [self.second, self.third, self.fourth, self.fifth, self.sixth];
@@ -169,7 +188,7 @@ pub trait Gradients: Backend {
 
     /// Maxima of windows, and which element of its window each is, in a form that
     /// [`max_pool2d_backward`](Self::max_pool2d_backward) knows.
-    fn max_pool2d_with_places(x: FloatTensor<Self>, pool: Pool) -> (FloatTensor<Self>, IntTensor<Self>) {
+    fn max_pool2d_with_places(x: FloatTensor<Self>, pool: Pool2d) -> (FloatTensor<Self>, IntTensor<Self>) {
         plain::max_pool2d_with_places::<Self>(x, pool)
     }
 
@@ -178,13 +197,13 @@ pub trait Gradients: Backend {
         x: FloatTensor<Self>,
         places: IntTensor<Self>,
         dy: FloatTensor<Self>,
-        pool: Pool,
+        pool: Pool2d,
     ) -> FloatTensor<Self> {
         plain::max_pool2d_backward::<Self>(x, places, dy, pool)
     }
 
     /// The gradient of the input of an average pooling.
-    fn fused_avg_pool2d_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+    fn fused_avg_pool2d_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, pool: Pool2d) -> FloatTensor<Self> {
         plain::fused_avg_pool2d_backward::<Self>(x, dy, pool)
     }
 
@@ -194,7 +213,11 @@ pub trait Gradients: Backend {
     }
 
     /// The gradient of the input of a local response normalisation.
-    fn response_norm_backward(x: FloatTensor<Self>, dy: FloatTensor<Self>, norm: ResponseNorm) -> FloatTensor<Self> {
+    fn response_norm_backward(
+        x: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        norm: LocalResponseNorm,
+    ) -> FloatTensor<Self> {
         plain::response_norm_backward::<Self>(x, dy, norm)
     }
 
@@ -289,19 +312,23 @@ pub trait Kernels: Gradients {
         plain::channel_affine::<Self>(x, scale, shift, residual.into_option(), then)
     }
 
-    /// `x`, as one of the branches in which it goes on; the gradients of all branches are summed as they meet, where
-    /// Burn would sum them in passes of their own. Every branch must flow into what is differentiated.
-    fn branch(x: FloatTensor<Self>, _meeting: Meeting) -> FloatTensor<Self> {
+    /// `x`, as the root of branches whose gradients are summed in the accumulator.
+    fn fan_out_root(x: FloatTensor<Self>, _accumulator: GradAccumulator) -> FloatTensor<Self> {
         x
     }
 
+    /// The root, as one of its branches.
+    fn fan_out_branch(root: FloatTensor<Self>, _accumulator: GradAccumulator) -> FloatTensor<Self> {
+        root
+    }
+
     /// Max pooling: `[n, c, h, w]` → `[n, c, h', w']`.
-    fn fused_max_pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+    fn fused_max_pool2d(x: FloatTensor<Self>, pool: Pool2d) -> FloatTensor<Self> {
         plain::fused_max_pool2d::<Self>(x, pool)
     }
 
     /// Average pooling: `[n, c, h, w]` → `[n, c, h', w']`.
-    fn fused_avg_pool2d(x: FloatTensor<Self>, pool: Pool) -> FloatTensor<Self> {
+    fn fused_avg_pool2d(x: FloatTensor<Self>, pool: Pool2d) -> FloatTensor<Self> {
         plain::fused_avg_pool2d::<Self>(x, pool)
     }
 
@@ -311,7 +338,7 @@ pub trait Kernels: Gradients {
     }
 
     /// Local response normalisation across the channels of `[n, c, h, w]`.
-    fn response_norm(x: FloatTensor<Self>, norm: ResponseNorm) -> FloatTensor<Self> {
+    fn response_norm(x: FloatTensor<Self>, norm: LocalResponseNorm) -> FloatTensor<Self> {
         plain::response_norm::<Self>(x, norm)
     }
 

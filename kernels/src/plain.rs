@@ -9,7 +9,7 @@ use burn::{
     tensor::{IntDType, Shape, Slice, ops::ConvOptions},
 };
 
-use crate::ops::{Pool, ResponseNorm, Sgd, Then};
+use crate::ops::{LocalResponseNorm, Pool2d, Sgd, Then};
 
 pub(crate) fn fused_conv2d<B: Backend>(
     x: FloatTensor<B>,
@@ -131,11 +131,11 @@ fn finish<B: Backend>(y: FloatTensor<B>, residual: Option<FloatTensor<B>>, then:
     if then.relu { B::relu(y) } else { y }
 }
 
-pub(crate) fn fused_max_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
+pub(crate) fn fused_max_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool2d) -> FloatTensor<B> {
     B::max_pool2d(x, pool.kernel, pool.stride, pool.padding, [1, 1], pool.ceil_mode)
 }
 
-pub(crate) fn max_pool2d_with_places<B: Backend>(x: FloatTensor<B>, pool: Pool) -> (FloatTensor<B>, IntTensor<B>) {
+pub(crate) fn max_pool2d_with_places<B: Backend>(x: FloatTensor<B>, pool: Pool2d) -> (FloatTensor<B>, IntTensor<B>) {
     let dtype = IntDType::I64;
     let pooled = B::max_pool2d_with_indices(x, pool.kernel, pool.stride, pool.padding, [1, 1], pool.ceil_mode, dtype);
     (pooled.output, pooled.indices)
@@ -145,30 +145,30 @@ pub(crate) fn max_pool2d_backward<B: Backend>(
     x: FloatTensor<B>,
     places: IntTensor<B>,
     dy: FloatTensor<B>,
-    pool: Pool,
+    pool: Pool2d,
 ) -> FloatTensor<B> {
-    let Pool { kernel, stride, padding, ceil_mode, .. } = pool;
+    let Pool2d { kernel, stride, padding, ceil_mode, .. } = pool;
     B::max_pool2d_with_indices_backward(x, kernel, stride, padding, [1, 1], ceil_mode, dy, places).x_grad
 }
 
-pub(crate) fn fused_avg_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool) -> FloatTensor<B> {
+pub(crate) fn fused_avg_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool2d) -> FloatTensor<B> {
     B::avg_pool2d(x, pool.kernel, pool.stride, pool.padding, pool.count_include_pad, pool.ceil_mode)
 }
 
 pub(crate) fn fused_avg_pool2d_backward<B: Backend>(
     x: FloatTensor<B>,
     dy: FloatTensor<B>,
-    pool: Pool,
+    pool: Pool2d,
 ) -> FloatTensor<B> {
     B::avg_pool2d_backward(x, dy, pool.kernel, pool.stride, pool.padding, pool.count_include_pad, pool.ceil_mode)
 }
 
-pub(crate) fn response_norm<B: Backend>(x: FloatTensor<B>, norm: ResponseNorm) -> FloatTensor<B> {
+pub(crate) fn response_norm<B: Backend>(x: FloatTensor<B>, norm: LocalResponseNorm) -> FloatTensor<B> {
     B::float_mul(x.clone(), B::float_powf_scalar(response_base::<B>(x, norm), Scalar::Float(-norm.beta)))
 }
 
 /// `k + alpha · mean(x²)` over the channels around each.
-fn response_base<B: Backend>(x: FloatTensor<B>, norm: ResponseNorm) -> FloatTensor<B> {
+fn response_base<B: Backend>(x: FloatTensor<B>, norm: LocalResponseNorm) -> FloatTensor<B> {
     let means = B::float_div_scalar(window_sums::<B>(B::float_mul(x.clone(), x), norm.size, false), norm.size.into());
     B::float_add_scalar(B::float_mul_scalar(means, Scalar::Float(norm.alpha)), Scalar::Float(norm.k))
 }
@@ -192,7 +192,7 @@ fn window_sums<B: Backend>(x: FloatTensor<B>, size: usize, reversed: bool) -> Fl
 pub(crate) fn response_norm_backward<B: Backend>(
     x: FloatTensor<B>,
     dy: FloatTensor<B>,
-    norm: ResponseNorm,
+    norm: LocalResponseNorm,
 ) -> FloatTensor<B> {
     let base = response_base::<B>(x.clone(), norm);
     let direct = B::float_mul(dy.clone(), B::float_powf_scalar(base.clone(), Scalar::Float(-norm.beta)));

@@ -462,7 +462,7 @@ proptest! {
         conv.groups = 1;
         // Winograd's products, over larger maps, stay in single precision, except where AMX is the faster way.
         let winograd = conv.kernel == [3, 3] && conv.stride == [1, 1] && conv.dilation == [1, 1];
-        let winograd = winograd && !kernels::cpu::amx::is_available();
+        let winograd = winograd && !kernels::has_bf16_activations();
         if kernels::has_bf16_dot() && !winograd {
             check_bf16(&conv);
         }
@@ -668,36 +668,32 @@ fn results_do_not_depend_on_the_batch() {
     assert_eq!(one, all[7 * 70..8 * 70]);
 }
 
-/// The products without AMX, where the processor has it as well.
+/// Branches that do not reach the loss, or reach it twice, and nested ones.
 #[test]
-fn pairs_of_bf16_are_multiplied_without_amx() {
-    use kernels::cpu::{
-        conv::{Epilogue, Lattice, Map, Packed, Product, Tap, WeightOrder},
-        half,
-    };
-    if !kernels::has_bf16_dot() {
-        eprintln!("skipped: this processor has no AVX512-BF16");
-        return;
+fn any_subset_of_branches_gives_the_gradient_of_clones() {
+    type Loss<'a> = &'a dyn Fn([Tensor<4>; 3]) -> Tensor<1>;
+    let losses: [Loss<'_>; 5] = [
+        &|[a, _, c]| (a * 2.0 + c.powi_scalar(2)).sum(),
+        &|[_, b, _]| b.powi_scalar(3).sum(),
+        &|[a, b, c]| (a.detach() * b.clone() + c * b).sum(),
+        &|[a, b, _]| {
+            let [d, e] = kernels::fan_out(b);
+            let _unused = e * 5.0;
+            (a.clone() * d + a).sum()
+        },
+        &|[a, b, c]| (a.detach() + b + c.clone() * c).mean(),
+    ];
+    for (index, loss) in losses.into_iter().enumerate() {
+        let gradient = |branches: fn(Tensor<4>) -> [Tensor<4>; 3]| {
+            let x = random([2, 5, 3, 4], 7);
+            let gradients = loss(branches(x.clone() * 1.5)).backward();
+            floats(x.grad(&gradients).expect("the loss depends on x"))
+        };
+        let clones = gradient(|x| [x.clone(), x.clone(), x]);
+        close(&gradient(kernels::fan_out), &clones, 1e-6, 1e-3, &format!("loss {index}"));
     }
-    for [pixels, inputs, outputs] in [[1, 1, 1], [37, 64, 48], [90, 33, 70], [15, 130, 32]] {
-        let (x, weight) = (random([pixels, inputs], 1).inner(), random([outputs, inputs], 2).inner());
-        let order = WeightOrder { base: 0, taps: 1, inputs, outputs, groups: 1, transposed: false, turned: false };
-        let packed = half::Packed::new(&Packed::new(&floats(weight.clone()), order));
-        let mut y = vec![f32::NAN; pixels * outputs];
-        Product {
-            n: 1,
-            x: Map { data: &floats(x.clone()), size: [pixels, 1], pitch: inputs, offset: 0 },
-            stride: [1, 1],
-            taps: &[Tap { down: 0, right: 0, index: 0 }],
-            weights: &packed,
-            lattice: Lattice::all([pixels, 1]),
-            out_pitch: outputs,
-            out_offset: 0,
-            epilogue: Epilogue::default(),
-        }
-        .run(&mut y);
-        let rounded = |x: Tensor<2>| x.cast(DType::BF16).cast(DType::F64);
-        let exact = rounded(x).matmul(rounded(weight).transpose());
-        close(&y, &floats(exact), BOUND, (inputs as f32).sqrt(), "pairs");
-    }
+    // And where no branch reaches the loss there is no gradient.
+    let (x, y) = (random([1, 1, 2, 2], 1), random([1, 1, 2, 2], 2));
+    let [_a, _b] = kernels::fan_out(x.clone());
+    assert!(x.grad(&y.sum().backward()).is_none());
 }

@@ -8,7 +8,11 @@
 
 use ::half::bf16;
 
-use super::{conv::Tap, half};
+use super::{
+    conv::{self, Tap},
+    half,
+    memory::elements,
+};
 
 /// Whether this processor and this system have AMX for bf16.
 pub fn is_available() -> bool {
@@ -69,13 +73,54 @@ pub struct Product<'a> {
     pub relu: bool,
 }
 
+impl Values<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Single(values) => values.len(),
+            Self::Half(values) => values.len(),
+        }
+    }
+}
+
 impl Product<'_> {
+    /// Asserts what the reads and writes rely on, for an output of `len` values. O(1), but for the taps.
+    fn check(&self, len: usize) {
+        let Self { n, input, pitch, stride, output, weights, .. } = *self;
+        let [k, channels] = [weights.k, weights.channels];
+        assert!(self.x.len() == elements([n, input[0], input[1], pitch]), "{} values of {input:?}", self.x.len());
+        assert!(len == elements([n, output[0], output[1], channels]), "{len} values for an output of {output:?}");
+        let epilogue = conv::Epilogue { scale: self.scale, bias: self.bias, residual: None, relu: self.relu };
+        epilogue.check(channels, len);
+        assert!(self.residual.is_none_or(|residual| residual.len() == len), "a residual for an output of {len} values");
+        assert!(stride[0] > 0 && stride[1] > 0, "a stride of zero");
+        for tap in self.taps {
+            assert!(tap.index < weights.taps, "{tap:?} of {} taps", weights.taps);
+            if k > pitch && len > 0 {
+                // Sums go on over the pixels to the right.
+                let row = usize::try_from(tap.down).ok().and_then(|down| down.checked_add((output[0] - 1) * stride[0]));
+                let right =
+                    usize::try_from(tap.right).ok().and_then(|right| right.checked_add((output[1] - 1) * stride[1]));
+                let end = right.and_then(|right| right.checked_mul(pitch)?.checked_add(k));
+                assert!(
+                    row.is_some_and(|row| row < input[0]) && end.is_some_and(|end| end <= input[1] * pitch),
+                    "{k} values do not fit into rows of {} pixels for {tap:?}",
+                    input[1]
+                );
+            }
+        }
+    }
+
     /// Computes into `out`, `[n, height, width, channels]`.
     ///
     /// # Panics
-    /// Where AMX [is not available](is_available).
+    /// Where AMX [is not available](is_available), or if a slice does not have the length that the sizes tell, or a tap
+    /// is not there.
     pub fn run(&self, out: Output<'_>) {
         assert!(is_available(), "this processor has no AMX for bf16");
+        self.check(match &out {
+            Output::Single(out) => out.len(),
+            Output::Half(out) => out.len(),
+        });
         #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
         imp::run(self, out);
         #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
@@ -620,13 +665,11 @@ mod imp {
                         }
                         match out {
                             Places::Single(out) => {
-                                check!(end <= out.len());
-                                _mm512_mask_storeu_ps(out.at(at), mask, value);
+                                _mm512_mask_storeu_ps(out.at(at, end - at), mask, value);
                             }
                             Places::Half(out) => {
-                                check!(end <= out.len());
                                 let bits: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(value));
-                                _mm256_mask_storeu_epi16(out.at(at).cast(), mask, bits);
+                                _mm256_mask_storeu_epi16(out.at(at, end - at).cast(), mask, bits);
                             }
                         }
                     }
@@ -640,12 +683,12 @@ mod imp {
             match out {
                 Places::Single(out) => {
                     if at + self.count <= out.len() {
-                        tile::prefetch_for_writing(out.at(at), self.count);
+                        tile::prefetch_for_writing(out.at(at, 0), self.count);
                     }
                 }
                 Places::Half(out) => {
                     if at + self.count <= out.len() {
-                        tile::prefetch_for_writing(out.at(at).cast_const().cast(), self.count.div_ceil(2));
+                        tile::prefetch_for_writing(out.at(at, 0).cast_const().cast(), self.count.div_ceil(2));
                     }
                 }
             }

@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::Buffer,
+    memory::{Buffer, elements},
     parallel::{Shared, part, tasks, threads},
     tile::{self, Tile, WIDTH, accumulate, load, load_part, rows, store, store_part, with_tile},
 };
@@ -36,9 +36,10 @@ impl Shape {
     /// Size of the output map; `None` where the kernel does not fit into the padded input.
     pub fn output(&self) -> Option<[usize; 2]> {
         let along = |axis: usize| {
-            let padded = self.input[axis] + self.padding[axis][0] + self.padding[axis][1];
-            let reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1;
-            Some(padded.checked_sub(reach)? / self.stride[axis] + 1)
+            let [before, after] = self.padding[axis];
+            let padded = self.input[axis].checked_add(before)?.checked_add(after)?;
+            let reach = self.kernel[axis].checked_sub(1)?.checked_mul(self.dilation[axis])?.checked_add(1)?;
+            Some(padded.checked_sub(reach)?.checked_div(self.stride[axis])? + 1)
         };
         Some([along(0)?, along(1)?])
     }
@@ -103,6 +104,16 @@ impl WeightOrder {
         if self.transposed { [outputs, inputs] } else { [inputs, outputs] }
     }
 
+    /// Behind the last weight.
+    ///
+    /// # Panics
+    ///
+    /// If it overflows.
+    pub fn end(&self) -> usize {
+        let len = elements([self.outputs, self.inputs, self.groups, self.taps]);
+        self.base.checked_add(len).expect("the weights are addressable")
+    }
+
     /// Where the taps of weight `(k, channel)` begin; `None` where it is zero.
     #[inline(always)]
     pub fn at(&self, k: usize, channel: usize) -> Option<usize> {
@@ -132,9 +143,10 @@ impl Packed {
     pub fn new(weights: &[f32], order: WeightOrder) -> Self {
         let [k, channels] = order.sizes();
         let taps = order.taps;
+        assert!(weights.len() >= order.end(), "{} weights are too few for {order:?}", weights.len());
         let width = panel_width();
         let panels = channels.div_ceil(width);
-        let mut data = Buffer::new(panels * taps * k * width);
+        let mut data = Buffer::new(elements([panels, taps, k, width]));
         let out = Shared::new(&mut data);
         let parts = k.div_ceil(32).min((4 * threads()).div_ceil(panels)).max(1);
         tasks(panels * parts, |task| {
@@ -147,7 +159,7 @@ impl Packed {
                     let from = if order.turned { taps - 1 - tap } else { tap };
                     let value = source.map_or(0.0, |source| weights[source + from]);
                     // SAFETY: each task has its own `k` of its own panel.
-                    unsafe { out.at(((panel * taps + tap) * k + k_index) * width + lane).write(value) };
+                    unsafe { out.at(((panel * taps + tap) * k + k_index) * width + lane, 1).write(value) };
                 }
             };
             // Along the inputs of an output, whose weights lie together.
@@ -173,7 +185,12 @@ impl Packed {
     }
 
     /// The same weights with the columns of a kernel's row as channels: `[panel][row][column · k][width]`.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not have this number of rows.
     pub fn as_rows(mut self, rows: usize) -> Self {
+        assert!(self.taps.is_multiple_of(rows), "{} taps do not make {rows} rows", self.taps);
         self.k *= self.taps / rows;
         self.taps = rows;
         self
@@ -203,6 +220,42 @@ pub struct Map<'a> {
     pub offset: usize,
 }
 
+impl Map<'_> {
+    /// Asserts that `n` images are there, and that each of the `taps` finds `k` values inside of them for every pixel of
+    /// an output of this size: a tap that does not look at a pixel of the map reads nothing.
+    pub(super) fn check(&self, n: usize, k: usize, taps: &[Tap], stride: [usize; 2], output: [usize; 2]) {
+        let Self { data, size, pitch, offset } = *self;
+        let [height, width] = size;
+        assert!(
+            data.len() == elements([n, height, width, pitch]),
+            "{} values are no map of {n} images of {size:?} pixels, {pitch} values apart",
+            data.len()
+        );
+        if n == 0 || output.contains(&0) {
+            return;
+        }
+        for tap in taps {
+            // The last row and column that it may look at.
+            let last = |axis: usize, shift: isize| -> Option<usize> {
+                let reach = (output[axis] - 1).checked_mul(stride[axis]).expect("the stride fits into the map");
+                let reach = isize::try_from(reach).expect("the stride fits into the map").checked_add(shift);
+                let reach = reach.expect("a tap is near the map");
+                usize::try_from(reach).ok().map(|reach| reach.min(size[axis].saturating_sub(1)))
+            };
+            let (Some(row), Some(column)) = (last(0, tap.down), last(1, tap.right)) else { continue };
+            if height == 0 || width == 0 {
+                continue;
+            }
+            let start = (((n - 1) * height + row) * width + column) * pitch;
+            let end = start.checked_add(offset).and_then(|start| start.checked_add(k));
+            assert!(
+                end.is_some_and(|end| end <= data.len()),
+                "{k} values from {offset} on do not fit into a map of {size:?} pixels for {tap:?}"
+            );
+        }
+    }
+}
+
 /// What happens to a sum before it is written.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
@@ -217,6 +270,16 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
+    /// Asserts that it has values for an output of `len` values and for the channels before `channels`.
+    pub(super) fn check(&self, channels: usize, len: usize) {
+        for vector in [self.scale, self.bias].into_iter().flatten() {
+            assert!(vector.len() >= channels, "{} values for {channels} channels", vector.len());
+        }
+        if let Some(residual) = self.residual {
+            assert!(residual.len() == len, "a residual of {} values for an output of {len}", residual.len());
+        }
+    }
+
     /// Scale and bias of `count` channels.
     #[inline(always)]
     pub(super) fn affine<S: Simd>(&self, simd: S, channel: usize, count: usize) -> [S::f32s; 2] {
@@ -251,6 +314,16 @@ impl Lattice {
     /// Every pixel.
     pub fn all(size: [usize; 2]) -> Self {
         Self { size, first: [0, 0], step: [1, 1], count: size }
+    }
+
+    /// Asserts that its pixels are distinct ones of the output.
+    fn check(&self) {
+        for axis in [0, 1] {
+            let [size, first, step, count] = [self.size, self.first, self.step, self.count].map(|sizes| sizes[axis]);
+            let last = count.checked_sub(1).and_then(|count| count.checked_mul(step)?.checked_add(first));
+            let inside = count == 0 || step > 0 && last.is_some_and(|last| last < size);
+            assert!(inside, "{count} pixels from {first} on, {step} apart, do not fit into {size}");
+        }
     }
 }
 
@@ -288,11 +361,36 @@ impl<'a, W> Product<'a, W> {
         let Self { n, x, stride, taps, lattice, out_pitch, out_offset, epilogue, .. } = self;
         Product { n, x, stride, taps, weights, lattice, out_pitch, out_offset, epilogue }
     }
+
+    /// Asserts what the reads and writes of a product rely on, for weights of these dimensions. O(1), but for the taps.
+    pub(super) fn check(&self, [weight_taps, k, channels]: [usize; 3], out: &[f32]) {
+        self.x.check(self.n, k, self.taps, self.stride, self.lattice.count);
+        for tap in self.taps {
+            assert!(tap.index < weight_taps, "{tap:?} of {weight_taps} taps");
+        }
+        self.lattice.check();
+        let [height, width] = self.lattice.size;
+        assert!(
+            out.len() == elements([self.n, height, width, self.out_pitch]),
+            "an output of {} values for {} images of {height} × {width} pixels, {} values apart",
+            out.len(),
+            self.n,
+            self.out_pitch
+        );
+        let end = self.out_offset.checked_add(channels).expect("the channels are addressable");
+        assert!(end <= self.out_pitch, "{channels} channels from {} on of {}", self.out_offset, self.out_pitch);
+        self.epilogue.check(end, out.len());
+    }
 }
 
 impl Product<'_> {
     /// Computes into `out`, `[n, height, width, out_pitch]`.
+    ///
+    /// # Panics
+    ///
+    /// If a slice does not have the length that the sizes tell, or a tap or a channel is not there.
     pub fn run(&self, out: &mut [f32]) {
+        self.check(self.weights.dims(), out);
         let [_, k, channels] = self.weights.dims();
         let [height, width] = self.lattice.count;
         let pixels = self.n * height * width;
@@ -420,7 +518,7 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
 
     for m in 0..M {
         let at = write[m] + panel * width;
-        tile::prefetch_for_writing(task.out.at(at), N * lanes);
+        tile::prefetch_for_writing(task.out.at(at, 0), N * lanes);
         if let Some(residual) = product.epilogue.residual {
             tile::prefetch(residual.as_ptr().wrapping_add(at), N * lanes);
         }
@@ -507,7 +605,9 @@ pub(super) unsafe fn finish<S: Simd>(
         value = simd.max_f32s(simd.splat_f32s(0.0), value);
     }
     // SAFETY: the caller's promise.
-    unsafe { if full { store::<S>(out.at(at), value) } else { store_part(simd, out.at(at), count, value) } }
+    unsafe {
+        if full { store::<S>(out.at(at, count), value) } else { store_part(simd, out.at(at, count), count, value) }
+    }
 }
 
 /// The padded input of a convolution of few channels, `[n, height, width, c]`: a row of the kernel is contiguous in it.
@@ -650,7 +750,10 @@ fn plain_block<S: Simd, const M: usize, const N: usize>(
         accumulate(simd, &mut tile, &left, weights, width, task.k, ahead);
         for (m, sums) in tile.iter().enumerate() {
             for n in 0..N {
-                store::<S>(out.at((start + m) * task.out_pitch + panel * width + n * S::F32_LANES), sums[n]);
+                store::<S>(
+                    out.at((start + m) * task.out_pitch + panel * width + n * S::F32_LANES, S::F32_LANES),
+                    sums[n],
+                );
             }
         }
     }

@@ -87,9 +87,10 @@ impl Product<'_, Packed> {
     /// Computes into `out`, `[n, height, width, out_pitch]`, with both operands rounded to bf16.
     ///
     /// # Panics
-    /// Where this [is not available](is_available).
+    /// Where this [is not available](is_available), and as the product of floats does.
     pub fn run(&self, out: &mut [f32]) {
         assert!(is_available(), "this processor has no AVX512-BF16");
+        self.check([self.weights.taps, self.weights.k, self.weights.channels], out);
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         imp::run(self, out);
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -206,7 +207,12 @@ mod imp {
                 let values = &x.data[start..x.data.len().min(start + run)];
                 let to = run_index * if step == x.pitch && run == k { pitch } else { step };
                 // SAFETY: each run has its own place; the processor was asked.
-                unsafe { round_into(values, out.at(0).cast::<u16>().wrapping_add(to)) };
+                unsafe {
+                    {
+                        check!(to + values.len().next_multiple_of(2) <= 2 * out.len());
+                        round_into(values, out.at(0, 0).cast::<u16>().wrapping_add(to))
+                    }
+                };
             }
         });
         rounded
@@ -218,6 +224,7 @@ mod imp {
         let ([height, width], [x_height, x_width]) = (product.lattice.count, product.x.size);
         let pitch = pitch_of(k);
         let mut rounded = Buffer::new(pixels.len() * pitch / 2);
+        let len = rounded.len();
         let to = rounded.as_mut_ptr().cast::<u16>();
         for (row, pixel) in pixels.enumerate() {
             let (rest, column) = (pixel / width, pixel % width);
@@ -225,7 +232,10 @@ mod imp {
             let at = (n * x_height + y * product.stride[0]) * x_width + column * product.stride[1];
             let start = at * product.x.pitch + product.x.offset;
             // SAFETY: the buffer has `pitch` values for each pixel; the processor was asked.
-            unsafe { round_into(&product.x.data[start..start + k], to.wrapping_add(row * pitch)) };
+            unsafe {
+                check!(row * pitch + k.next_multiple_of(2) <= 2 * len);
+                round_into(&product.x.data[start..start + k], to.wrapping_add(row * pitch));
+            }
         }
         rounded
     }
@@ -413,7 +423,7 @@ mod imp {
                         // In this order what is not a number stays so.
                         value = _mm512_max_ps(_mm512_setzero_ps(), value);
                     }
-                    _mm512_mask_storeu_ps(task.out.at(at), mask, value);
+                    _mm512_mask_storeu_ps(task.out.at(at, count), mask, value);
                 }
             }
         }

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::parallel::{Shared, part, tasks, threads};
+use super::{
+    memory::elements,
+    parallel::{Shared, part, tasks, threads},
+};
 
 /// Floats that are worth a task.
 const TASK: usize = 16 << 10;
@@ -18,7 +21,7 @@ fn parts(count: usize, floats: usize, work: impl Fn(Range<usize>) + Sync + Send)
 /// Joins maps `[pixels, channels]`, each given with its channels, along the channels.
 pub fn join<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &mut [T]) {
     let pitch = maps.iter().map(|&(_, channels)| channels).sum::<usize>();
-    assert_eq!(out.len(), pixels * pitch);
+    assert_eq!(out.len(), elements([pixels, pitch]));
     for &(map, channels) in maps {
         assert_eq!(map.len(), pixels * channels);
     }
@@ -39,7 +42,10 @@ pub fn join<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &
 
 /// Copies the channels `offset..offset + channels` of a map `[pixels, pitch]` to a map `[pixels, channels]`.
 pub fn take(x: &[f32], pitch: usize, offset: usize, channels: usize, out: &mut [f32]) {
-    assert!(offset + channels <= pitch, "{channels} channels from {offset} on of {pitch}");
+    assert!(
+        offset.checked_add(channels).is_some_and(|end| end <= pitch),
+        "{channels} channels from {offset} on of {pitch}"
+    );
     if channels == 0 {
         return;
     }

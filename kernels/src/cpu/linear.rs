@@ -6,9 +6,9 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     conv::panel_width,
-    memory::Buffer,
+    memory::{Buffer, elements},
     parallel::{Shared, part, tasks, threads},
-    tile::{Tile, WIDTH, accumulate, accumulate_outer, even_rows, load, load_part, rows, store_part, with_tile},
+    tile::{Tile, WIDTH, accumulate, accumulate_outer, even_rows, load_at, load_part, rows, store_part, with_tile},
 };
 
 /// Sizes of a linear map.
@@ -41,6 +41,10 @@ impl Linear {
     /// `y = x · w + bias`.
     pub fn forward(&self, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
         self.check(x, w, y);
+        assert!(bias.is_none_or(|bias| bias.len() == self.outputs), "a bias of other than {} values", self.outputs);
+        if y.is_empty() {
+            return;
+        }
         match bias {
             Some(bias) => y.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias)),
             None => y.fill(0.0),
@@ -58,9 +62,12 @@ impl Linear {
     /// `dw = xᵀ · dy`.
     pub fn weight_backward(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         self.check(x, dw, dy);
+        if dw.is_empty() {
+            return;
+        }
         // Whole panels of gradients, the last filled up with zeros.
         let pitch = self.outputs.next_multiple_of(panel_width());
-        let mut padded = Buffer::zeros(self.rows * pitch);
+        let mut padded = Buffer::zeros(elements([self.rows, pitch]));
         for (row, dy) in padded.chunks_exact_mut(pitch).zip(dy.chunks_exact(self.outputs)) {
             row[..self.outputs].copy_from_slice(dy);
         }
@@ -76,6 +83,9 @@ impl Linear {
     /// `dx = dy · wᵀ`.
     pub fn x_backward(&self, dy: &[f32], w: &[f32], dx: &mut [f32]) {
         self.check(dx, w, dy);
+        if dy.is_empty() {
+            return dx.fill(0.0);
+        }
         let out = Shared::new(dx);
         let parts = self.inputs.div_ceil(DOTS).min(8 * threads());
         let arch = Arch::new();
@@ -86,7 +96,8 @@ impl Linear {
 
     fn check(&self, x: &[f32], w: &[f32], y: &[f32]) {
         let Self { rows, inputs, outputs } = *self;
-        assert_eq!([x.len(), w.len(), y.len()], [rows * inputs, inputs * outputs, rows * outputs], "{self:?}");
+        let lengths = [[rows, inputs], [inputs, outputs], [rows, outputs]].map(elements);
+        assert!([x.len(), w.len(), y.len()] == lengths, "{:?} values for {self:?}", [x.len(), w.len(), y.len()]);
     }
 }
 
@@ -180,8 +191,15 @@ fn columns<S: Simd, const M: usize, const N: usize>(
     let lanes = S::F32_LANES;
     let mut left = [task.x.as_ptr(); M];
     for m in 0..M {
+        check!((row + m) * inputs + depth + k <= task.x.len());
         left[m] = left[m].wrapping_add((row + m) * inputs + depth);
     }
+    let readable = (k - 1) * stride + N * lanes;
+    check!(if stride == outputs {
+        depth * outputs + first + readable <= task.w.len()
+    } else {
+        readable <= PACKED_DEPTH * stride
+    });
     // Goes on with the sums of the rows before, so that a result does not depend on how many are gone over together.
     let mut before = [[simd.splat_f32s(0.0); N]; M];
     for n in 0..N {
@@ -190,7 +208,7 @@ fn columns<S: Simd, const M: usize, const N: usize>(
             let count = lanes.min(outputs - column);
             for m in 0..M {
                 // SAFETY: the columns of the output are this task's alone.
-                before[m][n] = unsafe { load_part(simd, task.out.at((row + m) * outputs + column), count) };
+                before[m][n] = unsafe { load_part(simd, task.out.at((row + m) * outputs + column, count), count) };
             }
         }
     }
@@ -205,7 +223,7 @@ fn columns<S: Simd, const M: usize, const N: usize>(
             if column < outputs {
                 let count = lanes.min(outputs - column);
                 for m in 0..M {
-                    store_part(simd, task.out.at((row + m) * outputs + column), count, sums[m][n]);
+                    store_part(simd, task.out.at((row + m) * outputs + column, count), count, sums[m][n]);
                 }
             }
         }
@@ -255,6 +273,7 @@ fn outer<S: Simd, const M: usize, const N: usize>(
 ) {
     let outputs = task.job.outputs;
     let lanes = S::F32_LANES;
+    check!(first + N * lanes <= task.pitch && input + M <= task.job.inputs);
     let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
     // SAFETY: each row of `x` has `M` values from `input` on, each of the gradients a whole panel from `first` on; the
     // rows of the output are this task's alone.
@@ -266,7 +285,7 @@ fn outer<S: Simd, const M: usize, const N: usize>(
                 let column = first + n * lanes;
                 if column < outputs {
                     let count = lanes.min(outputs - column);
-                    store_part(simd, task.out.at((input + m) * outputs + column), count, sums[m][n]);
+                    store_part(simd, task.out.at((input + m) * outputs + column, count), count, sums[m][n]);
                 }
             }
         }
@@ -306,13 +325,11 @@ impl WithSimd for Dots<'_> {
                         unsafe {
                             for d in 0..DOTS {
                                 let at = (input + d.min(dots - 1)) * outputs + column;
-                                let at = self.w.as_ptr().wrapping_add(at);
-                                weights[d] = if count == lanes { load::<S>(at) } else { load_part(simd, at, count) };
+                                weights[d] = load_at(simd, self.w, at, count);
                             }
                             for r in 0..AT_ONCE {
                                 let at = (row + r.min(at_once - 1)) * outputs + column;
-                                let at = self.dy.as_ptr().wrapping_add(at);
-                                let dy = if count == lanes { load::<S>(at) } else { load_part(simd, at, count) };
+                                let dy = load_at(simd, self.dy, at, count);
                                 for d in 0..DOTS {
                                     sums[d][r] = simd.mul_add_e_f32s(dy, weights[d], sums[d][r]);
                                 }
@@ -323,7 +340,7 @@ impl WithSimd for Dots<'_> {
                     let totals = sums;
                     for d in 0..dots {
                         for r in 0..at_once {
-                            let at = self.out.at((row + r) * inputs + input + d);
+                            let at = self.out.at((row + r) * inputs + input + d, 1);
                             let sum = simd.reduce_sum_f32s(totals[d][r]);
                             // SAFETY: the columns of `dx` are this task's alone.
                             unsafe { at.write(if from == 0 { sum } else { *at + sum }) };

@@ -1,24 +1,32 @@
 //! Softmax cross entropy against soft targets.
 
-use super::parallel::{Shared, part, tasks};
+use super::{
+    memory::elements,
+    parallel::{Shared, part, tasks},
+};
 
 /// The loss of each row of `logits` `[n, classes]` against `targets` of the same shape: `−Σ targets · log softmax`.
 pub fn cross_entropy(logits: &[f32], targets: &[f32], classes: usize, losses: &mut [f32]) {
-    assert_eq!([logits.len(), targets.len()], [losses.len() * classes; 2], "a loss for each row");
+    let len = elements([losses.len(), classes]);
+    assert!([logits.len(), targets.len()] == [len; 2], "a loss for each row of {classes} logits and targets");
+    if classes == 0 {
+        return losses.fill(0.0);
+    }
     let out = Shared::new(losses);
     rows(logits, targets, classes, |row, logits, targets| {
         let normaliser = log_sum_exp(logits);
         let loss: f64 =
             logits.iter().zip(targets).map(|(&logit, &t)| f64::from(t) * (normaliser - f64::from(logit))).sum();
         // SAFETY: each row is one task's.
-        unsafe { out.at(row).write(loss as f32) };
+        unsafe { out.at(row, 1).write(loss as f32) };
     });
 }
 
 /// The gradient of the logits from that of each row's loss: `(softmax · Σ targets − targets) · gradient`.
 pub fn cross_entropy_backward(logits: &[f32], targets: &[f32], gradients: &[f32], out: &mut [f32]) {
     let Some(classes) = logits.len().checked_div(gradients.len()) else { return };
-    assert_eq!([logits.len(), targets.len()], [out.len(); 2], "a gradient for each logit");
+    assert!([logits.len(), targets.len()] == [out.len(); 2], "a gradient for each logit");
+    assert!(logits.len() == classes * gradients.len(), "a gradient for each row");
     let out = Shared::new(out);
     rows(logits, targets, classes, |row, logits, targets| {
         let normaliser = log_sum_exp(logits);

@@ -3,6 +3,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
+    memory::elements,
     parallel::{Shared, part, tasks, threads},
     tile::{load, load_part, store_part},
 };
@@ -42,6 +43,8 @@ fn run(x: &[f32], dy: Option<&[f32]>, channels: usize, lrn: &Lrn, out: &mut [f32
     }
     let pixels = x.len() / channels;
     assert_eq!(x.len(), pixels * channels);
+    // Within `Padded`, so that nothing overflows.
+    let _ = elements([PIXELS, channels.saturating_add(lrn.size).saturating_add(64)]);
     let out = Shared::new(out);
     let parts = (x.len() / TASK).clamp(1, 4 * threads()).min(pixels);
     tasks(parts, |task| {

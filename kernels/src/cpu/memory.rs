@@ -81,12 +81,30 @@ fn size_class(bytes: usize) -> usize {
 
 fn layout(size: usize) -> Layout {
     let align = if size >= HUGE { HUGE } else { CACHE_LINE };
-    Layout::from_size_align(size, align).expect("a tensor's size is below isize::MAX")
+    Layout::from_size_align(size, align).expect("`Buffer::new` bounds the size")
+}
+
+/// The most floats of a buffer. Rounding its bytes up to a size class and an alignment stays below `isize::MAX`.
+const LONGEST: usize = isize::MAX as usize / (2 * size_of::<f32>());
+
+/// The number of elements of a tensor of these sizes.
+///
+/// # Panics
+///
+/// If it overflows.
+pub fn elements<const N: usize>(sizes: [usize; N]) -> usize {
+    let elements = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    elements.unwrap_or_else(|| panic!("the number of elements of {sizes:?} overflows"))
 }
 
 impl Buffer {
     /// A buffer of `len` floats of any value.
+    ///
+    /// # Panics
+    ///
+    /// If their size exceeds the address space.
     pub fn new(len: usize) -> Self {
+        assert!(len <= LONGEST, "a buffer of {len} floats exceeds the address space");
         let size = size_class((len * size_of::<f32>()).max(CACHE_LINE));
         if size >= SMALL {
             let mut pool = pool();
@@ -184,5 +202,16 @@ mod tests {
         drop(buffer);
         assert!(Buffer::zeros(123_457).iter().all(|&value| value == 0.0));
         assert_eq!(Buffer::new(0).len(), 0);
+    }
+
+    #[test]
+    fn a_length_that_overflows_panics() {
+        for len in [LONGEST + 1, 1 << 62, (1 << 62) + 1, usize::MAX] {
+            assert!(std::panic::catch_unwind(|| Buffer::new(len)).is_err(), "{len}");
+        }
+        assert_eq!(Buffer::new(5).len(), 5, "the pool still works");
+        assert!(std::panic::catch_unwind(|| elements([1 << 33, 1 << 33])).is_err());
+        // Not an overflow, but the largest layout that may be asked for.
+        assert!(size_class(LONGEST * size_of::<f32>()) <= isize::MAX as usize);
     }
 }

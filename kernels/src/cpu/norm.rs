@@ -10,7 +10,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{
     memory::Buffer,
     parallel::{Shared, part, tasks},
-    tile::{load_part, store_part},
+    tile::{load_at, load_part, store_part},
 };
 
 /// Parts that sums over pixels are made of, whatever the number of threads: the same bits on every machine.
@@ -29,10 +29,36 @@ pub enum Mask<'a> {
     Output(&'a [f32]),
 }
 
+impl Mask<'_> {
+    fn check(&self, len: usize, channels: usize) {
+        match self {
+            Self::None => {}
+            Self::Input(scale, shift) => {
+                assert!([scale.len(), shift.len()] == [channels; 2], "values for {channels} channels")
+            }
+            Self::Output(y) => assert!(y.len() == len, "an output of {} values, not {len}", y.len()),
+        }
+    }
+}
+
+/// The number of pixels of `[pixels, channels]`.
+///
+/// # Panics
+///
+/// If there are no channels, or `len` is not a multiple of their number.
+fn pixels_of(len: usize, channels: usize) -> usize {
+    assert!(channels > 0 && len.is_multiple_of(channels), "{len} values of {channels} channels");
+    len / channels
+}
+
 /// Mean and biased variance of each channel of `[pixels, channels]`.
+///
+/// # Panics
+///
+/// If there are no pixels or no channels.
 pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
-    let pixels = x.len() / channels;
-    let pivot = &x[..channels.min(x.len())];
+    let pixels = pixels_of(x.len(), channels);
+    let pivot = &x[..channels];
     let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
     let mut mean = vec![0.0; channels];
     let mut variance = vec![0.0; channels];
@@ -46,8 +72,8 @@ pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
 
 /// `Σ x` and `Σ x²` of each channel over `[pixels, channels]`.
 pub fn raw_sums(x: &[f32], channels: usize) -> [Vec<f64>; 2] {
-    let pixels = (x.len() / channels) as f64;
-    let pivot = &x[..channels.min(x.len())];
+    let pixels = pixels_of(x.len(), channels) as f64;
+    let pivot = &x[..channels];
     let mut sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
     let mut squares = sums.split_off(channels);
     for ((sum, square), &pivot) in sums.iter_mut().zip(&mut squares).zip(pivot) {
@@ -80,7 +106,10 @@ struct Sums<'a> {
 
 /// `[2 · channels]`.
 fn sum(job: Sums<'_>) -> Vec<f64> {
-    let pixels = job.x.len() / job.channels;
+    let pixels = pixels_of(job.x.len(), job.channels);
+    assert!(job.centre.len() == job.channels, "{} centres of {} channels", job.centre.len(), job.channels);
+    assert!(job.dy.is_none_or(|dy| dy.len() == job.x.len()), "a gradient of another size");
+    job.mask.check(job.x.len(), job.channels);
     let parts = PARTS.min(pixels.div_ceil(8)).max(1);
     let mut partial = vec![0f64; parts * 2 * job.channels];
     let out = Shared::new(&mut partial);
@@ -123,13 +152,13 @@ impl WithSimd for SumTask<'_> {
                 // SAFETY: `count` channels are left of each pixel, of the centre, the scale and the shift; a task has
                 // its pixels of the gradient alone.
                 unsafe {
-                    let middle = load_part(simd, centre.as_ptr().wrapping_add(channel), count);
+                    let middle = load_at(simd, centre, channel, count);
                     let [mut first, mut second] = [zero; 2];
                     match (dy, mask) {
                         (None, _) => {
                             for pixel in start..end {
                                 let at = pixel * channels + channel;
-                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                                let value = load_at(simd, x, at, count);
                                 let value = simd.sub_f32s(value, middle);
                                 first = simd.add_f32s(first, value);
                                 second = simd.mul_add_e_f32s(value, value, second);
@@ -138,19 +167,19 @@ impl WithSimd for SumTask<'_> {
                         (Some(dy), Mask::None) => {
                             for pixel in start..end {
                                 let at = pixel * channels + channel;
-                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
-                                let gradient = load_part(simd, dy.at(at), count);
+                                let value = load_at(simd, x, at, count);
+                                let gradient = load_part(simd, dy.at(at, count), count);
                                 first = simd.add_f32s(first, gradient);
                                 second = simd.mul_add_e_f32s(gradient, simd.sub_f32s(value, middle), second);
                             }
                         }
                         (Some(dy), Mask::Input(scale, shift)) => {
-                            let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
-                            let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                            let scale = load_at(simd, scale, channel, count);
+                            let shift = load_at(simd, shift, channel, count);
                             for pixel in start..end {
                                 let at = pixel * channels + channel;
-                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
-                                let gradient = load_part(simd, dy.at(at), count);
+                                let value = load_at(simd, x, at, count);
+                                let gradient = load_part(simd, dy.at(at, count), count);
                                 let output = simd.mul_add_e_f32s(value, scale, shift);
                                 let gradient = simd.select_f32s(simd.greater_than_f32s(output, zero), gradient, zero);
                                 first = simd.add_f32s(first, gradient);
@@ -160,11 +189,11 @@ impl WithSimd for SumTask<'_> {
                         (Some(dy), Mask::Output(y)) => {
                             for pixel in start..end {
                                 let at = pixel * channels + channel;
-                                let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
-                                let gradient = load_part(simd, dy.at(at), count);
-                                let output = load_part(simd, y.as_ptr().wrapping_add(at), count);
+                                let value = load_at(simd, x, at, count);
+                                let gradient = load_part(simd, dy.at(at, count), count);
+                                let output = load_at(simd, y, at, count);
                                 let gradient = simd.select_f32s(simd.greater_than_f32s(output, zero), gradient, zero);
-                                store_part(simd, dy.at(at), count, gradient);
+                                store_part(simd, dy.at(at, count), count, gradient);
                                 first = simd.add_f32s(first, gradient);
                                 second = simd.mul_add_e_f32s(gradient, simd.sub_f32s(value, middle), second);
                             }
@@ -221,11 +250,39 @@ pub enum Pass<'a> {
     },
 }
 
+impl Pass<'_> {
+    fn check(&self, len: usize, channels: usize) {
+        let vectors = |vectors: &[&[f32]]| {
+            assert!(vectors.iter().all(|vector| vector.len() == channels), "vectors of {channels} channels");
+        };
+        match *self {
+            Pass::Forward { scale, shift, residual, .. } => {
+                vectors(&[scale, shift]);
+                assert!(residual.is_none_or(|residual| residual.len() == len), "a residual of {len} values");
+            }
+            Pass::Backward { dy, mask, mean, by_gradient, by_input, constant } => {
+                vectors(&[mean, by_gradient, by_input, constant]);
+                assert!(dy.len() == len, "a gradient of {} values, not {len}", dy.len());
+                mask.check(len, channels);
+            }
+            Pass::Relu { dy } => assert!(dy.len() == len, "a gradient of {} values, not {len}", dy.len()),
+        }
+    }
+}
+
 /// Goes over `[pixels, channels]` once.
+///
+/// # Panics
+///
+/// If a slice does not have the length that the sizes tell.
 pub fn pass(x: &[f32], channels: usize, pass: Pass<'_>) -> Buffer {
     let mut out = Buffer::new(x.len());
+    pass.check(x.len(), channels);
+    if x.is_empty() {
+        return out;
+    }
     let shared = Shared::new(&mut out);
-    let pixels = x.len() / channels;
+    let pixels = pixels_of(x.len(), channels);
     let rows = ((128 << 10) / (channels * size_of::<f32>())).max(1);
     let parts = pixels.div_ceil(rows);
     let arch = Arch::new();
@@ -258,49 +315,49 @@ impl WithSimd for PassTask<'_> {
                 // SAFETY: `count` channels are left of this pixel in every slice, which are all as large as `x` or
                 // have a value for each channel; a task has its pixels of the output alone.
                 unsafe {
-                    let value = load_part(simd, x.as_ptr().wrapping_add(at), count);
+                    let value = load_at(simd, x, at, count);
                     let result = match self.pass {
                         Pass::Forward { scale, shift, residual, relu } => {
-                            let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
-                            let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                            let scale = load_at(simd, scale, channel, count);
+                            let shift = load_at(simd, shift, channel, count);
                             let mut value = simd.mul_add_e_f32s(value, scale, shift);
                             if let Some(residual) = residual {
-                                let residual = load_part(simd, residual.as_ptr().wrapping_add(at), count);
+                                let residual = load_at(simd, residual, at, count);
                                 value = simd.add_f32s(value, residual);
                             }
                             // In this order what is not a number stays so.
                             if relu { simd.max_f32s(zero, value) } else { value }
                         }
                         Pass::Backward { dy, mask, mean, by_gradient, by_input, constant } => {
-                            let mut gradient = load_part(simd, dy.as_ptr().wrapping_add(at), count);
+                            let mut gradient = load_at(simd, dy, at, count);
                             match mask {
                                 Mask::None => {}
                                 Mask::Input(scale, shift) => {
-                                    let scale = load_part(simd, scale.as_ptr().wrapping_add(channel), count);
-                                    let shift = load_part(simd, shift.as_ptr().wrapping_add(channel), count);
+                                    let scale = load_at(simd, scale, channel, count);
+                                    let shift = load_at(simd, shift, channel, count);
                                     let output = simd.mul_add_e_f32s(value, scale, shift);
                                     let through = simd.greater_than_f32s(output, zero);
                                     gradient = simd.select_f32s(through, gradient, zero);
                                 }
                                 Mask::Output(y) => {
-                                    let output = load_part(simd, y.as_ptr().wrapping_add(at), count);
+                                    let output = load_at(simd, y, at, count);
                                     let through = simd.greater_than_f32s(output, zero);
                                     gradient = simd.select_f32s(through, gradient, zero);
                                 }
                             }
-                            let mean = load_part(simd, mean.as_ptr().wrapping_add(channel), count);
-                            let by_gradient = load_part(simd, by_gradient.as_ptr().wrapping_add(channel), count);
-                            let by_input = load_part(simd, by_input.as_ptr().wrapping_add(channel), count);
-                            let constant = load_part(simd, constant.as_ptr().wrapping_add(channel), count);
+                            let mean = load_at(simd, mean, channel, count);
+                            let by_gradient = load_at(simd, by_gradient, channel, count);
+                            let by_input = load_at(simd, by_input, channel, count);
+                            let constant = load_at(simd, constant, channel, count);
                             let rest = simd.mul_add_e_f32s(by_input, simd.sub_f32s(value, mean), constant);
                             simd.mul_add_e_f32s(by_gradient, gradient, rest)
                         }
                         Pass::Relu { dy } => {
-                            let gradient = load_part(simd, dy.as_ptr().wrapping_add(at), count);
+                            let gradient = load_at(simd, dy, at, count);
                             simd.select_f32s(simd.greater_than_f32s(value, zero), gradient, zero)
                         }
                     };
-                    store_part(simd, out.at(at), count, result);
+                    store_part(simd, out.at(at, count), count, result);
                 }
                 channel += S::F32_LANES;
             }
@@ -310,6 +367,9 @@ impl WithSimd for PassTask<'_> {
 
 /// Sums of each channel over the pixels of `[pixels, channels]`.
 pub fn channel_sums(x: &[f32], channels: usize) -> Vec<f32> {
+    if x.is_empty() {
+        return vec![0.0; channels];
+    }
     let zeros = vec![0.0; channels];
     let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: &zeros, channels });
     sums[..channels].iter().map(|&sum| sum as f32).collect()

@@ -1,12 +1,13 @@
 //! Work shared among threads, and memory that tasks write side by side.
 
 use std::{
+    any::Any,
     cell::{Cell, UnsafeCell},
     marker::PhantomData,
     ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError, TryLockError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::Thread,
@@ -35,10 +36,21 @@ pub fn tasks(count: usize, work: impl Fn(usize) + Sync + Send) {
         return (0..count).for_each(work);
     }
     let crew = CREW.get_or_init(|| Crew::new(threads() - 1));
-    match crew.captain.try_lock() {
+    let panic = match crew.captain.try_lock() {
         Ok(_captain) => crew.run(count, &work),
+        // The lock guards nothing that a panic could leave broken.
+        Err(TryLockError::Poisoned(captain)) => {
+            let _captain = captain.into_inner();
+            crew.run(count, &work)
+        }
         // Another thread has the crew: the pool that all share.
-        Err(_) => (0..count).into_par_iter().with_max_len(1).for_each(work),
+        Err(TryLockError::WouldBlock) => {
+            (0..count).into_par_iter().with_max_len(1).for_each(work);
+            None
+        }
+    };
+    if let Some(panic) = panic {
+        resume_unwind(panic);
     }
 }
 
@@ -59,6 +71,8 @@ struct Crew {
     helpers: Vec<Thread>,
 }
 
+type Panic = Box<dyn Any + Send>;
+
 #[derive(Default)]
 struct State {
     /// The number of the job that may be joined, 0 for none.
@@ -69,7 +83,8 @@ struct State {
     job: UnsafeCell<Option<Job>>,
     /// The next task.
     next: AtomicUsize,
-    panicked: AtomicBool,
+    /// What the first task that panicked did so with.
+    panic: Mutex<Option<Panic>>,
     /// Whether each helper sleeps, or is about to.
     asleep: Vec<AtomicBool>,
 }
@@ -96,8 +111,8 @@ impl State {
             if index >= job.count {
                 break;
             }
-            if catch_unwind(AssertUnwindSafe(|| work(index))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(index))) {
+                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
         }
         INSIDE.set(false);
@@ -150,8 +165,8 @@ impl Crew {
         Self { captain: Mutex::new(()), state, helpers }
     }
 
-    /// Runs a job; the caller must have the captain's lock.
-    fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
+    /// Runs a job; the caller must have the captain's lock. Returns what a task panicked with.
+    fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) -> Option<Panic> {
         let state = &*self.state;
         // SAFETY: only the lifetime is forgotten; this function returns when no one uses it any more.
         let work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) };
@@ -173,7 +188,7 @@ impl Crew {
             // Where there are more threads than cores, the last one may need this one's.
             if since.elapsed() < LOOKOUT { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        assert!(!state.panicked.swap(false, Ordering::Relaxed), "a task of a kernel panicked");
+        state.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -241,10 +256,10 @@ impl<'a, T> Shared<'a, T> {
         Self { start: self.start.wrapping_add(start), len: self.len - start, slice: PhantomData }
     }
 
-    /// A pointer to the element at `index`, for writing alone what no other task touches.
+    /// A pointer to the `count` elements from `index` on, for writing alone what no other task touches.
     #[inline(always)]
-    pub fn at(&self, index: usize) -> *mut T {
-        check!(index <= self.len, "{index} of {}", self.len);
+    pub fn at(&self, index: usize, count: usize) -> *mut T {
+        check!(index + count <= self.len, "{count} from {index} on of {}", self.len);
         self.start.wrapping_add(index)
     }
 }
@@ -279,7 +294,8 @@ mod tests {
     #[test]
     fn a_panic_is_the_caller_s_and_the_crew_goes_on() {
         let panicked = catch_unwind(|| tasks(8, |index| assert!(index != 5, "of a test")));
-        assert!(panicked.is_err());
+        let panic = panicked.expect_err("a task panicked");
+        assert_eq!(panic.downcast_ref::<&str>(), Some(&"of a test"));
         let runs = AtomicUsize::new(0);
         tasks(8, |_| {
             runs.fetch_add(1, Ordering::Relaxed);

@@ -6,8 +6,9 @@ use ::half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
+    memory::elements,
     parallel::{Shared, part, tasks, threads},
-    tile::{load_part, store_part},
+    tile::{load_at, store_part},
 };
 
 /// Windows over maps `[n, h, w, channels]`. What of a window lies outside the input is left out.
@@ -117,7 +118,7 @@ impl Maps {
 
     /// Floats of maps of this size.
     fn len(&self, [height, width]: [usize; 2]) -> usize {
-        self.n * height * width * self.channels
+        elements([self.n, height, width, self.channels])
     }
 
     /// Where a channel of a pixel of the input lies.
@@ -309,17 +310,15 @@ impl<P: Pixel> WithSimd for Part<'_, P> {
     }
 }
 
-/// Reads `count` bytes as a vector of integers, the rest of it zero.
-///
-/// # Safety
-/// `from` must be good for reading `count` bytes.
+/// Reads at most `S::F32_LANES` bytes as a vector of integers, the rest of it zero.
 #[inline(always)]
-unsafe fn widen<S: Simd>(simd: S, from: *const u8, count: usize) -> S::u32s {
+fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::u32s {
     let mut wide = simd.splat_u32s(0);
     let lanes = (&raw mut wide).cast::<u32>();
-    for lane in 0..count {
-        // SAFETY: the caller's promise; a vector is as good as an array of its lanes.
-        unsafe { lanes.add(lane).write(u32::from(from.add(lane).read())) };
+    assert!(bytes.len() <= S::F32_LANES);
+    for (lane, &byte) in bytes.iter().enumerate() {
+        // SAFETY: a vector has the layout of an array of its lanes, and there are as many lanes as bytes at least.
+        unsafe { lanes.add(lane).write(u32::from(byte)) };
     }
     wide
 }
@@ -363,11 +362,10 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
         for down in rows {
             for right in columns.clone() {
                 let at = self.maps.input_at(image, [down, right], channel);
-                check!(at + (N - 1) * lanes + count <= self.x.len());
                 let place = simd.splat_u32s(self.window.place([down, right], pixel));
                 for n in 0..N {
                     // SAFETY: the window's inputs lie in the map.
-                    let x = unsafe { load_part(simd, self.x.as_ptr().wrapping_add(at + n * lanes), count) };
+                    let x = unsafe { load_at(simd, self.x, at + n * lanes, count) };
                     let nan = simd.not_m32s(simd.equal_f32s(x, x));
                     let larger = simd.or_m32s(simd.greater_than_f32s(x, most[n]), nan);
                     most[n] = simd.select_f32s(larger, x, most[n]);
@@ -381,9 +379,9 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
         for n in 0..N {
             // SAFETY: the caller's promise.
             unsafe {
-                store_part(simd, self.y.at(at + n * lanes), count, most[n]);
+                store_part(simd, self.y.at(at + n * lanes, count), count, most[n]);
                 if PLACES {
-                    narrow::<S>(self.places.at(at + n * lanes), count, places[n]);
+                    narrow::<S>(self.places.at(at + n * lanes, count), count, places[n]);
                 }
             }
         }
@@ -493,14 +491,13 @@ impl Pixel for MaxBackward<'_> {
         for down in rows {
             for right in columns.clone() {
                 let at = self.maps.output_at(image, [down, right], channel);
-                check!(at + (N - 1) * lanes + count <= self.dy.len());
                 let place = simd.splat_u32s(self.window.place(pixel, [down, right]));
                 for n in 0..N {
                     // SAFETY: the outputs lie in the map, and there are as many places.
                     let (dy, places) = unsafe {
                         (
-                            load_part(simd, self.dy.as_ptr().wrapping_add(at + n * lanes), count),
-                            widen(simd, self.places.as_ptr().wrapping_add(at + n * lanes), count),
+                            load_at(simd, self.dy, at + n * lanes, count),
+                            widen(simd, &self.places[at + n * lanes..][..count]),
                         )
                     };
                     let here = simd.equal_u32s(places, place);
@@ -511,7 +508,7 @@ impl Pixel for MaxBackward<'_> {
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
             // SAFETY: the caller's promise.
-            unsafe { store_part(simd, self.dx.at(at + n * lanes), count, sums[n]) };
+            unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }
 }
@@ -541,10 +538,9 @@ impl Pixel for Average<'_> {
             let mut row = [simd.splat_f32s(0.0); N];
             for right in columns.clone() {
                 let at = self.maps.input_at(image, [down, right], channel);
-                check!(at + (N - 1) * lanes + count <= self.x.len());
                 for n in 0..N {
                     // SAFETY: the window's inputs lie in the map.
-                    let x = unsafe { load_part(simd, self.x.as_ptr().wrapping_add(at + n * lanes), count) };
+                    let x = unsafe { load_at(simd, self.x, at + n * lanes, count) };
                     row[n] = simd.add_f32s(row[n], x);
                 }
             }
@@ -556,7 +552,7 @@ impl Pixel for Average<'_> {
         let at = self.maps.output_at(image, pixel, channel);
         for n in 0..N {
             // SAFETY: the caller's promise.
-            unsafe { store_part(simd, self.y.at(at + n * lanes), count, simd.mul_f32s(factor, sums[n])) };
+            unsafe { store_part(simd, self.y.at(at + n * lanes, count), count, simd.mul_f32s(factor, sums[n])) };
         }
     }
 }
@@ -584,11 +580,10 @@ impl Pixel for AverageBackward<'_> {
         for down in rows {
             for right in columns.clone() {
                 let at = self.maps.output_at(image, [down, right], channel);
-                check!(at + (N - 1) * lanes + count <= self.dy.len());
                 let factor = simd.splat_f32s(self.factors[0][down] * self.factors[1][right]);
                 for n in 0..N {
                     // SAFETY: the outputs lie in the map.
-                    let dy = unsafe { load_part(simd, self.dy.as_ptr().wrapping_add(at + n * lanes), count) };
+                    let dy = unsafe { load_at(simd, self.dy, at + n * lanes, count) };
                     sums[n] = simd.mul_add_e_f32s(factor, dy, sums[n]);
                 }
             }
@@ -596,7 +591,7 @@ impl Pixel for AverageBackward<'_> {
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
             // SAFETY: the caller's promise.
-            unsafe { store_part(simd, self.dx.at(at + n * lanes), count, sums[n]) };
+            unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }
 }

@@ -1,7 +1,13 @@
 //! Products, weight gradients and Winograd against sums in double precision, over small shapes: small enough for Miri.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::{
-    conv::{Epilogue, Lattice, Map, Packed, Product, Shape, WeightOrder, backward_lattices, forward_taps},
+    conv::{Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps},
+    half,
+    linear::Linear,
+    loss, lrn,
+    norm::{self, Mask, Pass},
     testing::Random,
     weight_gradient::WeightGradient,
     winograd,
@@ -176,5 +182,180 @@ fn winograd_equals_the_plain_sums() {
             groups: 1,
         };
         check(&shape, 1, &mut random);
+    }
+}
+
+/// Products of bf16 values without AMX, on processors that have it as well.
+#[test]
+fn bf16_dot_products_equal_the_exact_sums() {
+    if !half::is_available() {
+        return eprintln!("skipped: this processor has no AVX512-BF16");
+    }
+    let mut random = Random::new(13);
+    for [pixels, inputs, outputs] in [[1, 1, 1], [37, 64, 48], [90, 33, 70], [15, 130, 32]] {
+        let rounded = |values: Vec<f32>| values.into_iter().map(|value| ::half::bf16::from_f32(value).to_f32());
+        let x: Vec<f32> = rounded(random.floats(pixels * inputs)).collect();
+        let w: Vec<f32> = rounded(random.floats(outputs * inputs)).collect();
+        let order = WeightOrder { base: 0, taps: 1, inputs, outputs, groups: 1, transposed: false, turned: false };
+        let mut y = vec![f32::NAN; pixels * outputs];
+        Product {
+            n: 1,
+            x: Map { data: &x, size: [pixels, 1], pitch: inputs, offset: 0 },
+            stride: [1, 1],
+            taps: &[Tap { down: 0, right: 0, index: 0 }],
+            weights: &half::Packed::new(&Packed::new(&w, order)),
+            lattice: Lattice::all([pixels, 1]),
+            out_pitch: outputs,
+            out_offset: 0,
+            epilogue: Epilogue::default(),
+        }
+        .run(&mut y);
+        for (index, &found) in y.iter().enumerate() {
+            let (pixel, output) = (index / outputs, index % outputs);
+            let row = |values: &[f32], row: usize| values[row * inputs..][..inputs].to_vec();
+            let exact: f64 =
+                row(&x, pixel).iter().zip(row(&w, output)).map(|(&x, w)| f64::from(x) * f64::from(w)).sum();
+            assert!((f64::from(found) - exact).abs() < 1e-5, "{pixels} × {inputs} × {outputs}: {found} {exact}");
+        }
+    }
+}
+
+/// Runs `work` once with each slice one value short: it must panic, and must not where all are as long as they should be.
+fn each_short<const N: usize>(lengths: [usize; N], what: &str, work: impl Fn([&mut [f32]; N])) {
+    for short in (0..N).map(Some).chain([None]) {
+        let mut values = lengths.map(|len| vec![0.5f32; len]);
+        let mut slices = values.each_mut().map(|values| values.as_mut_slice());
+        if let Some(short) = short {
+            let slice = std::mem::take(&mut slices[short]);
+            let len = slice.len();
+            slices[short] = &mut slice[..len - 1];
+        }
+        let panicked = catch_unwind(AssertUnwindSafe(|| work(slices))).is_err();
+        assert_eq!(panicked, short.is_some(), "{what}, slice {short:?} one value short");
+    }
+}
+
+#[test]
+fn slices_that_are_too_short_panic() {
+    let shape = Shape {
+        n: 2,
+        channels_in: 4,
+        channels_out: 6,
+        input: [5, 7],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [[1, 1], [1, 1]],
+        dilation: [1, 1],
+        groups: 1,
+    };
+    let taps = forward_taps(&shape);
+    let (pixels, weights) = (2 * 5 * 7, 6 * 4 * 9);
+    each_short([weights], "packed weights", |[w]| drop(Packed::new(w, order(&shape, 0, 1))));
+    let packed = Packed::new(&vec![1.0; weights], order(&shape, 0, 1));
+    each_short([pixels * 4, 6, 6, pixels * 6, pixels * 6], "product", |[x, scale, bias, residual, y]| {
+        Product {
+            n: 2,
+            x: Map { data: x, size: [5, 7], pitch: 4, offset: 0 },
+            stride: [1, 1],
+            taps: &taps,
+            weights: &packed,
+            lattice: Lattice::all([5, 7]),
+            out_pitch: 6,
+            out_offset: 0,
+            epilogue: Epilogue { scale: Some(scale), bias: Some(bias), residual: Some(residual), relu: true },
+        }
+        .run(y);
+    });
+    let transformed = winograd::Weights::new(&packed);
+    each_short([pixels * 4, 6, 6, pixels * 6, pixels * 6], "Winograd", |[x, scale, bias, residual, y]| {
+        winograd::Convolution {
+            n: 2,
+            x,
+            input: [5, 7],
+            output: [5, 7],
+            padding: [1, 1],
+            weights: &transformed,
+            epilogue: Epilogue { scale: Some(scale), bias: Some(bias), residual: Some(residual), relu: true },
+            out_pitch: 6,
+            out_offset: 0,
+        }
+        .run(y);
+    });
+    each_short([pixels * 4, pixels * 6, weights], "weight gradient", |[x, dy, dw]| {
+        let x = Map { data: x, size: [5, 7], pitch: 4, offset: 0 };
+        let dy = Map { data: dy, size: [5, 7], pitch: 6, offset: 0 };
+        WeightGradient { n: 2, x, k: 4, stride: [1, 1], taps: &taps, dy, channels: 6 }.run(order(&shape, 0, 1), dw);
+    });
+    each_short([pixels * 4, pixels * 6, weights], "Winograd's weight gradient", |[x, dy, dw]| {
+        let (input, output, padding) = ([5, 7], [5, 7], [1, 1]);
+        winograd::WeightGradient { n: 2, x, k: 4, input, dy, channels: 6, output, padding }.run(dw);
+    });
+    each_short([70, 7, 7, 70], "norm", |[x, scale, shift, residual]| {
+        drop(norm::pass(x, 7, Pass::Forward { scale, shift, residual: Some(residual), relu: true }));
+    });
+    each_short([70, 70, 7, 7, 7, 7, 7, 7], "norm's gradient", |slices| {
+        let [x, dy, scale, shift, mean, by_gradient, by_input, constant] = slices;
+        let mask = Mask::Input(scale, shift);
+        drop(norm::pass(x, 7, Pass::Backward { dy, mask, mean, by_gradient, by_input, constant }));
+    });
+    each_short([70, 70, 70, 7], "norm's sums", |[x, dy, y, mean]| {
+        norm::gradient_sums(x, dy, Mask::Output(y), mean);
+    });
+    each_short([70, 70], "ReLU's gradient", |[y, dy]| drop(norm::pass(y, 7, Pass::Relu { dy })));
+    let linear = Linear { rows: 3, inputs: 5, outputs: 7 };
+    each_short([15, 35, 7, 21], "linear", |[x, w, bias, y]| linear.forward(x, w, Some(bias), y));
+    each_short([15, 21, 35], "linear's weight gradient", |[x, dy, dw]| linear.weight_backward(x, dy, dw));
+    each_short([21, 35, 15], "linear's input gradient", |[dy, w, dx]| linear.x_backward(dy, w, dx));
+    each_short([20, 20, 4], "cross entropy", |[logits, targets, losses]| {
+        loss::cross_entropy(logits, targets, 5, losses);
+    });
+    each_short([20, 20, 20], "cross entropy's gradient", |[logits, targets, out]| {
+        loss::cross_entropy_backward(logits, targets, &[1.0; 4], out);
+    });
+    let local = lrn::Lrn { size: 5, alpha: 1.0, beta: 0.75, k: 1.0 };
+    each_short([70, 70, 70], "local response norm", |[x, dy, dx]| lrn::lrn_backward(x, dy, 7, &local, dx));
+}
+
+/// Sizes that do not belong together, though the slices have the lengths that they tell.
+#[test]
+fn products_outside_of_their_operands_panic() {
+    let packed = Packed::new(
+        &[1.0; 6],
+        WeightOrder { base: 0, taps: 1, inputs: 2, outputs: 3, groups: 1, transposed: false, turned: false },
+    );
+    let (x, good) = (vec![1.0; 32], Tap { down: 0, right: 0, index: 0 });
+    let run = |change: fn(&mut Product<'_>), tap: Tap| {
+        let mut product = Product {
+            n: 1,
+            x: Map { data: &x, size: [4, 4], pitch: 2, offset: 0 },
+            stride: [1, 1],
+            taps: &[tap],
+            weights: &packed,
+            lattice: Lattice::all([4, 4]),
+            out_pitch: 3,
+            out_offset: 0,
+            epilogue: Epilogue::default(),
+        };
+        change(&mut product);
+        let mut y = vec![0.0; 48];
+        catch_unwind(AssertUnwindSafe(|| product.run(&mut y))).is_err()
+    };
+    assert!(!run(|_| (), good), "as it should be");
+    assert!(!run(|_| (), Tap { down: 3, right: -7, index: 0 }), "what lies outside of the map counts as zero");
+    assert!(run(|_| (), Tap { index: 1, ..good }), "a tap that there is not");
+    let changes: [fn(&mut Product<'_>); 10] = [
+        |product| product.n = 2,
+        |product| product.n = usize::MAX / 8,
+        |product| product.x.offset = 1,
+        |product| product.x.offset = usize::MAX,
+        |product| product.x.size = [5, 4],
+        |product| product.lattice.count = [5, 4],
+        |product| product.lattice.step = [0, 1],
+        |product| product.lattice.first = [1, 0],
+        |product| product.out_offset = 1,
+        |product| product.lattice.size = [2, 4],
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        assert!(run(change, good), "change {index}");
     }
 }

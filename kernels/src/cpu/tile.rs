@@ -71,6 +71,18 @@ pub unsafe fn store_part<S: Simd>(simd: S, to: *mut f32, count: usize, value: S:
     simd.partial_store_f32s(unsafe { std::slice::from_raw_parts_mut(to, count) }, value);
 }
 
+/// Reads `count ≤ S::F32_LANES` floats of a slice from `at` on.
+///
+/// # Safety
+///
+/// `at + count` must not exceed the length of the slice.
+#[inline(always)]
+pub unsafe fn load_at<S: Simd>(simd: S, slice: &[f32], at: usize, count: usize) -> S::f32s {
+    check!(at + count <= slice.len(), "{count} from {at} on of {}", slice.len());
+    // SAFETY: the `count` floats are inside of the slice.
+    unsafe { load_part(simd, slice.as_ptr().wrapping_add(at), count) }
+}
+
 /// Asks for the cache lines of `count` floats that will be written: they are there when the sums are.
 #[inline(always)]
 pub fn prefetch_for_writing(at: *const f32, count: usize) {

@@ -4,7 +4,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     conv::{Map, Tap, WeightOrder, aliases, gathered_pitch, panel_width},
-    memory::Buffer,
+    memory::{Buffer, elements},
     parallel::{Shared, part, tasks, threads},
     tile::{Tile, WIDTH, accumulate_outer, even_rows, load, rows, store, with_tile},
 };
@@ -38,11 +38,25 @@ const PART: usize = 1568;
 impl WeightGradient<'_> {
     /// Computes into `out`, in the given order. What is summed in which order depends on the shapes alone, not on the
     /// number of threads.
+    ///
+    /// # Panics
+    ///
+    /// If a slice does not have the length that the sizes tell, or the order has other sizes.
     pub fn run(&self, order: WeightOrder, out: &mut [f32]) {
+        self.x.check(self.n, self.k, self.taps, self.stride, self.dy.size);
+        let [height, width] = self.dy.size;
+        assert!(self.dy.data.len() == elements([self.n, height, width, self.dy.pitch]), "a gradient of another size");
+        let end = self.dy.offset.checked_add(self.channels).expect("the channels are addressable");
+        assert!(end <= self.dy.pitch, "{} channels from {} on of {}", self.channels, self.dy.offset, self.dy.pitch);
+        assert!(
+            order.sizes() == [self.k, self.channels] && order.taps == self.taps.len(),
+            "{order:?} of other weights"
+        );
+        assert!(out.len() >= order.end(), "{} weights are too few for {order:?}", out.len());
         let width = panel_width();
         let panels = self.channels.div_ceil(width);
         let taps = self.taps.len();
-        let floats = panels * taps * self.k * width;
+        let floats = elements([panels, taps, self.k, width]);
         let pixels = self.n * self.dy.size[0] * self.dy.size[1];
         let zeros = vec![0.0; self.k];
         let arch = Arch::new();
@@ -55,7 +69,7 @@ impl WeightGradient<'_> {
             panels if panels.is_multiple_of(threads()) || panels >= 4 * threads() => 1,
             panels => (3 * threads()).div_ceil(panels).min(self.k.div_ceil(8)),
         };
-        let mut sums = Buffer::zeros(pixel_parts * floats); // [part][panel][tap][k][width]
+        let mut sums = Buffer::zeros(elements([pixel_parts, floats])); // [part][panel][tap][k][width]
         let shared = Shared::new(&mut sums);
         let task = |pixels, panels, k, sums| arch.dispatch(Task { job: self, zeros: &zeros, sums, pixels, panels, k });
         if pixel_parts > 1 {
@@ -97,7 +111,7 @@ impl WeightGradient<'_> {
                     for tap in 0..taps {
                         let at = ((panel * taps + tap) * self.k + k) * width + lane;
                         // SAFETY: each task has its own weights.
-                        unsafe { out.at(base + tap).write(sums[at]) };
+                        unsafe { out.at(base + tap, 1).write(sums[at]) };
                     }
                 }
             }

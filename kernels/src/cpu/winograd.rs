@@ -8,9 +8,9 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::{
     conv::{Epilogue, Packed, Rows, Shape, finish, panel_width},
-    memory::Buffer,
+    memory::{Buffer, elements},
     parallel::{Shared, part, tasks, threads},
-    tile::{Tile, WIDTH, accumulate_outer, even_rows, load, load_part, rows, store, with_tile},
+    tile::{Tile, WIDTH, accumulate_outer, even_rows, load, load_at, load_part, rows, store, with_tile},
 };
 
 /// Side of an output tile.
@@ -67,7 +67,7 @@ impl Weights {
         assert_eq!(taps, 9, "Winograd's transform is for 3 × 3 weights");
         let width = panel_width();
         let panels = channels.div_ceil(width);
-        let mut data = Buffer::new(PLACES * panels * k * width);
+        let mut data = Buffer::new(elements([PLACES, panels, k, width]));
         let out = Shared::new(&mut data);
         let parts = k.div_ceil(16);
         let arch = Arch::new();
@@ -105,7 +105,7 @@ impl WithSimd for TransformWeights<'_> {
                     for y in 0..3 {
                         let at = ((panel * 9 + y * 3 + x) * k + k_index) * width + n * lanes;
                         // SAFETY: inside the panel, as was checked.
-                        column[y] = unsafe { load::<S>(packed.as_ptr().wrapping_add(at)) };
+                        column[y] = unsafe { load_at(simd, packed, at, lanes) };
                     }
                     let column = transform_kernel(simd, column);
                     for y in 0..IN {
@@ -117,7 +117,7 @@ impl WithSimd for TransformWeights<'_> {
                     for x in 0..IN {
                         let at = (((y * IN + x) * panels + panel) * k + k_index) * width + n * lanes;
                         // SAFETY: each task has its own panel and `k`.
-                        unsafe { store::<S>(out.at(at), row[x]) };
+                        unsafe { store::<S>(out.at(at, lanes), row[x]) };
                     }
                 }
             }
@@ -248,8 +248,25 @@ impl Convolution<'_> {
     }
 
     /// Computes into `out`.
+    ///
+    /// # Panics
+    ///
+    /// If a slice does not have the length that the sizes tell.
     pub fn run(&self, out: &mut [f32]) {
+        let ([h, w], [height, width], channels) = (self.input, self.output, self.weights.channels);
+        assert!(self.x.len() == elements([self.n, h, w, self.weights.k]), "{} values of {h} × {w}", self.x.len());
+        assert!(
+            out.len() == elements([self.n, height, width, self.out_pitch]),
+            "{} values for an output of {height} × {width}",
+            out.len()
+        );
+        let end = self.out_offset.checked_add(channels).expect("the channels are addressable");
+        assert!(end <= self.out_pitch, "{channels} channels from {} on of {}", self.out_offset, self.out_pitch);
+        self.epilogue.check(end, out.len());
         let tiles = self.tiles();
+        if tiles == 0 {
+            return;
+        }
         let [k_pitch, out_pitch] = self.pitches();
         let tile_bytes = PLACES * (k_pitch + out_pitch) * size_of::<f32>();
         let zeros = vec![0.0; self.weights.k];
@@ -376,7 +393,7 @@ unsafe fn write_input<S: Simd>(simd: S, read: &[*const f32; PLACES], k: usize, o
             let v = transform_input(simd, d);
             for row in 0..IN {
                 // SAFETY: the caller's promise.
-                unsafe { store::<S>(out.at((row * IN + column) * plane + channel), v[row]) };
+                unsafe { store::<S>(out.at((row * IN + column) * plane + channel, S::F32_LANES), v[row]) };
             }
         }
         channel += S::F32_LANES;
@@ -429,7 +446,8 @@ impl Step<'_> {
                 let mut m = [zero; IN];
                 for column in 0..IN {
                     // SAFETY: the products of this tile are done, and its rows are as wide as the panels.
-                    m[column] = unsafe { load::<S>(self.m.at((row * IN + column) * plane + read + channel)) };
+                    m[column] =
+                        unsafe { load::<S>(self.m.at((row * IN + column) * plane + read + channel, S::F32_LANES)) };
                 }
                 half[row] = transform_output(simd, m);
             }
@@ -528,7 +546,18 @@ pub struct WeightGradient<'a> {
 
 impl WeightGradient<'_> {
     /// Computes `[channels, k, 3, 3]`. What is summed in which order depends on the shapes alone.
+    ///
+    /// # Panics
+    ///
+    /// If a slice does not have the length that the sizes tell.
     pub fn run(&self, out: &mut [f32]) {
+        let ([h, w], [height, width]) = (self.input, self.output);
+        assert!(self.x.len() == elements([self.n, h, w, self.k]), "{} values of {h} × {w}", self.x.len());
+        assert!(self.dy.len() == elements([self.n, height, width, self.channels]), "a gradient of another size");
+        assert!(out.len() == elements([self.channels, self.k, 9]), "{} weights", out.len());
+        if self.dy.is_empty() || self.x.is_empty() {
+            return out.fill(0.0);
+        }
         let width = panel_width();
         let [rows, columns] = self.output.map(|size| size.div_ceil(OUT));
         let tiles = self.n * rows * columns;
@@ -641,7 +670,7 @@ impl GradientStep<'_> {
                 let d = spread_output(simd, y);
                 for row in 0..IN {
                     // SAFETY: each task has its own tiles.
-                    unsafe { store::<S>(self.d.at((row * IN + column) * plane + at), d[row]) };
+                    unsafe { store::<S>(self.d.at((row * IN + column) * plane + at, S::F32_LANES), d[row]) };
                 }
             }
             channel += S::F32_LANES;
@@ -664,10 +693,11 @@ impl GradientStep<'_> {
             let last = tiles.min(first + TILES);
             read.clear();
             for tile in first..last {
-                read.push(self.v.at(v + tile * k_pitch).cast_const());
+                read.push(self.v.at(v + tile * k_pitch, job.k).cast_const());
             }
             for panel in panels.clone() {
-                let gradients = self.d.at(d + (panel * self.longest + first) * width).cast_const();
+                let gradients =
+                    self.d.at(d + (panel * self.longest + first) * width, (last - first) * width).cast_const();
                 let mut k = 0;
                 while k < job.k {
                     let rows = most.min(job.k - k);
@@ -761,9 +791,8 @@ impl WithSimd for Gather<'_> {
                     for row in 0..IN {
                         let place = row * IN + column;
                         let at = ((place * panels + panel) * job.k + k.start + index) * width + n * lanes;
-                        check!(at + lanes <= sums.len());
                         // SAFETY: inside the sums.
-                        m[row] = unsafe { load::<S>(sums.as_ptr().wrapping_add(at)) };
+                        m[row] = unsafe { load_at(simd, sums, at, lanes) };
                     }
                     let m = gather_kernel(simd, m);
                     for row in 0..3 {
@@ -774,8 +803,8 @@ impl WithSimd for Gather<'_> {
                     let g = gather_kernel(simd, half[row]);
                     for column in 0..3 {
                         let at = (index * 9 + row * 3 + column) * width + n * lanes;
-                        // SAFETY: inside the buffer.
-                        unsafe { store::<S>(taps.as_mut_ptr().wrapping_add(at), g[column]) };
+                        // SAFETY: the slice has as many floats as a vector.
+                        unsafe { store::<S>(taps[at..at + lanes].as_mut_ptr(), g[column]) };
                     }
                 }
             }

@@ -26,7 +26,7 @@ use crate::{
         pool::{self, Window},
         sgd,
     },
-    ops::{Gradients, Kernels, Maps, Maybe, Pool, ResponseNorm, Sgd, Then},
+    ops::{Gradients, Kernels, LocalResponseNorm, Maps, Maybe, Pool2d, Sgd, Then},
     plain,
     shared::{self, NormSums},
 };
@@ -171,7 +171,7 @@ impl Gradients for Flex {
         x
     }
 
-    fn max_pool2d_with_places(x: FlexTensor, pool: Pool) -> (FlexTensor, FlexTensor) {
+    fn max_pool2d_with_places(x: FlexTensor, pool: Pool2d) -> (FlexTensor, FlexTensor) {
         if !takes(&x, &pool) {
             return plain::max_pool2d_with_places::<Self>(x, pool);
         }
@@ -184,7 +184,7 @@ impl Gradients for Flex {
         (map(y, shape_of(&window)), places)
     }
 
-    fn max_pool2d_backward(x: FlexTensor, places: FlexTensor, dy: FlexTensor, pool: Pool) -> FlexTensor {
+    fn max_pool2d_backward(x: FlexTensor, places: FlexTensor, dy: FlexTensor, pool: Pool2d) -> FlexTensor {
         if places.dtype() != DType::U8 {
             return plain::max_pool2d_backward::<Self>(x, places, dy, pool);
         }
@@ -195,7 +195,7 @@ impl Gradients for Flex {
         map(dx, dims(&x))
     }
 
-    fn fused_avg_pool2d_backward(x: FlexTensor, dy: FlexTensor, pool: Pool) -> FlexTensor {
+    fn fused_avg_pool2d_backward(x: FlexTensor, dy: FlexTensor, pool: Pool2d) -> FlexTensor {
         if !takes(&x, &pool) || !single(&[&dy]) {
             return plain::fused_avg_pool2d_backward::<Self>(x, dy, pool);
         }
@@ -218,7 +218,7 @@ impl Gradients for Flex {
         map(dx, shape)
     }
 
-    fn response_norm_backward(x: FlexTensor, dy: FlexTensor, norm: ResponseNorm) -> FlexTensor {
+    fn response_norm_backward(x: FlexTensor, dy: FlexTensor, norm: LocalResponseNorm) -> FlexTensor {
         if !single(&[&x, &dy]) || norm.size.is_multiple_of(2) {
             return plain::response_norm_backward::<Self>(x, dy, norm);
         }
@@ -337,7 +337,7 @@ impl Kernels for Flex {
         map(norm::pass(floats(&x), c, pass), shape)
     }
 
-    fn fused_max_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+    fn fused_max_pool2d(x: FlexTensor, pool: Pool2d) -> FlexTensor {
         if x.dtype() == DType::BF16 {
             let x = channels_last(x);
             let window = window(&x, &pool);
@@ -357,7 +357,7 @@ impl Kernels for Flex {
         map(y, shape_of(&window))
     }
 
-    fn fused_avg_pool2d(x: FlexTensor, pool: Pool) -> FlexTensor {
+    fn fused_avg_pool2d(x: FlexTensor, pool: Pool2d) -> FlexTensor {
         let x = widened(x);
         if !takes(&x, &pool) {
             return plain::fused_avg_pool2d::<Self>(x, pool);
@@ -384,7 +384,7 @@ impl Kernels for Flex {
         map(y, [n, c, size[0], size[1]])
     }
 
-    fn response_norm(x: FlexTensor, norm: ResponseNorm) -> FlexTensor {
+    fn response_norm(x: FlexTensor, norm: LocalResponseNorm) -> FlexTensor {
         let x = widened(x);
         // An even window has its middle elsewhere in PyTorch, whose windows these are, and in Burn.
         if !single(&[&x]) || norm.size.is_multiple_of(2) {
@@ -431,7 +431,7 @@ impl Kernels for Flex {
         let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
         let bias = bias.as_ref().map(values);
         let mut y = Buffer::new(rows * outputs);
-        if then.bf16 && then.keep_weights && half::is_available() {
+        if then.bf16 && then.keep_weights && half::is_available() && inputs > 0 && outputs > 0 {
             conv::linear_of_halves(&x, &weight, bias.as_deref(), &mut y);
             return tensor(y, [rows, outputs]);
         }
@@ -487,28 +487,16 @@ impl Kernels for Flex {
 }
 
 /// Whether the fast poolings take it: a place in a window is kept in a byte.
-fn takes(x: &FlexTensor, pool: &Pool) -> bool {
-    single(&[x]) && pool.kernel[0] * pool.kernel[1] <= 256
+fn takes(x: &FlexTensor, pool: &Pool2d) -> bool {
+    let [height, width] = pool.kernel;
+    single(&[x]) && height <= 256 && width <= 256 && height * width <= 256
 }
 
-fn window(x: &FlexTensor, pool: &Pool) -> Window {
+fn window(x: &FlexTensor, pool: &Pool2d) -> Window {
     let [n, channels, h, w] = dims(x);
-    let along = |axis: usize, size: usize| {
-        let [kernel, stride, padding] = [pool.kernel, pool.stride, pool.padding].map(|sizes| sizes[axis]);
-        let room = (size + 2 * padding).saturating_sub(kernel);
-        let windows = if pool.ceil_mode { room.div_ceil(stride) } else { room / stride } + 1;
-        // As in PyTorch, no window begins in the padding after the input.
-        if pool.ceil_mode && (windows - 1) * stride >= size + padding { windows - 1 } else { windows }
-    };
-    Window {
-        n,
-        channels,
-        input: [h, w],
-        output: [along(0, h), along(1, w)],
-        kernel: pool.kernel,
-        stride: pool.stride,
-        padding: pool.padding,
-    }
+    let output = pool.output_size([h, w]).expect("the kernel fits into the padded input");
+    let Pool2d { kernel, stride, padding, .. } = *pool;
+    Window { n, channels, input: [h, w], output, kernel, stride, padding }
 }
 
 fn shape_of(window: &Window) -> [usize; 4] {
@@ -519,7 +507,7 @@ fn output(window: &Window) -> Buffer {
     Buffer::new(shape_of(window).iter().product())
 }
 
-fn lrn_of(norm: &ResponseNorm) -> Lrn {
+fn lrn_of(norm: &LocalResponseNorm) -> Lrn {
     Lrn { size: norm.size, alpha: norm.alpha as f32, beta: norm.beta as f32, k: norm.k as f32 }
 }
 
