@@ -9,6 +9,8 @@
 //! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: never of the number of workers,
 //! their timing, or what came before.
 
+#![forbid(unsafe_code)]
+
 mod batch;
 mod dataset;
 pub mod decode;

@@ -1,5 +1,7 @@
 //! `datasets`: looks into image data, checks it, shows it, repacks it and measures how fast it loads.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod command;
 

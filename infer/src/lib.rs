@@ -13,6 +13,8 @@
 //! This crate is the inside of a program, so errors are `anyhow` chains: each names the file, the cause and the way
 //! out, and is printed as one line.
 
+#![forbid(unsafe_code)]
+
 pub mod diagram;
 pub mod evaluation;
 pub mod explain;

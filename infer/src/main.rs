@@ -1,5 +1,7 @@
 //! `infer`: card + weights → predictions.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod command;
 

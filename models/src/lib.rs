@@ -11,6 +11,8 @@
 //! assert_eq!(logits.dims(), [1, 10]);
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod alexnet;
 mod architecture;
 mod blocks;

@@ -3,6 +3,8 @@
 //! It only reads files, so it can be written while a run goes on, after it broke off, or years later. What is missing
 //! is left out and named; what is damaged is told at the head of the page.
 
+#![forbid(unsafe_code)]
+
 pub mod chart;
 mod compare;
 mod figure;

@@ -7,6 +7,8 @@
 //!
 //! Nothing grows under load: what does not fit is refused at once, with a status that says what to do.
 
+#![forbid(unsafe_code)]
+
 mod admission;
 mod batch;
 mod error;

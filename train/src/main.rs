@@ -1,5 +1,7 @@
 //! Trains image classifiers: `cargo run -p train` trains ResNet-20 on the embedded digits.
 
+#![forbid(unsafe_code)]
+
 mod average;
 mod checkpoint;
 mod classifier;

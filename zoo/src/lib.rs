@@ -2,6 +2,8 @@
 //!
 //! `models` knows no image files and `datasets` no network; `train` and `infer` need both at once, and find it here.
 
+#![forbid(unsafe_code)]
+
 pub mod preprocess;
 pub mod weights;
 

@@ -495,7 +495,7 @@ mod imp {
             Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         configuration.row_bytes[..8].fill(64);
         configuration.rows[..8].fill(ROWS as u8);
-        // SAFETY: the caller's promise; 64 bytes are read.
+        // SAFETY: the processor has AMX, and `ldtilecfg` reads the 64 bytes of the configuration.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };
     }
 
@@ -513,7 +513,7 @@ mod imp {
         sums: &mut Sums,
     ) {
         // Tiles 0 to 3 are sums, 4 and 5 the left operand's, 6 and 7 the weights'. No compiler uses them.
-        // SAFETY: the caller's promise.
+        // SAFETY: the tiles are configured, each job's operands have `M` and `N` tiles in each of `steps` steps, and `sums` has four.
         unsafe {
             asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
             for (left, panel) in jobs {

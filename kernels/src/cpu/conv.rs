@@ -596,7 +596,7 @@ pub(super) unsafe fn finish<S: Simd>(
     if let Some(residual) = epilogue.residual {
         check!(at + count <= residual.len());
         let residual = residual.as_ptr().wrapping_add(at);
-        // SAFETY: the caller's promise.
+        // SAFETY: the `count` floats from `at` on are inside the residual.
         let residual = unsafe { if full { load::<S>(residual) } else { load_part(simd, residual, count) } };
         value = simd.add_f32s(value, residual);
     }
@@ -604,7 +604,7 @@ pub(super) unsafe fn finish<S: Simd>(
         // In this order what is not a number stays so.
         value = simd.max_f32s(simd.splat_f32s(0.0), value);
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the `count` floats from `at` on are inside the output, and this task's alone.
     unsafe {
         if full { store::<S>(out.at(at, count), value) } else { store_part(simd, out.at(at, count), count, value) }
     }

@@ -295,7 +295,7 @@ mod imp {
                 let mut start = self.pixels.start;
                 while start < self.pixels.end {
                     let count = most.min(self.pixels.end - start);
-                    // SAFETY: the caller's promise.
+                    // SAFETY: the processor has AVX512-BF16, as the caller of this function knows.
                     unsafe { with_tile!(count, vectors, block::<()>(self, start, panel)) };
                     start += count;
                 }
@@ -316,7 +316,7 @@ mod imp {
         pairs: usize,
     ) -> [[__m512; N]; M] {
         for pair in 0..pairs {
-            // SAFETY: the caller's promise; all of these types are bits of one size.
+            // SAFETY: the rows have `2 · pairs` values and the panel `pairs` rows; all of these types are plain bits of one size.
             unsafe {
                 let mut weights = [_mm512_setzero_si512(); N];
                 for n in 0..N {

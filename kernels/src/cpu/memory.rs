@@ -25,7 +25,7 @@ pub struct Buffer {
 
 // SAFETY: a buffer owns its memory alone.
 unsafe impl Send for Buffer {}
-// SAFETY: as above; shared access only reads.
+// SAFETY: shared access to a buffer only reads.
 unsafe impl Sync for Buffer {}
 
 /// What was given back, by size, and counts of bytes.
@@ -161,7 +161,7 @@ impl Drop for Buffer {
 /// # Safety
 /// `start` must have been allocated by `Buffer::new` with this size, and nothing may use it any more.
 unsafe fn free(start: NonNull<f32>, size: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: `start` was allocated with the layout of this size, and nothing uses it any more.
     unsafe { dealloc(start.as_ptr().cast(), layout(size)) };
 }
 
@@ -176,7 +176,7 @@ impl Deref for Buffer {
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and `self` is borrowed alone.
+        // SAFETY: `len` floats were allocated and initialised, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }

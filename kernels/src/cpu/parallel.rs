@@ -91,7 +91,7 @@ struct State {
 
 // SAFETY: `job` is written by the captain alone while no one may join, and read by those who joined while it is open.
 unsafe impl Send for State {}
-// SAFETY: as above.
+// SAFETY: the same: a shared reference reaches `job` only under the protocol of `open` and `joined`.
 unsafe impl Sync for State {}
 
 #[derive(Clone, Copy)]
@@ -219,7 +219,7 @@ impl<T> Copy for Shared<'_, T> {}
 
 // SAFETY: who takes a range of it promises (in `range`) that no one else has any of it.
 unsafe impl<T: Send> Send for Shared<'_, T> {}
-// SAFETY: as above.
+// SAFETY: a shared reference gives out elements only through `range` and `at`, whose users keep to their own.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
 impl<'a, T> Shared<'a, T> {

@@ -331,7 +331,7 @@ fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::u32s {
 unsafe fn narrow<S: Simd>(to: *mut u8, count: usize, wide: S::u32s) {
     let lanes = (&raw const wide).cast::<u32>();
     for lane in 0..count {
-        // SAFETY: as above.
+        // SAFETY: `to` has `count` writable bytes, and `wide` has at least as many lanes.
         unsafe { to.add(lane).write(lanes.add(lane).read() as u8) };
     }
 }
@@ -377,7 +377,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
         }
         let at = self.maps.output_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the output has these channels of this pixel, and they are this task's alone.
             unsafe {
                 store_part(simd, self.y.at(at + n * lanes, count), count, most[n]);
                 if PLACES {
@@ -408,7 +408,7 @@ impl Pixel for MaxOfHalves<'_> {
         let end = channel + N * count;
         let mut first = channel;
         while first < end {
-            // SAFETY: the caller's promise.
+            // SAFETY: the channels from `first` to `end` are this task's alone.
             unsafe {
                 if first + 2 * LINE <= end {
                     self.block::<{ 2 * LINE }>(image, pixel, first, [rows.clone(), columns.clone()]);
@@ -450,7 +450,7 @@ impl MaxOfHalves<'_> {
             }
         }
         let at = self.maps.output_at(image, pixel, first);
-        // SAFETY: the caller's promise.
+        // SAFETY: the `COUNT` channels are this task's alone.
         let y = unsafe { self.y.range(at..at + COUNT) };
         for i in 0..COUNT {
             // The same turns it back.
@@ -507,7 +507,7 @@ impl Pixel for MaxBackward<'_> {
         }
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the input has these channels of this pixel, and they are this task's alone.
             unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }
@@ -551,7 +551,7 @@ impl Pixel for Average<'_> {
         let factor = simd.splat_f32s(self.factors[0][pixel[0]] * self.factors[1][pixel[1]]);
         let at = self.maps.output_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the output has these channels of this pixel, and they are this task's alone.
             unsafe { store_part(simd, self.y.at(at + n * lanes, count), count, simd.mul_f32s(factor, sums[n])) };
         }
     }
@@ -590,7 +590,7 @@ impl Pixel for AverageBackward<'_> {
         }
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the input has these channels of this pixel, and they are this task's alone.
             unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }

@@ -29,7 +29,7 @@ pub type Tile<S, const M: usize, const N: usize> = [[<S as Simd>::f32s; N]; M];
 /// `from` must be good for reading `S::F32_LANES` floats.
 #[inline(always)]
 pub unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
-    // SAFETY: the caller's promise; any bits are floats.
+    // SAFETY: the caller has `S::F32_LANES` readable floats at `from`; the read needs no alignment, and any bits are floats.
     unsafe { from.cast::<S::f32s>().read_unaligned() }
 }
 
@@ -39,7 +39,7 @@ pub unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
 /// `to` must be good for writing `S::F32_LANES` floats.
 #[inline(always)]
 pub unsafe fn store<S: Simd>(to: *mut f32, value: S::f32s) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has `S::F32_LANES` writable floats at `to`; the write needs no alignment.
     unsafe { to.cast::<S::f32s>().write_unaligned(value) }
 }
 
@@ -50,10 +50,10 @@ pub unsafe fn store<S: Simd>(to: *mut f32, value: S::f32s) {
 #[inline(always)]
 pub unsafe fn load_part<S: Simd>(simd: S, from: *const f32, count: usize) -> S::f32s {
     if count >= S::F32_LANES {
-        // SAFETY: the caller's promise.
+        // SAFETY: the vector has at most `count` floats, all of them readable.
         return unsafe { load::<S>(from) };
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has `count` readable floats at `from`.
     simd.partial_load_f32s(unsafe { std::slice::from_raw_parts(from, count) })
 }
 
@@ -64,10 +64,10 @@ pub unsafe fn load_part<S: Simd>(simd: S, from: *const f32, count: usize) -> S::
 #[inline(always)]
 pub unsafe fn store_part<S: Simd>(simd: S, to: *mut f32, count: usize, value: S::f32s) {
     if count >= S::F32_LANES {
-        // SAFETY: the caller's promise.
+        // SAFETY: the vector has at most `count` floats, all of them writable.
         return unsafe { store::<S>(to, value) };
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has `count` writable floats at `to`, which nothing else uses.
     simd.partial_store_f32s(unsafe { std::slice::from_raw_parts_mut(to, count) }, value);
 }
 
@@ -127,11 +127,11 @@ pub unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
         let panel = panel.wrapping_add(k * stride);
         let mut weights = [simd.splat_f32s(0.0); N];
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the panel has N vectors in each of its `k` rows, `stride` floats apart.
             weights[n] = unsafe { load::<S>(panel.wrapping_add(n * S::F32_LANES)) };
         }
         for m in 0..M {
-            // SAFETY: the caller's promise.
+            // SAFETY: each row has `k` floats.
             let value = simd.splat_f32s(unsafe { rows[m].wrapping_add(k).read_unaligned() });
             for n in 0..N {
                 tile[m][n] = simd.mul_add_e_f32s(value, weights[n], tile[m][n]);
@@ -157,12 +157,12 @@ pub unsafe fn accumulate_outer<S: Simd, const M: usize, const N: usize>(
         let panel = panel.wrapping_add(p * stride);
         let mut gradients = [simd.splat_f32s(0.0); N];
         for n in 0..N {
-            // SAFETY: the caller's promise.
+            // SAFETY: the panel has N vectors for each of `rows`, `stride` floats apart.
             gradients[n] = unsafe { load::<S>(panel.wrapping_add(n * S::F32_LANES)) };
         }
         let row = row.wrapping_add(offset);
         for m in 0..M {
-            // SAFETY: the caller's promise.
+            // SAFETY: each row has M floats from `offset` on.
             let value = simd.splat_f32s(unsafe { row.wrapping_add(m).read_unaligned() });
             for n in 0..N {
                 tile[m][n] = simd.mul_add_e_f32s(value, gradients[n], tile[m][n]);

@@ -380,7 +380,7 @@ unsafe fn write_input<S: Simd>(simd: S, read: &[*const f32; PLACES], k: usize, o
         for row in 0..IN {
             let mut d = [simd.splat_f32s(0.0); IN];
             for column in 0..IN {
-                // SAFETY: the caller's promise.
+                // SAFETY: each of the pixels has `k` readable floats.
                 d[column] = unsafe { load_part(simd, read[row * IN + column].wrapping_add(channel), count) };
             }
             half[row] = transform_input(simd, d);
@@ -392,7 +392,7 @@ unsafe fn write_input<S: Simd>(simd: S, read: &[*const f32; PLACES], k: usize, o
             }
             let v = transform_input(simd, d);
             for row in 0..IN {
-                // SAFETY: the caller's promise.
+                // SAFETY: the tile has a vector at each of the positions, and is this task's alone.
                 unsafe { store::<S>(out.at((row * IN + column) * plane + channel, S::F32_LANES), v[row]) };
             }
         }
