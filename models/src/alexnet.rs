@@ -19,7 +19,7 @@ use burn::{
 use crate::{
     blocks::{Layer, column, dense_classifier, dropout_relu_features, fresh_linear, max_pool, padding},
     ops,
-    tap::Tap,
+    pass::Pass,
 };
 
 /// Configuration of [`AlexNet`].
@@ -78,27 +78,26 @@ impl AlexNetConfig {
 }
 
 impl AlexNet {
-    /// Images `[n, 3, h, w]` → the last map of the column `[n, 256, h', w']`, 6 × 6 for 224 × 224 pixels.
-    fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-        column(&self.features, x, tap)
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 256, h', w']`, 6 × 6 for 224 × 224 pixels.
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        column(&self.features, x, pass)
     }
 
     /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
     /// classifier fits.
     pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
         let (_, first, _, _, second, _, last) = &self.classifier;
-        dense_classifier(self.column(x, &mut ()), 6, [first, second, last])
+        dense_classifier(self.forward_features(x, &mut Pass::new(&mut ())), 6, [first, second, last])
     }
 
-    /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = self.column(x, tap);
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [6, 6]));
+    /// The last feature map → the vector before the last linear layer `[n, 4096]`.
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [6, 6]));
         let x = self.classifier.0.forward(x.flatten(1, 3)); // [n, 256 · 6 · 6]
         dropout_relu_features(x, &self.classifier.1, &self.classifier.3, &self.classifier.4)
     }
 
-    /// The vector of [`features`](Self::features) `[n, 4096]` → logits `[n, classes]`.
+    /// The vector before the last linear layer `[n, 4096]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.classifier.6, x)
     }

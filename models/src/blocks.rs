@@ -12,8 +12,11 @@ use burn::{
 
 use crate::{
     ops::{self, Then},
-    tap::Tap,
+    pass::Pass,
 };
+
+/// A convolution and the norm after it, unless that is folded.
+pub(crate) type ConvNormMut<'a> = (&'a mut Conv2d, &'a mut Option<BatchNorm>);
 
 /// Puts a norm, as it is in evaluation, into the convolution before it: weights times γ/σ, and a bias of β − μγ/σ.
 pub(crate) fn fold(conv: &mut Conv2d, norm: &mut Option<BatchNorm>) {
@@ -87,18 +90,29 @@ impl Layer {
     }
 }
 
-/// Images `[n, 3, h, w]` → the last map of a column, whose stages are `features.0`, `features.1` …
+/// Images `[n, 3, h, w]` → the last feature map of a column, whose stages are `features.0`, `features.1` …
 ///
-/// A convolution, its norm and its ReLU are one step, unless the tap wants to see what lies between them.
-pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-    let name = |index: usize| format!("features.{index}");
+/// A convolution, its norm and its ReLU are one step, unless the tap wants to see what lies between them. A segment goes
+/// from one pooling to the next.
+pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+    let mut first = 0;
+    for segment in layers.split_inclusive(|layer| matches!(layer, Layer::MaxPool(_))) {
+        x = pass.segment(x, |x, pass| column_segment(segment, first, x, pass));
+        first += segment.len();
+    }
+    x
+}
+
+/// Layers of a column, the first of which has index `first` in it.
+fn column_segment(layers: &[Layer], first: usize, mut x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+    let name = |index: usize| format!("features.{}", first + index);
     let mut index = 0;
     while let Some(layer) = layers.get(index) {
         let mut last = index;
         x = match layer {
             Layer::Conv(conv) => {
                 let mut then = Then::default();
-                while !tap.sees(&name(last)) {
+                while !pass.sees(&name(last)) {
                     match layers.get(last + 1) {
                         Some(Layer::BatchNorm(bn)) if !then.relu => then.norm = Some(bn),
                         Some(Layer::Relu(_)) if !then.relu => then.relu = true,
@@ -110,7 +124,7 @@ pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, tap: &mut dyn Tap) -> T
             }
             layer => layer.forward(x),
         };
-        x = tap.stage(&name(last), x);
+        x = pass.stage(&name(last), x);
         index = last + 1;
     }
     x
@@ -220,11 +234,10 @@ impl ConvNorm {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         ops::conv2d_then(&self.conv, x, Then { norm: self.bn.as_ref(), residual: None, relu: true })
     }
-}
 
-/// [Folds](fold) the norms of `layers`.
-pub(crate) fn fold_all<const N: usize>(layers: [&mut ConvNorm; N]) {
-    layers.into_iter().for_each(|ConvNorm { conv, bn }| fold(conv, bn));
+    pub(crate) fn as_mut(&mut self) -> ConvNormMut<'_> {
+        (&mut self.conv, &mut self.bn)
+    }
 }
 
 /// Moves an input that was normalised with ImageNet's mean and deviation to ±1 (mean 0.5, deviation 0.5), which is

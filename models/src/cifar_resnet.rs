@@ -17,10 +17,10 @@ use burn::{
 };
 
 use crate::{
-    blocks::{fold, fresh_linear, padding},
+    blocks::{ConvNormMut, fold, fresh_linear, padding},
     ops,
+    pass::Pass,
     resnet::{conv_norm, stem},
-    tap::Tap,
 };
 
 /// Configuration of [`CifarResNet`].
@@ -86,14 +86,17 @@ fn conv3x3(channels: [usize; 2], stride: usize, device: &Device) -> Conv2d {
 }
 
 impl CifarResNet {
-    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 64]`.
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = stem(&self.conv1, &self.bn1, x, tap); // [n, 16, h, w]
-        let x = tap.stage("layer1", forward_blocks(&self.layer1, x));
-        let x = tap.stage("layer2", forward_blocks(&self.layer2, x)); // [n, 32, h/2, w/2]
-        let x = tap.stage("layer3", forward_blocks(&self.layer3, x)); // [n, 64, h/4, w/4]
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
-        x.flatten(1, 3)
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 64, h/4, w/4]`.
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let x = pass.segment(x, |x, pass| stem(&self.conv1, &self.bn1, x, pass)); // [n, 16, h, w]
+        let x = forward_blocks("layer1", &self.layer1, x, pass);
+        let x = forward_blocks("layer2", &self.layer2, x, pass); // [n, 32, h/2, w/2]
+        forward_blocks("layer3", &self.layer3, x, pass) // [n, 64, h/4, w/4]
+    }
+
+    /// The last feature map → the vector before the classifier `[n, 64]`.
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1])).flatten(1, 3)
     }
 
     /// The vector of [`features`](Self::features) `[n, 64]` → logits `[n, classes]`.
@@ -109,17 +112,23 @@ impl CifarResNet {
 
     /// The same function in evaluation, with every norm folded into the convolution before it.
     pub fn fold_batch_norm(mut self) -> Self {
-        fold(&mut self.conv1, &mut self.bn1);
-        for block in [&mut self.layer1, &mut self.layer2, &mut self.layer3].into_iter().flatten() {
-            fold(&mut block.conv1, &mut block.bn1);
-            fold(&mut block.conv2, &mut block.bn2);
-        }
+        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
         self
+    }
+
+    /// Each convolution with the norm after it.
+    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+        let mut all = vec![(&mut self.conv1, &mut self.bn1)];
+        for block in [&mut self.layer1, &mut self.layer2, &mut self.layer3].into_iter().flatten() {
+            all.extend([(&mut block.conv1, &mut block.bn1), (&mut block.conv2, &mut block.bn2)]);
+        }
+        all
     }
 }
 
-fn forward_blocks(blocks: &[CifarBlock], x: Tensor<4>) -> Tensor<4> {
-    blocks.iter().fold(x, |x, block| block.forward(x))
+fn forward_blocks(name: &str, blocks: &[CifarBlock], x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+    let x = blocks.iter().fold(x, |x, block| pass.segment(x, |x, _| block.forward(x)));
+    pass.stage(name, x)
 }
 
 /// Two 3×3 convolutions, with or without a shortcut.

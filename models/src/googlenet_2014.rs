@@ -18,7 +18,7 @@ use crate::{
     blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool},
     googlenet::{INCEPTION, Inception, InceptionAux, InceptionConfig},
     ops,
-    tap::{Capture, Tap},
+    pass::Pass,
 };
 
 /// Configuration of [`GoogLeNet2014`].
@@ -111,49 +111,55 @@ fn caffe_linear(inputs: usize, outputs: usize, bias: f64, device: &Device) -> Li
 }
 
 impl GoogLeNet2014 {
-    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 1024]`.
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 1024, h/32, w/32]`.
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
         let pool = max_pool(3, 2, 0, true);
         let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75);
 
-        let x = tap.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
-        let x = tap.stage("maxpool1", ops::max_pool2d(&pool, x)); // [n, 64, h/4, w/4]
-        let x = tap.stage("norm1", ops::local_response_norm(&norm, x));
-        let x = tap.stage("conv2", self.conv2.forward(x));
-        let x = tap.stage("conv3", self.conv3.forward(x));
-        let x = tap.stage("norm2", ops::local_response_norm(&norm, x));
-        let x = tap.stage("maxpool2", ops::max_pool2d(&pool, x)); // [n, 192, h/8, w/8]
-        let x = tap.stage("inception3a", self.inception3a.forward(x));
-        let x = tap.stage("inception3b", self.inception3b.forward(x));
-        let x = tap.stage("maxpool3", ops::max_pool2d(&pool, x)); // [n, 480, h/16, w/16]
-        let x = tap.stage("inception4a", self.inception4a.forward(x));
-        let x = tap.stage("inception4b", self.inception4b.forward(x));
-        let x = tap.stage("inception4c", self.inception4c.forward(x));
-        let x = tap.stage("inception4d", self.inception4d.forward(x));
-        let x = tap.stage("inception4e", self.inception4e.forward(x));
-        let x = tap.stage("maxpool4", ops::max_pool2d(&pool, x)); // [n, 832, h/32, w/32]
-        let x = tap.stage("inception5a", self.inception5a.forward(x));
-        let x = tap.stage("inception5b", self.inception5b.forward(x));
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
+        let x = pass.segment(x, |x, pass| {
+            let x = pass.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
+            pass.stage("maxpool1", ops::max_pool2d(&pool, x)) // [n, 64, h/4, w/4]
+        });
+        let x = pass.segment(x, |x, pass| {
+            let x = pass.stage("norm1", ops::local_response_norm(&norm, x));
+            let x = pass.stage("conv2", self.conv2.forward(x));
+            let x = pass.stage("conv3", self.conv3.forward(x));
+            let x = pass.stage("norm2", ops::local_response_norm(&norm, x));
+            pass.stage("maxpool2", ops::max_pool2d(&pool, x)) // [n, 192, h/8, w/8]
+        });
+        let x = pass.block("inception3a", x, |x| self.inception3a.forward(x));
+        let x = pass.block("inception3b", x, |x| self.inception3b.forward(x));
+        let x = pass.block("maxpool3", x, |x| ops::max_pool2d(&pool, x)); // [n, 480, h/16, w/16]
+        let x = pass.block("inception4a", x, |x| self.inception4a.forward(x));
+        let x = pass.block("inception4b", x, |x| self.inception4b.forward(x));
+        let x = pass.block("inception4c", x, |x| self.inception4c.forward(x));
+        let x = pass.block("inception4d", x, |x| self.inception4d.forward(x));
+        let x = pass.block("inception4e", x, |x| self.inception4e.forward(x));
+        let x = pass.block("maxpool4", x, |x| ops::max_pool2d(&pool, x)); // [n, 832, h/32, w/32]
+        let x = pass.block("inception5a", x, |x| self.inception5a.forward(x));
+        pass.block("inception5b", x, |x| self.inception5b.forward(x))
+    }
+
+    /// The last feature map → the vector before the classifier `[n, 1024]`.
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
     }
 
-    /// The vector of [`features`](Self::features) `[n, 1024]` → logits `[n, classes]`.
+    /// The vector before the classifier `[n, 1024]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.fc, x)
     }
 
-    /// Images `[n, 3, h, w]` → logits and the auxiliary logits of 4a and 4d, each `[n, classes]`.
-    pub fn forward_aux(&self, x: Tensor<4>) -> (Tensor<2>, Vec<(&'static str, Tensor<2>)>) {
-        let mut stages = Capture::new(&["inception4a", "inception4d"]);
-        let logits = self.head(self.features(x, &mut stages));
-        let mut aux = Vec::new();
-        for (name, head, at) in [("aux1", &self.aux1, "inception4a"), ("aux2", &self.aux2, "inception4d")] {
-            if let (Some(head), Some(x)) = (head, stages.take(at)) {
-                aux.push((name, head.forward(aux_pool(x))));
-            }
-        }
-        (logits, aux)
+    /// The stages whose outputs the auxiliary classifiers take.
+    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
+        if self.aux1.is_some() { &["inception4a", "inception4d"] } else { &[] }
+    }
+
+    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`.
+    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        let heads = [("aux1", &self.aux1), ("aux2", &self.aux2)].into_iter().zip(outputs);
+        heads.filter_map(|((name, head), x)| Some((name, head.as_ref()?.forward(aux_pool(x))))).collect()
     }
 
     /// The same network with fresh last layers for `num_classes`, in the auxiliary classifiers too.

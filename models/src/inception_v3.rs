@@ -15,10 +15,10 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNorm, ConvNormConfig, fold_all, fresh_linear, max_pool, to_plus_minus_one},
+    blocks::{ConvNorm, ConvNormConfig, ConvNormMut, fold, fresh_linear, max_pool, to_plus_minus_one},
     googlenet::normal_linear,
     ops,
-    tap::{Capture, Tap},
+    pass::Pass,
 };
 
 /// Configuration of [`InceptionV3`].
@@ -120,47 +120,54 @@ impl InceptionV3Config {
 }
 
 impl InceptionV3 {
-    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 2048]`.
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = if self.transform_input { to_plus_minus_one(x) } else { x };
-
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 2048, h', w']`, 8 × 8 for 299 × 299 pixels.
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
         // Shapes for 299 × 299.
-        let x = tap.stage("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(x)); // [n, 32, 149, 149]
-        let x = tap.stage("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x)); // [n, 32, 147, 147]
-        let x = tap.stage("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x)); // [n, 64, 147, 147]
-        let x = tap.stage("maxpool1", ops::max_pool2d(&max_pool(3, 2, 0, false), x)); // [n, 64, 73, 73]
-        let x = tap.stage("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x)); // [n, 80, 73, 73]
-        let x = tap.stage("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x)); // [n, 192, 71, 71]
-        let x = tap.stage("maxpool2", ops::max_pool2d(&max_pool(3, 2, 0, false), x)); // [n, 192, 35, 35]
-        let x = tap.stage("Mixed_5b", self.Mixed_5b.forward(x)); // [n, 256, 35, 35]
-        let x = tap.stage("Mixed_5c", self.Mixed_5c.forward(x)); // [n, 288, 35, 35]
-        let x = tap.stage("Mixed_5d", self.Mixed_5d.forward(x)); // [n, 288, 35, 35]
-        let x = tap.stage("Mixed_6a", self.Mixed_6a.forward(x)); // [n, 768, 17, 17]
-        let x = tap.stage("Mixed_6b", self.Mixed_6b.forward(x));
-        let x = tap.stage("Mixed_6c", self.Mixed_6c.forward(x));
-        let x = tap.stage("Mixed_6d", self.Mixed_6d.forward(x));
-        let x = tap.stage("Mixed_6e", self.Mixed_6e.forward(x));
-        let x = tap.stage("Mixed_7a", self.Mixed_7a.forward(x)); // [n, 1280, 8, 8]
-        let x = tap.stage("Mixed_7b", self.Mixed_7b.forward(x)); // [n, 2048, 8, 8]
-        let x = tap.stage("Mixed_7c", self.Mixed_7c.forward(x));
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
+        let x = pass.segment(x, |x, pass| {
+            let x = if self.transform_input { to_plus_minus_one(x) } else { x };
+            let x = pass.stage("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(x)); // [n, 32, 149, 149]
+            let x = pass.stage("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x)); // [n, 32, 147, 147]
+            let x = pass.stage("Conv2d_2b_3x3", self.Conv2d_2b_3x3.forward(x)); // [n, 64, 147, 147]
+            pass.stage("maxpool1", ops::max_pool2d(&max_pool(3, 2, 0, false), x)) // [n, 64, 73, 73]
+        });
+        let x = pass.segment(x, |x, pass| {
+            let x = pass.stage("Conv2d_3b_1x1", self.Conv2d_3b_1x1.forward(x)); // [n, 80, 73, 73]
+            let x = pass.stage("Conv2d_4a_3x3", self.Conv2d_4a_3x3.forward(x)); // [n, 192, 71, 71]
+            pass.stage("maxpool2", ops::max_pool2d(&max_pool(3, 2, 0, false), x)) // [n, 192, 35, 35]
+        });
+        let x = pass.block("Mixed_5b", x, |x| self.Mixed_5b.forward(x)); // [n, 256, 35, 35]
+        let x = pass.block("Mixed_5c", x, |x| self.Mixed_5c.forward(x)); // [n, 288, 35, 35]
+        let x = pass.block("Mixed_5d", x, |x| self.Mixed_5d.forward(x)); // [n, 288, 35, 35]
+        let x = pass.block("Mixed_6a", x, |x| self.Mixed_6a.forward(x)); // [n, 768, 17, 17]
+        let x = pass.block("Mixed_6b", x, |x| self.Mixed_6b.forward(x));
+        let x = pass.block("Mixed_6c", x, |x| self.Mixed_6c.forward(x));
+        let x = pass.block("Mixed_6d", x, |x| self.Mixed_6d.forward(x));
+        let x = pass.block("Mixed_6e", x, |x| self.Mixed_6e.forward(x));
+        let x = pass.block("Mixed_7a", x, |x| self.Mixed_7a.forward(x)); // [n, 1280, 8, 8]
+        let x = pass.block("Mixed_7b", x, |x| self.Mixed_7b.forward(x)); // [n, 2048, 8, 8]
+        pass.block("Mixed_7c", x, |x| self.Mixed_7c.forward(x))
+    }
+
+    /// The last feature map → the vector before the classifier `[n, 2048]`.
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 2048]
     }
 
-    /// The vector of [`features`](Self::features) `[n, 2048]` → logits `[n, classes]`.
+    /// The vector before the classifier `[n, 2048]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.fc, x)
     }
 
-    /// Images `[n, 3, h, w]` → logits and the auxiliary logits of `Mixed_6e`, each `[n, classes]`.
-    pub fn forward_aux(&self, x: Tensor<4>) -> (Tensor<2>, Vec<(&'static str, Tensor<2>)>) {
-        let mut stages = Capture::new(&["Mixed_6e"]);
-        let logits = self.head(self.features(x, &mut stages));
-        let aux = match (&self.AuxLogits, stages.take("Mixed_6e")) {
-            (Some(head), Some(x)) => vec![("AuxLogits", head.forward(x))],
-            _ => vec![],
-        };
-        (logits, aux)
+    /// The stages whose outputs the auxiliary classifiers take.
+    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
+        if self.AuxLogits.is_some() { &["Mixed_6e"] } else { &[] }
+    }
+
+    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`.
+    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        let heads = self.AuxLogits.iter().zip(outputs);
+        heads.map(|(head, x)| ("AuxLogits", head.forward(x))).collect()
     }
 
     /// The same network with fresh last layers for `num_classes`, in the auxiliary classifier too.
@@ -174,21 +181,32 @@ impl InceptionV3 {
 
     /// The same function in evaluation, with every norm folded into the convolution before it.
     pub fn fold_batch_norm(mut self) -> Self {
-        fold_all([
+        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
+        self
+    }
+
+    /// Each convolution with the norm after it.
+    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+        let mut all = vec![
             &mut self.Conv2d_1a_3x3,
             &mut self.Conv2d_2a_3x3,
             &mut self.Conv2d_2b_3x3,
             &mut self.Conv2d_3b_1x1,
             &mut self.Conv2d_4a_3x3,
-        ]);
-        [&mut self.Mixed_5b, &mut self.Mixed_5c, &mut self.Mixed_5d].into_iter().for_each(InceptionA::fold);
-        self.Mixed_6a.fold();
-        let factored = [&mut self.Mixed_6b, &mut self.Mixed_6c, &mut self.Mixed_6d, &mut self.Mixed_6e];
-        factored.into_iter().for_each(InceptionC::fold);
-        self.AuxLogits.iter_mut().for_each(InceptionAux::fold);
-        self.Mixed_7a.fold();
-        [&mut self.Mixed_7b, &mut self.Mixed_7c].into_iter().for_each(InceptionE::fold);
-        self
+        ];
+        for module in [&mut self.Mixed_5b, &mut self.Mixed_5c, &mut self.Mixed_5d] {
+            all.extend(module.layers_mut());
+        }
+        all.extend(self.Mixed_6a.layers_mut());
+        for module in [&mut self.Mixed_6b, &mut self.Mixed_6c, &mut self.Mixed_6d, &mut self.Mixed_6e] {
+            all.extend(module.layers_mut());
+        }
+        all.extend(self.AuxLogits.iter_mut().flat_map(InceptionAux::layers_mut));
+        all.extend(self.Mixed_7a.layers_mut());
+        for module in [&mut self.Mixed_7b, &mut self.Mixed_7c] {
+            all.extend(module.layers_mut());
+        }
+        all.into_iter().map(ConvNorm::as_mut).collect()
     }
 }
 
@@ -229,10 +247,10 @@ impl InceptionA {
         ops::cat([branch1x1, branch5x5, branch3x3dbl, branch_pool])
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 7] {
         let Self { branch1x1, branch5x5_1, branch5x5_2, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3, branch_pool } =
             self;
-        fold_all([branch1x1, branch5x5_1, branch5x5_2, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3, branch_pool]);
+        [branch1x1, branch5x5_1, branch5x5_2, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3, branch_pool]
     }
 }
 
@@ -266,9 +284,9 @@ impl InceptionB {
         ops::cat([branch3x3, branch3x3dbl, branch_pool])
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 4] {
         let Self { branch3x3, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3 } = self;
-        fold_all([branch3x3, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3]);
+        [branch3x3, branch3x3dbl_1, branch3x3dbl_2, branch3x3dbl_3]
     }
 }
 
@@ -317,7 +335,7 @@ impl InceptionC {
         ops::cat([branch1x1, branch7x7, branch7x7dbl, branch_pool])
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 10] {
         let Self {
             branch1x1,
             branch7x7_1,
@@ -330,7 +348,7 @@ impl InceptionC {
             branch7x7dbl_5,
             branch_pool,
         } = self;
-        fold_all([
+        [
             branch1x1,
             branch7x7_1,
             branch7x7_2,
@@ -341,7 +359,7 @@ impl InceptionC {
             branch7x7dbl_4,
             branch7x7dbl_5,
             branch_pool,
-        ]);
+        ]
     }
 }
 
@@ -379,9 +397,9 @@ impl InceptionD {
         ops::cat([branch3x3, branch7x7x3, branch_pool])
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 6] {
         let Self { branch3x3_1, branch3x3_2, branch7x7x3_1, branch7x7x3_2, branch7x7x3_3, branch7x7x3_4 } = self;
-        fold_all([branch3x3_1, branch3x3_2, branch7x7x3_1, branch7x7x3_2, branch7x7x3_3, branch7x7x3_4]);
+        [branch3x3_1, branch3x3_2, branch7x7x3_1, branch7x7x3_2, branch7x7x3_3, branch7x7x3_4]
     }
 }
 
@@ -429,7 +447,7 @@ impl InceptionE {
         ops::cat([branch1x1, branch3x3a, branch3x3b, branch3x3dbl_a, branch3x3dbl_b, branch_pool])
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 9] {
         let Self {
             branch1x1,
             branch3x3_1,
@@ -441,7 +459,7 @@ impl InceptionE {
             branch3x3dbl_3b,
             branch_pool,
         } = self;
-        fold_all([
+        [
             branch1x1,
             branch3x3_1,
             branch3x3_2a,
@@ -451,7 +469,7 @@ impl InceptionE {
             branch3x3dbl_3a,
             branch3x3dbl_3b,
             branch_pool,
-        ]);
+        ]
     }
 }
 
@@ -481,8 +499,8 @@ impl InceptionAux {
         ops::logits(&self.fc, x.flatten(1, 3))
     }
 
-    fn fold(&mut self) {
+    fn layers_mut(&mut self) -> [&mut ConvNorm; 2] {
         let Self { conv0, conv1, .. } = self;
-        fold_all([conv0, conv1]);
+        [conv0, conv1]
     }
 }

@@ -27,6 +27,8 @@ pub mod hub;
 pub mod inception_v3;
 mod network;
 mod ops;
+mod pass;
+mod recompute;
 pub mod resnet;
 mod summary;
 pub mod tap;

@@ -2,12 +2,22 @@
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
+    nn::BatchNorm,
     tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 
 use crate::{
-    Layer, alexnet::AlexNet, cifar_resnet::CifarResNet, googlenet::GoogLeNet, googlenet_2014::GoogLeNet2014,
-    inception_v3::InceptionV3, ops, resnet::ResNet, tap::Tap, vgg::Vgg,
+    Layer,
+    alexnet::AlexNet,
+    cifar_resnet::CifarResNet,
+    googlenet::GoogLeNet,
+    googlenet_2014::GoogLeNet2014,
+    inception_v3::InceptionV3,
+    ops,
+    pass::Pass,
+    resnet::ResNet,
+    tap::{Capture, Tap},
+    vgg::Vgg,
 };
 
 /// An image classifier. Built by [`NetworkConfig`](crate::NetworkConfig).
@@ -72,7 +82,7 @@ impl Network {
 
     /// Like [`forward`](Self::forward), with a [`Tap`] that sees each stage's output.
     pub fn forward_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        ops::in_type_of(images, |images| each!(self, network => network.head(network.features(images, tap))))
+        ops::in_type_of(images, |images| self.head(self.pre_logits(images, tap)))
     }
 
     /// Images `[n, 3, h, w]`, not cropped → logits `[n, classes]` of the whole: VGG's and AlexNet's classifier is applied
@@ -88,13 +98,16 @@ impl Network {
 
     /// Images `[n, 3, h, w]` → logits and the auxiliary classifiers' logits.
     pub fn forward_aux(&self, images: Tensor<4>) -> Output {
-        let (logits, aux) = ops::in_type_of(images, |images| match self {
-            Network::GoogLeNet(network) => network.forward_aux(images),
-            Network::GoogLeNet2014(network) => network.forward_aux(images),
-            Network::InceptionV3(network) => network.forward_aux(images),
-            _ => (self.forward(images), vec![]),
-        });
-        Output { logits, aux }
+        let stages = self.aux_stages();
+        if stages.is_empty() {
+            return Output { logits: self.forward(images), aux: vec![] };
+        }
+        let mut capture = Capture::new(stages);
+        ops::in_type_of(images, |images| {
+            let logits = self.forward_tapped(images, &mut capture);
+            let aux = self.classify_aux(stages.iter().filter_map(|stage| capture.take(stage)).collect());
+            Output { logits, aux }
+        })
     }
 
     /// Images `[n, 3, h, w]` → the vector before the last linear layer `[n, features]`, in f32.
@@ -104,7 +117,56 @@ impl Network {
 
     /// Like [`features`](Self::features), with a [`Tap`].
     pub fn features_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        ops::in_type_of(images, |images| each!(self, network => network.features(images, tap))).cast(FloatDType::F32)
+        ops::in_type_of(images, |images| self.pre_logits(images, tap)).cast(FloatDType::F32)
+    }
+
+    fn pre_logits(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
+        let mut pass = Pass::new(tap);
+        let features = self.forward_features(images, &mut pass);
+        each!(self, network => network.pre_logits(features, &mut pass))
+    }
+
+    /// Images `[n, 3, h, w]` → the last feature map `[n, c, h', w']`.
+    pub(crate) fn forward_features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        each!(self, network => network.forward_features(images, pass))
+    }
+
+    /// The last feature map → logits `[n, classes]`.
+    pub(crate) fn classify(&self, features: Tensor<4>) -> Tensor<2> {
+        each!(self, network => network.head(network.pre_logits(features, &mut Pass::new(&mut ()))))
+    }
+
+    /// The stages whose outputs the auxiliary classifiers take, in order of depth.
+    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
+        match self {
+            Network::GoogLeNet(network) => network.aux_stages(),
+            Network::GoogLeNet2014(network) => network.aux_stages(),
+            Network::InceptionV3(network) => network.aux_stages(),
+            _ => &[],
+        }
+    }
+
+    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`, with their names.
+    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        match self {
+            Network::GoogLeNet(network) => network.classify_aux(outputs),
+            Network::GoogLeNet2014(network) => network.classify_aux(outputs),
+            Network::InceptionV3(network) => network.classify_aux(outputs),
+            _ => vec![],
+        }
+    }
+
+    /// All batch normalizations.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+        let pairs = match self {
+            Network::Vgg(network) => return network.norms_mut(),
+            Network::GoogLeNet(network) => network.conv_norms_mut(),
+            Network::InceptionV3(network) => network.conv_norms_mut(),
+            Network::ResNet(network) => network.conv_norms_mut(),
+            Network::CifarResNet(network) => network.conv_norms_mut(),
+            Network::AlexNet(_) | Network::GoogLeNet2014(_) => vec![],
+        };
+        pairs.into_iter().filter_map(|(_, norm)| norm.as_mut()).collect()
     }
 
     /// The vectors of [`features`](Self::features) `[n, features]` → logits `[n, classes]`.

@@ -18,9 +18,9 @@ use burn::{
 };
 
 use crate::{
-    blocks::{fold, fresh_linear, kaiming_fan_out, max_pool, padding},
+    blocks::{ConvNormMut, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
     ops::{self, Then},
-    tap::Tap,
+    pass::Pass,
 };
 
 /// Configuration of [`ResNet`].
@@ -126,19 +126,24 @@ fn conv(channels: [usize; 2], kernel: usize, stride: usize, groups: usize, devic
 }
 
 impl ResNet {
-    /// Images `[n, 3, h, w]` → the vector before the classifier `[n, 512]` (`[n, 2048]` with bottlenecks).
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = stem(&self.conv1, &self.bn1, x, tap); // [n, 64, h/2, w/2]
-        let x = tap.stage("maxpool", ops::max_pool2d(&max_pool(3, 2, 1, false), x)); // [n, 64, h/4, w/4]
-        let x = tap.stage("layer1", forward_blocks(&self.layer1, x));
-        let x = tap.stage("layer2", forward_blocks(&self.layer2, x)); // [n, ·, h/8, w/8]
-        let x = tap.stage("layer3", forward_blocks(&self.layer3, x)); // [n, ·, h/16, w/16]
-        let x = tap.stage("layer4", forward_blocks(&self.layer4, x)); // [n, ·, h/32, w/32]
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
-        x.flatten(1, 3)
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 512, h/32, w/32]` (2048 channels with bottlenecks).
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let x = pass.segment(x, |x, pass| {
+            let x = stem(&self.conv1, &self.bn1, x, pass); // [n, 64, h/2, w/2]
+            pass.stage("maxpool", ops::max_pool2d(&max_pool(3, 2, 1, false), x)) // [n, 64, h/4, w/4]
+        });
+        let x = forward_blocks("layer1", &self.layer1, x, pass);
+        let x = forward_blocks("layer2", &self.layer2, x, pass); // [n, ·, h/8, w/8]
+        let x = forward_blocks("layer3", &self.layer3, x, pass); // [n, ·, h/16, w/16]
+        forward_blocks("layer4", &self.layer4, x, pass) // [n, ·, h/32, w/32]
     }
 
-    /// The vector of [`features`](Self::features) → logits `[n, classes]`.
+    /// The last feature map → the vector before the classifier `[n, 512]` (`[n, 2048]` with bottlenecks).
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1])).flatten(1, 3)
+    }
+
+    /// The vector before the classifier → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.fc, x)
     }
@@ -151,10 +156,16 @@ impl ResNet {
 
     /// The same function in evaluation, with every norm folded into the convolution before it.
     pub fn fold_batch_norm(mut self) -> Self {
-        fold(&mut self.conv1, &mut self.bn1);
-        let layers = [&mut self.layer1, &mut self.layer2, &mut self.layer3, &mut self.layer4];
-        layers.into_iter().flatten().for_each(Block::fold);
+        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
         self
+    }
+
+    /// Each convolution with the norm after it.
+    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+        let mut all = vec![(&mut self.conv1, &mut self.bn1)];
+        let layers = [&mut self.layer1, &mut self.layer2, &mut self.layer3, &mut self.layer4];
+        layers.into_iter().flatten().for_each(|block| all.extend(block.conv_norms_mut()));
+        all
     }
 }
 
@@ -170,17 +181,18 @@ pub(crate) fn conv_norm(
 }
 
 /// The stages `conv1`, `bn1` and `relu`: one step, unless the tap wants to see what lies between them.
-pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-    if !tap.sees("conv1") && !tap.sees("bn1") {
-        return tap.stage("relu", conv_norm(conv, norm, x, None, true));
+pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+    if !pass.sees("conv1") && !pass.sees("bn1") {
+        return pass.stage("relu", conv_norm(conv, norm, x, None, true));
     }
-    let x = tap.stage("conv1", ops::conv2d(conv, x));
-    let x = tap.stage("bn1", ops::then(x, Then { norm: norm.as_ref(), ..Then::default() }));
-    tap.stage("relu", ops::then(x, Then { relu: true, ..Then::default() }))
+    let x = pass.stage("conv1", ops::conv2d(conv, x));
+    let x = pass.stage("bn1", ops::then(x, Then { norm: norm.as_ref(), ..Then::default() }));
+    pass.stage("relu", ops::then(x, Then { relu: true, ..Then::default() }))
 }
 
-fn forward_blocks(blocks: &[Block], x: Tensor<4>) -> Tensor<4> {
-    blocks.iter().fold(x, |x, block| block.forward(x))
+fn forward_blocks(name: &str, blocks: &[Block], x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+    let x = blocks.iter().fold(x, |x, block| pass.segment(x, |x, _| block.forward(x)));
+    pass.stage(name, x)
 }
 
 /// A residual block.
@@ -202,23 +214,17 @@ impl Block {
         }
     }
 
-    fn fold(&mut self) {
-        let downsample = match self {
+    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+        let (mut all, downsample) = match self {
             Block::Basic(BasicBlock { conv1, bn1, conv2, bn2, downsample }) => {
-                fold(conv1, bn1);
-                fold(conv2, bn2);
-                downsample
+                (vec![(conv1, bn1), (conv2, bn2)], downsample)
             }
             Block::Bottleneck(Bottleneck { conv1, bn1, conv2, bn2, conv3, bn3, downsample }) => {
-                fold(conv1, bn1);
-                fold(conv2, bn2);
-                fold(conv3, bn3);
-                downsample
+                (vec![(conv1, bn1), (conv2, bn2), (conv3, bn3)], downsample)
             }
         };
-        if let Some((conv, bn)) = downsample {
-            fold(conv, bn);
-        }
+        all.extend(downsample.as_mut().map(|(conv, bn)| (conv, bn)));
+        all
     }
 }
 

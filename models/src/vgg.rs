@@ -8,7 +8,7 @@ use burn::{
     config::Config,
     module::Module,
     nn::{
-        BatchNormConfig, Dropout, DropoutConfig, Initializer, Linear, LinearConfig, Relu,
+        BatchNorm, BatchNormConfig, Dropout, DropoutConfig, Initializer, Linear, LinearConfig, Relu,
         conv::{Conv2d, Conv2dConfig},
     },
     tensor::{Device, Tensor},
@@ -19,7 +19,7 @@ use crate::{
         Layer, column, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out, max_pool, padding,
     },
     ops,
-    tap::Tap,
+    pass::Pass,
 };
 
 /// Channels of each convolution of the column; `M` is a max pooling.
@@ -127,28 +127,27 @@ fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
 }
 
 impl Vgg {
-    /// Images `[n, 3, h, w]` → the last map of the column `[n, 512, h/32, w/32]`.
-    fn column(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<4> {
-        column(&self.features, x, tap)
+    /// Images `[n, 3, h, w]` → the last feature map `[n, 512, h/32, w/32]`.
+    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        column(&self.features, x, pass)
     }
 
     /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
     /// classifier fits: the paper's dense evaluation (section 3.2), of an image that was not cropped.
     pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
         let (first, _, _, second, _, _, last) = &self.classifier;
-        dense_classifier(self.column(x, &mut ()), 7, [first, second, last])
+        dense_classifier(self.forward_features(x, &mut Pass::new(&mut ())), 7, [first, second, last])
     }
 
-    /// Images `[n, 3, h, w]` → the vector before the last linear map `[n, 4096]`.
-    pub fn features(&self, x: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let x = self.column(x, tap);
-        let x = tap.stage("avgpool", ops::adaptive_avg_pool2d(x, [7, 7]));
+    /// The last feature map → the vector before the last linear layer `[n, 4096]`.
+    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [7, 7]));
         let x = x.flatten(1, 3); // [n, 512 · 7 · 7]
         let x = dropout_relu_features(x, &self.classifier.0, &self.classifier.2, &self.classifier.3);
         self.classifier.5.forward(x)
     }
 
-    /// The vector of [`features`](Self::features) `[n, 4096]` → logits `[n, classes]`.
+    /// The vector before the last linear layer `[n, 4096]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.classifier.6, x)
     }
@@ -157,6 +156,15 @@ impl Vgg {
     pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
         self.classifier.6 = fresh_linear(&self.classifier.6, num_classes, device);
         self
+    }
+
+    /// Its norms.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+        let norms = self.features.iter_mut().filter_map(|layer| match layer {
+            Layer::BatchNorm(norm) => Some(norm),
+            _ => None,
+        });
+        norms.collect()
     }
 
     /// The same function in evaluation, with every norm folded into the convolution before it: `vgg16_bn` becomes a

@@ -46,6 +46,8 @@ pub struct Task {
     aux_weight: f32,
     /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
+    /// Whether activations are computed again in the backward pass.
+    checkpoints_gradients: bool,
     /// The bits of the factor of the loss before its gradient is taken.
     loss_scale: AtomicU32,
     /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
@@ -83,6 +85,7 @@ impl Task {
             weights,
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
+            checkpoints_gradients: recipe.network.gradient_checkpointing,
             loss_scale: AtomicU32::new(1f32.to_bits()),
             aside: Mutex::default(),
         }
@@ -179,16 +182,23 @@ impl Classifier {
         let task = &self.task;
         let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
         let images = task.images(&batch, &device);
-        let Output { logits, aux } = self.network.forward_aux(images);
-        let mut loss = task.loss(logits.clone(), &targets, &weights);
-        for (_, aux) in aux {
-            loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
-        }
         let scale = f32::from_bits(task.loss_scale.load(Ordering::Relaxed)) * share;
-        let scaled = if scale == 1.0 { loss.clone() } else { loss.clone() * scale };
-        let gradients = GradientsParams::from_grads(scaled.backward(), self);
+        let mut result = None;
+        let mut objective = |Output { logits, aux }: Output| {
+            let mut loss = task.loss(logits.clone(), &targets, &weights);
+            for (_, aux) in aux {
+                loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
+            }
+            result = Some((loss.clone().inner(), logits.inner()));
+            if scale == 1.0 { loss } else { loss * scale }
+        };
+        let gradients = match task.checkpoints_gradients {
+            true => self.network.checkpointed_gradients(images, objective),
+            false => GradientsParams::from_grads(objective(self.network.forward_aux(images)).backward(), self),
+        };
+        let (loss, logits) = result.expect("the objective was computed");
         let labels = batch.labels.as_deref().unwrap_or_default();
-        let item = Reading::new(&loss.inner(), &logits.inner(), labels);
+        let item = Reading::new(&loss, &logits, labels);
         TrainOutput { grads: gradients, item }
     }
 

@@ -99,7 +99,8 @@ fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collective
         "{all} devices cannot share batches of {} images: give a larger --batch-size, or fewer --devices",
         recipe.batch_size
     );
-    if !collectives {
+    // The backend sums gradients within one backward pass, and gradient checkpointing has many.
+    if !collectives || recipe.network.gradient_checkpointing {
         return Ok(Together::MainDevice);
     }
     ensure!(
@@ -434,6 +435,7 @@ mod tests {
         assert_eq!(plan(&two, &[], 1, true), Ok(Together::Collectives));
         assert_eq!(plan(&["wgpu:0", "wgpu:1"], &[], 1, false), Ok(Together::MainDevice));
         assert_eq!(plan(&two, &["data.bad_samples=skip"], 1, false), Ok(Together::MainDevice));
+        assert_eq!(plan(&two, &["network.gradient_checkpointing=true"], 1, true), Ok(Together::MainDevice));
         for (refused, part) in [
             (plan(&["cuda:0", "rocm:0"], &[], 1, false), "of one backend"),
             (plan(&two, &["ranks.sync_bn=true"], 1, true), "--sync-bn"),

@@ -16,10 +16,7 @@ pub fn network(
     classes: &[String],
     device: &Device,
 ) -> anyhow::Result<Network> {
-    let mut device = device.clone().autodiff();
-    if recipe.network.gradient_checkpointing {
-        device = device.gradient_checkpointing();
-    }
+    let device = device.clone().autodiff();
     device.seed(recipe.seed);
     let config =
         NetworkConfig::new(recipe.architecture).with_num_classes(classes.len()).with_dropout(recipe.network.dropout);

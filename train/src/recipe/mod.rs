@@ -151,7 +151,8 @@ pub struct NetworkOptions {
     /// loss stay f32.
     #[serde(skip_serializing_if = "Dtype::is_f32")]
     pub dtype: Dtype,
-    /// Recompute cheap activations in the backward pass instead of keeping them: less memory, more time.
+    /// Keep only the activations between residual blocks or Inception modules and compute those within again in the
+    /// backward pass: less memory, the time of another forward pass.
     pub gradient_checkpointing: bool,
 }
 
