@@ -476,9 +476,12 @@ pub struct BenchArgs {
     /// Batches that are timed
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub iters: u32,
-    /// Batches before those
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub warmup: u32,
+    /// Untimed batches before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
+    ///
+    /// On a GPU the first batches compile kernels and time several of them for each shape to keep the fastest. A warning
+    /// follows the row where the times had not settled.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub warmup: Option<u32>,
     /// Run batch normalisation as layers of its own
     #[arg(long)]
     pub keep_batchnorm: bool,

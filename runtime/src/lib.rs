@@ -12,4 +12,5 @@ pub mod exit;
 pub mod files;
 pub mod logging;
 pub mod progress;
+pub mod warmup;
 pub mod world;

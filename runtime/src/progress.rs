@@ -3,6 +3,7 @@
 //! On a terminal it is a bar with rate and time left; elsewhere (a file, a pipe, CI) one tidy line every ten seconds.
 //! Both end with one line that sums up.
 
+use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 /// How often a line is printed where there is no terminal.
 pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Lines over which the present rate is measured.
+const RECENT_LINES: usize = 6;
 
 /// All bars of the process, so that lines can be printed between them.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -101,6 +105,9 @@ struct State {
     total: Option<u64>,
     started: Instant,
     last_line: Instant,
+    /// When the last lines were printed, and what was done then: the present rate is since the first of them, so that a
+    /// slow start (on a GPU, kernels that are compiled and tuned) does not count for long.
+    lines: VecDeque<(Instant, u64)>,
 }
 
 /// How it is shown.
@@ -129,7 +136,8 @@ impl Progress {
             bar.set_prefix(label.clone());
         }
         let now = Instant::now();
-        let state = Mutex::new(State { done: 0, initial: 0, total, started: now, last_line: now });
+        let state =
+            Mutex::new(State { done: 0, initial: 0, total, started: now, last_line: now, lines: VecDeque::new() });
         Self { label, unit, state, view }
     }
 
@@ -149,6 +157,7 @@ impl Progress {
             state.done = done;
             state.initial = done;
             state.started = Instant::now();
+            state.lines.clear();
         });
         if let View::Bar(bar) = &self.view {
             bar.reset_eta();
@@ -194,6 +203,11 @@ impl Progress {
                 let now = Instant::now();
                 if now.duration_since(state.last_line) >= *interval {
                     state.last_line = now;
+                    if state.lines.len() == RECENT_LINES {
+                        state.lines.pop_front();
+                    }
+                    let done = state.done;
+                    state.lines.push_back((now, done));
                     print(writer, &line(&self.label, self.unit, &state, now));
                 }
             }
@@ -205,7 +219,7 @@ impl Progress {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.duration_since(state.started);
         let mut line = format!("{}: {} in {}", self.label, self.unit.amount(state.done), human_duration(elapsed));
-        if let Some(rate) = state.rate(now) {
+        if let Some(rate) = rate_since((state.started, state.initial), state.done, now) {
             line += &format!(", {}", self.unit.rate(rate));
         }
         line
@@ -221,11 +235,18 @@ impl Drop for Progress {
 }
 
 impl State {
-    /// Things per second, if any time has passed.
+    /// The present rate; that of the whole where nothing was done lately.
     fn rate(&self, now: Instant) -> Option<f64> {
-        let seconds = now.duration_since(self.started).as_secs_f64();
-        (seconds > 0.0 && self.done > self.initial).then(|| (self.done - self.initial) as f64 / seconds)
+        let start = (self.started, self.initial);
+        let recent = if self.lines.len() == RECENT_LINES { self.lines.front() } else { None };
+        recent.and_then(|&recent| rate_since(recent, self.done, now)).or_else(|| rate_since(start, self.done, now))
     }
+}
+
+/// Things per second since a moment when `before` were done, if any was and any time has passed.
+fn rate_since((moment, before): (Instant, u64), done: u64, now: Instant) -> Option<f64> {
+    let seconds = now.duration_since(moment).as_secs_f64();
+    (seconds > 0.0 && done > before).then(|| (done - before) as f64 / seconds)
 }
 
 /// `scan: 1200/5000 images (24 %), 310 images/s, 12 s left`
@@ -331,7 +352,10 @@ mod tests {
 
     fn state_after(seconds: u64, done: u64, total: Option<u64>) -> (State, Instant) {
         let started = Instant::now();
-        (State { done, initial: 0, total, started, last_line: started }, started + Duration::from_secs(seconds))
+        (
+            State { done, initial: 0, total, started, last_line: started, lines: VecDeque::new() },
+            started + Duration::from_secs(seconds),
+        )
     }
 
     #[test]
@@ -352,6 +376,18 @@ mod tests {
         let (mut state, now) = state_after(10, 1500, Some(2000));
         state.initial = 1000;
         assert_eq!(state.rate(now), Some(50.0));
+    }
+
+    #[test]
+    fn the_time_left_follows_the_present_rate() {
+        let (mut state, started) = state_after(0, 0, Some(1000));
+        // The first image took a minute; ten a second followed.
+        state.lines = (0..RECENT_LINES as u64)
+            .map(|line| (started + Duration::from_secs(60 + 10 * line), 1 + 100 * line))
+            .collect();
+        state.done = 601;
+        let text = line("evaluate", Unit::Items("images"), &state, started + Duration::from_secs(120));
+        assert_eq!(text, "evaluate: 601/1000 images (60 %), 10 images/s, 40 s left");
     }
 
     #[test]

@@ -124,9 +124,12 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub iters: u32,
 
-    /// Steps before those
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub warmup: u32,
+    /// Untimed steps before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
+    ///
+    /// On a GPU the first steps compile kernels and time several of them for each shape to keep the fastest. A warning
+    /// follows the row where the times had not settled.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub warmup: Option<u32>,
 
     /// A row with the fast kernels and one with Burn's own operations
     #[arg(long)]

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use runtime::warmup::Pace;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -53,6 +54,12 @@ pub struct State {
     /// Wall-clock seconds of training so far, pauses left out.
     pub seconds: f64,
     pub history: Vec<EpochRecord>,
+    /// Of the steps since this process started.
+    #[serde(skip)]
+    pub pace: Pace,
+    /// Of the batches of the last validation.
+    #[serde(skip)]
+    pub valid_pace: Pace,
     /// The lengths of the files that grow line by line: what was written after the checkpoint is cut off.
     pub file_lengths: BTreeMap<String, u64>,
 }
@@ -219,12 +226,16 @@ impl State {
         best
     }
 
-    /// The time until the run's end, from the epochs so far.
+    /// The time until the run's end: that of the steps at their present pace, and of the validations and checkpoints as
+    /// in past epochs. `None` before the first step of this process.
     pub fn time_left(&self, epochs: usize, steps_per_epoch: u64) -> Option<Duration> {
-        let done = self.step as f64;
-        let total = epochs as f64 * steps_per_epoch as f64;
-        let left = self.seconds / done * (total - done);
-        (done > 0.0 && left.is_finite() && left >= 0.0).then(|| Duration::from_secs_f64(left))
+        let steps = (epochs as u64 * steps_per_epoch).saturating_sub(self.step);
+        let training = self.pace.seconds_per_step()? * steps as f64;
+        // On a GPU the first validation compiles and tunes its kernels.
+        let past = if self.history.len() > 1 { &self.history[1..] } else { &self.history };
+        let seconds = past.iter().map(|record| record.times.validation + record.times.checkpointing).sum::<f64>();
+        let between = seconds / past.len().max(1) as f64 * epochs.saturating_sub(self.epoch) as f64;
+        Duration::try_from_secs_f64(training + between).ok()
     }
 }
 
@@ -257,6 +268,22 @@ mod tests {
         assert_eq!((best.epoch, best.better(Metric::Top1).1), (4, true));
         assert_eq!(state.best(Metric::Loss).unwrap().epoch, 4);
         assert_eq!(state.best(Metric::Top5).unwrap().epoch, 1);
+    }
+
+    #[test]
+    fn the_time_left_does_not_count_the_first_steps_and_the_first_validation() {
+        let mut state = State { step: 20, epoch: 2, ..State::default() };
+        assert_eq!(state.time_left(5, 10), None);
+        state.history = vec![record(1, 60.0, None), record(2, 60.0, None)];
+        state.history[0].times = Times { compute: 100.0, validation: 40.0, checkpointing: 1.0, ..Times::default() };
+        state.history[1].times = Times { compute: 5.0, validation: 2.0, checkpointing: 1.0, ..Times::default() };
+        // As autotune has it: the first steps take most of the time so far.
+        state.seconds = 149.0;
+        [90.0, 9.0, 0.5, 0.5, 0.5, 0.5, 0.5].into_iter().for_each(|seconds| state.pace.record(seconds));
+        // 30 steps, 3 validations, 3 checkpoints.
+        assert_eq!(state.time_left(5, 10), Some(Duration::from_secs(15 + 9)));
+        (state.step, state.epoch) = (50, 5);
+        assert_eq!(state.time_left(5, 10), Some(Duration::ZERO));
     }
 
     #[test]

@@ -12,7 +12,12 @@ use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, met
 use models::{Card, weights};
 use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
-    backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::human_duration, world::world,
+    backend::BackendSpec,
+    exit::ExitCode,
+    files::write_atomic_bytes,
+    progress::human_duration,
+    warmup::{Pace, Warmup},
+    world::world,
 };
 use zoo::LoadOptions;
 
@@ -693,6 +698,9 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
+/// Steps of the warm-up of a trial that several processes share.
+const SHARED_WARMUP: usize = 5;
+
 /// What a short trial of a whole run came to.
 pub struct Trial {
     pub outcome: Outcome,
@@ -715,7 +723,10 @@ pub fn trial(
         preprocess: prepared.recipe.images.preprocess(),
         ..Card::of(prepared.recipe.architecture, 1, "a trial")
     };
-    let resume = Resume { state: State::default(), checkpoint: None };
+    // Processes that share the work make as many steps each, so their clocks may not decide.
+    let warmup = if world().is_alone() { Warmup::default() } else { Warmup::new(SHARED_WARMUP, SHARED_WARMUP) };
+    let state = State { pace: Pace::after(warmup), ..State::default() };
+    let resume = Resume { state, checkpoint: None };
     let parts = Parts::new(&prepared, &loaders, &card, resume, rates)?;
     let steps_per_epoch = parts.steps_per_epoch;
     let journal = Journal::open(folder, &parts.state, Lines::Quiet, prepared.recipe.epochs, steps_per_epoch)?;

@@ -17,6 +17,7 @@ use runtime::{
     environment,
     exit::ExitCode,
     progress::{Output, Progress, Unit},
+    warmup::Warmup,
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +51,11 @@ struct Row {
     params: usize,
     iters: usize,
     warmup: usize,
-    /// From the first call, which initialises weights on the device and compiles kernels.
+    /// Whether the last batches of the warm-up took the same time.
+    settled: bool,
+    /// Why the timed batches may be no measure of later ones.
+    warning: Option<String>,
+    /// The time of the first batch, for which weights are initialized on the device and kernels compiled and tuned.
     first_step_s: f64,
     median_s: f64,
     min_s: f64,
@@ -106,9 +111,14 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
             for batch in &args.batch_sizes {
                 for fold in folds {
                     match in_child(args, subject, backend, *batch, *fold)? {
-                        Ok(row) => runtime::progress::suspend(|| match args.format {
-                            Format::Text => println!("{}", row.text()),
-                            Format::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                        Ok(row) => runtime::progress::suspend(|| {
+                            match args.format {
+                                Format::Text => println!("{}", row.text()),
+                                Format::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                            }
+                            if let Some(warning) = &row.warning {
+                                eprintln!("warning: {} on {backend}, {batch} images: {warning}", row.model);
+                            }
                         }),
                         Err(reason) => {
                             failed += 1;
@@ -154,7 +164,9 @@ fn in_child(
     let mut command = Command::new(program);
     command.arg("bench").args(subject).args(["--in-process", "--backend", &backend.to_string()]);
     command.args(["--batch-sizes", &batch.to_string(), "--iters", &args.iters.to_string()]);
-    command.args(["--warmup", &args.warmup.to_string()]);
+    if let Some(warmup) = args.warmup {
+        command.args(["--warmup", &warmup.to_string()]);
+    }
     if let Some([height, width]) = args.size {
         command.args(["--size", &format!("{height}x{width}")]);
     }
@@ -199,17 +211,22 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let images = Tensor::<4>::from_data(TensorData::new(values, [batch, 3, height, width]), &device);
     let images = dtype.map_or(images.clone(), |dtype| images.cast(dtype));
 
-    let (warmup, iters) = (args.warmup as usize, args.iters as usize);
-    let mut seconds = Vec::with_capacity(warmup + iters);
-    for _ in 0..warmup + iters {
+    let iters = args.iters as usize;
+    let time_batch = || -> Result<f64> {
         let start = Instant::now();
         // Reading the logits waits for the device.
         let logits = network.forward(images.clone()).try_into_data().context("the device could not run the network")?;
-        seconds.push(start.elapsed().as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
+        Ok(seconds)
+    };
+    let mut warmup = Warmup::exactly(args.warmup);
+    let first_step_s = time_batch()?;
+    warmup.record(first_step_s);
+    while !warmup.is_over() {
+        warmup.record(time_batch()?);
     }
-    let first_step_s = seconds[0];
-    let mut timed = seconds.split_off(warmup);
+    let mut timed = (0..iters).map(|_| time_batch()).collect::<Result<Vec<_>>>()?;
     timed.sort_by(f64::total_cmp);
     let middle = timed.len() / 2;
     let median_s = if timed.len() % 2 == 1 { timed[middle] } else { (timed[middle - 1] + timed[middle]) / 2.0 };
@@ -227,7 +244,9 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         folded: !args.keep_batchnorm,
         params,
         iters,
-        warmup,
+        warmup: warmup.steps(),
+        settled: warmup.has_settled(),
+        warning: warmup.warning(backend.backend()),
         first_step_s,
         median_s,
         min_s: timed[0],

@@ -20,6 +20,7 @@ use runtime::{
     environment,
     exit::ExitCode,
     progress::{Output, Progress, Unit},
+    warmup::Warmup,
 };
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +59,11 @@ struct Row {
     params: usize,
     iters: usize,
     warmup: usize,
-    /// From the first step, which initialises the weights.
+    /// Whether the last steps of the warm-up took the same time.
+    settled: bool,
+    /// Why the timed steps may be no measure of later ones.
+    warning: Option<String>,
+    /// The time of the first step, for which weights are initialized and kernels compiled and tuned.
     first_step_s: f64,
     median_s: f64,
     min_s: f64,
@@ -94,9 +99,14 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             for batch in &args.batch_sizes {
                 for choice in &choices {
                     match in_child(args, *architecture, backend, *batch, *choice)? {
-                        Ok(row) => runtime::progress::suspend(|| match args.format {
-                            LogFormat::Text => println!("{}", row.text()),
-                            LogFormat::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                        Ok(row) => runtime::progress::suspend(|| {
+                            match args.format {
+                                LogFormat::Text => println!("{}", row.text()),
+                                LogFormat::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                            }
+                            if let Some(warning) = &row.warning {
+                                eprintln!("warning: {architecture} on {backend}, {batch} images: {warning}");
+                            }
                         }),
                         Err(reason) => {
                             failed += 1;
@@ -129,7 +139,10 @@ fn in_child(
     let mut command = Command::new(program);
     command.args(["bench", architecture.name(), "--in-process", "--backend", &backend.to_string()]);
     command.args(["--batch-sizes", &batch.to_string(), "--iters", &args.iters.to_string()]);
-    command.args(["--warmup", &args.warmup.to_string(), "--classes", &args.classes.to_string()]);
+    command.args(["--classes", &args.classes.to_string()]);
+    if let Some(warmup) = args.warmup {
+        command.args(["--warmup", &warmup.to_string()]);
+    }
     command.args(["--dtype", &args.dtype, "--kernels", &choice.to_string()]);
     if let Some(size) = args.size {
         command.args(["--size", &size.to_string()]);
@@ -172,7 +185,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
     overrides.set("network.dtype", (args.dtype != "f32").then(|| args.dtype.clone()));
     let recipe = recipe::load("imagenet-classic", &overrides)?;
     let network = NetworkConfig::new(*architecture).with_num_classes(classes).init(&device);
-    let mut classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
+    let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
     let mut optimizer = optimizer::build(&recipe.optimizer, &classifier);
     let params = classifier.num_params();
 
@@ -187,20 +200,29 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         number: 0,
     };
 
-    let (warmup, iters) = (args.warmup as usize, args.iters as usize);
-    let mut seconds = Vec::with_capacity(warmup + iters);
+    let iters = args.iters as usize;
     let mut last_value = f64::NAN;
-    for _ in 0..warmup + iters {
+    let mut time_step = |classifier: Classifier| {
         let start = Instant::now();
         // Reading the loss waits for the device.
         let step = TrainStep::step(&classifier, images.clone());
         last_value = step.item.score().loss;
-        classifier = TrainStep::optimize(classifier, &mut optimizer, RATE.into(), step.grads);
-        seconds.push(start.elapsed().as_secs_f64());
+        let classifier = TrainStep::optimize(classifier, &mut optimizer, RATE.into(), step.grads);
+        (classifier, start.elapsed().as_secs_f64())
+    };
+    let mut warmup = Warmup::exactly(args.warmup);
+    let (mut classifier, first_step_s) = time_step(classifier);
+    warmup.record(first_step_s);
+    while !warmup.is_over() {
+        let seconds;
+        (classifier, seconds) = time_step(classifier);
+        warmup.record(seconds);
+    }
+    let mut timed = vec![0.0; iters];
+    for seconds in &mut timed {
+        (classifier, *seconds) = time_step(classifier);
     }
     ensure!(last_value.is_finite(), "the loss is not finite");
-    let first_step_s = seconds[0];
-    let mut timed = seconds.split_off(warmup);
     timed.sort_by(f64::total_cmp);
     let middle = timed.len() / 2;
     let median_s = if timed.len() % 2 == 1 { timed[middle] } else { (timed[middle - 1] + timed[middle]) / 2.0 };
@@ -217,7 +239,9 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         dtype: args.dtype.clone(),
         params,
         iters,
-        warmup,
+        warmup: warmup.steps(),
+        settled: warmup.has_settled(),
+        warning: warmup.warning(backend.backend()),
         first_step_s,
         median_s,
         min_s: timed[0],

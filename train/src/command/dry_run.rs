@@ -1,18 +1,18 @@
-//! `--dry-run`: a little of everything, then what the whole would take.
+//! `--dry-run`: a few steps, batches of the validation and a checkpoint, and an estimate of the whole run from them.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use runtime::{exit::ExitCode, progress::human_duration};
+use runtime::{exit::ExitCode, progress::human_duration, warmup::autotunes};
 
 use crate::{
     trainer::{End, RunLimits},
     training::{self, Options, Prepared},
 };
 
-/// Steps of the trial.
+/// Steps that are timed, after a warm-up.
 const STEPS: u64 = 4;
-/// Batches of its validation.
+/// Batches of the validation that are timed, after a warm-up.
 const VALID_BATCHES: usize = 2;
 
 pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
@@ -22,7 +22,8 @@ pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
     for note in &prepared.data.notes {
         eprintln!("warning: {note}");
     }
-    let limits = RunLimits { steps: Some(STEPS), valid_batches: Some(VALID_BATCHES), ..RunLimits::default() };
+    let limits =
+        RunLimits { steps: Some(STEPS), valid_batches: Some(VALID_BATCHES), warm_up: true, ..RunLimits::default() };
     let mut short = prepared;
     // One epoch, whatever the schedule of the whole.
     let rates = crate::schedule::Rates::new(&recipe.schedule, recipe.epochs, STEPS);
@@ -35,11 +36,20 @@ pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
     }
     let state = &trial.outcome.state;
     let times = state.history.first().context("the trial has no epoch")?.times;
-    let steps = state.step.max(1) as f64;
+    let step = state.pace.seconds_per_step().context("the trial has no step")?;
+    let warmups = [("steps", &state.pace), ("batches of the validation", &state.valid_pace)];
+    let backend = options.devices.first().context("no device is named")?.backend();
+    for (what, pace) in warmups {
+        // On a CPU the few steps of a small data set need not settle to be a measure.
+        if (pace.counted() > 0 || autotunes(backend))
+            && let Some(warning) = pace.warmup().warning(backend)
+        {
+            eprintln!("warning: {what}: {warning}");
+        }
+    }
     let epochs = recipe.epochs as f64;
-    let training = times.training() / steps * trial.steps_per_epoch as f64 * epochs;
-    let batches = VALID_BATCHES.min(trial.num_valid_batches).max(1) as f64;
-    let validation = times.validation / batches * trial.num_valid_batches as f64 * epochs;
+    let training = step * trial.steps_per_epoch as f64 * epochs;
+    let validation = state.valid_pace.seconds_per_step().unwrap_or(0.0) * trial.num_valid_batches as f64 * epochs;
     let checkpoint = state.times.checkpointing;
     let between = training / (60.0 * recipe.checkpoints.every_minutes);
     let checkpoints = checkpoint * (epochs + between);
@@ -51,7 +61,7 @@ pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
         trial.steps_per_epoch,
         recipe.batch_size * recipe.accumulate,
     );
-    println!("a step            {:.3} s ({:.0} % of it waiting for images)", times.training() / steps, {
+    println!("a step            {:.3} s ({:.0} % of it waiting for images)", step, {
         100.0 * times.waiting / times.training().max(1e-9)
     });
     println!("training          {}", span(training));

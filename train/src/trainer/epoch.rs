@@ -152,6 +152,10 @@ impl Trainer {
     fn after_step(&mut self, group: AccumulatedStep, progress: burn::data::dataloader::Progress, steps_per_epoch: u64) {
         let Session { state, journal, limits, .. } = &mut self.session;
         let finite = group.norm.is_finite() && group.reading.loss.is_finite();
+        state.pace.record(group.seconds);
+        if limits.warm_up && state.pace.counted() == 0 {
+            state.times = Times::default();
+        }
         state.interval.seconds += group.seconds;
         if finite {
             state.sums.add(&group.reading);

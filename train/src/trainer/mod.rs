@@ -77,6 +77,8 @@ pub struct RunLimits {
     pub steps: Option<u64>,
     /// Batches of the validation.
     pub valid_batches: Option<usize>,
+    /// Whether the steps and batches of a warm-up come before those, and their times do not count.
+    pub warm_up: bool,
     /// Neither validation, checkpoints nor weights: the range test of the rate finder.
     pub steps_only: bool,
     /// A row of `metrics.csv` for each step, and an end once the smoothed loss is so many times its lowest.
@@ -175,8 +177,9 @@ impl Trainer {
     }
 
     fn is_at_limit(&self) -> bool {
-        let state = &self.session.state;
-        self.session.limits.steps.is_some_and(|steps| state.step >= steps) || self.diverged
+        let Session { state, limits, .. } = &self.session;
+        let steps = if limits.warm_up { state.pace.counted() } else { state.step };
+        limits.steps.is_some_and(|most| steps >= most) || self.diverged
     }
     /// Writes down an epoch, keeps the best weights, and makes a checkpoint.
     fn end_epoch(&mut self, validation: Validation) -> Result<()> {

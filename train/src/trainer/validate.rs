@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn_train::{EventProcessorTraining, LearnerEvent, TrainingItem};
 use datasets::ImageBatch;
 use models::Network;
+use runtime::warmup::Pace;
 
 use super::{
     Trainer,
@@ -76,10 +77,14 @@ impl Trainer {
         loader.start_at(epoch as u64, 0)?;
         let mut batches = loader.batches();
         let limit = self.session.limits.valid_batches.unwrap_or(usize::MAX);
+        let warm_up = self.session.limits.warm_up;
+        let mut pace = Pace::after(self.session.state.pace.warmup().anew());
+        let mut round_mark = Instant::now();
         let mut number = 0;
         loop {
             // One for each device.
-            let most = raw.len().min(limit - number);
+            let counted = if warm_up { pace.counted() as usize } else { number };
+            let most = raw.len().min(limit.saturating_sub(counted));
             let round = batches.by_ref().take(most).collect::<Result<Vec<_>, _>>()?;
             if round.is_empty() {
                 break;
@@ -96,8 +101,11 @@ impl Trainer {
             if let (Some(all), Some(own)) = (&mut validation.average, of_average) {
                 all.extend(own.into_iter().flatten());
             }
+            let seconds = lap(&mut round_mark) / round.len() as f64;
+            round.iter().for_each(|_| pace.record(seconds));
         }
         drop(batches);
+        self.session.state.valid_pace = pace;
         let world = self.session.world;
         validation.raw = ranks::gather_predictions(world, validation.raw)?;
         validation.average = validation.average.map(|own| ranks::gather_predictions(world, own)).transpose()?;
