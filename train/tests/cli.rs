@@ -245,6 +245,27 @@ fn a_run_s_recipe_alone_repeats_it() {
 }
 
 #[test]
+fn the_same_run_twice_writes_the_same_bytes() {
+    let files = [(); 2].map(|()| {
+        // The card names the run's folder, so both have the same name.
+        let home = TempDir::new().unwrap();
+        let mut args = eventful("run");
+        let epochs = args.iter().position(|arg| arg == "--epochs").unwrap();
+        args[epochs + 1] = "1".into();
+        succeed(home.path(), &strs(&args));
+        let names = ["weights.safetensors", "last.safetensors", "last-ema.safetensors"];
+        [&names[..], &["card.json", "recipe.toml", "predictions.csv"]]
+            .concat()
+            .into_iter()
+            .map(|name| (name, fs::read(home.path().join("run").join(name)).unwrap()))
+            .collect::<Vec<_>>()
+    });
+    for ((name, first), (_, second)) in files[0].iter().zip(&files[1]) {
+        assert!(first == second, "{name} differs");
+    }
+}
+
+#[test]
 fn a_run_goes_on_as_it_began_or_not_at_all() {
     let home = TempDir::new().unwrap();
     let data = home.path().join("data");

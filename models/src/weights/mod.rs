@@ -16,8 +16,8 @@ mod mismatch;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
-    io::Read,
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -278,7 +278,8 @@ fn is_head(key: &str, head_key: &str) -> bool {
 }
 
 /// Writes a network as safetensors with torchvision's names and layouts and its card inside: PyTorch's
-/// `load_state_dict(strict=True)` takes it. Written beside, synced, renamed: the file is whole or not there.
+/// `load_state_dict(strict=True)` takes it. Written beside, synced, renamed: the file is whole or not there. The same
+/// network and card give the same bytes.
 ///
 /// # Errors
 /// [`Error::Io`] where the file can't be written; what was there before stays.
@@ -292,8 +293,31 @@ pub fn save(network: &Network, card: &Card, path: impl AsRef<Path>) -> Result<()
             .metadata(CARD, card.to_json())
             .skip_enum_variants(true)
             .with_to_adapter(BurnToPyTorchAdapter);
-        store.collect_from(network).map_err(|error| std::io::Error::other(error.to_string()))
+        store.collect_from(network).map_err(|error| io::Error::other(error.to_string()))?;
+        sort_metadata(temporary)
     })
+}
+
+/// Sorts the entries of a safetensors file's `__metadata__` by their keys, in place.
+///
+/// burn-store and safetensors keep them in hash maps, whose order differs from process to process.
+fn sort_metadata(path: &Path) -> io::Result<()> {
+    const START: &[u8] = br#"{"__metadata__":"#;
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let mut header = Vec::new();
+    (&file).take(u64::from_le_bytes(length)).read_to_end(&mut header)?;
+    let unexpected = || io::Error::other("safetensors begin with their metadata");
+    let metadata = header.strip_prefix(START).ok_or_else(unexpected)?;
+    let mut values = serde_json::Deserializer::from_slice(metadata).into_iter::<BTreeMap<String, String>>();
+    let sorted = serde_json::to_vec(&values.next().ok_or_else(unexpected)??)?;
+    // The same entries, written by the same library: the tensors stay where they are.
+    if sorted.len() != values.byte_offset() {
+        return Err(unexpected());
+    }
+    file.seek(SeekFrom::Start((length.len() + START.len()) as u64))?;
+    file.write_all(&sorted)
 }
 
 /// Writes a network as Burn's record, which any Burn program loads into the same module, with its card inside. Whole or
@@ -305,7 +329,7 @@ pub fn save_record(network: &Network, card: &Card, path: impl AsRef<Path>) -> Re
     files::write_whole(path.as_ref(), |temporary| {
         let store = BurnpackStore::from_file(temporary).auto_extension(false).overwrite(true);
         let mut store = store.metadata(CARD, card.to_json());
-        store.collect_from(network).map_err(|error| std::io::Error::other(error.to_string()))
+        store.collect_from(network).map_err(|error| io::Error::other(error.to_string()))
     })
 }
 
@@ -344,7 +368,7 @@ fn read_safetensors(path: &Path) -> Result<Tensors> {
 }
 
 /// The `__metadata__` of a safetensors file; empty where it has none or is damaged, which reading its tensors tells.
-fn safetensors_metadata(path: &Path) -> std::io::Result<HashMap<String, String>> {
+fn safetensors_metadata(path: &Path) -> io::Result<HashMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Header {
         #[serde(rename = "__metadata__", default)]
