@@ -106,7 +106,7 @@ impl Run {
         let mut info = serde_json::to_value(&self.info).unwrap_or_default();
         if let Value::Object(facts) = &mut info {
             let elsewhere = ["command", "result", "parameters", "format"];
-            let is_empty = |value: &Value| value.is_null() || *value == Value::from("") || *value == Value::from(0);
+            let is_empty = |value: &Value| value.is_null() || *value == "" || *value == 0;
             facts.retain(|key, value| !elsewhere.contains(&key.as_str()) && !is_empty(value));
         }
         info

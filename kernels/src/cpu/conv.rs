@@ -189,7 +189,7 @@ impl Packed {
     /// # Panics
     ///
     /// If the kernel does not have this number of rows.
-    pub fn as_rows(mut self, rows: usize) -> Self {
+    pub fn into_rows(mut self, rows: usize) -> Self {
         assert!(self.taps.is_multiple_of(rows), "{} taps do not make {rows} rows", self.taps);
         self.k *= self.taps / rows;
         self.taps = rows;

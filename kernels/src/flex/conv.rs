@@ -101,12 +101,12 @@ pub fn forward(
         relu: then.relu,
     };
     let packed = |group: usize, rows: usize| {
-        let make = || Packed::new(floats(&weight), order(&shape, group)).as_rows(rows);
+        let make = || Packed::new(floats(&weight), order(&shape, group)).into_rows(rows);
         if then.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
     };
     let bf16 = then.bf16 && shape.groups == 1 && half::is_available();
     let halves = |rows: usize| {
-        let make = || half::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).as_rows(rows));
+        let make = || half::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows));
         if then.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
     };
     let multiply = |product: Product<'_, ()>, group: usize, rows: usize, out: &mut [f32]| {
@@ -193,7 +193,7 @@ fn forward_by_tiles(
     let reads_rows = reads_rows(shape);
     let (taps, rows) =
         if reads_rows { (row_taps(shape), shape.kernel[0]) } else { (forward_taps(shape), shape.taps()) };
-    let make = || half::Packed::new(&Packed::new(floats(weight), order(shape, 0)).as_rows(rows));
+    let make = || half::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows));
     let weights = if then.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
     let (x, padded) = if reads_rows {
         let x = widened(x);
