@@ -279,11 +279,10 @@ fn a_run_goes_on_as_it_began_or_not_at_all() {
         args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>()
     };
     let mut child = start(home.path(), &strs(&begin(&[])));
-    while !run.join("checkpoints").exists() {
+    while last_checkpoint(&run).is_none() {
         assert!(child.try_wait().unwrap().is_none(), "over too soon");
         std::thread::sleep(Duration::from_millis(5));
     }
-    std::thread::sleep(Duration::from_millis(100));
     let _ = child.kill();
     child.wait().unwrap();
 
@@ -330,6 +329,12 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_it_taken() {
     let output = run_output(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
     let error = text(&output.stderr);
     assert!(output.status.success() && error.contains("is damaged"), "{error}");
+}
+
+/// The step of a run's last complete checkpoint.
+fn last_checkpoint(run: &Path) -> Option<u64> {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
 }
 
 fn run_output(home: &Path, args: &[&str]) -> Output {
@@ -439,11 +444,7 @@ fn stages_that_thaw_one_by_one_resume_to_the_same_bits() {
     for step in [4, 9, 14, 22, 32] {
         let run = home.path().join(format!("killed-{step}"));
         let mut child = start(home.path(), &strs(&begin(&run)));
-        let reached = || {
-            let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-            names.filter_map(|name| name.strip_prefix("step-")?.parse::<u64>().ok()).any(|at| at >= step)
-        };
+        let reached = || last_checkpoint(&run).is_some_and(|last| last >= step);
         while !reached() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -553,11 +554,7 @@ fn several_devices_go_on_with_another_number_and_are_refused_where_they_cannot_s
     let pretrain =
         ["pretrain", "--recipe", "digits", "--data", data, "--epochs", "9", "--batch-size", "8", "--out", out];
     let mut child = start(home.path(), &[&pretrain[..], &["--devices", "flex:0,0"]].concat());
-    let latest = |out: &str| {
-        let names = fs::read_dir(Path::new(out).join("checkpoints")).into_iter().flatten().flatten();
-        names.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok()).max()
-    };
-    while latest(out).is_none() && child.try_wait().unwrap().is_none() {
+    while last_checkpoint(Path::new(out)).is_none() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
