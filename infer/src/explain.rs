@@ -16,7 +16,7 @@ use image::{
     ImageBuffer, Luma, RgbImage,
     imageops::{self, FilterType},
 };
-use models::tap::Tap;
+use models::hook::ForwardHook;
 
 use crate::Model;
 
@@ -92,7 +92,7 @@ impl<'a> Explainer<'a> {
     /// One pass for all classes: the map is repeated for each of them, and each copy gets its class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
-        let logits = self.model.network().forward_tapped(self.model.typed(input), &mut leaf);
+        let logits = self.model.network().forward_with_hook(self.model.typed(input), &mut leaf);
         let map = leaf.map.with_context(|| format!("the network has no stage {}", self.stage))?;
         let [_, channels, height, width] = map.dims();
         let gradients = chosen(logits, classes).backward();
@@ -202,7 +202,7 @@ pub fn stages(model: &Model) -> Result<Vec<(String, [usize; 3])>> {
     model.card().architecture.check_input([height, width])?;
     let mut found = Vec::new();
     let blank = Tensor::zeros([1, 3, height, width], model.device());
-    model.network().forward_tapped(blank, &mut |name: &str, map: &Tensor<4>| {
+    model.network().forward_with_hook(blank, &mut |name: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
         found.push((name.to_string(), [channels, height, width]));
     });
@@ -257,8 +257,8 @@ struct Leaf<'a> {
     map: Option<Tensor<4>>,
 }
 
-impl Tap for Leaf<'_> {
-    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
+impl ForwardHook for Leaf<'_> {
+    fn on_output(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
         if name != self.stage {
             return output;
         }
@@ -334,7 +334,7 @@ mod tests {
 
         let input = model.preprocess().normalise(&model.preprocess().batch(&[&image]), model.device());
         let mut map = None;
-        model.network().forward_tapped(input, &mut |name: &str, x: &Tensor<4>| {
+        model.network().forward_with_hook(input, &mut |name: &str, x: &Tensor<4>| {
             if name == "layer3" {
                 map = Some(x.clone());
             }

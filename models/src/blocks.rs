@@ -92,7 +92,7 @@ impl Layer {
 
 /// Images `[n, 3, h, w]` → the last feature map of a column, whose stages are `features.0`, `features.1` …
 ///
-/// A convolution, its norm and its ReLU are one step, unless the tap wants to see what lies between them. A segment goes
+/// A convolution, its norm and its ReLU are one step, unless the hook observes what lies between them. A segment goes
 /// from one pooling to the next.
 pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
     let mut first = 0;
@@ -112,7 +112,7 @@ fn column_segment(layers: &[Layer], first: usize, mut x: Tensor<4>, pass: &mut P
         x = match layer {
             Layer::Conv(conv) => {
                 let mut then = Then::default();
-                while !pass.sees(&name(last)) {
+                while !pass.observes(&name(last)) {
                     match layers.get(last + 1) {
                         Some(Layer::BatchNorm(bn)) if !then.relu => then.norm = Some(bn),
                         Some(Layer::Relu(_)) if !then.relu => then.relu = true,

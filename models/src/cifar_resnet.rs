@@ -148,7 +148,7 @@ impl CifarBlock {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [planes, ..] = self.conv2.weight.dims();
         let (x, identity) = if self.shortcut {
-            let [x, identity] = ops::fork(x);
+            let [x, identity] = ops::fan_out(x);
             (x, Some(option_a(identity, planes)))
         } else {
             (x, None)

@@ -259,7 +259,7 @@ pub struct Inception {
 impl Inception {
     /// `[n, c, h, w]` → `[n, c1 + c3 + c5 + pool, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3, x4] = ops::fork(x);
+        let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1 = self.branch1.forward(x1);
         let branch2 = self.branch2.1.forward(self.branch2.0.forward(x2));
         let branch3 = self.branch3.1.forward(self.branch3.0.forward(x3));

@@ -17,7 +17,7 @@ use burn_ir::{
 };
 use serde::Serialize;
 
-use crate::{Architecture, Error, Network, Result, network::Entry, tap::Tap};
+use crate::{Architecture, Error, Network, Result, hook::ForwardHook, network::Entry};
 
 /// A tensor of a graph, by number.
 pub type Value = u64;
@@ -198,7 +198,7 @@ impl Recording {
                 let images = Tensor::<4>::from_data(images, &device);
                 let mut stages = Stages::default();
                 let input = id(images.clone());
-                let logits = network.forward_tapped(images, &mut stages);
+                let logits = network.forward_with_hook(images, &mut stages);
                 let output = id(logits.clone());
                 outputs.push(logits);
                 passes.push(Pass { input: input.value(), output: output.value(), stages: stages.0 });
@@ -478,8 +478,8 @@ fn id<const D: usize>(tensor: Tensor<D>) -> TensorId {
 #[derive(Default)]
 struct Stages(Vec<(String, Value)>);
 
-impl Tap for Stages {
-    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
+impl ForwardHook for Stages {
+    fn on_output(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
         self.0.push((name.to_string(), id(output.clone()).value()));
         output
     }

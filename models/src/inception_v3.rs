@@ -238,7 +238,7 @@ impl InceptionA {
 
     /// `[n, c, h, w]` → `[n, 224 + pool features, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3, x4] = ops::fork(x);
+        let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);
         let branch5x5 = self.branch5x5_2.forward(self.branch5x5_1.forward(x2));
         let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x3));
@@ -276,7 +276,7 @@ impl InceptionB {
 
     /// `[n, c, h, w]` → `[n, 480 + c, (h − 1)/2, (w − 1)/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3] = ops::fork(x);
+        let [x1, x2, x3] = ops::fan_out(x);
         let branch3x3 = self.branch3x3.forward(x1);
         let branch3x3dbl = self.branch3x3dbl_2.forward(self.branch3x3dbl_1.forward(x2));
         let branch3x3dbl = self.branch3x3dbl_3.forward(branch3x3dbl);
@@ -324,7 +324,7 @@ impl InceptionC {
 
     /// `[n, 768, h, w]` → `[n, 768, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3, x4] = ops::fork(x);
+        let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);
         let branch7x7 = self.branch7x7_2.forward(self.branch7x7_1.forward(x2));
         let branch7x7 = self.branch7x7_3.forward(branch7x7);
@@ -389,7 +389,7 @@ impl InceptionD {
 
     /// `[n, c, h, w]` → `[n, 512 + c, (h − 1)/2, (w − 1)/2]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3] = ops::fork(x);
+        let [x1, x2, x3] = ops::fan_out(x);
         let branch3x3 = self.branch3x3_2.forward(self.branch3x3_1.forward(x1));
         let branch7x7x3 = self.branch7x7x3_2.forward(self.branch7x7x3_1.forward(x2));
         let branch7x7x3 = self.branch7x7x3_4.forward(self.branch7x7x3_3.forward(branch7x7x3));
@@ -435,7 +435,7 @@ impl InceptionE {
 
     /// `[n, c, h, w]` → `[n, 2048, h, w]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x1, x2, x3, x4] = ops::fork(x);
+        let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);
         let branch3x3 = self.branch3x3_1.forward(x2);
         let branch3x3a = self.branch3x3_2a.forward(branch3x3.clone());

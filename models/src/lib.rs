@@ -23,6 +23,7 @@ mod files;
 pub mod googlenet;
 pub mod googlenet_2014;
 pub mod graph;
+pub mod hook;
 pub mod hub;
 pub mod inception_v3;
 mod network;
@@ -31,7 +32,6 @@ mod pass;
 mod recompute;
 pub mod resnet;
 mod summary;
-pub mod tap;
 pub mod vgg;
 pub mod weights;
 

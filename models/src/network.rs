@@ -12,11 +12,11 @@ use crate::{
     cifar_resnet::CifarResNet,
     googlenet::GoogLeNet,
     googlenet_2014::GoogLeNet2014,
+    hook::{Capture, ForwardHook},
     inception_v3::InceptionV3,
     ops,
     pass::Pass,
     resnet::ResNet,
-    tap::{Capture, Tap},
     vgg::Vgg,
 };
 
@@ -77,12 +77,12 @@ impl Network {
     /// # Panics
     /// Where the input is smaller than the architecture's [`min_size`](crate::Architecture::min_size).
     pub fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        ops::unseen(|| self.forward_tapped(images, &mut ()))
+        ops::unseen(|| self.forward_with_hook(images, &mut ()))
     }
 
-    /// Like [`forward`](Self::forward), with a [`Tap`] that sees each stage's output.
-    pub fn forward_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        ops::in_type_of(images, |images| self.head(self.pre_logits(images, tap)))
+    /// Like [`forward`](Self::forward), with a [`ForwardHook`] that sees each stage's output.
+    pub fn forward_with_hook(&self, images: Tensor<4>, hook: &mut dyn ForwardHook) -> Tensor<2> {
+        ops::in_type_of(images, |images| self.head(self.pre_logits(images, hook)))
     }
 
     /// Images `[n, 3, h, w]`, not cropped → logits `[n, classes]` of the whole: VGG's and AlexNet's classifier is applied
@@ -104,7 +104,7 @@ impl Network {
         }
         let mut capture = Capture::new(stages);
         ops::in_type_of(images, |images| {
-            let logits = self.forward_tapped(images, &mut capture);
+            let logits = self.forward_with_hook(images, &mut capture);
             let aux = self.classify_aux(stages.iter().filter_map(|stage| capture.take(stage)).collect());
             Output { logits, aux }
         })
@@ -112,16 +112,16 @@ impl Network {
 
     /// Images `[n, 3, h, w]` → the vector before the last linear layer `[n, features]`, in f32.
     pub fn features(&self, images: Tensor<4>) -> Tensor<2> {
-        ops::unseen(|| self.features_tapped(images, &mut ()))
+        ops::unseen(|| self.features_with_hook(images, &mut ()))
     }
 
-    /// Like [`features`](Self::features), with a [`Tap`].
-    pub fn features_tapped(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        ops::in_type_of(images, |images| self.pre_logits(images, tap)).cast(FloatDType::F32)
+    /// Like [`features`](Self::features), with a [`ForwardHook`].
+    pub fn features_with_hook(&self, images: Tensor<4>, hook: &mut dyn ForwardHook) -> Tensor<2> {
+        ops::in_type_of(images, |images| self.pre_logits(images, hook)).cast(FloatDType::F32)
     }
 
-    fn pre_logits(&self, images: Tensor<4>, tap: &mut dyn Tap) -> Tensor<2> {
-        let mut pass = Pass::new(tap);
+    fn pre_logits(&self, images: Tensor<4>, hook: &mut dyn ForwardHook) -> Tensor<2> {
+        let mut pass = Pass::new(hook);
         let features = self.forward_features(images, &mut pass);
         each!(self, network => network.pre_logits(features, &mut pass))
     }
@@ -379,7 +379,7 @@ mod tests {
         }
     }
 
-    /// The bf16 mode of the optimized kernels: activations may be in bf16 as long as no tap observes them.
+    /// The bf16 mode of the optimized kernels: activations may be in bf16 as long as no hook observes them.
     #[test]
     fn bf16_stays_near_f32() {
         if !kernels::has_bf16_dot() {
@@ -396,12 +396,15 @@ mod tests {
             let mut stages = Vec::new();
             let mut look = |_: &str, output: &Tensor<4>| stages.push(output.dtype());
             let rounded = images.clone().cast(FloatDType::BF16);
-            let [whole, half, tapped] =
-                [network.forward(images), network.forward(rounded.clone()), network.forward_tapped(rounded, &mut look)];
-            assert!(stages.iter().all(|&dtype| dtype == DType::F32), "{architecture}: taps observe f32");
+            let [whole, half, hooked] = [
+                network.forward(images),
+                network.forward(rounded.clone()),
+                network.forward_with_hook(rounded, &mut look),
+            ];
+            assert!(stages.iter().all(|&dtype| dtype == DType::F32), "{architecture}: hooks observe f32");
             let norm = |x: Tensor<2>| x.square().sum().sqrt().into_scalar::<f32>();
             let size = norm(whole.clone());
-            for (what, logits) in [("forward", half), ("tapped", tapped)] {
+            for (what, logits) in [("forward", half), ("hooked", hooked)] {
                 assert_eq!(logits.dtype(), DType::F32);
                 let difference = norm(logits - whole.clone()) / size;
                 assert!(difference > 0.0 && difference < 0.05, "{architecture}, {what}: {difference}");

@@ -238,7 +238,7 @@ fn affine(norm: &BatchNorm, device: &Device) -> [Tensor<1>; 2] {
 }
 
 /// `x` for `N` branches that join again; their gradients meet in one sum.
-pub(crate) fn fork<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
+pub(crate) fn fan_out<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
     if is_fast(&x) && x.device().is_autodiff() { kernels::fan_out(x) } else { std::array::from_fn(|_| x.clone()) }
 }
 

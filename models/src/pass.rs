@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::tap::Tap;
+use crate::hook::ForwardHook;
 
 /// Chooses what a segment computes on: given its index and the activation before it, the input to run it on, or nothing
 /// to leave the segment out.
@@ -10,30 +10,30 @@ type Select<'a> = &'a mut dyn FnMut(usize, &Tensor<4>) -> Option<Tensor<4>>;
 
 /// The state of a forward pass.
 pub(crate) struct Pass<'a> {
-    tap: &'a mut dyn Tap,
+    hook: &'a mut dyn ForwardHook,
     select: Option<Select<'a>>,
     segments: usize,
 }
 
 impl<'a> Pass<'a> {
     /// A pass through the whole network.
-    pub fn new(tap: &'a mut dyn Tap) -> Self {
-        Self { tap, select: None, segments: 0 }
+    pub fn new(hook: &'a mut dyn ForwardHook) -> Self {
+        Self { hook, select: None, segments: 0 }
     }
 
     /// A pass through the segments that `select` chooses.
-    pub fn through(select: Select<'a>, tap: &'a mut dyn Tap) -> Self {
-        Self { tap, select: Some(select), segments: 0 }
+    pub fn through(select: Select<'a>, hook: &'a mut dyn ForwardHook) -> Self {
+        Self { hook, select: Some(select), segments: 0 }
     }
 
     /// Announces the output of stage `name`; what this returns flows on.
     pub fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
-        self.tap.stage(name, output)
+        self.hook.on_output(name, output)
     }
 
     /// Whether stage `name` must be announced.
-    pub fn sees(&self, name: &str) -> bool {
-        self.tap.sees(name)
+    pub fn observes(&self, name: &str) -> bool {
+        self.hook.observes(name)
     }
 
     /// Runs a segment: what gradient checkpointing computes again as a whole. The activation goes from one segment to the

@@ -108,7 +108,7 @@ impl Forward {
         let mut inputs = Vec::with_capacity(last + 1);
         let mut aux = vec![None; names.len()];
         let next = Cell::new(0);
-        let mut tap = |name: &str, output: &Tensor<4>| {
+        let mut hook = |name: &str, output: &Tensor<4>| {
             if let Some(place) = names.iter().position(|known| *known == name) {
                 aux[place] = Some((next.get(), output.clone()));
             }
@@ -118,7 +118,7 @@ impl Forward {
             inputs.push(input.clone());
             (index < last).then(|| input.clone())
         };
-        copy.forward_features(images.clone(), &mut Pass::through(&mut select, &mut tap));
+        copy.forward_features(images.clone(), &mut Pass::through(&mut select, &mut hook));
         Self { inputs, aux: aux.into_iter().flatten().collect() }
     }
 }

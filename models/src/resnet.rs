@@ -180,9 +180,9 @@ pub(crate) fn conv_norm(
     ops::conv2d_then(conv, x, Then { norm: norm.as_ref(), residual, relu })
 }
 
-/// The stages `conv1`, `bn1` and `relu`: one step, unless the tap wants to see what lies between them.
+/// The stages `conv1`, `bn1` and `relu`: one step, unless the hook observes what lies between them.
 pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-    if !pass.sees("conv1") && !pass.sees("bn1") {
+    if !pass.observes("conv1") && !pass.observes("bn1") {
         return pass.stage("relu", conv_norm(conv, norm, x, None, true));
     }
     let x = pass.stage("conv1", ops::conv2d(conv, x));
@@ -252,7 +252,7 @@ pub struct BasicBlock {
 impl BasicBlock {
     /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x, identity] = ops::fork(x);
+        let [x, identity] = ops::fan_out(x);
         let identity = shortcut(&self.downsample, identity);
         let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
         conv_norm(&self.conv2, &self.bn2, out, Some(identity), true)
@@ -275,7 +275,7 @@ pub struct Bottleneck {
 impl Bottleneck {
     /// `[n, c, h, w]` → `[n, 4 · planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x, identity] = ops::fork(x);
+        let [x, identity] = ops::fan_out(x);
         let identity = shortcut(&self.downsample, identity);
         let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
         let out = conv_norm(&self.conv2, &self.bn2, out, None, true);

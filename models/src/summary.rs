@@ -47,7 +47,7 @@ impl Summary {
         };
         let images = Tensor::zeros([1, 3, h, w], device);
         let logits =
-            network.forward_tapped(images, &mut |name: &str, x: &Tensor<4>| stage(name, x.dims()[1..].to_vec()));
+            network.forward_with_hook(images, &mut |name: &str, x: &Tensor<4>| stage(name, x.dims()[1..].to_vec()));
         let head = network.head_key().split('.').next().unwrap_or_default();
         stage(head, logits.dims()[1..].to_vec());
 

@@ -307,7 +307,7 @@ impl Case {
                 sampled.push(Sampled { name, shape: output.dims().to_vec(), values });
             }
         };
-        let logits = network.forward_tapped(images.clone(), &mut look);
+        let logits = network.forward_with_hook(images.clone(), &mut look);
         let allowed = tolerance.max(self.relative_error_of_float32);
         let stages = self.first_divergence(&sampled, allowed);
         if self.stages.len() > 2 && sampled.len() + 2 < self.stages.len() {

@@ -67,7 +67,7 @@ fn activations_stay_in_the_type_of_the_images_and_logits_leave_in_f32() {
             let mut stages = Vec::new();
             let mut observe = |name: &str, output: &Tensor<4>| stages.push((name.to_string(), output.dtype()));
             let rounded = images.clone().cast(dtype);
-            let logits = network.forward_tapped(rounded.clone(), &mut observe);
+            let logits = network.forward_with_hook(rounded.clone(), &mut observe);
             assert!(stages.len() > 3);
             for (name, found) in stages {
                 assert_eq!(found, DType::from(dtype), "{architecture}, {name}");

@@ -172,7 +172,7 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
 fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
     let input = model.preprocess().normalise(&model.preprocess().batch(&[image]), model.device());
     let mut maps: Vec<(String, Tensor<4>)> = Vec::new();
-    model.network().forward_tapped(input, &mut |stage: &str, map: &Tensor<4>| {
+    model.network().forward_with_hook(input, &mut |stage: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
         if height > 1 || width > 1 {
             maps.push((format!("{stage}  {channels} × {height} × {width}"), map.clone()));

@@ -223,7 +223,7 @@ fn outputs(weights: &Weights, architecture: Architecture, [h, w]: [usize; 2], de
     let (network, _) = weights.load(config.init(device), architecture, Strictness::Exact)?;
     let images = Tensor::<4>::from_data(drawn("images", &[IMAGES, 3, h, w], -2.0, 2.0), device);
     let mut stages: Vec<Result<Stage>> = Vec::new();
-    let logits = network.forward_tapped(images, &mut |name: &str, output: &Tensor<4>| {
+    let logits = network.forward_with_hook(images, &mut |name: &str, output: &Tensor<4>| {
         stages.push(stage(name, output.dims().to_vec(), output.clone().try_into_data()))
     });
     let shape = logits.dims().to_vec();

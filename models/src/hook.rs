@@ -1,35 +1,35 @@
-//! Looking into a forward pass: each network announces the output of its named stages.
+//! Forward hooks: each network announces the output of its named stages.
 
 use burn::tensor::Tensor;
 
-/// Sees the output of each named stage as a network runs, and may replace it.
+/// Observes the output of each named stage as a network runs, and may replace it.
 ///
 /// Stage names are torchvision's module names (`layer3`, `inception4a`, `features.12`). Feature extraction, the
-/// auxiliary heads, summaries, golden comparisons and explanations are all taps; a plain forward pass uses `()`.
-pub trait Tap {
+/// auxiliary heads, summaries, golden comparisons and explanations are all hooks; a plain forward pass uses `()`.
+pub trait ForwardHook {
     /// Called with the output `[n, c, h, w]` of stage `name`; what it returns flows on.
-    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4>;
+    fn on_output(&mut self, name: &str, output: Tensor<4>) -> Tensor<4>;
 
     /// Whether stage `name` must be announced; one that need not may be computed together with the next.
-    fn sees(&self, _name: &str) -> bool {
+    fn observes(&self, _name: &str) -> bool {
         true
     }
 }
 
-/// No tap: everything flows on untouched.
-impl Tap for () {
-    fn stage(&mut self, _name: &str, output: Tensor<4>) -> Tensor<4> {
+/// No hook: every output is passed on unchanged.
+impl ForwardHook for () {
+    fn on_output(&mut self, _name: &str, output: Tensor<4>) -> Tensor<4> {
         output
     }
 
-    fn sees(&self, _name: &str) -> bool {
+    fn observes(&self, _name: &str) -> bool {
         false
     }
 }
 
 /// A closure that looks at each stage.
-impl<F: FnMut(&str, &Tensor<4>)> Tap for F {
-    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
+impl<F: FnMut(&str, &Tensor<4>)> ForwardHook for F {
+    fn on_output(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
         self(name, &output);
         output
     }
@@ -55,15 +55,15 @@ impl<'a> Capture<'a> {
     }
 }
 
-impl Tap for Capture<'_> {
-    fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
-        if self.sees(name) {
+impl ForwardHook for Capture<'_> {
+    fn on_output(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
+        if self.observes(name) {
             self.found.push((name.to_string(), output.clone()));
         }
         output
     }
 
-    fn sees(&self, name: &str) -> bool {
+    fn observes(&self, name: &str) -> bool {
         self.wanted.contains(&name)
     }
 }
