@@ -42,6 +42,7 @@ REPLACED = [
     (r"--backend wgpu\b(?!:)", "--backend wgpu:cpu"),  # A software adapter, which is used only by that name.
     (r"127\.0\.0\.1:8080", "127.0.0.1:PORT"),  # A free port, in case 8080 is taken.
     (r"((pretrain|finetune|lr-find) .*photos/.*)", r"\1 --batch-size 4 --size 64"),  # There are eight images to train on.
+    (r"(-- bench resnet.*)", r"\1 --iters 1"),  # To be measured on a machine that does nothing else.
     (r"(merge .*--out) results/", r"\1 merged/"),  # The guide has two ways to the same folder.
     (r"( serve --weights \S+)$", r"\1 --addr 127.0.0.1:PORT"),
 ]
