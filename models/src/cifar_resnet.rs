@@ -18,9 +18,10 @@ use burn::{
 
 use crate::{
     blocks::{ConvNormMut, fold, fresh_linear, padding},
+    nn::{conv_norm, fan_out},
     ops,
     pass::Pass,
-    resnet::{conv_norm, stem},
+    resnet::stem,
 };
 
 /// Configuration of [`CifarResNet`].
@@ -148,13 +149,17 @@ impl CifarBlock {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [planes, ..] = self.conv2.weight.dims();
         let (x, identity) = if self.shortcut {
-            let [x, identity] = ops::fan_out(x);
+            let [x, identity] = fan_out(x);
             (x, Some(option_a(identity, planes)))
         } else {
             (x, None)
         };
-        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
-        conv_norm(&self.conv2, &self.bn2, out, identity, true)
+        let out = conv_norm(&self.conv1, &self.bn1).relu().forward(x);
+        let layer = conv_norm(&self.conv2, &self.bn2);
+        match identity {
+            Some(identity) => layer.add(identity).relu().forward(out),
+            None => layer.relu().forward(out),
+        }
     }
 }
 

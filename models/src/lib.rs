@@ -27,6 +27,7 @@ pub mod hook;
 pub mod hub;
 pub mod inception_v3;
 mod network;
+pub mod nn;
 mod ops;
 mod pass;
 mod recompute;

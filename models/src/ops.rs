@@ -131,7 +131,7 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut ep
 }
 
 /// What a convolution does before the next: normalises, adds a shortcut, takes the ReLU.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Then<'a> {
     pub norm: Option<&'a BatchNorm>,
     /// As the output.

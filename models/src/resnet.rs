@@ -19,6 +19,7 @@ use burn::{
 
 use crate::{
     blocks::{ConvNormMut, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
+    nn::{conv_norm, fan_out},
     ops::{self, Then},
     pass::Pass,
 };
@@ -169,21 +170,10 @@ impl ResNet {
     }
 }
 
-/// `relu(norm(conv(x)) + residual)`, the ReLU where it is wanted.
-pub(crate) fn conv_norm(
-    conv: &Conv2d,
-    norm: &Option<BatchNorm>,
-    x: Tensor<4>,
-    residual: Option<Tensor<4>>,
-    relu: bool,
-) -> Tensor<4> {
-    ops::conv2d_then(conv, x, Then { norm: norm.as_ref(), residual, relu })
-}
-
 /// The stages `conv1`, `bn1` and `relu`: one step, unless the hook observes what lies between them.
 pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
     if !pass.observes("conv1") && !pass.observes("bn1") {
-        return pass.stage("relu", conv_norm(conv, norm, x, None, true));
+        return pass.stage("relu", conv_norm(conv, norm).relu().forward(x));
     }
     let x = pass.stage("conv1", ops::conv2d(conv, x));
     let x = pass.stage("bn1", ops::then(x, Then { norm: norm.as_ref(), ..Then::default() }));
@@ -231,13 +221,6 @@ impl Block {
 /// The projection of a shortcut whose ends differ: 1×1 convolution and norm.
 type Downsample = Option<(Conv2d, Option<BatchNorm>)>;
 
-fn shortcut(downsample: &Downsample, x: Tensor<4>) -> Tensor<4> {
-    match downsample {
-        Some((conv, bn)) => conv_norm(conv, bn, x, None, false),
-        None => x,
-    }
-}
-
 /// Two 3×3 convolutions and a shortcut.
 #[derive(Module, Debug)]
 #[allow(missing_docs)]
@@ -252,10 +235,13 @@ pub struct BasicBlock {
 impl BasicBlock {
     /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x, identity] = ops::fan_out(x);
-        let identity = shortcut(&self.downsample, identity);
-        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
-        conv_norm(&self.conv2, &self.bn2, out, Some(identity), true)
+        let [x, identity] = fan_out(x);
+        let identity = match &self.downsample {
+            Some((conv, bn)) => conv_norm(conv, bn).forward(identity),
+            None => identity,
+        };
+        let out = conv_norm(&self.conv1, &self.bn1).relu().forward(x);
+        conv_norm(&self.conv2, &self.bn2).add(identity).relu().forward(out)
     }
 }
 
@@ -275,10 +261,13 @@ pub struct Bottleneck {
 impl Bottleneck {
     /// `[n, c, h, w]` → `[n, 4 · planes, h/stride, w/stride]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [x, identity] = ops::fan_out(x);
-        let identity = shortcut(&self.downsample, identity);
-        let out = conv_norm(&self.conv1, &self.bn1, x, None, true);
-        let out = conv_norm(&self.conv2, &self.bn2, out, None, true);
-        conv_norm(&self.conv3, &self.bn3, out, Some(identity), true)
+        let [x, identity] = fan_out(x);
+        let identity = match &self.downsample {
+            Some((conv, bn)) => conv_norm(conv, bn).forward(identity),
+            None => identity,
+        };
+        let out = conv_norm(&self.conv1, &self.bn1).relu().forward(x);
+        let out = conv_norm(&self.conv2, &self.bn2).relu().forward(out);
+        conv_norm(&self.conv3, &self.bn3).add(identity).relu().forward(out)
     }
 }
