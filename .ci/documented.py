@@ -42,6 +42,7 @@ REPLACED = [
     (r"--backend wgpu\b(?!:)", "--backend wgpu:cpu"),  # A software adapter, which is used only by that name.
     (r"127\.0\.0\.1:8080", "127.0.0.1:PORT"),  # A free port, in case 8080 is taken.
     (r"((pretrain|finetune|lr-find) .*photos/.*)", r"\1 --batch-size 4 --size 64"),  # There are eight images to train on.
+    (r"resume artifacts/photos-resnet18-001", "resume interrupted"),  # The other commands need that run finished.
     (r"(-- bench resnet.*)", r"\1 --iters 1"),  # To be measured on a machine that does nothing else.
     (r"(merge .*--out) results/", r"\1 merged/"),  # The guide has two ways to the same folder.
     (r"( serve --weights \S+)$", r"\1 --addr 127.0.0.1:PORT"),
@@ -212,6 +213,14 @@ def prepare(runner):
         failure = runner.run(step)
         if failure:
             sys.exit(f"cannot prepare: {step}\n{failure}")
+    # A run to resume: stopped as by Ctrl-C after its first checkpoint.
+    child = runner.start(f"exec {train.replace('--epochs 1', '--epochs 20')} --out interrupted")
+    while child.poll() is None and not list(runner.scratch.glob("interrupted/checkpoints/step-*")):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate()
+    if child.returncode != 130:
+        sys.exit(f"cannot prepare an interrupted run: exit code {child.returncode}\n{output}")
 
 
 def main():
