@@ -6,7 +6,7 @@ use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use runtime::{
-    backend::{BackendArgs, BackendSpec, Devices, KernelArgs},
+    backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
     logging::Verbosity,
     progress::Output,
     world::WorldArgs,
@@ -162,6 +162,9 @@ Examples:
 
     /// Lists the architectures and their published weights
     Models(ModelsArgs),
+
+    /// List the devices of the compiled backends, and which one `--backend auto` picks
+    Devices(DevicesArgs),
 
     /// Checks that the compiled backends compute the same as flex
     ///
@@ -492,9 +495,9 @@ pub struct BenchArgs {
     /// A row with batch normalisation folded and one with it kept
     #[arg(long, conflicts_with = "keep_batchnorm")]
     pub both: bool,
-    /// The backend and its device (may be repeated, each a row); the first that is compiled in by default
-    #[arg(short, long = "backend", value_name = "NAME[:DEVICE]")]
-    pub backends: Vec<BackendSpec>,
+    /// The backend and its device (may be repeated, each a row) [env: HEARTH_BACKEND] [default: auto]
+    #[arg(short, long = "backend", value_name = "auto|NAME[:DEVICE]")]
+    pub backends: Vec<BackendChoice>,
     /// How results are printed, row by row
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

@@ -15,7 +15,29 @@ pub mod verify;
 use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
+use runtime::{
+    backend::{self, BackendArgs, Selected},
+    world::world,
+};
 use serde::Serialize;
+
+/// Opens the device of `--backend` and logs which it is.
+fn select(args: &BackendArgs) -> Result<Selected> {
+    let selected = args.select()?;
+    announce(std::slice::from_ref(&selected));
+    Ok(selected)
+}
+
+/// Logs which devices compute, once for all processes.
+fn announce(selected: &[Selected]) {
+    if !world().is_root() {
+        return;
+    }
+    log::info!("{}", backend::device_line(selected));
+    if let Some(warning) = selected.first().and_then(Selected::warning) {
+        log::warn!("{warning}");
+    }
+}
 
 /// Prints a result as indented JSON on standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {

@@ -20,7 +20,7 @@ struct Server {
 
 impl Server {
     fn start(desk: &Desk, args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_infer"))
+        let mut child = desk::infer()
             .args(["serve", "-w", "run", "--addr", "127.0.0.1:0"])
             .args(args)
             .current_dir(desk.path(""))

@@ -75,3 +75,13 @@ pub fn set_kernel_mode(mode: KernelMode) {
 pub fn kernel_mode() -> KernelMode {
     if REFERENCE.load(Ordering::Relaxed) { KernelMode::Reference } else { KernelMode::Optimized }
 }
+
+/// Returns the name of the vector instructions that the optimized kernels use on this processor: `AVX-512`, `AVX2`, `NEON`.
+pub fn instruction_set() -> &'static str {
+    cpu::simd::name()
+}
+
+/// Returns the number of threads that the optimized kernels use: rayon's, `RAYON_NUM_THREADS` or one per core.
+pub fn num_threads() -> usize {
+    cpu::parallel::threads()
+}

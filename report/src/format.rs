@@ -51,7 +51,7 @@ pub struct RunInfo {
     pub commit: Option<String>,
     /// The version of Burn.
     pub burn: String,
-    /// The backend.
+    /// The devices that trained the run; after it was resumed on others, `cuda:0, then flex`.
     pub backend: String,
     /// The devices.
     pub device: String,

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::BadSamples;
 use models::Architecture;
 use runtime::{
-    backend::{BackendArgs, BackendSpec, Devices, KernelArgs},
+    backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
     exit,
     world::{self, WorldArgs},
 };
@@ -58,6 +58,8 @@ pub enum Command {
     Study(StudyArgs),
     /// Measure how fast networks train, and in how much memory
     Bench(BenchArgs),
+    /// List the devices of the compiled backends, and which one `--backend auto` picks
+    Devices(DevicesArgs),
     /// Reckon what training on many devices would take, from figures of one
     ///
     /// A model and no measurement: every device trains on a batch of its own, and gradients are averaged by rings,
@@ -85,6 +87,7 @@ impl Command {
             Self::Report(_) => "report",
             Self::Study(_) => "study",
             Self::Bench(_) => "bench",
+            Self::Devices(_) => "devices",
             Self::Plan(_) => "plan",
         }
     }
@@ -135,9 +138,9 @@ pub struct BenchArgs {
     #[arg(long)]
     pub both: bool,
 
-    /// The backend and its device (may be repeated, each a row); the first that is compiled in by default
-    #[arg(short, long = "backend", value_name = "NAME[:DEVICE]")]
-    pub backends: Vec<BackendSpec>,
+    /// The backend and its device (may be repeated, each a row) [env: HEARTH_BACKEND] [default: auto]
+    #[arg(short, long = "backend", value_name = "auto|NAME[:DEVICE]")]
+    pub backends: Vec<BackendChoice>,
 
     /// How results are printed, row by row
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -583,24 +586,40 @@ impl LoadingArgs {
         }
     }
 
-    /// Options for runs in `artifacts`, or in `out`.
+    /// Options for runs in `artifacts`, or in `out`. Opens the devices and says which they are.
     ///
     /// # Errors
-    /// Where the processes of this host cannot share `--devices` alike.
+    /// Where a device does not open, or the processes of this host cannot share `--devices` alike.
     pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> anyhow::Result<Options> {
         let world = world::world();
-        let devices = match &self.devices {
-            Some(devices) => devices.of(world.local_rank(), world.local_size())?,
-            None => vec![self.backend.backend],
+        let selected = match &self.devices {
+            Some(devices) => backend::select_named(&devices.of(world.local_rank(), world.local_size())?)?,
+            None => vec![self.backend.select()?],
         };
+        let lines = if world.is_root() { self.lines() } else { Lines::Quiet };
+        announce(&selected, lines);
         Ok(Options {
             artifacts,
             out,
             workers: self.workers,
-            lines: if world.is_root() { self.lines() } else { Lines::Quiet },
+            lines,
             command: std::env::args().skip(1).collect(),
-            devices,
+            devices: selected.iter().map(Selected::spec).collect(),
         })
+    }
+}
+
+/// Says which devices compute.
+pub fn announce(selected: &[Selected], lines: Lines) {
+    match lines {
+        Lines::Quiet => {}
+        Lines::Text => {
+            eprintln!("{}", backend::device_line(selected));
+            if let Some(warning) = selected.first().and_then(Selected::warning) {
+                eprintln!("warning: {warning}");
+            }
+        }
+        Lines::Json => eprintln!("{}", backend::device_json(selected)),
     }
 }
 

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
             Some(Command::Report(args)) => command::report::run(args),
             Some(Command::Study(args)) => command::study::run(args),
             Some(Command::Bench(args)) => command::bench::run(args),
+            Some(Command::Devices(args)) => runtime::backend::devices(args),
             Some(Command::Plan(args)) => command::plan::run(args),
         };
         world.conclude(result)

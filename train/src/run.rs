@@ -88,6 +88,23 @@ pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String
     }
 }
 
+/// Between the devices of a run before and after it was resumed.
+const THEN: &str = ", then ";
+
+/// Records that the run is resumed on `devices`; returns a warning where they are not those that it ran on before.
+pub fn continue_on(info: &mut RunInfo, devices: &str) -> Option<String> {
+    let last = info.backend.rsplit(THEN).next().unwrap_or_default().to_string();
+    if last == devices {
+        return None;
+    }
+    info.backend = format!("{}{THEN}{devices}", info.backend);
+    info.device.clone_from(&info.backend);
+    Some(format!(
+        "the run was trained on {last} and continues on {devices}: its results are close to those that {last} would \
+         give, but not the same bits"
+    ))
+}
+
 /// Writes `run.json`.
 pub fn write_info(info: &RunInfo, run: &Path) -> anyhow::Result<()> {
     write_json(&run.join(RUN), info)
@@ -151,6 +168,19 @@ mod tests {
         drop(run);
         RunFolder::open(&path).unwrap();
         assert!(RunFolder::open(folder.path()).unwrap_err().to_string().contains("no recipe.toml"));
+    }
+
+    #[test]
+    fn a_run_that_is_resumed_on_another_device_records_both_and_warns() {
+        let mut info = RunInfo { backend: "cuda:0, cuda:1".into(), ..RunInfo::default() };
+        assert_eq!(continue_on(&mut info, "cuda:0, cuda:1"), None);
+        let warning = continue_on(&mut info, "flex").unwrap();
+        assert!(warning.contains("on cuda:0, cuda:1 and continues on flex"), "{warning}");
+        assert_eq!(info.backend, "cuda:0, cuda:1, then flex");
+        assert_eq!(continue_on(&mut info, "flex"), None);
+        let warning = continue_on(&mut info, "cuda:0").unwrap();
+        assert!(warning.contains("on flex and continues on cuda:0"), "{warning}");
+        assert_eq!(info.device, "cuda:0, cuda:1, then flex, then cuda:0");
     }
 
     #[test]

@@ -295,7 +295,8 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     };
     let checkpoint = world.on_root(load_last, Parted::to_bytes, Parted::from_bytes)?;
     let checkpoint = checkpoint.map(Checkpoint::from_parts).transpose()?;
-    let prepared = prepare(recipe, load, options)?;
+    let mut prepared = prepare(recipe, load, options)?;
+    prepared.data.notes.extend(run::continue_on(&mut info, &options.device_names()));
     let fingerprint = prepared.data.fingerprint();
     let state = match &checkpoint {
         Some(checkpoint) => {

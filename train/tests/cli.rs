@@ -16,7 +16,7 @@ mod common;
 
 /// `train` with a home of its own, so that no cache of the user's is touched.
 fn command(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    let mut command = common::train();
     command.args(args).env("HOME", home).env("XDG_CACHE_HOME", home.join("cache")).current_dir(home);
     // Burn's default device may be another than `--backend` names: asked for, it panics. Burn itself names it when an
     // optimizer's record is loaded, without using it.

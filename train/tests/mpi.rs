@@ -43,17 +43,8 @@ fn mpirun() -> bool {
 
 /// `train` with these arguments, by so many processes.
 fn train(processes: usize, arguments: &[&str]) -> Command {
-    let program = env!("CARGO_BIN_EXE_train");
-    let mut command = if processes == 1 {
-        Command::new(program)
-    } else {
-        let mut command = Command::new("mpirun");
-        command.args(["--oversubscribe", "-n", &processes.to_string(), program]);
-        command
-    };
+    let mut command = common::train_ranks(processes);
     command.args(arguments).env("RUST_BACKTRACE", "0");
-    // In a container everybody is root.
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command
 }
 

@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod common;
+
 /// A command of the system; whether it went well.
 fn system(line: &str) -> bool {
     let mut words = line.split_whitespace();
@@ -65,9 +67,16 @@ impl Hosts {
         let mut words = vec!["mpirun", "-n", "2", "-H", "10.77.0.1:1,10.77.0.2:1", "--mca", "plm_rsh_agent", &agent];
         // Nothing but the link.
         words.extend(["--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "10.77.0.0/24"]);
-        words.extend(["--mca", "oob_tcp_if_include", "10.77.0.0/24", env!("CARGO_BIN_EXE_train")]);
+        words.extend([
+            "--mca",
+            "oob_tcp_if_include",
+            "10.77.0.0/24",
+            "-x",
+            "HEARTH_BACKEND",
+            env!("CARGO_BIN_EXE_train"),
+        ]);
         words.extend(arguments);
-        let mut command = Command::new("ip");
+        let mut command = common::on_the_cpu(Command::new("ip"));
         let line = format!("hostname first; exec {}", words.join(" "));
         command.args(["netns", "exec", &self.names[0], "unshare", "-u", "sh", "-c", &line]);
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");

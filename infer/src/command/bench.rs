@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
 use models::{Architecture, Network, NetworkConfig};
 use runtime::{
-    backend::BackendSpec,
+    backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
     progress::{Output, Progress, Unit},
@@ -21,7 +21,7 @@ use runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::failure_reason;
+use super::{announce, failure_reason};
 use crate::cli::{BenchArgs, Format};
 
 /// What is timed when nothing is named: one of each family, as the peers' benchmarks time them.
@@ -86,15 +86,14 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let subjects: Vec<Vec<String>> = match &args.weights {
         Some(weights) => {
             // An error of the weights belongs to the whole, not to each row.
-            zoo::weights::open(weights, &args.load, &BackendSpec::default().device()?, output)?;
+            zoo::weights::open(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
             vec![[vec!["--weights".to_string(), weights.clone()], load_arguments(args)].concat()]
         }
         None => architectures.iter().map(|architecture| vec![architecture.name().to_string()]).collect(),
     };
-    let backends = if args.backends.is_empty() { vec![BackendSpec::default()] } else { args.backends.clone() };
-    for backend in &backends {
-        backend.device()?;
-    }
+    let selected = backend::select_all(&args.backends)?;
+    announce(&selected);
+    let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
     let folds: &[bool] = match (args.keep_batchnorm, args.both) {
         (_, true) => &[false, true],
         (true, _) => &[false],
@@ -191,7 +190,7 @@ fn threads(args: &BenchArgs) -> usize {
 
 /// The one measurement asked for.
 fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
-    let ([backend], [batch]) = (&args.backends[..], &args.batch_sizes[..]) else {
+    let ([BackendChoice::Named(backend)], [batch]) = (&args.backends[..], &args.batch_sizes[..]) else {
         bail!("--in-process takes one --backend and one batch size");
     };
     let device = backend.device()?;

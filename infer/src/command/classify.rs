@@ -10,6 +10,7 @@ use runtime::{
 };
 use serde::Serialize;
 
+use super::select;
 use crate::cli::{AnswerFormat, ClassifyArgs};
 
 /// From how many images on progress is shown.
@@ -35,7 +36,7 @@ enum Outcome {
 
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
-    let device = args.run.backend.backend.device()?;
+    let device = select(&args.run.backend)?.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
 

@@ -10,7 +10,7 @@ use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, p
 use crate::cli::DiagramArgs;
 
 pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
-    let device = BackendSpec::default().device()?;
+    let device = BackendSpec::host()?.device()?;
     // An architecture's name means the architecture, unless a file or run is called so.
     let named = args.network.parse::<Architecture>().ok().filter(|_| !Path::new(&args.network).exists());
     let (architecture, network, usual_size) = match named {

@@ -24,14 +24,14 @@ use report::{
     stats,
 };
 use runtime::{
-    backend::BackendSpec,
+    backend::{self, Selected},
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::{Output, Progress, Unit},
     world::World,
 };
 
-use super::{grouped, print_json};
+use super::{announce, grouped, print_json, select};
 use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
 
 /// From so many classes on only the worst are printed.
@@ -44,7 +44,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     }
     let (source, split) = open(args)?;
     let own = device(args, world)?;
-    let device = own.device()?;
+    let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let opened = zoo::weights::open(name, &args.load, &device, output)?;
@@ -83,7 +83,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
         // The same on every process, whatever its device.
-        backend: if args.devices.is_some() { own.backend().to_string() } else { own.to_string() },
+        backend: if args.devices.is_some() { own.spec().backend().to_string() } else { own.spec().to_string() },
     };
     let views = evaluation::num_views(&models, source.len(), &settings)?;
     let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
@@ -96,9 +96,9 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
 }
 
-/// The device of this process.
-fn device(args: &EvaluateArgs, world: &World) -> Result<BackendSpec> {
-    let Some(devices) = &args.devices else { return Ok(args.run.backend.backend) };
+/// Opens the device of this process.
+fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
+    let Some(devices) = &args.devices else { return select(&args.run.backend) };
     let own = devices.of(world.local_rank(), world.local_size())?;
     ensure!(
         own.len() == 1,
@@ -106,7 +106,9 @@ fn device(args: &EvaluateArgs, world: &World) -> Result<BackendSpec> {
          with `--features mpi`: mpirun -n {n} infer evaluate …",
         n = own.len()
     );
-    Ok(own[0])
+    let selected = backend::select_named(&own)?;
+    announce(&selected);
+    selected.into_iter().next().context("no device is named")
 }
 
 /// The judgement of all images from every process's share.

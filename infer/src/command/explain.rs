@@ -24,7 +24,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use super::png;
+use super::{png, select};
 use crate::cli::{ExplainArgs, Format, MethodArg};
 
 /// Rows of a contact sheet; more images get more sheets.
@@ -56,7 +56,7 @@ struct Neighbour {
 
 pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
-    let device = args.run.backend.backend.device()?;
+    let device = select(&args.run.backend)?.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     // Filters are shown as they were trained.
     let keep = args.run.keep_batchnorm || args.filters;

@@ -11,7 +11,7 @@ use super::grouped;
 use crate::cli::{ExportArgs, ExportFormat};
 
 pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
-    let device = BackendSpec::default().device()?;
+    let device = BackendSpec::host()?.device()?;
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     let mut card = opened.card.clone();
     let extension = match args.to {

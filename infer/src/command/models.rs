@@ -36,7 +36,7 @@ struct PublishedWeights {
 
 pub fn run(args: &ModelsArgs) -> Result<ExitCode> {
     // Nothing is computed: parameters are only counted.
-    let device = BackendSpec::default().device()?;
+    let device = BackendSpec::host()?.device()?;
     let listed = |&architecture: &Architecture| Listed {
         architecture,
         parameters: NetworkConfig::new(architecture).with_aux_logits(false).init(&device).num_parameters(),

@@ -14,7 +14,7 @@ use runtime::{exit::ExitCode, progress::Output};
 use serde_json::json;
 use serve::{Engine, Explanation, Options, Refusal};
 
-use super::png;
+use super::{png, select};
 use crate::cli::ServeArgs;
 
 /// A model as the server wants it.
@@ -73,8 +73,8 @@ impl Engine for Served {
 
 pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     ensure!(args.token.as_deref() != Some(""), "the token is empty: leave it out, or give one");
-    let backend = &args.run.backend.backend;
-    let device = backend.device()?;
+    let selected = select(&args.run.backend)?;
+    let device = selected.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
     let defaults = Options::default();
@@ -97,7 +97,7 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     if !args.addr.ip().is_loopback() && args.token.is_none() {
         log::warn!("{} can be reached from other machines, and no token is asked for (--token)", args.addr.ip());
     }
-    let served = Served { model, backend: backend.to_string() };
+    let served = Served { model, backend: selected.spec().to_string() };
     let name = served.name();
     serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
     eprintln!("served to the end");

@@ -30,7 +30,7 @@ struct Stage<'a> {
 }
 
 pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
-    let device = BackendSpec::default().device()?;
+    let device = BackendSpec::host()?.device()?;
     let (architecture, network, card) = match (&args.weights, args.network) {
         (Some(name), _) => {
             let opened = zoo::weights::open(name, &args.load, &device, output)?;

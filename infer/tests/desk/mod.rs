@@ -14,6 +14,17 @@ use models::{Architecture, Card, NetworkConfig, weights::save};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// The `infer` binary, on the CPU whatever the build and the machine have.
+pub fn infer() -> Command {
+    on_the_cpu(Command::new(env!("CARGO_BIN_EXE_infer")))
+}
+
+/// Pins the backend that `--backend auto` would choose.
+fn on_the_cpu(mut command: Command) -> Command {
+    command.env("HEARTH_BACKEND", "flex");
+    command
+}
+
 /// A folder with a tiny network (`run/weights.safetensors`), its weights without a card are those of `bare`.
 pub struct Desk {
     folder: TempDir,
@@ -58,7 +69,7 @@ impl Desk {
 
     /// Runs `infer` as so many processes.
     pub fn processes(&self, processes: usize, args: &[&str]) -> Ran {
-        let mut command = Command::new("mpirun");
+        let mut command = on_the_cpu(Command::new("mpirun"));
         command.args(["--oversubscribe", "-n", &processes.to_string(), env!("CARGO_BIN_EXE_infer")]).args(args);
         // In a container everybody is root.
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
@@ -66,7 +77,7 @@ impl Desk {
     }
 
     pub fn infer_with(&self, args: &[&str], stdin: &[u8]) -> Ran {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_infer"))
+        let mut child = infer()
             .args(args)
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.folder.path().join("cache"))

@@ -6,6 +6,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::{
     memory::{Buffer, elements},
     parallel::{Shared, part, tasks, threads},
+    simd,
     tile::{self, Tile, WIDTH, accumulate, load, load_part, rows, store, store_part, with_tile},
 };
 
@@ -127,15 +128,7 @@ impl WeightOrder {
 
 /// Floats in a row of a panel on this processor.
 pub fn panel_width() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _simd: S) -> usize {
-            S::F32_LANES
-        }
-    }
-    WIDTH * Arch::new().dispatch(Lanes)
+    WIDTH * simd::f32_lanes()
 }
 
 impl Packed {

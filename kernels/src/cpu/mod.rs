@@ -24,6 +24,7 @@ pub mod norm;
 pub mod parallel;
 pub mod pool;
 pub mod sgd;
+pub mod simd;
 #[cfg(test)]
 mod testing;
 pub mod tile;

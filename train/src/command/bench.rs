@@ -16,7 +16,7 @@ use datasets::{ImageBatch, SampleRng};
 use kernels::KernelMode;
 use models::{Architecture, NetworkConfig};
 use runtime::{
-    backend::BackendSpec,
+    backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
     progress::{Output, Progress, Unit},
@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     classifier::{Classifier, Task},
-    cli::{BenchArgs, LogFormat},
+    cli::{BenchArgs, LogFormat, announce},
+    journal::Lines,
     optimizer,
     recipe::{self, Overrides},
 };
@@ -82,10 +83,10 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         return in_process(args);
     }
     let architectures = if args.architectures.is_empty() { USUAL.to_vec() } else { args.architectures.clone() };
-    let backends = if args.backends.is_empty() { vec![BackendSpec::default()] } else { args.backends.clone() };
-    for backend in &backends {
-        backend.device()?;
-    }
+    let selected = backend::select_all(&args.backends)?;
+    let lines = if args.format == LogFormat::Json { Lines::Json } else { Lines::Text };
+    announce(&selected, lines);
+    let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
     let choices =
         if args.both { vec![KernelMode::Reference, KernelMode::Optimized] } else { vec![kernels::kernel_mode()] };
     let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
@@ -169,7 +170,8 @@ fn threads(args: &BenchArgs) -> usize {
 
 /// The one measurement asked for.
 fn in_process(args: &BenchArgs) -> Result<ExitCode> {
-    let ([backend], [batch], [architecture]) = (&args.backends[..], &args.batch_sizes[..], &args.architectures[..])
+    let ([BackendChoice::Named(backend)], [batch], [architecture]) =
+        (&args.backends[..], &args.batch_sizes[..], &args.architectures[..])
     else {
         bail!("--in-process takes one architecture, one --backend and one batch size");
     };

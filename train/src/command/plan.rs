@@ -67,7 +67,7 @@ fn figures(args: &PlanArgs) -> Result<Figures> {
     if let Some(classes) = args.classes {
         config = config.with_num_classes(classes as usize);
     }
-    let parameters = config.init(&BackendSpec::default().device()?).num_parameters() as u64;
+    let parameters = config.init(&BackendSpec::host()?.device()?).num_parameters() as u64;
     Ok(Figures {
         parameters,
         dtype_bytes: args.dtype_bytes,

@@ -1,7 +1,30 @@
-//! What tests read of runs.
+//! The `train` binary as tests start it, and what they read of runs.
 #![allow(dead_code, clippy::unwrap_used)] // Not every test needs all of it; helpers of tests fail as tests do.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
+
+/// The `train` binary, on the CPU whatever the build and the machine have.
+pub fn train() -> Command {
+    on_the_cpu(Command::new(env!("CARGO_BIN_EXE_train")))
+}
+
+/// `processes` ranks of the `train` binary on this host, on the CPU.
+pub fn train_ranks(processes: usize) -> Command {
+    if processes == 1 {
+        return train();
+    }
+    let mut command = on_the_cpu(Command::new("mpirun"));
+    command.args(["--oversubscribe", "-n", &processes.to_string(), env!("CARGO_BIN_EXE_train")]);
+    // In a container everybody is root.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command
+}
+
+/// Pins the backend that `--backend auto` would choose.
+pub fn on_the_cpu(mut command: Command) -> Command {
+    command.env("HEARTH_BACKEND", "flex");
+    command
+}
 
 /// All floats of a file of weights.
 pub fn weights(run: &Path) -> Vec<f64> {
