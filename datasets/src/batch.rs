@@ -124,13 +124,14 @@ impl ImageBatch {
         values
     }
 
-    /// The class of each image, `[n]`; of a mixed image, that of its first part.
+    /// The class of each image once they are mixed, `[mixed_len]`: that of its first part.
     ///
     /// # Panics
     /// If the data has no labels: a loader refuses such a source unless it was told otherwise.
     pub fn targets(&self, device: &Device) -> Tensor<1, Int> {
-        let labels: Vec<i64> = self.expect_labels().iter().map(|&label| i64::from(label)).collect();
-        Tensor::from_data(TensorData::new(labels, [self.len()]), device)
+        let labels: Vec<i64> =
+            self.expect_labels().iter().take(self.mixed_len()).map(|&label| i64::from(label)).collect();
+        Tensor::from_data(TensorData::new(labels, [self.mixed_len()]), device)
     }
 
     /// The distribution over `classes` for each image, `[n, classes]`: 1 at its class, 0 elsewhere, and mixed as the

@@ -12,11 +12,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use burn::{optim::OptimizerRecord, store::ModuleRecord, tensor::Bytes};
+use burn::{store::ModuleRecord, tensor::Bytes};
 use runtime::files::sync_folder;
 use serde::{Deserialize, Serialize};
 
-use crate::progress::State;
+use crate::{progress::State, trainer::optimizer};
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
@@ -31,7 +31,7 @@ pub struct Checkpoint {
     pub network: ModuleRecord,
     /// Their moving average.
     pub average: Option<ModuleRecord>,
-    pub optimizer: OptimizerRecord,
+    pub optimizer: optimizer::Record,
 }
 
 /// A checkpoint as bytes, to be sent: state, network, optimizer, average.
@@ -53,7 +53,7 @@ impl Checkpoint {
             state: serde_json::from_slice(&state)?,
             network: module(network)?,
             average: (!average.is_empty()).then(|| module(average)).transpose()?,
-            optimizer: OptimizerRecord::from_bytes(Bytes::from_bytes_vec(optimizer))?,
+            optimizer: optimizer::Record::from_bytes(Bytes::from_bytes_vec(optimizer))?,
         })
     }
 }
@@ -204,7 +204,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
         state: serde_json::from_slice(&need(STATE)?).context("state.json is not valid")?,
         network: module(need(NETWORK)?)?,
         average: get(AVERAGE)?.map(module).transpose()?,
-        optimizer: OptimizerRecord::from_bytes(Bytes::from_bytes_vec(need(OPTIMIZER)?))?,
+        optimizer: optimizer::Record::from_bytes(Bytes::from_bytes_vec(need(OPTIMIZER)?))?,
     })
 }
 
@@ -225,7 +225,7 @@ mod tests {
     fn checkpoint(step: u64) -> Checkpoint {
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&Device::flex().autodiff());
         let recipe = load("digits", &Overrides::default()).unwrap();
-        let optimizer = crate::optimizer::build(&recipe.optimizer, &network).to_record();
+        let optimizer = optimizer::Optimizer::new(&recipe.optimizer, &network, 0).record();
         let state = State { step, ..State::default() };
         Checkpoint { state, network: network.clone().into_record(), average: Some(network.into_record()), optimizer }
     }

@@ -1,24 +1,21 @@
 //! A network with its loss: what Burn's Learner trains.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::Arc;
 
 use burn::{
     module::{Module, ParamGroup},
-    optim::{GradientsParams, ModuleOptimizer, OptimizerRecord, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
+    optim::GradientsParams,
     tensor::{
         Device, FloatDType, Tensor,
         activation::{log_sigmoid, log_softmax},
     },
 };
-use burn_train::{InferenceStep, Learner, TrainOutput, TrainStep};
+use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use datasets::ImageBatch;
 use models::{ChannelOrder, Network, Output};
 
 use crate::{
-    evaluation::{self, Prediction, Reading},
+    evaluation::{self, BatchScalars, Prediction, Reading},
     recipe::{LossName, Recipe},
 };
 
@@ -48,22 +45,6 @@ pub struct Task {
     compute: Option<FloatDType>,
     /// Whether activations are computed again in the backward pass.
     checkpoints_gradients: bool,
-    /// The bits of the factor of the loss before its gradient is taken.
-    loss_scale: AtomicU32,
-    /// What the next call of `optimize` does besides; see [`thaw`] and [`optimizer_record`].
-    aside: Mutex<Aside>,
-}
-
-/// Burn's learner keeps its optimizer and its model to itself; `optimize` is where both can be reached.
-#[derive(Debug, Default)]
-enum Aside {
-    #[default]
-    Nothing,
-    /// Train these from now on.
-    Thaw(ParamGroup),
-    /// Write down the optimizer's state.
-    Record,
-    Recorded(OptimizerRecord),
 }
 
 impl Task {
@@ -86,14 +67,7 @@ impl Task {
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
             checkpoints_gradients: recipe.network.gradient_checkpointing,
-            loss_scale: AtomicU32::new(1f32.to_bits()),
-            aside: Mutex::default(),
         }
-    }
-
-    /// Gradients come multiplied by this from now on.
-    pub fn set_loss_scale(&self, scale: f32) {
-        self.loss_scale.store(scale.to_bits(), Ordering::Relaxed);
     }
 
     /// What a part of a batch counts in the mean over all: its images, or the sum of their classes' weights.
@@ -139,10 +113,9 @@ impl Task {
         Some((Tensor::<1>::from_floats(weights.as_slice(), device).unsqueeze(), sum))
     }
 
-    /// The mean loss of logits `[n, classes]` for labels that nothing is mixed into.
-    pub fn loss_of(&self, logits: Tensor<2>, labels: &[u32], device: &Device) -> Tensor<1> {
-        let batch = ImageBatch::of_labels(labels);
-        self.loss(logits, &self.targets(&batch, device), &self.class_weights(&batch, device))
+    /// The mean loss of logits `[n, classes]` for the labels of a batch.
+    pub fn loss_of(&self, logits: Tensor<2>, batch: &ImageBatch, device: &Device) -> Tensor<1> {
+        self.loss(logits, &self.targets(batch, device), &self.class_weights(batch, device))
     }
 
     /// The mean loss of logits `[n, classes]`.
@@ -170,19 +143,29 @@ impl Task {
     }
 }
 
+/// What a forward and a backward pass give.
+pub struct Pass {
+    pub gradients: GradientsParams,
+    pub scalars: BatchScalars,
+}
+
 impl Classifier {
     pub fn new(network: Network, task: Arc<Task>) -> Self {
         Self { network, task }
     }
 
-    /// A forward and a backward pass. The gradients are those of the batch's mean loss times `share`: what the batch is
-    /// of a larger one.
-    pub fn pass(&self, batch: ImageBatch, share: f32) -> TrainOutput<Reading> {
+    /// The same with the group's parameters trained from now on.
+    pub fn unfreeze(self, group: ParamGroup) -> Self {
+        Self { network: self.network.unfreeze_group(group), ..self }
+    }
+
+    /// A forward and a backward pass. The gradients are those of the batch's mean loss times `share`, which is what the
+    /// batch is of a larger one, and times the loss scale.
+    pub fn pass(&self, batch: ImageBatch, share: f32, loss_scale: Option<&Tensor<1>>) -> Pass {
         let device = self.device(true);
         let task = &self.task;
         let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
         let images = task.images(&batch, &device);
-        let scale = f32::from_bits(task.loss_scale.load(Ordering::Relaxed)) * share;
         let mut result = None;
         let mut objective = |Output { logits, aux }: Output| {
             let mut loss = task.loss(logits.clone(), &targets, &weights);
@@ -190,16 +173,20 @@ impl Classifier {
                 loss = loss + task.loss(aux, &targets, &weights) * task.aux_weight;
             }
             result = Some((loss.clone().inner(), logits.inner()));
-            if scale == 1.0 { loss } else { loss * scale }
+            match loss_scale {
+                // A constant: it has no autodiff.
+                Some(scale) => loss * (scale.clone() * share),
+                None if share == 1.0 => loss,
+                None => loss * share,
+            }
         };
         let gradients = match task.checkpoints_gradients {
             true => self.network.checkpointed_gradients(images, objective),
             false => GradientsParams::from_grads(objective(self.network.forward_aux(images)).backward(), self),
         };
         let (loss, logits) = result.expect("the objective was computed");
-        let labels = batch.labels.as_deref().unwrap_or_default();
-        let item = Reading::new(&loss, &logits, labels);
-        TrainOutput { grads: gradients, item }
+        let labels = batch.targets(&device);
+        Pass { gradients, scalars: BatchScalars::new(loss, logits, labels) }
     }
 
     /// The device of the network's parameters, with or without autodiff.
@@ -226,45 +213,13 @@ pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Devi
     evaluation::predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)
 }
 
-/// Trains the group's parameters from now on.
-pub fn thaw(learner: &mut Learner<Classifier>, group: ParamGroup) {
-    aside(learner, Aside::Thaw(group));
-}
-
-/// The state of the learner's optimizer.
-pub fn optimizer_record(learner: &mut Learner<Classifier>) -> OptimizerRecord {
-    match aside(learner, Aside::Record) {
-        Aside::Recorded(record) => record,
-        _ => unreachable!("`optimize` answers a request"),
-    }
-}
-
-/// Has `optimize` do something besides a step without gradients, which changes nothing.
-fn aside(learner: &mut Learner<Classifier>, request: Aside) -> Aside {
-    let task = learner.model().task;
-    *task.aside.lock().unwrap_or_else(PoisonError::into_inner) = request;
-    learner.optimizer_step(GradientsParams::new());
-    std::mem::take(&mut *task.aside.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
 impl TrainStep for Classifier {
     type Input = ImageBatch;
     type Output = Reading;
 
     fn step(&self, batch: ImageBatch) -> TrainOutput<Reading> {
-        self.pass(batch, 1.0)
-    }
-
-    fn optimize(self, optimizer: &mut ModuleOptimizer, rate: ModuleLearningRate, gradients: GradientsParams) -> Self {
-        let Self { mut network, task } = optimizer.step(rate, self, gradients);
-        let mut aside = task.aside.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::take(&mut *aside) {
-            Aside::Thaw(group) => network = network.unfreeze_group(group),
-            Aside::Record => *aside = Aside::Recorded(optimizer.to_record()),
-            Aside::Nothing | Aside::Recorded(_) => {}
-        }
-        drop(aside);
-        Self { network, task }
+        let Pass { gradients, scalars } = self.pass(batch, 1.0, None);
+        TrainOutput { grads: gradients, item: scalars.read() }
     }
 }
 

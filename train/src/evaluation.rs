@@ -1,6 +1,6 @@
 //! What a network says of labelled images, one by one and in sum.
 
-use burn::tensor::{ExecutionError, Tensor};
+use burn::tensor::{Device, ExecutionError, FloatDType, Int, Tensor};
 use burn_train::ItemLazy;
 pub use report::format::Score;
 use serde::{Deserialize, Serialize};
@@ -34,24 +34,54 @@ pub struct Reading {
     pub images: u64,
 }
 
-impl Reading {
-    /// Of a batch with its mean `loss` `[1]`, logits `[n, classes]` and labels.
-    pub fn new(loss: &Tensor<1>, logits: &Tensor<2>, labels: &[u32]) -> Self {
+/// What a batch came to, on its device: reading it waits for everything before it.
+#[derive(Debug, Clone)]
+pub struct BatchScalars {
+    /// `[3]`: the mean loss, and the images whose label is the most probable class or among the first five.
+    pub values: Tensor<1>,
+    pub images: u64,
+    /// Of the loss: what makes the sum over parts of a batch that of the whole.
+    pub loss_factor: f64,
+}
+
+impl BatchScalars {
+    /// Of a batch with its mean `loss` `[1]`, logits `[n, classes]` and labels `[n]`.
+    pub fn new(loss: Tensor<1>, logits: Tensor<2>, labels: Tensor<1, Int>) -> Self {
         let [n, classes] = logits.dims();
-        let loss = f64::from(loss.clone().into_scalar::<f32>()) * n as f64;
-        let logits: Vec<f32> = logits.clone().into_data().iter::<f32>().collect();
-        let mut reading = Self { loss, images: n as u64, ..Self::default() };
-        for (row, &label) in logits.chunks_exact(classes.max(1)).zip(labels) {
-            let own = row[label as usize];
-            // Of equals the first counts, as in argmax; what is not a number is not right.
-            let before = |(class, other): (usize, &f32)| *other > own || (*other == own && class < label as usize);
-            let rank = row.iter().enumerate().filter(|&entry| before(entry)).count();
-            reading.top1 += u64::from(rank < 1 && own.is_finite());
-            reading.top5 += u64::from(rank < TOP && own.is_finite());
-        }
-        reading
+        let (all, logits) = ([n, classes], logits.cast(FloatDType::F32));
+        let labels = labels.unsqueeze_dim::<2>(1);
+        let own = logits.clone().gather(1, labels.clone());
+        let likelier = logits.clone().greater(own.clone().expand(all));
+        // Of equals the first counts, as in argmax.
+        let index = Tensor::<1, Int>::arange(0..classes as i64, &logits.device()).unsqueeze::<2>().expand(all);
+        let first_of_equals = logits.equal(own.clone().expand(all)).bool_and(index.lower(labels.expand(all)));
+        let rank = likelier.bool_or(first_of_equals).float().sum_dim(1);
+        // What is not a number is not right.
+        let rank = rank.mask_fill(own.is_nan(), TOP as f32);
+        let among = |first: usize| rank.clone().lower_elem(first as f32).float().sum();
+        let values = Tensor::cat(vec![loss.cast(FloatDType::F32), among(1), among(TOP)], 0);
+        Self { values, images: n as u64, loss_factor: 1.0 }
     }
 
+    pub fn to_device(self, device: &Device) -> Self {
+        Self { values: self.values.to_device(device), ..self }
+    }
+
+    /// Reads the values: waits for the device.
+    pub fn read(&self) -> Reading {
+        let values: Vec<f32> = self.values.clone().into_data().iter::<f32>().collect();
+        self.reading(&values)
+    }
+
+    /// The sums, from the values.
+    pub fn reading(&self, values: &[f32]) -> Reading {
+        let [loss, top1, top5] = [0, 1, 2].map(|which| f64::from(values[which]));
+        let loss = loss * self.images as f64 * self.loss_factor;
+        Reading { loss, top1: top1 as u64, top5: top5 as u64, images: self.images }
+    }
+}
+
+impl Reading {
     /// Of single images.
     pub fn of(predictions: &[Prediction]) -> Self {
         let mut reading = Self { images: predictions.len() as u64, ..Self::default() };
@@ -115,9 +145,12 @@ pub fn predictions(logits: &[f32], classes: usize, labels: &[u32], indices: &[us
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
+
+    fn read(loss: f32, logits: Tensor<2>, labels: &[i64]) -> Reading {
+        let device = logits.device();
+        BatchScalars::new(Tensor::from_floats([loss], &device), logits, Tensor::from_data(labels, &device)).read()
+    }
 
     #[test]
     fn readings_of_logits_and_of_predictions_agree() {
@@ -127,7 +160,7 @@ mod tests {
         let tensor = Tensor::<1>::from_floats(logits.as_slice(), &device).reshape([2, 7]);
         let predictions = predictions(&logits, 7, &labels, &[4, 9]);
         let loss = predictions.iter().map(|p| p.loss).sum::<f32>() / 2.0;
-        let reading = Reading::new(&Tensor::from_floats([loss], &device), &tensor, &labels);
+        let reading = read(loss, tensor, &[1, 1]);
         // The second image's label is as probable as class 0, which comes first.
         assert_eq!((reading.top1, reading.top5, reading.images), (1, 2, 2));
         let other = Reading::of(&predictions);
@@ -143,7 +176,7 @@ mod tests {
     fn logits_that_are_not_numbers_are_not_right() {
         let device = Device::flex();
         let logits = Tensor::<2>::from_floats([[f32::NAN, f32::NAN]], &device);
-        let reading = Reading::new(&Tensor::from_floats([f32::NAN], &device), &logits, &[0]);
+        let reading = read(f32::NAN, logits, &[0]);
         assert_eq!((reading.top1, reading.top5), (0, 0));
         assert!(reading.loss.is_nan());
     }

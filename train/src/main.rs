@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-mod average;
 mod checkpoint;
 mod classifier;
 mod cli;
@@ -12,7 +11,6 @@ mod evaluation;
 mod interrupt;
 mod journal;
 mod metric;
-mod optimizer;
 mod probe;
 mod progress;
 mod ranks;

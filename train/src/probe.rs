@@ -14,11 +14,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
-    optim::GradientsParams,
+    optim::{GradientsParams, lr_scheduler::LrScheduler},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use burn_train::Learner;
-use datasets::{ImageLoader, SampleRng, Source};
+use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
 use models::{Network, weights};
 use report::format::RunKind;
 use runtime::{
@@ -29,15 +28,14 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     classifier::{Classifier, Task},
-    evaluation::{self, Prediction, Reading},
+    evaluation::{self, BatchScalars, Prediction, Reading},
     interrupt,
     journal::{Journal, Lines},
-    optimizer,
     progress::{EpochRecord, Interval, State, Times, lap},
     recipe::Recipe,
     results,
     schedule::Rates,
-    trainer::{End, Outcome},
+    trainer::{End, Outcome, flat, guard::StepCheck, optimizer::Optimizer, slot::Slot},
     training::{self, Finished, Options, Prepared},
     transfer,
 };
@@ -84,7 +82,8 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let valid = features(&data.valid, "validation")?;
     let mut info = info;
     info.parameters = network.num_parameters();
-    let run = Probe { recipe, task, device, train, valid, state, journal, started };
+    let buffer = flat::buffer(options.main_device()?);
+    let run = Probe { recipe, task, device, buffer, train, valid, state, journal, started };
     let outcome = run.train(network, &folder.path, &card, &data.valid)?;
     training::finish(outcome, &folder.path, recipe, &card, info, options)
 }
@@ -93,6 +92,8 @@ struct Probe<'a> {
     recipe: &'a Recipe,
     task: Arc<Task>,
     device: &'a Device,
+    /// Elements of the optimizer's buffers.
+    buffer: usize,
     train: Features,
     valid: Features,
     state: State,
@@ -113,9 +114,9 @@ impl Probe<'_> {
         let images = self.train.labels.len();
         let batch = recipe.batch_size.min(images);
         let steps_per_epoch = (images / batch) as u64;
-        let rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
-        let optimizer = optimizer::build(&recipe.optimizer, &network);
-        let mut learner = Learner::new(Classifier::new(network, self.task.clone()), optimizer, rates);
+        let mut rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &network, self.buffer);
+        let mut model = Slot::new(Classifier::new(network, self.task.clone()));
         let values = self.train.tensor(&autodiff);
         let stop = interrupt::flag();
         let mut end = End::Finished;
@@ -125,21 +126,30 @@ impl Probe<'_> {
             let mut mark = Instant::now();
             let mut order: Vec<u32> = (0..images as u32).collect();
             SampleRng::new(recipe.seed, epoch as u64, 0).shuffle(&mut order);
-            let mut sums = Reading::default();
+            let mut checks = Vec::new();
             for chosen in order.chunks_exact(batch) {
-                let (reading, norm) = step(&mut learner, &self.task, &values, &self.train.labels, chosen, recipe);
-                sums.add(&reading);
+                self.state.learning_rate = rates.step();
+                checks.push(self.step(&mut model, &mut optimizer, &values, chosen));
+            }
+            let mut sums = Reading::default();
+            for result in StepCheck::read_all(&checks.iter().collect::<Vec<_>>()) {
+                let (reading, norm) = (result.reading, result.squares.sqrt());
                 self.state.step += 1;
-                self.state.interval = Interval { reading, norms: norm, steps: 1, seconds: 0.0 };
+                self.state.skipped_steps += u64::from(!result.finite);
+                times.skipped_steps += u64::from(!result.finite);
+                if result.finite {
+                    sums.add(&reading);
+                    self.state.interval = Interval { reading, norms: norm, steps: 1, seconds: 0.0 };
+                }
             }
             times.compute += lap(&mut mark);
-            let network = learner.model().network.valid();
+            let network = model.network.valid();
             let predictions = self.predict(&network);
             times.validation += lap(&mut mark);
             let record = EpochRecord {
                 epoch: epoch + 1,
                 step: self.state.step,
-                learning_rate: learner.lr_current().base(),
+                learning_rate: self.state.learning_rate,
                 train: sums.score(),
                 valid: Reading::of(&predictions).score(),
                 average: None,
@@ -161,8 +171,32 @@ impl Probe<'_> {
                 break;
             }
         }
-        let network = learner.model().network.valid();
-        Ok(Outcome { state: self.state, network, average: None, journal: self.journal, end })
+        let network = model.network.valid();
+        Ok(Outcome { state: self.state, network, ema: None, journal: self.journal, end })
+    }
+
+    /// One step on the chosen images, at the rate of the state.
+    fn step(
+        &self,
+        model: &mut Slot<Classifier>,
+        optimizer: &mut Optimizer,
+        values: &Tensor<2>,
+        chosen: &[u32],
+    ) -> StepCheck {
+        let device = values.device();
+        let rows: Vec<i64> = chosen.iter().map(|&row| i64::from(row)).collect();
+        let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
+        let labels: Vec<u32> = chosen.iter().map(|&row| self.train.labels[row as usize]).collect();
+        let batch = ImageBatch::of_labels(&labels);
+        let logits = model.network.head(values.clone().select(0, rows));
+        let loss = self.task.loss_of(logits.clone(), &batch, &device);
+        let gradients = GradientsParams::from_grads(loss.backward(), &**model);
+        let gradients = optimizer.pack(&**model, gradients, &self.state.learning_rate.into());
+        let squares = gradients.square_sums(&device.without_autodiff());
+        let scalars = BatchScalars::new(loss.inner(), logits.inner(), batch.targets(self.device));
+        let check = StepCheck::new(vec![scalars], squares, 1, None, self.recipe.optimizer.clip_norm);
+        model.update(|model| optimizer.step(model, gradients, &check.update()));
+        check
     }
 
     fn predict(&self, network: &Network) -> Vec<Prediction> {
@@ -172,34 +206,6 @@ impl Probe<'_> {
         let indices: Vec<usize> = self.valid.indices.iter().map(|&index| index as usize).collect();
         evaluation::predictions(&logits, classes, &self.valid.labels, &indices)
     }
-}
-
-/// One step on the chosen images; its reading and the norm of its gradient.
-fn step(
-    learner: &mut Learner<Classifier>,
-    task: &Task,
-    values: &Tensor<2>,
-    labels: &[u32],
-    chosen: &[u32],
-    recipe: &Recipe,
-) -> (Reading, f64) {
-    let device = values.device();
-    let rows: Vec<i64> = chosen.iter().map(|&row| i64::from(row)).collect();
-    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
-    let model = learner.model();
-    let logits = model.network.head(values.clone().select(0, rows));
-    let labels: Vec<u32> = chosen.iter().map(|&row| labels[row as usize]).collect();
-    let loss = task.loss_of(logits.clone(), &labels, &device);
-    let mut gradients = GradientsParams::from_grads(loss.backward(), &model);
-    let norm = optimizer::gradient_norm(&model, &gradients);
-    if let Some(most) = recipe.optimizer.clip_norm
-        && norm > most
-    {
-        gradients = optimizer::scale(&model, gradients, most / norm);
-    }
-    learner.lr_step();
-    learner.optimizer_step(gradients);
-    (Reading::new(&loss.inner(), &logits.inner(), &labels), norm)
 }
 
 impl Features {

@@ -20,23 +20,26 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::{
-    module::{Module, ParamGroup},
-    optim::{GradientsAccumulator, GradientsParams},
+    module::{Module, ModuleMapper, Param, ParamGroup},
+    optim::{GradientsAccumulator, GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
     tensor::{
-        Device,
+        Device, Tensor,
         distributed::{DistributedConfig, DistributedContext, ReduceOperation},
     },
 };
-use burn_train::{Learner, TrainOutput};
 use datasets::{BadSamples, ImageBatch};
 use models::Network;
 use runtime::{backend::BackendSpec, world::World};
 
 use crate::{
-    classifier::{self, Classifier, Task},
-    evaluation::{Prediction, Reading},
-    optimizer, ranks,
+    classifier::{self, Classifier, Pass, Task},
+    evaluation::{BatchScalars, Prediction},
+    ranks,
     recipe::Recipe,
+    trainer::{
+        optimizer::{Optimizer, Update},
+        slot::Slot,
+    },
 };
 
 /// How the devices of a process come to the same step.
@@ -123,11 +126,11 @@ pub struct Part {
 
 impl Part {
     /// A forward and a backward pass on the network's device.
-    pub fn pass(self, model: &Classifier, device: &Device) -> TrainOutput<Reading> {
+    pub fn pass(self, model: &Classifier, device: &Device, loss_scale: Option<&Tensor<1>>) -> Pass {
         device.seed(self.seed);
-        let mut output = model.pass(self.batch, self.share as f32);
-        output.item.loss *= self.loss_factor;
-        output
+        let mut pass = model.pass(self.batch, self.share as f32, loss_scale);
+        pass.scalars.loss_factor = self.loss_factor;
+        pass
     }
 }
 
@@ -147,10 +150,16 @@ enum Request {
     Pass {
         model: Option<Classifier>,
         part: Part,
+        loss_scale: Option<Tensor<1>>,
     },
-    /// A step with the gradients kept so far, times the factor; without one they are dropped.
-    Step(Option<f64>),
-    Thaw(ParamGroup),
+    /// A step with the gradients kept so far.
+    Step {
+        rates: ModuleLearningRate,
+        update: Update,
+    },
+    /// Drops the gradients kept so far.
+    Discard,
+    Unfreeze(ParamGroup),
     Fingerprint,
     Predict {
         network: Network,
@@ -161,35 +170,36 @@ enum Request {
 
 enum Answer {
     /// Without gradients where the replica keeps them.
-    Passed(Reading, Option<GradientsParams>),
+    Passed(BatchScalars, Option<GradientsParams>),
     Done,
     Fingerprint(u32),
     Predicted(Vec<Prediction>),
 }
 
 impl Replicas {
-    /// Starts a thread for each device. The learner is the one of the first.
-    pub fn start(plan: &Plan, learner: &Learner<Classifier>) -> Self {
+    /// Starts a thread for each device. The model and the optimizer are those of the first.
+    pub fn start(plan: &Plan, model: &Classifier, optimizer: &Optimizer) -> Self {
         let devices: Vec<Device> = plan.devices.iter().map(|device| device.clone().autodiff()).collect();
         let context = (plan.together == Together::Collectives).then(|| {
             let sum = DistributedConfig { all_reduce_op: ReduceOperation::Sum };
             DistributedContext::init(devices.clone(), sum)
         });
-        Self::launch(plan, devices, context, learner)
+        Self::launch(plan, devices, context, model, optimizer)
     }
 
     fn launch(
         plan: &Plan,
         devices: Vec<Device>,
         context: Option<DistributedContext>,
-        learner: &Learner<Classifier>,
+        model: &Classifier,
+        optimizer: &Optimizer,
     ) -> Self {
         let has_replicas = plan.together == Together::Collectives;
         let sums = context.is_some();
         let (answer, answers) = channel();
         let worker = |(place, device): (usize, Device)| {
             let (request, requests) = channel();
-            let replica = (has_replicas && place > 0).then(|| learner.clone());
+            let replica = (has_replicas && place > 0).then(|| (model.clone(), optimizer.clone()));
             let answer = answer.clone();
             thread::spawn(move || work(place, &device, replica, sums, &requests, &answer));
             request
@@ -209,8 +219,13 @@ impl Replicas {
 
     /// Forward and backward passes of the parts of a batch, one for each device. Gradients are those of the batch, on the
     /// first device.
-    pub fn pass(&self, learner: &mut Learner<Classifier>, parts: Vec<Part>) -> Result<TrainOutput<Reading>> {
-        let model = &marked(learner, self.context.is_some());
+    pub fn pass(
+        &self,
+        model: &Classifier,
+        parts: Vec<Part>,
+        loss_scale: Option<&Tensor<1>>,
+    ) -> Result<(GradientsParams, Vec<BatchScalars>)> {
+        let model = &marked(model, self.context.is_some());
         let mut asked = 0;
         for (place, part) in parts.into_iter().enumerate() {
             let is_empty = part.batch.mixed_len() == 0;
@@ -229,40 +244,49 @@ impl Replicas {
                 (Together::Collectives, 0) => Some(model.clone()),
                 (Together::Collectives, _) => None,
             };
-            self.ask(place, Request::Pass { model, part })?;
+            let loss_scale = loss_scale.map(|scale| scale.clone().to_device(&inner(&self.devices[place])));
+            self.ask(place, Request::Pass { model, part, loss_scale })?;
             asked += 1;
         }
-        let mut item = Reading::default();
+        let mut scalars = Vec::new();
         let mut sum = GradientsAccumulator::new();
         // In the order of devices, not in that of their answers: a sum of floats depends on it.
         for answer in self.answers(asked)? {
-            let Answer::Passed(reading, gradients) = answer else { continue };
-            item.add(&reading);
+            let Answer::Passed(own, gradients) = answer else { continue };
+            scalars.push(own.to_device(&inner(&self.devices[0])));
             if let Some(gradients) = gradients {
                 sum.accumulate(model, gradients.to_device(&self.devices[0], model));
             }
         }
-        Ok(TrainOutput { grads: sum.grads(), item })
+        Ok((sum.grads(), scalars))
     }
 
-    /// The step that the first device makes by `main`, on all that have a replica: gradients times the factor, or no step
-    /// without one.
-    pub fn step(&self, factor: Option<f64>, main: impl FnOnce()) -> Result<()> {
+    /// The step that the first device makes by `main`, on all that have a replica.
+    pub fn step(&self, rates: &ModuleLearningRate, update: &Update, main: impl FnOnce()) -> Result<()> {
         for place in self.others() {
-            self.ask(place, Request::Step(factor))?;
+            let update = update.to_device(&inner(&self.devices[place]));
+            self.ask(place, Request::Step { rates: rates.clone(), update })?;
         }
         main();
         self.answers(self.others().len())?;
         Ok(())
     }
 
-    /// Trains the group's parameters from now on, as the first device does.
-    pub fn thaw(&self, group: &ParamGroup) -> Result<()> {
-        // One after another: they ask by a place that all share.
+    /// Drops the gradients that replicas keep.
+    pub fn discard(&self) -> Result<()> {
         for place in self.others() {
-            self.ask(place, Request::Thaw(group.clone()))?;
-            self.answers(1)?;
+            self.ask(place, Request::Discard)?;
         }
+        self.answers(self.others().len())?;
+        Ok(())
+    }
+
+    /// Trains the group's parameters from now on, as the first device does.
+    pub fn unfreeze(&self, group: &ParamGroup) -> Result<()> {
+        for place in self.others() {
+            self.ask(place, Request::Unfreeze(group.clone()))?;
+        }
+        self.answers(self.others().len())?;
         Ok(())
     }
 
@@ -326,14 +350,16 @@ impl Replicas {
 fn work(
     place: usize,
     device: &Device,
-    learner: Option<Learner<Classifier>>,
+    replica: Option<(Classifier, Optimizer)>,
     sums: bool,
     requests: &Receiver<Request>,
     answers: &Sender<(usize, Result<Answer, String>)>,
 ) {
-    let mut replica = learner.map(|mut learner| {
-        learner.fork(device);
-        Replica { learner, gradients: GradientsParams::new(), sums }
+    let mut replica = replica.map(|(model, optimizer)| Replica {
+        model: Slot::new(model.fork(device)),
+        optimizer: optimizer.to_device(&inner(device)),
+        gradients: GradientsParams::new(),
+        sums,
     });
     for request in requests {
         let answer = catch_unwind(AssertUnwindSafe(|| answer(device, replica.as_mut(), request)));
@@ -345,59 +371,66 @@ fn work(
 
 /// A network and its optimizer that make the steps of the first device's.
 struct Replica {
-    learner: Learner<Classifier>,
+    model: Slot<Classifier>,
+    optimizer: Optimizer,
     gradients: GradientsParams,
     sums: bool,
 }
 
-/// The learner's network, whose gradients the backend sums where it `sums`. The mark lasts for one backward pass.
-fn marked(learner: &mut Learner<Classifier>, sums: bool) -> Classifier {
-    if sums {
-        learner.grad_sharded();
+/// The device for tensors without autodiff.
+fn inner(device: &Device) -> Device {
+    device.clone().without_autodiff()
+}
+
+/// A copy of the model, whose gradients the backend sums where it `sums`. The mark lasts for one backward pass.
+fn marked(model: &Classifier, sums: bool) -> Classifier {
+    struct Mark;
+    impl ModuleMapper for Mark {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let id = param.id;
+            param.map(|tensor| tensor.set_distributed(id))
+        }
     }
-    learner.model()
+    if sums { model.clone().map(&mut Mark) } else { model.clone() }
 }
 
 fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> Answer {
     let request = match request {
-        Request::Pass { model: Some(model), part } => {
-            let TrainOutput { grads, item } = part.pass(&model, device);
-            return Answer::Passed(item, Some(grads));
+        Request::Pass { model: Some(model), part, loss_scale } => {
+            let Pass { gradients, scalars } = part.pass(&model, device, loss_scale.as_ref());
+            return Answer::Passed(scalars, Some(gradients));
         }
         Request::Predict { network, task, batch } => {
-            let device = device.clone().without_autodiff();
-            return Answer::Predicted(classifier::predict(&network, &task, &batch, &device));
+            return Answer::Predicted(classifier::predict(&network, &task, &batch, &inner(device)));
         }
         request => request,
     };
     let replica = replica.expect("a device without a replica gets its network with each batch");
-    let Replica { learner, gradients, sums } = replica;
+    let Replica { model, optimizer, gradients, sums } = replica;
     match request {
-        Request::Pass { part, .. } => {
-            let model = marked(learner, *sums);
-            let TrainOutput { grads, item } = part.pass(&model, device);
+        Request::Pass { part, loss_scale, .. } => {
+            let marked = marked(model, *sums);
+            let pass = part.pass(&marked, device, loss_scale.as_ref());
             let mut sum = GradientsAccumulator::new();
-            sum.accumulate(&model, std::mem::take(gradients));
-            sum.accumulate(&model, grads);
+            sum.accumulate(&marked, std::mem::take(gradients));
+            sum.accumulate(&marked, pass.gradients);
             *gradients = sum.grads();
-            Answer::Passed(item, None)
+            Answer::Passed(pass.scalars, None)
         }
-        Request::Step(factor) => {
-            let gradients = std::mem::take(gradients);
-            learner.lr_step();
-            if let Some(factor) = factor {
-                // As the first device has it, to the bit.
-                let gradients =
-                    if factor == 1.0 { gradients } else { optimizer::scale(&learner.model(), gradients, factor) };
-                learner.optimizer_step(gradients);
-            }
+        Request::Step { rates, update } => {
+            let gradients = optimizer.pack(&**model, std::mem::take(gradients), &rates);
+            model.update(|model| optimizer.step(model, gradients, &update));
             Answer::Done
         }
-        Request::Thaw(group) => {
-            classifier::thaw(learner, group);
+        Request::Discard => {
+            *gradients = GradientsParams::new();
             Answer::Done
         }
-        Request::Fingerprint => Answer::Fingerprint(ranks::fingerprint(&learner.model())),
+        Request::Unfreeze(group) => {
+            model.update(|model| model.unfreeze(group));
+            Answer::Done
+        }
+        Request::Fingerprint => Answer::Fingerprint(ranks::fingerprint(model)),
         Request::Predict { .. } => unreachable!("it needs no replica"),
     }
 }
@@ -409,13 +442,11 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
     use models::{Architecture, NetworkConfig};
 
     use super::*;
     use crate::{
         recipe::{Overrides, load},
-        schedule::Rates,
         transfer,
     };
 
@@ -454,12 +485,12 @@ mod tests {
         assert_eq!((plan.together, plan.devices.len()), (Together::MainDevice, 2));
     }
 
-    fn learner(network: Network, classes: usize) -> Learner<Classifier> {
+    /// A model of ResNet-20 for `classes` classes, and its optimizer.
+    fn model(network: Network, classes: usize) -> (Classifier, Optimizer) {
         let recipe = recipe(&[]);
-        let optimizer = optimizer::build(&recipe.optimizer, &network);
-        let scheduler = ModuleLrScheduler::new(Rates::new(&recipe.schedule, 3, 10));
+        let optimizer = Optimizer::new(&recipe.optimizer, &network, 0);
         let task = Arc::new(Task::new(&recipe, classes, None));
-        Learner::new(Classifier::new(network, task), optimizer, scheduler)
+        (Classifier::new(network, task), optimizer)
     }
 
     fn plan(together: Together, count: usize) -> Plan {
@@ -487,52 +518,70 @@ mod tests {
     fn replicas_make_the_steps_of_the_first_device() {
         let device = Device::flex().autodiff();
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(10).init(&device);
-        let network = optimizer::draw_all(network);
+        let network = transfer::draw_all(network);
         let first = transfer::group(&network, &transfer::stages(&network), 1);
-        let mut learner = learner(network.freeze_group(first.clone()), 10);
+        let (model, mut optimizer) = model(network.freeze_group(first.clone()), 10);
         let devices = vec![device.clone(); 3];
-        let replicas = Replicas::launch(&plan(Together::Collectives, 3), devices, None, &learner);
-        let part = |number: usize| part(number, &[1, 2, 3, number as u32]);
-        let mut seen = vec![ranks::fingerprint(&learner.model())];
-        for (step, factor) in [Some(1.0), Some(0.25), None, Some(1.0), Some(0.5)].into_iter().enumerate() {
+        let plan = plan(Together::Collectives, 3);
+        let replicas = Replicas::launch(&plan, devices, None, &model, &optimizer);
+        let mut model = Slot::new(model);
+        let part = |number: usize| part(number, &[1, 2, 3, number as u32 % 10]);
+        let guarded = |finite: bool, factor: f32| Update::Guarded {
+            finite: Tensor::from_data([finite], &Device::flex()),
+            factor: Some(Tensor::from_floats([factor], &Device::flex())),
+        };
+        let apply = |factor| Update::Apply { factor };
+        // What is done, and whether it changes anything.
+        let updates = [
+            (Some(apply(1.0)), true),
+            (Some(guarded(true, 0.25)), true),
+            (None, false),
+            (Some(apply(1.0)), true),
+            (Some(guarded(false, f32::NAN)), false),
+            (Some(apply(0.5)), true),
+        ];
+        let mut seen = vec![ranks::fingerprint(&model)];
+        for (step, (update, changes)) in updates.into_iter().enumerate() {
             if step == 3 {
-                classifier::thaw(&mut learner, first.clone());
-                replicas.thaw(&first).unwrap();
+                model.update(|model| model.unfreeze(first.clone()));
+                replicas.unfreeze(&first).unwrap();
             }
             let mut sum = GradientsAccumulator::new();
             for pass in 0..2 {
                 let parts = (0..3).map(|_| part(2 * step + pass)).collect();
-                let output = replicas.pass(&mut learner, parts).unwrap();
-                assert_eq!(output.item.images, 12);
-                sum.accumulate(&learner.model(), output.grads);
+                let (gradients, scalars) = replicas.pass(&model, parts, None).unwrap();
+                assert_eq!(scalars.iter().map(|part| part.read().images).sum::<u64>(), 12);
+                sum.accumulate(&*model, gradients);
             }
-            learner.lr_step();
-            let gradients = optimizer::scale(&learner.model(), sum.grads(), factor.unwrap_or(0.0));
-            let main = || {
-                if factor.is_some() {
-                    learner.optimizer_step(gradients);
+            let rates = ModuleLearningRate::from(0.1);
+            let gradients = optimizer.pack(&*model, sum.grads(), &rates);
+            match update {
+                None => replicas.discard().unwrap(),
+                Some(update) => {
+                    let main = || model.update(|model| optimizer.step(model, gradients, &update));
+                    replicas.step(&rates, &update, main).unwrap();
                 }
-            };
-            replicas.step(factor, main).unwrap();
-            replicas.check_weights(&learner.model()).unwrap();
-            let now = ranks::fingerprint(&learner.model());
-            assert_eq!(seen.contains(&now), factor.is_none(), "step {step}");
+            }
+            replicas.check_weights(&model).unwrap();
+            let now = ranks::fingerprint(&model);
+            assert_eq!(!seen.contains(&now), changes, "step {step}");
             seen.push(now);
         }
         // A step of the first device alone is found out.
-        let output = part(9).pass(&learner.model(), &device);
-        learner.optimizer_step(output.grads);
-        let error = replicas.check_weights(&learner.model()).unwrap_err().to_string();
+        let gradients = part(9).pass(&model, &device, None).gradients;
+        let gradients = optimizer.pack(&*model, gradients, &0.1.into());
+        model.update(|model| optimizer.step(model, gradients, &apply(1.0)));
+        let error = replicas.check_weights(&model).unwrap_err().to_string();
         assert!(error.contains("not the same any more"), "{error}");
     }
 
     #[test]
     fn a_device_that_fails_ends_the_step_with_its_cause() {
         let device = Device::flex().autodiff();
-        let mut learner = learner(NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device), 2);
-        let replicas = Replicas::start(&plan(Together::MainDevice, 2), &learner);
+        let (model, optimizer) = model(NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device), 2);
+        let replicas = Replicas::start(&plan(Together::MainDevice, 2), &model, &optimizer);
         // A class that is not there.
-        let failed = replicas.pass(&mut learner, vec![part(0, &[1]), part(1, &[2])]);
+        let failed = replicas.pass(&model, vec![part(0, &[1]), part(1, &[2])], None);
         let error = failed.err().expect("it fails").to_string();
         assert!(error.starts_with("flex failed: "), "{error}");
     }

@@ -7,7 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use burn::{module::Module, optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler, tensor::Device};
+use burn::{
+    module::Module,
+    optim::{SgdConfig, lr_scheduler::module_lr_scheduler::ModuleLrScheduler},
+    tensor::Device,
+};
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use models::{Card, weights};
 use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
@@ -16,13 +20,12 @@ use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::human_duration,
-    warmup::{Pace, Warmup},
+    warmup::{Pace, Warmup, autotunes},
     world::world,
 };
 use zoo::LoadOptions;
 
 use crate::{
-    average::Average,
     checkpoint::{Checkpoint, Parted, Store},
     classifier::{Classifier, Task},
     data::{self, DataSet, Loaders},
@@ -30,7 +33,6 @@ use crate::{
     interrupt,
     journal::{Journal, Lines},
     metric::{Kind as MetricKind, Mean},
-    optimizer,
     progress::State,
     ranks,
     recipe::Recipe,
@@ -39,7 +41,7 @@ use crate::{
     results,
     run::{self, RECIPE, RunFolder},
     schedule::Rates,
-    trainer::{End, Outcome, RunLimits, Session, learner::Strategy},
+    trainer::{End, Outcome, Readback, RunLimits, Session, ema::Ema, flat, learner::Strategy, optimizer::Optimizer},
     transfer,
 };
 
@@ -61,8 +63,12 @@ pub struct Options {
 
 impl Options {
     /// The first device, which holds the network.
+    pub fn main_device(&self) -> anyhow::Result<&BackendSpec> {
+        self.devices.first().context("no device is named")
+    }
+
     pub fn device(&self) -> anyhow::Result<Device> {
-        self.devices.first().context("no device is named")?.device()
+        self.main_device()?.device()
     }
 
     /// For people.
@@ -359,7 +365,7 @@ fn train(
 ) -> anyhow::Result<Finished> {
     let run = folder.path.clone();
     let notes = prepared.data.notes.clone();
-    let parts = Parts::new(&prepared, &loaders, &card, resume, None)?;
+    let parts = Parts::new(&prepared, &loaders, &card, resume, None, options)?;
     info.parameters = parts.classifier.network.num_parameters();
     let world = world();
     let is_root = world.is_root();
@@ -424,9 +430,11 @@ fn train(
 /// What a session is made of, before it is launched.
 struct Parts {
     classifier: Classifier,
-    optimizer: burn::optim::ModuleOptimizer,
+    optimizer: Optimizer,
     scheduler: ModuleLrScheduler,
-    average: Option<Average>,
+    ema: Option<Ema>,
+    readback: Readback,
+    warms_up: bool,
     state: State,
     steps_per_epoch: u64,
 }
@@ -438,8 +446,11 @@ impl Parts {
         card: &Card,
         resume: Resume,
         rates: Option<Rates>,
+        options: &Options,
     ) -> anyhow::Result<Self> {
         let Prepared { recipe, data, start, device, .. } = prepared;
+        let main = options.main_device()?;
+        let (buffer, readback) = (flat::buffer(main), Readback::new(main)?);
         let Resume { state, checkpoint } = resume;
         let steps_per_epoch = loaders.first().num_batches().div_ceil(recipe.accumulate) as u64;
         let mut network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
@@ -453,22 +464,23 @@ impl Parts {
             network = ranks::broadcast_network(world(), network)?;
             rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
         }
-        let mut average = recipe.ema.as_ref().map(|ema| Average::new(ema, &network));
+        let mut ema = recipe.ema.as_ref().map(|ema| Ema::new(ema, &network, buffer));
         let weights = data.class_weights(recipe.loss.class_weights);
         let task = Arc::new(Task::new(recipe, card.classes.len(), weights));
-        let mut optimizer = None;
+        let mut optimizer_record = None;
         if let Some(checkpoint) = checkpoint {
             network = network.load_record(checkpoint.network);
-            // Built on the network's parameters, which a record gives their identity.
-            let fresh = optimizer::build(&recipe.optimizer, &network);
-            optimizer = Some(optimizer::load(fresh, checkpoint.optimizer, device));
+            optimizer_record = Some(checkpoint.optimizer);
             rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
-            if let (Some(average), Some(record)) = (&mut average, checkpoint.average) {
-                average.network = average.network.clone().load_record(record);
-                average.started = state.average_started;
+            if let (Some(ema), Some(record)) = (&mut ema, checkpoint.average) {
+                ema.load(|network| network.load_record(record), state.average_started);
             }
         }
-        let optimizer = optimizer.unwrap_or_else(|| optimizer::build(&recipe.optimizer, &network));
+        // Of the network's parameters, which a record gives their identity.
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &network, buffer);
+        if let Some(record) = optimizer_record {
+            optimizer.load(record, device);
+        }
         let of_recipe = || Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch).scaled(recipe.rate_factor());
         let rates = rates.unwrap_or_else(of_recipe);
         let rates = rates.starting_at(state.step);
@@ -476,7 +488,9 @@ impl Parts {
         for (group, factor) in rate_groups {
             scheduler = scheduler.with_group(group, rates.scaled(factor));
         }
-        Ok(Self { classifier: Classifier::new(network, task), optimizer, scheduler, average, state, steps_per_epoch })
+        let classifier = Classifier::new(network, task);
+        let warms_up = autotunes(main.backend());
+        Ok(Self { classifier, optimizer, scheduler, ema, readback, warms_up, state, steps_per_epoch })
     }
 }
 
@@ -492,7 +506,7 @@ fn launch(
     limits: RunLimits,
     dashboard: bool,
 ) -> anyhow::Result<Outcome> {
-    let Parts { classifier, optimizer, scheduler, average, state, steps_per_epoch } = parts;
+    let Parts { classifier, optimizer, scheduler, ema, readback, warms_up, state, steps_per_epoch } = parts;
     let interrupter = Interrupter::new();
     let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
     let epochs = prepared.recipe.epochs;
@@ -505,8 +519,12 @@ fn launch(
         device: prepared.device.autodiff(),
         devices: prepared.devices,
         state,
-        average,
+        optimizer,
+        scheduler: scheduler.clone(),
+        ema,
         journal,
+        readback,
+        warms_up,
         stop: interrupt::flag(),
         limits,
         steps_per_epoch,
@@ -524,7 +542,9 @@ fn launch(
     if starting_after > 0 {
         training = training.checkpoint(starting_after);
     }
-    let result = training.launch(Learner::new(classifier, optimizer, scheduler));
+    // The strategy steps by an optimizer of its own.
+    let unused = SgdConfig::new().init();
+    let result = training.launch(Learner::new(classifier, unused, scheduler));
     // The dashboard gives the terminal back when it is dropped.
     drop(result.renderer);
     let mut outcome =
@@ -544,7 +564,7 @@ pub fn finish(
     mut info: RunInfo,
     options: &Options,
 ) -> anyhow::Result<Finished> {
-    let Outcome { state, network, average, journal, end } = outcome;
+    let Outcome { state, network, ema, journal, end } = outcome;
     if !world().is_root() {
         return Ok(Finished { run: run.to_path_buf(), info, end, state });
     }
@@ -556,7 +576,7 @@ pub fn finish(
     info.finished = Some(crate::run::now());
     info.result = result(&state, recipe);
     if matches!(end, End::Finished) {
-        let networks = [(Some(&network), "last.safetensors"), (average.as_ref(), "last-ema.safetensors")];
+        let networks = [(Some(&network), "last.safetensors"), (ema.as_ref(), "last-ema.safetensors")];
         for (network, name) in networks {
             let Some(network) = network else { continue };
             weights::save(network, card, run.join(name)).with_context(|| {
@@ -728,7 +748,7 @@ pub fn trial(
     let warmup = if world().is_alone() { Warmup::default() } else { Warmup::new(SHARED_WARMUP, SHARED_WARMUP) };
     let state = State { pace: Pace::after(warmup), ..State::default() };
     let resume = Resume { state, checkpoint: None };
-    let parts = Parts::new(&prepared, &loaders, &card, resume, rates)?;
+    let parts = Parts::new(&prepared, &loaders, &card, resume, rates, options)?;
     let steps_per_epoch = parts.steps_per_epoch;
     let journal = Journal::open(folder, &parts.state, Lines::Quiet, prepared.recipe.epochs, steps_per_epoch)?;
     let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false)?;

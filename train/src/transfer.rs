@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use burn::{
-    module::{Flag, Module, ModuleVisitor, Param, ParamGroup, ParamId},
+    module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
     tensor::{Device, Tensor},
 };
 use models::{Network, NetworkConfig, Strictness};
@@ -21,7 +21,7 @@ pub fn network(
     let config =
         NetworkConfig::new(recipe.architecture).with_num_classes(classes.len()).with_dropout(recipe.network.dropout);
     let Some(start) = start else {
-        return Ok(crate::optimizer::draw_all(config.init(&device)));
+        return Ok(draw_all(config.init(&device)));
     };
     let (weights, card) = (&start.weights, &start.card);
     // Auxiliary classifiers guide a whole network's training; on a frozen one they would learn for nothing.
@@ -30,10 +30,22 @@ pub fn network(
     let aux = weights.config(card.architecture, &device).aux_logits && !forever_frozen;
     let config = config.with_aux_logits(aux).with_transform_input(card.transform_input);
     // Drawn first: which seed a parameter sees must not depend on what the file holds.
-    let network = crate::optimizer::draw_all(config.init(&device));
+    let network = draw_all(config.init(&device));
     let same_classes = card.classes == classes;
     let strictness = if same_classes { Strictness::Exact } else { Strictness::FreshHead };
     Ok(weights.load(network, card.architecture, strictness)?.0)
+}
+
+/// Initializes every parameter: Burn does so when one is first used, at which point another seed may be set.
+pub fn draw_all<M: Module>(module: M) -> M {
+    struct Draw;
+    impl ModuleMapper for Draw {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let _ = param.val();
+            param
+        }
+    }
+    module.map(&mut Draw)
 }
 
 /// One of a network's parameters, running statistics or training flags.

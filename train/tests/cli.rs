@@ -156,7 +156,13 @@ fn a_run_that_is_killed_at_any_moment_ends_with_the_same_bits() {
 
     let run = home.path().join("killed");
     let args = eventful(run.to_str().unwrap());
-    let (mut child, mut kills) = (start(home.path(), &strs(&args)), 0);
+    // When the device's results are read back must not matter, nor whether that changes from one start to the next.
+    let start = |args: &[&str], kills: u64| {
+        let mut command = command(home.path(), args);
+        command.env("HEARTH_READBACK", if kills.is_multiple_of(2) { "log" } else { "step" });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("train starts")
+    };
+    let (mut child, mut kills) = (start(&strs(&args), 0), 0);
     while kills < 5 {
         // So that five kills fall into the run's length, more or less.
         let millis = 100 + random_below(whole / 4);
@@ -171,9 +177,9 @@ fn a_run_that_is_killed_at_any_moment_ends_with_the_same_bits() {
         if !run.join("recipe.toml").exists() || !run.join("run.json").exists() {
             // Killed before the run began: its folder may be there, empty or with a temporary file.
             let _ = fs::remove_dir_all(&run);
-            child = start(home.path(), &strs(&args));
+            child = start(&strs(&args), kills);
         } else {
-            child = start(home.path(), &["resume", run.to_str().unwrap(), "--quiet"]);
+            child = start(&["resume", run.to_str().unwrap(), "--quiet"], kills);
         }
     }
     let output = child.wait_with_output().unwrap();
@@ -524,20 +530,24 @@ fn several_devices_of_one_process_train_as_one() {
     let home = TempDir::new().unwrap();
     let data = home.path().join("data");
     digit_folders(&data, &[0, 1, 7], 34);
-    let run = |devices: &str, rate: &str| {
-        let out = home.path().join(format!("{devices}-{rate}"));
+    let run_with = |readback: &str, devices: &str, rate: &str| {
+        let out = home.path().join(format!("{devices}-{rate}-{readback}"));
         let mut args =
             vec!["pretrain", "--recipe", "cifar", "--arch", "alexnet", "--size", "64", "--epochs", "1", "-q"];
         args.extend(["--data", data.to_str().unwrap(), "--out", out.to_str().unwrap(), "--batch-size", "25"]);
         args.extend(["--lr", rate, "--devices", devices, "--set", "network.dropout=0", "--set", "accumulate=2"]);
         args.extend(["--set", "images.mix=[{ name = \"Mixup\", alpha = 0.3 }, { name = \"CutMix\" }]"]);
         args.extend(["--set", "loss.class_weights=balanced", "--set", "optimizer.clip_norm=0.05"]);
-        succeed(home.path(), &args);
+        let output = command(home.path(), &args).env("HEARTH_READBACK", readback).output().expect("train runs");
+        assert!(output.status.success(), "{}", text(&output.stderr));
         (weights(&out), losses(&out))
     };
+    let run = |devices: &str, rate: &str| run_with("step", devices, rate);
     let (one, untrained) = (run("flex:0", "1e-3"), run("flex:0", "1e-30"));
     for devices in ["flex:0,0", "flex:0,0,0"] {
         let several = run(devices, "1e-3");
+        let log = run_with("log", devices, "1e-3");
+        assert!(log == several, "{devices}: when results are read back");
         let (difference, change) = (distance(&one.0, &several.0), distance(&one.0, &untrained.0));
         assert!(difference > 0.0 && difference <= 1e-3 * change, "{devices}: {difference} of {change}");
         assert_eq!(one.1, several.1, "as they are written");
@@ -764,9 +774,72 @@ fn the_study_of_shortcuts_draws_its_charts() {
 #[test]
 fn loss_that_is_not_finite_stops_the_run_and_names_its_samples() {
     let home = TempDir::new().unwrap();
-    let error = fail(home.path(), 1, &["--lr", "1e30", "--set", "schedule.warmup_epochs=0", "--epochs", "2"]);
-    assert!(error.contains("not finite 10 times in a row") && error.contains("digit-"), "{error}");
-    assert!(error.contains("resume"), "{error}");
+    let stops = ["step", "log"].map(|readback| {
+        let args = ["--lr", "1e30", "--set", "schedule.warmup_epochs=0", "--epochs", "2"];
+        let output = command(home.path(), &args).env("HEARTH_READBACK", readback).output().expect("train runs");
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("not finite 10 times in a row") && error.contains("digit-"), "{error}");
+        assert!(error.contains("resume"), "{error}");
+        let start = error.find("stopped at step").unwrap();
+        error[start..].lines().next().unwrap().to_string()
+    });
+    assert_eq!(stops[0], stops[1], "the same step and the same images");
+}
+
+/// A device that decides by itself which steps count, and a host that does: the same weights, rows and loss scales.
+#[test]
+fn when_results_are_read_back_changes_nothing() {
+    let home = TempDir::new().unwrap();
+    let data = home.path().join("data");
+    digit_folders(&data, &[0, 1, 7], 40);
+    let data = data.to_str().unwrap();
+    let train = |name: &str, readback: &str, sets: &[&str]| {
+        let out = home.path().join(format!("{name}-{readback}"));
+        let mut args =
+            vec!["pretrain", "--recipe", "digits", "--data", data, "--batch-size", "8", "--epochs", "3", "-q"];
+        args.extend(["--out", out.to_str().unwrap(), "--set", "ema.decay=0.9", "--set", "checkpoints.keep=9"]);
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        let output = command(home.path(), &args).env("HEARTH_READBACK", readback).output().expect("train runs");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        out
+    };
+    let states = |run: &Path| {
+        let mut folders: Vec<_> =
+            fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        let state = |folder: &PathBuf| {
+            let state: serde_json::Value =
+                serde_json::from_slice(&fs::read(folder.join("state.json")).unwrap()).unwrap();
+            ["step", "batch", "loss_scale", "skipped_steps", "bad_in_a_row", "average_started", "learning_rate"]
+                .map(|key| state[key].clone())
+        };
+        folders.iter().map(state).collect::<Vec<_>>()
+    };
+    let cases: [(&str, &[&str]); 3] = [
+        ("clipped", &["optimizer.clip_norm=0.5", "accumulate=3", "ema.every=4", "checkpoints.every_steps=4"]),
+        // So large a loss scale that the first steps overflow.
+        ("f16", &["network.dtype=f16", "network.loss_scale=1e12", "max_bad_steps=1000", "checkpoints.every_steps=7"]),
+        (
+            "adamw",
+            &[
+                "optimizer={ name = \"adamw\", weight_decay = 0.01, clip_norm = 1.0 }",
+                "schedule.learning_rate=0.003",
+                "network.dtype=f16",
+                "network.loss_scale=1e12",
+                "max_bad_steps=1000",
+            ],
+        ),
+    ];
+    for (name, sets) in cases {
+        let [step, log] = ["step", "log"].map(|readback| train(name, readback, sets));
+        assert_same(&log, &fingerprint(&step), name);
+        assert_eq!(states(&log), states(&step), "{name}");
+        let skipped = states(&step).last().unwrap()[3].as_u64().unwrap();
+        assert_eq!(skipped > 0, name != "clipped", "{name}: {skipped} steps were skipped");
+    }
+    let output = command(home.path(), &["pretrain"]).env("HEARTH_READBACK", "never").output().unwrap();
+    assert!(text(&output.stderr).contains("HEARTH_READBACK is `never`"), "{}", text(&output.stderr));
 }
 
 #[test]

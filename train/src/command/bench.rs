@@ -28,8 +28,11 @@ use crate::{
     classifier::{Classifier, Task},
     cli::{BenchArgs, LogFormat, announce},
     journal::Lines,
-    optimizer,
     recipe::{self, Overrides},
+    trainer::{
+        flat,
+        optimizer::{Optimizer, Update},
+    },
 };
 
 /// One of each family, as the peers' benchmarks time them.
@@ -188,7 +191,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
     let recipe = recipe::load("imagenet-classic", &overrides)?;
     let network = NetworkConfig::new(*architecture).with_num_classes(classes).init(&device);
     let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
-    let mut optimizer = optimizer::build(&recipe.optimizer, &classifier);
+    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(backend));
     let params = classifier.num_params();
 
     let mut rng = SampleRng::new(0, 0, 0);
@@ -209,7 +212,8 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         // Reading the loss waits for the device.
         let step = TrainStep::step(&classifier, images.clone());
         last_value = step.item.score().loss;
-        let classifier = TrainStep::optimize(classifier, &mut optimizer, RATE.into(), step.grads);
+        let gradients = optimizer.pack(&classifier, step.grads, &RATE.into());
+        let classifier = optimizer.step(classifier, gradients, &Update::Apply { factor: 1.0 });
         (classifier, start.elapsed().as_secs_f64())
     };
     let mut warmup = Warmup::exactly(args.warmup);

@@ -70,6 +70,13 @@ impl Recipe {
         if let Some(dropout) = self.network.dropout {
             ensure!((0.0..1.0).contains(&dropout), "network.dropout is {dropout}; it goes from 0 to below 1");
         }
+        if let Some(scale) = self.network.loss_scale {
+            ensure!(
+                self.network.dtype == super::Dtype::F16,
+                "network.loss_scale goes with network.dtype = \"f16\" alone"
+            );
+            ensure!(scale.is_finite() && scale > 0.0, "network.loss_scale is {scale}; it is positive");
+        }
         Ok(())
     }
 

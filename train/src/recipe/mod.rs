@@ -151,6 +151,9 @@ pub struct NetworkOptions {
     /// loss stay f32.
     #[serde(skip_serializing_if = "Dtype::is_f32")]
     pub dtype: Dtype,
+    /// `f16`: the factor of the loss at the beginning; 65536 by default, PyTorch's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f32>,
     /// Keep only the activations between residual blocks or Inception modules and compute those within again in the
     /// backward pass: less memory, the time of another forward pass.
     pub gradient_checkpointing: bool,

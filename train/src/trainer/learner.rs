@@ -10,7 +10,7 @@ use burn_train::{
     Learner, SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, ValidLoader,
 };
 
-use super::{End, Outcome, Session, Trainer, epoch::Agreed};
+use super::{End, Outcome, Session, Trainer, epoch::Agreed, slot::Slot};
 use crate::{checkpoint::Store, classifier::Classifier, replicas::Replicas};
 
 /// The strategy that Burn's `SupervisedTraining` runs. It runs once.
@@ -30,7 +30,9 @@ impl Strategy {
 pub(super) type Events = SupervisedTrainingEventProcessor<Classifier>;
 
 impl SupervisedLearningStrategy<Classifier> for Strategy {
-    /// Burn's own loaders are passed over: the session's know how to start inside an epoch.
+    /// Burn's own loaders are passed over: the session's know how to start inside an epoch. So are the learner's optimizer
+    /// and scheduler, which it keeps to itself: the session's write their state into checkpoints, and step as the guard
+    /// says.
     fn fit(
         &self,
         components: TrainingComponents<Classifier>,
@@ -41,11 +43,20 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
     ) -> (Classifier, Events) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let session = session.expect("a strategy runs once");
-        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &learner));
+        let model = learner.model();
+        // A copy of the model would keep its tensors from being changed in place.
+        drop(learner);
+        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &model, &session.optimizer));
         let mut run = Trainer {
             store: Store::new(&session.run),
             session,
-            learner,
+            model: Slot::new(model),
+            rates: 0.0.into(),
+            loss_scale: None,
+            submitted: Vec::new(),
+            read: Instant::now(),
+            clock: Instant::now(),
+            seconds: 0.0,
             replicas,
             events: components.event_processor,
             interrupter: components.interrupter,
@@ -66,10 +77,10 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
         if sync_bn {
             kernels::set_sync_batch_norm(None);
         }
-        let model = run.learner.model();
-        let Session { state, average, journal, .. } = run.session;
-        let (network, average) = (model.network.valid(), average.map(|average| average.network));
-        let outcome = Outcome { state, network, average, journal, end };
+        let model = run.model.into_inner();
+        let Session { state, ema, journal, .. } = run.session;
+        let (network, ema) = (model.network.valid(), ema.map(|ema| ema.network().clone()));
+        let outcome = Outcome { state, network, ema, journal, end };
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         (model, run.events)
     }

@@ -4,12 +4,17 @@
 //! - [`learner`]: what Burn's `SupervisedTraining` calls
 //! - `epoch`: the steps of one epoch
 //! - `step`: forward and backward passes, and the update that they lead to
-//! - `guard`: steps that are discarded
+//! - [`guard`]: which steps count
+//! - [`optimizer`], [`ema`]: new parameters, and the average of them; [`flat`]: both in few kernels
 //! - `validate`: the validation at the end of an epoch
 
+pub mod ema;
 mod epoch;
-mod guard;
+pub mod flat;
+pub mod guard;
 pub mod learner;
+pub mod optimizer;
+pub mod slot;
 mod step;
 mod validate;
 
@@ -22,22 +27,33 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
-use burn::{module::Module, tensor::Device};
-use burn_train::{Interrupter, Learner};
+use anyhow::{Result, bail};
+use burn::{
+    module::Module,
+    optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler},
+    tensor::Device,
+};
+use burn_train::Interrupter;
 use datasets::Source;
 use models::{Card, Network, weights};
-use runtime::world::World;
+use runtime::{
+    backend::{Backend, BackendSpec},
+    world::World,
+};
 
 use self::{
+    ema::Ema,
     epoch::{Agreed, BatchShare},
+    guard::LossScale,
     learner::Events,
+    optimizer::Optimizer,
+    slot::Slot,
+    step::SubmittedStep,
     validate::Validation,
 };
 use crate::{
-    average::Average,
     checkpoint::{Checkpoint, Store},
-    classifier::{self, Classifier},
+    classifier::Classifier,
     data::Loaders,
     evaluation::Reading,
     journal::Journal,
@@ -46,9 +62,6 @@ use crate::{
     replicas::{self, Replicas},
     results, transfer,
 };
-
-/// f16: the loss scale at the beginning.
-const LOSS_SCALE: f32 = 65536.0;
 
 /// A run, ready to start.
 pub struct Session {
@@ -60,14 +73,47 @@ pub struct Session {
     /// The devices of this process, where they are several.
     pub devices: Option<replicas::Plan>,
     pub state: State,
-    pub average: Option<Average>,
+    pub optimizer: Optimizer,
+    /// The learning rates of the steps that follow.
+    pub scheduler: ModuleLrScheduler,
+    pub ema: Option<Ema>,
     pub journal: Journal,
+    pub readback: Readback,
+    /// Whether the device compiles and tunes its kernels during the first steps.
+    pub warms_up: bool,
     /// Set from outside to end the run after the current step.
     pub stop: Arc<AtomicBool>,
     pub limits: RunLimits,
     pub steps_per_epoch: u64,
     /// The processes that share the work.
     pub world: &'static World,
+}
+
+/// How often the host waits for the device to learn what steps came to. Results do not depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readback {
+    /// In each step: on the CPU nothing else would be faster, and errors are reported at once.
+    Step,
+    /// When a row or a line of the log is due; until then the device goes on by itself.
+    Log,
+}
+
+impl Readback {
+    /// What fits the backend, or what `HEARTH_READBACK` says: `step` to learn of a loss that is not finite in its own step.
+    pub fn new(backend: &BackendSpec) -> Result<Self> {
+        match std::env::var("HEARTH_READBACK").as_deref() {
+            Ok("step") => Ok(Self::Step),
+            Ok("log") => Ok(Self::Log),
+            Ok(other) => bail!("HEARTH_READBACK is `{other}`; it can be `step` or `log`"),
+            Err(_) if is_asynchronous(backend) => Ok(Self::Log),
+            Err(_) => Ok(Self::Step),
+        }
+    }
+}
+
+/// Whether a backend accepts operations before those that came earlier are done. Each of its kernels has to be launched.
+pub fn is_asynchronous(backend: &BackendSpec) -> bool {
+    !matches!(backend.backend(), Backend::Flex | Backend::NdArray)
 }
 
 /// What makes a run shorter than its recipe.
@@ -90,7 +136,7 @@ pub struct Outcome {
     pub state: State,
     /// The raw weights, in evaluation mode.
     pub network: Network,
-    pub average: Option<Network>,
+    pub ema: Option<Network>,
     pub journal: Journal,
     pub end: End,
 }
@@ -108,7 +154,18 @@ pub enum End {
 /// A session that runs.
 struct Trainer {
     session: Session,
-    learner: Learner<Classifier>,
+    model: Slot<Classifier>,
+    /// The learning rates of the last step.
+    rates: ModuleLearningRate,
+    /// The loss scale of f16.
+    loss_scale: Option<LossScale>,
+    /// Steps of which the host does not know yet what they came to.
+    submitted: Vec<SubmittedStep>,
+    /// When the host last read back.
+    read: Instant,
+    /// Since when time is not yet charged, and the seconds since the last step that was recorded.
+    clock: Instant,
+    seconds: f64,
     replicas: Option<Replicas>,
     events: Events,
     interrupter: Interrupter,
@@ -127,12 +184,13 @@ impl Trainer {
     fn train(&mut self) -> Result<End> {
         self.saved_step = self.session.state.step;
         if self.session.recipe.network.dtype == Dtype::F16 {
-            let scale = self.session.state.loss_scale.get_or_insert((LOSS_SCALE, 0)).0;
-            self.learner.model().task.set_loss_scale(scale);
+            let first = self.session.recipe.network.loss_scale.unwrap_or(guard::LOSS_SCALE);
+            let scale = *self.session.state.loss_scale.get_or_insert((first, 0));
+            self.loss_scale = Some(LossScale::new(scale, &self.session.device));
         }
         while self.session.state.epoch < self.session.recipe.epochs {
             let epoch = self.session.state.epoch;
-            self.thaw(epoch)?;
+            self.unfreeze(epoch)?;
             if self.train_epoch()? {
                 return Ok(End::Interrupted);
             }
@@ -158,19 +216,19 @@ impl Trainer {
     }
 
     /// Trains the stages that an epoch begins to train.
-    fn thaw(&mut self, epoch: usize) -> Result<()> {
+    fn unfreeze(&mut self, epoch: usize) -> Result<()> {
         let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
-        let network = self.learner.model().network;
-        let stages = transfer::stages(&network);
+        let network = &self.model.network;
+        let stages = transfer::stages(network);
         // A session is built as its first epoch wants it.
         let before = transfer::num_frozen(&stages, transfer, epoch.saturating_sub(1))?;
         let now = transfer::num_frozen(&stages, transfer, epoch)?;
         if now < before {
-            let still = transfer::group(&network, &stages, now);
-            let group = transfer::group(&network, &stages, before).exclude(still);
-            classifier::thaw(&mut self.learner, group.clone());
+            let still = transfer::group(network, &stages, now);
+            let group = transfer::group(network, &stages, before).exclude(still);
+            self.model.update(|model| model.unfreeze(group.clone()));
             if let Some(replicas) = &self.replicas {
-                replicas.thaw(&group)?;
+                replicas.unfreeze(&group)?;
             }
         }
         Ok(())
@@ -178,9 +236,15 @@ impl Trainer {
 
     fn is_at_limit(&self) -> bool {
         let Session { state, limits, .. } = &self.session;
-        let steps = if limits.warm_up { state.pace.counted() } else { state.step };
-        limits.steps.is_some_and(|most| steps >= most) || self.diverged
+        let done = if limits.warm_up { state.pace.counted() } else { state.step };
+        limits.steps.is_some_and(|most| done + self.submitted.len() as u64 >= most) || self.diverged
     }
+
+    /// Steps so far, with those of which the host does not know yet what they came to.
+    fn step(&self) -> u64 {
+        self.session.state.step + self.submitted.len() as u64
+    }
+
     /// Writes down an epoch, keeps the best weights, and makes a checkpoint.
     fn end_epoch(&mut self, validation: Validation) -> Result<()> {
         let metric = self.session.recipe.checkpoints.best;
@@ -188,11 +252,11 @@ impl Trainer {
         let record = EpochRecord {
             epoch: state.epoch + 1,
             step: state.step,
-            // Not the learner's: a run that resumes at an epoch's end has made no step yet.
+            // Not the scheduler's: a run that resumes at an epoch's end has made no step yet.
             learning_rate: state.learning_rate,
             train: state.sums.score(),
             valid: Reading::of(&validation.raw).score(),
-            average: validation.average.as_ref().map(|predictions| Reading::of(predictions).score()),
+            average: validation.ema.as_ref().map(|predictions| Reading::of(predictions).score()),
             images_per_second: state.sums.images as f64 / state.times.training().max(1e-9),
             times: state.times,
         };
@@ -216,9 +280,9 @@ impl Trainer {
     /// The root's work: it alone writes.
     fn keep_best(&mut self, record: &EpochRecord, validation: Validation) {
         let (_, of_average) = record.better(self.session.recipe.checkpoints.best);
-        let (network, predictions) = match (&self.session.average, validation.average) {
-            (Some(average), Some(predictions)) if of_average => (average.network.clone(), predictions),
-            _ => (self.learner.model().network.valid(), validation.raw),
+        let (network, predictions) = match (&self.session.ema, validation.ema) {
+            (Some(ema), Some(predictions)) if of_average => (ema.network().clone(), predictions),
+            _ => (self.model.network.valid(), validation.raw),
         };
         let run = &self.session.run;
         let source: &Arc<dyn Source> = self.session.loaders.valid.source();
@@ -247,7 +311,7 @@ impl Trainer {
         if self.session.limits.steps.is_some() {
             return false;
         }
-        let by_steps = checkpoints.every_steps.is_some_and(|steps| self.session.state.step - self.saved_step >= steps);
+        let by_steps = checkpoints.every_steps.is_some_and(|steps| self.step() - self.saved_step >= steps);
         by_steps || self.saved.elapsed().as_secs_f64() >= 60.0 * checkpoints.every_minutes
     }
 
@@ -261,17 +325,15 @@ impl Trainer {
             (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
             return;
         }
-        let optimizer = classifier::optimizer_record(&mut self.learner);
-        let model = self.learner.model();
         // Running statistics lag by one step until they are asked for.
-        drop(model.network.valid());
+        drop(self.model.network.valid());
         let session = &mut self.session;
         session.state.file_lengths = session.journal.lengths();
         let checkpoint = Checkpoint {
             state: session.state.clone(),
-            network: model.network.into_record(),
-            average: session.average.as_ref().map(|average| average.network.clone().into_record()),
-            optimizer,
+            network: self.model.network.clone().into_record(),
+            average: session.ema.as_ref().map(|ema| ema.network().clone().into_record()),
+            optimizer: session.optimizer.record(),
         };
         if let Err(error) = self.store.save(checkpoint, session.recipe.checkpoints.keep) {
             session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
@@ -280,6 +342,7 @@ impl Trainer {
         let seconds = lap(&mut mark);
         session.state.times.checkpointing += seconds;
         session.state.seconds += seconds;
+        self.clock = mark;
     }
 
     fn is_stopped(&self) -> bool {

@@ -11,7 +11,7 @@ use runtime::warmup::Pace;
 
 use super::{
     Trainer,
-    guard::{restore, running_statistics},
+    guard::{running_statistics, set_running_statistics},
 };
 use crate::{
     classifier::predict,
@@ -24,7 +24,7 @@ use crate::{
 /// What networks say of the validation images.
 pub(super) struct Validation {
     pub raw: Vec<Prediction>,
-    pub average: Option<Vec<Prediction>>,
+    pub ema: Option<Vec<Prediction>>,
 }
 
 impl Trainer {
@@ -34,14 +34,14 @@ impl Trainer {
         if world.is_alone() {
             return Ok(());
         }
-        let model = self.learner.model();
-        let own = running_statistics(&model);
+        let model = &*self.model;
+        let own = running_statistics(model);
         let statistics = match self.session.recipe.ranks.dist_bn {
             DistBn::None => return Ok(()),
-            DistBn::Reduce => ranks::mean_statistics(world, &model, own, &self.session.device),
-            DistBn::Broadcast => ranks::root_statistics(world, &model, own, &self.session.device),
+            DistBn::Reduce => ranks::mean_statistics(world, model, own, &self.session.device),
+            DistBn::Broadcast => ranks::root_statistics(world, model, own, &self.session.device),
         };
-        restore(model, statistics);
+        set_running_statistics(model, statistics);
         Ok(())
     }
 
@@ -50,21 +50,20 @@ impl Trainer {
         let mut mark = Instant::now();
         self.share_running_statistics()?;
         ensure!(
-            ranks::weights_agree(self.session.world, &self.learner.model()),
+            ranks::weights_agree(self.session.world, &self.model),
             "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
         );
         if let Some(replicas) = &self.replicas {
-            replicas.check_weights(&self.learner.model())?;
+            replicas.check_weights(&self.model)?;
         }
         let epoch = self.session.state.epoch;
         let loader = self.session.loaders.valid.clone();
         let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: loader.source().len() };
         self.interrupter.fail_on_error(self.events.process_valid(event));
-        let model = self.learner.model();
-        let (network, task) = (model.network.valid(), model.task);
+        let (network, task) = (self.model.network.valid(), self.model.task.clone());
         let device = self.session.device.clone().without_autodiff();
-        let average = self.session.average.as_ref().map(|average| average.network.clone());
-        let mut validation = Validation { raw: Vec::new(), average: average.as_ref().map(|_| Vec::new()) };
+        let average = self.session.ema.as_ref().map(|ema| ema.network().clone());
+        let mut validation = Validation { raw: Vec::new(), ema: average.as_ref().map(|_| Vec::new()) };
         let copies = |network: Network| match &self.replicas {
             Some(replicas) => replicas.copies(&network),
             None => vec![network],
@@ -98,7 +97,7 @@ impl Trainer {
                 self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
             }
             validation.raw.extend(of_raw.into_iter().flatten());
-            if let (Some(all), Some(own)) = (&mut validation.average, of_average) {
+            if let (Some(all), Some(own)) = (&mut validation.ema, of_average) {
                 all.extend(own.into_iter().flatten());
             }
             let seconds = lap(&mut round_mark) / round.len() as f64;
@@ -108,7 +107,7 @@ impl Trainer {
         self.session.state.valid_pace = pace;
         let world = self.session.world;
         validation.raw = ranks::gather_predictions(world, validation.raw)?;
-        validation.average = validation.average.map(|own| ranks::gather_predictions(world, own)).transpose()?;
+        validation.ema = validation.ema.map(|own| ranks::gather_predictions(world, own)).transpose()?;
         self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::EndSplit(epoch + 1)));
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::EndEpoch(epoch + 1)));
         let state = &mut self.session.state;
