@@ -63,8 +63,8 @@ impl BatchScalars {
         Self { values, images: n as u64, loss_factor: 1.0 }
     }
 
-    pub fn to_device(self, device: &Device) -> Self {
-        Self { values: self.values.to_device(device), ..self }
+    pub fn to_device(&self, device: &Device) -> Self {
+        Self { values: self.values.clone().to_device(device), ..*self }
     }
 
     /// Reads the values: waits for the device.

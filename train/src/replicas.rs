@@ -146,12 +146,7 @@ pub struct Replicas {
 }
 
 enum Request {
-    /// A forward and a backward pass of this network; of the worker's own replica where none comes along.
-    Pass {
-        model: Option<Classifier>,
-        part: Part,
-        loss_scale: Option<Tensor<1>>,
-    },
+    Pass(Box<PassRequest>),
     /// A step with the gradients kept so far.
     Step {
         rates: ModuleLearningRate,
@@ -162,15 +157,22 @@ enum Request {
     Unfreeze(ParamGroup),
     Fingerprint,
     Predict {
-        network: Network,
+        network: Box<Network>,
         task: Arc<Task>,
         batch: ImageBatch,
     },
 }
 
+/// A forward and a backward pass of a network; of the worker's own replica where none comes along.
+struct PassRequest {
+    model: Option<Classifier>,
+    part: Part,
+    loss_scale: Option<Tensor<1>>,
+}
+
 enum Answer {
     /// Without gradients where the replica keeps them.
-    Passed(BatchScalars, Option<GradientsParams>),
+    Passed(Box<BatchScalars>, Option<GradientsParams>),
     Done,
     Fingerprint(u32),
     Predicted(Vec<Prediction>),
@@ -245,7 +247,7 @@ impl Replicas {
                 (Together::Collectives, _) => None,
             };
             let loss_scale = loss_scale.map(|scale| scale.clone().to_device(&inner(&self.devices[place])));
-            self.ask(place, Request::Pass { model, part, loss_scale })?;
+            self.ask(place, Request::Pass(Box::new(PassRequest { model, part, loss_scale })))?;
             asked += 1;
         }
         let mut scalars = Vec::new();
@@ -322,7 +324,7 @@ impl Replicas {
         batches: &[ImageBatch],
     ) -> Result<Vec<Vec<Prediction>>> {
         for (place, (network, batch)) in copies.iter().zip(batches).enumerate() {
-            let (network, task, batch) = (network.clone(), task.clone(), batch.clone());
+            let (network, task, batch) = (Box::new(network.clone()), task.clone(), batch.clone());
             self.ask(place, Request::Predict { network, task, batch })?;
         }
         let answers = self.answers(batches.len())?.into_iter();
@@ -396,26 +398,29 @@ fn marked(model: &Classifier, sums: bool) -> Classifier {
 
 fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> Answer {
     let request = match request {
-        Request::Pass { model: Some(model), part, loss_scale } => {
-            let Pass { gradients, scalars } = part.pass(&model, device, loss_scale.as_ref());
-            return Answer::Passed(scalars, Some(gradients));
-        }
         Request::Predict { network, task, batch } => {
             return Answer::Predicted(classifier::predict(&network, &task, &batch, &inner(device)));
+        }
+        Request::Pass(request) if request.model.is_some() => {
+            let PassRequest { model, part, loss_scale } = *request;
+            let model = model.expect("it was looked at");
+            let Pass { gradients, scalars } = part.pass(&model, device, loss_scale.as_ref());
+            return Answer::Passed(Box::new(scalars), Some(gradients));
         }
         request => request,
     };
     let replica = replica.expect("a device without a replica gets its network with each batch");
     let Replica { model, optimizer, gradients, sums } = replica;
     match request {
-        Request::Pass { part, loss_scale, .. } => {
+        Request::Pass(request) => {
+            let PassRequest { part, loss_scale, .. } = *request;
             let marked = marked(model, *sums);
             let pass = part.pass(&marked, device, loss_scale.as_ref());
             let mut sum = GradientsAccumulator::new();
             sum.accumulate(&marked, std::mem::take(gradients));
             sum.accumulate(&marked, pass.gradients);
             *gradients = sum.grads();
-            Answer::Passed(pass.scalars, None)
+            Answer::Passed(Box::new(pass.scalars), None)
         }
         Request::Step { rates, update } => {
             let gradients = optimizer.pack(&**model, std::mem::take(gradients), &rates);
@@ -447,6 +452,7 @@ mod tests {
     use super::*;
     use crate::{
         recipe::{Overrides, load},
+        trainer::optimizer::Verdict,
         transfer,
     };
 
@@ -526,9 +532,10 @@ mod tests {
         let replicas = Replicas::launch(&plan, devices, None, &model, &optimizer);
         let mut model = Slot::new(model);
         let part = |number: usize| part(number, &[1, 2, 3, number as u32 % 10]);
-        let guarded = |finite: bool, factor: f32| Update::Guarded {
-            finite: Tensor::from_data([finite], &Device::flex()),
-            factor: Some(Tensor::from_floats([factor], &Device::flex())),
+        let guarded = |finite: bool, factor: f32| {
+            let finite = Tensor::from_data([finite], &Device::flex());
+            let factor = Some(Tensor::from_floats([factor], &Device::flex()));
+            Update::Guarded(Arc::new(Verdict { finite, factor }))
         };
         let apply = |factor| Update::Apply { factor };
         // What is done, and whether it changes anything.
@@ -582,7 +589,7 @@ mod tests {
         let replicas = Replicas::start(&plan(Together::MainDevice, 2), &model, &optimizer);
         // A class that is not there.
         let failed = replicas.pass(&model, vec![part(0, &[1]), part(1, &[2])], None);
-        let error = failed.err().expect("it fails").to_string();
+        let error = failed.expect_err("it fails").to_string();
         assert!(error.starts_with("flex failed: "), "{error}");
     }
 }

@@ -4,13 +4,15 @@
 //! itself decides: [`StepCheck`] holds its verdict, by which [`Update::Guarded`] and [`select`] take a step or leave
 //! everything as it was. What the host wants to know is read back for many steps at once.
 
+use std::sync::Arc;
+
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{Bool, Device, Tensor},
 };
 
-use super::optimizer::{Update, select};
+use super::optimizer::{Update, Verdict, select};
 use crate::{
     classifier::Classifier,
     evaluation::{BatchScalars, Reading},
@@ -64,10 +66,9 @@ impl LossScale {
 
 /// Whether a step counts, and by what its gradients are multiplied, on the device.
 pub struct StepCheck {
-    /// `[1]`: loss and gradients are finite.
-    pub finite: Tensor<1, Bool>,
-    /// `[1]`: makes the mean of the passes of their sum, takes the loss scale out and clips. `None` for 1.
-    pub factor: Option<Tensor<1>>,
+    /// Loss and gradients are finite; the factor makes the mean of the passes of their sum, takes the loss scale out and
+    /// clips.
+    pub verdict: Arc<Verdict>,
     passes: Vec<BatchScalars>,
     /// The sums of squares of gradients.
     squares: Tensor<1>,
@@ -108,18 +109,18 @@ impl StepCheck {
             let clipped = norm.ones_like().mask_where(norm.greater_elem(clip), ratio);
             factor = Some(mean * clipped);
         }
-        Self { finite, factor, passes, squares }
+        Self { verdict: Arc::new(Verdict { finite, factor }), passes, squares }
     }
 
     /// The update that the device decides on.
     pub fn update(&self) -> Update {
-        Update::Guarded { finite: self.finite.clone(), factor: self.factor.clone() }
+        Update::Guarded(self.verdict.clone())
     }
 
     /// Everything that the host wants to know of it: `[len]`.
     fn row(&self) -> Tensor<1> {
-        let finite = self.finite.clone().float();
-        let factor = self.factor.clone().unwrap_or_else(|| finite.ones_like());
+        let finite = self.verdict.finite.clone().float();
+        let factor = self.verdict.factor.clone().unwrap_or_else(|| finite.ones_like());
         let passes = self.passes.iter().map(|pass| pass.values.clone());
         Tensor::cat(passes.chain([self.squares.clone(), finite, factor]).collect(), 0)
     }

@@ -4,7 +4,10 @@
 //! something, so that a step takes a few kernels and not a few per parameter; on the CPU each parameter stays by itself. The
 //! numbers are the same. An [`Update`] may leave it to the device whether a step counts, without the host knowing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use burn::{
@@ -31,8 +34,17 @@ enum Rule {
 pub enum Update {
     /// The step counts. Gradients are multiplied by the factor first.
     Apply { factor: f32 },
-    /// The step counts if `finite` says so, which only the device knows; otherwise everything stays as it was.
-    Guarded { finite: Tensor<1, Bool>, factor: Option<Tensor<1>> },
+    /// The step counts if the verdict says so, which only the device knows; otherwise everything stays as it was.
+    Guarded(Arc<Verdict>),
+}
+
+/// What the device decides about a step.
+#[derive(Debug)]
+pub struct Verdict {
+    /// `[1]`: the step counts.
+    pub finite: Tensor<1, Bool>,
+    /// `[1]`: what gradients are multiplied by first. `None` for 1.
+    pub factor: Option<Tensor<1>>,
 }
 
 impl Update {
@@ -40,21 +52,23 @@ impl Update {
         match self {
             Self::Apply { factor } if *factor == 1.0 => gradient,
             Self::Apply { factor } => gradient * *factor,
-            Self::Guarded { factor: None, .. } => gradient,
-            Self::Guarded { factor: Some(factor), .. } => {
-                let shape = gradient.shape();
-                gradient * factor.clone().expand(shape)
-            }
+            Self::Guarded(verdict) => match &verdict.factor {
+                None => gradient,
+                Some(factor) => {
+                    let shape = gradient.shape();
+                    gradient * factor.clone().expand(shape)
+                }
+            },
         }
     }
 
     pub fn to_device(&self, device: &Device) -> Self {
         match self {
             Self::Apply { factor } => Self::Apply { factor: *factor },
-            Self::Guarded { finite, factor } => Self::Guarded {
-                finite: finite.clone().to_device(device),
-                factor: factor.clone().map(|factor| factor.to_device(device)),
-            },
+            Self::Guarded(verdict) => Self::Guarded(Arc::new(Verdict {
+                finite: verdict.finite.clone().to_device(device),
+                factor: verdict.factor.clone().map(|factor| factor.to_device(device)),
+            })),
         }
     }
 }
@@ -432,14 +446,14 @@ impl Bucket {
     fn step(&mut self, rule: &Rule, rate: f64, param: Tensor<1>, gradient: Tensor<1>, update: &Update) -> Tensor<1> {
         let gradient = update.scaled(gradient);
         let state = std::mem::take(&mut self.state);
-        let Update::Guarded { finite, .. } = update else {
+        let Update::Guarded(verdict) = update else {
             let (param, state) = rule.step(rate, self.decay, param, gradient, state);
             self.state = state;
             return param;
         };
         let (new_param, new_state) = rule.step(rate, self.decay, param.clone(), gradient, state.clone());
-        self.state = State::select(finite, new_state, state);
-        select(finite, new_param, param)
+        self.state = State::select(&verdict.finite, new_state, state);
+        select(&verdict.finite, new_param, param)
     }
 
     /// The state of each parameter.
@@ -709,7 +723,7 @@ mod tests {
     #[test]
     fn discarded_steps_leave_no_trace() {
         let flag = |finite: bool| Tensor::<1, Bool>::from_data([finite], &Device::flex());
-        let guarded = |finite: bool| Update::Guarded { finite: flag(finite), factor: None };
+        let guarded = |finite: bool| Update::Guarded(Arc::new(Verdict { finite: flag(finite), factor: None }));
         for changes in ALL {
             for buffer in [0, 1 << 10] {
                 let mut net = net();
@@ -739,7 +753,8 @@ mod tests {
         };
         let factor = 0.1234567f32;
         let finite = Tensor::from_data([true], &device);
-        let of_device = Update::Guarded { finite, factor: Some(Tensor::from_floats([factor], &device)) };
+        let verdict = Verdict { finite, factor: Some(Tensor::from_floats([factor], &device)) };
+        let of_device = Update::Guarded(Arc::new(verdict));
         assert_eq!(run(&Update::Apply { factor }), run(&of_device));
         assert_ne!(run(&of_device), run(&APPLY));
     }

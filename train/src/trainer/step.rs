@@ -156,7 +156,7 @@ impl Trainer {
                     set_running_statistics(model, statistics);
                 }
             }
-            let finite = result.is_none().then_some(&check.finite);
+            let finite = result.is_none().then_some(&check.verdict.finite);
             if let Some(finite) = finite {
                 guard_running_statistics(model, step.statistics, finite);
             }
@@ -172,7 +172,7 @@ impl Trainer {
         if let Some(scale) = &mut self.loss_scale {
             match (result, self.session.state.loss_scale) {
                 (Some(result), Some(known)) => *scale = LossScale::new(next_loss_scale(known, result.finite), &device),
-                _ => scale.update(&check.finite),
+                _ => scale.update(&check.verdict.finite),
             }
         }
         let (rate, samples, count) = (self.rates.clone(), step.samples, step.count);
