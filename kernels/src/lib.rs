@@ -13,6 +13,8 @@ use std::{
 
 mod autodiff;
 #[cfg(not(feature = "internals"))]
+// Only the implementation for `flex` calls most of it.
+#[cfg_attr(not(feature = "flex"), allow(dead_code, unused_imports))]
 mod cpu;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
