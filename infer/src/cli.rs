@@ -11,6 +11,7 @@ use runtime::{
     progress::Output,
     world::WorldArgs,
 };
+use serde::{Deserialize, Serialize};
 use zoo::LoadOptions;
 
 /// Classifies images, and looks into the networks that do it
@@ -166,13 +167,13 @@ Examples:
     /// List the devices of the compiled backends, and which one `--backend auto` picks
     Devices(DevicesArgs),
 
-    /// Checks that the compiled backends compute the same as flex
+    /// Check that the compiled backends compute the same as flex, forward and in training
     ///
-    /// Runs networks on every backend of this build with the same weights (drawn by a formula) and the same input, and
-    /// prints the largest difference of their logits to those of flex, relative to the largest logit, and likewise of
-    /// any stage. Ends with exit code 1 where a difference exceeds the tolerance, and with 3 where a backend could not
-    /// run a network; its row says why. Each comparison runs in a process of its own, so a driver that crashes spoils
-    /// one row.
+    /// Runs networks on every backend of this build with the same weights (drawn by a formula) and the same images, and
+    /// prints the largest difference to flex: of the logits and of every stage's output in a forward pass, of the loss
+    /// and of every parameter's gradient in a training step, each relative to the largest value of its tensor. Ends with
+    /// exit code 1 where a difference exceeds the tolerance, and with 3 where a backend could not run a network; its row
+    /// gives the reason. Each comparison runs in a child process, so a driver that crashes spoils one row.
     #[command(after_long_help = "Examples:
   cargo run -p infer --features ndarray,wgpu -- verify
   infer verify --arch vgg16 --size 224 --backend cuda:1")]
@@ -626,26 +627,55 @@ pub struct ModelsArgs {
     pub format: Format,
 }
 
+/// The pass that `verify` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    /// A forward pass in evaluation mode: the output of every stage, and the logits
+    Forward,
+    /// A training step: the loss, with auxiliary classifiers, and the gradient of every parameter
+    Training,
+}
+
+impl Pass {
+    /// Every pass.
+    pub const ALL: [Self; 2] = [Self::Forward, Self::Training];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Training => "training",
+        }
+    }
+}
+
 /// `verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// A network to run (may be repeated); by default one of each family that software GPUs can hold, so not AlexNet
-    /// and VGG, whose linear layers exceed 128 MiB
+    /// A network to run (may be repeated); by default one of each family. On software adapters, whose buffers end at
+    /// 128 MiB, AlexNet and VGG get narrower hidden layers
     #[arg(short, long = "arch", value_name = "ARCH")]
     pub architectures: Vec<Architecture>,
     /// A backend to compare with flex (may be repeated); by default all that are compiled in, with the best device of
     /// each, or its software adapter where there is no GPU
     #[arg(long = "backend", value_name = "NAME[:DEVICE]")]
     pub backends: Vec<BackendSpec>,
+    /// A pass to compare (may be repeated); both by default
+    #[arg(long = "pass", value_name = "forward|training", value_enum)]
+    pub passes: Vec<Pass>,
     /// Height and width of the input in pixels, as 96 or 96x128; 64 by default, or what the network needs
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
-    /// The largest relative difference that counts as equal
+    /// The largest relative difference of a stage's output, the logits or the loss that counts as equal
     ///
     /// Sums in another order differ by some 1e-6 in 32-bit floats, more in deeper networks; a wrong operation differs
     /// by 1e-2 and more. GPUs that multiply in TF32 differ by some 1e-3.
     #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = tolerance)]
     pub tolerance: f64,
+    /// The largest relative difference of a gradient that counts as equal
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = tolerance)]
+    pub gradient_tolerance: f64,
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

@@ -262,12 +262,18 @@ fn flex_is_verified_to_be_itself() {
     let args = ["verify", "--arch", "resnet20", "--arch", "googlenet", "--backend", "flex", "--format", "json"];
     let ran = desk.infer(&args).ends_with(0);
     let rows: Value = serde_json::from_str(&ran.stdout).expect("JSON");
-    for (row, architecture) in rows.as_array().expect("rows").iter().zip(["resnet20", "googlenet"]) {
-        assert_eq!((&row["architecture"], &row["status"]), (&Value::from(architecture), &Value::from("equal")));
-        assert_eq!(row["largest"], 0.0);
+    let rows = rows.as_array().expect("rows");
+    let compared = ["resnet20", "googlenet"].iter().flat_map(|name| [(name, "forward"), (name, "training")]);
+    assert_eq!(rows.len(), 4);
+    for (row, (architecture, pass)) in rows.iter().zip(compared) {
+        assert_eq!((&row["architecture"], &row["pass"]), (&Value::from(*architecture), &Value::from(pass)));
+        assert_eq!((&row["status"], &row["largest"]), (&Value::from("equal"), &Value::from(0.0)));
     }
-    let text = desk.infer(&["verify", "--arch", "resnet20", "--backend", "flex", "--size", "40x48"]).ends_with(0);
+    let text = desk
+        .infer(&["verify", "--arch", "resnet20", "--backend", "flex", "--size", "40x48", "--pass", "forward"])
+        .ends_with(0);
     assert!(text.stdout.contains("40x48") && text.stdout.contains("equal"), "{}", text.stdout);
+    assert!(!text.stdout.contains("training"), "{}", text.stdout);
     desk.infer(&["verify", "--arch", "alexnet", "--backend", "flex", "--size", "32"]).ends_with(1).says("at least 63");
 }
 

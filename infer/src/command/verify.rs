@@ -1,8 +1,7 @@
-//! `infer verify`: whether the compiled backends compute the same as flex.
+//! `infer verify`: compares the compiled backends with flex, forward and in training.
 //!
-//! The command starts itself anew for each comparison (`--in-process`), which computes the network on flex and on the
-//! backend and prints one row as JSON. A driver that panics on a thread of its own, aborts or runs out of memory then
-//! costs its row and nothing else.
+//! Each comparison runs in a child process (`--in-process`), which computes the network on flex and on the backend and
+//! prints one row as JSON. A driver that panics on a thread of its own, aborts or runs out of memory spoils one row.
 
 use std::{
     process::{Command, Stdio},
@@ -10,8 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
-use models::{Architecture, NetworkConfig, Strictness, Weights};
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    nn::{Linear, LinearConfig},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, TensorData, activation::log_softmax},
+};
+use models::{Architecture, Entry, Network, NetworkConfig, Output as NetworkOutput, Strictness, Weights};
 use runtime::{
     backend::{Backend, BackendSpec, DeviceSelector, compiled},
     exit::ExitCode,
@@ -20,11 +24,12 @@ use runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{failure_reason, print_json};
-use crate::cli::{Format, VerifyArgs};
+use crate::cli::{Format, Pass, VerifyArgs};
 
-/// One of each family whose tensors fit into the 128 MiB that a buffer of a software GPU may have: AlexNet's and VGG's
-/// first linear maps do not.
-const FAMILIES: [Architecture; 6] = [
+/// One network of each family.
+const FAMILIES: [Architecture; 8] = [
+    Architecture::AlexNet,
+    Architecture::Vgg11Bn,
     Architecture::GoogLeNet,
     Architecture::GoogLeNet2014,
     Architecture::InceptionV3,
@@ -33,17 +38,34 @@ const FAMILIES: [Architecture; 6] = [
     Architecture::ResNet20,
 ];
 
-/// Images a batch: more than one, so that a mixed-up batch shows.
+/// Images in a batch: more than one, so that a batch in the wrong order shows.
 const IMAGES: usize = 2;
+
+/// Units of the hidden layers of AlexNet and VGG on software adapters, whose buffers end at 128 MiB: the weights of the
+/// first of those layers take 144 and 392 MiB.
+const NARROW: usize = 256;
+
+/// The weight of an auxiliary classifier's loss.
+const AUX_WEIGHT: f32 = 0.3;
+
+/// The index of the logits or the loss among the values of a pass.
+const OUTPUT: usize = 0;
+
+/// Gradients below this fraction of the network's largest gradient are compared relative to that fraction: those that
+/// are zero but for rounding, such as a bias in front of a batch normalization, have no scale of their own.
+const GRADIENT_FLOOR: f64 = 1e-3;
 
 /// One comparison.
 #[derive(Debug, Serialize, Deserialize)]
 struct Row {
     architecture: Architecture,
+    pass: Pass,
     /// The backend with its device.
     backend: String,
     /// Height and width of the input.
     input_size: [usize; 2],
+    /// How the network differs from the published one.
+    note: Option<String>,
     #[serde(flatten)]
     outcome: Outcome,
 }
@@ -53,7 +75,7 @@ struct Row {
 enum Outcome {
     /// Every difference is within the tolerance.
     Equal(Differences),
-    /// Some are not.
+    /// At least one difference exceeds the tolerance.
     Differs(Differences),
     /// The backend could not run the network.
     NotRun { reason: String },
@@ -62,14 +84,15 @@ enum Outcome {
 /// Largest differences to flex, relative to the largest value there; null where the backend's values are not finite.
 #[derive(Debug, Serialize, Deserialize)]
 struct Differences {
-    logits: Option<f64>,
-    /// Of all stages' outputs.
+    /// The difference of the logits, or in training of the loss.
+    output: Option<f64>,
+    /// The largest difference of all stages' outputs, or of all gradients.
     largest: Option<f64>,
-    /// The stage that has it.
-    largest_stage: String,
-    /// The first stage in the order of the forward pass that differs by more than the tolerance.
+    /// The stage or parameter that has the largest difference.
+    largest_at: String,
+    /// The first stage of the forward pass, or the first parameter, that differs by more than the tolerance.
     first_to_differ: Option<String>,
-    /// Two images on the backend, with its start and the compilation of its kernels.
+    /// The time on the backend, with its start, the compilation of its kernels and their autotuning.
     seconds: f64,
 }
 
@@ -82,6 +105,7 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
         return in_process(args);
     }
     let architectures = if args.architectures.is_empty() { &FAMILIES[..] } else { &args.architectures };
+    let passes = if args.passes.is_empty() { &Pass::ALL[..] } else { &args.passes };
     let backends = match args.backends.is_empty() {
         true => compiled().into_iter().filter(|backend| *backend != Backend::Flex).map(BackendSpec::from).collect(),
         false => args.backends.clone(),
@@ -93,23 +117,25 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     );
     for backend in &backends {
         if !backend.backend().is_compiled() {
-            backend.device()?; // It says which feature is missing.
+            backend.device()?; // The error names the missing feature.
         }
     }
 
-    let total = (architectures.len() * backends.len()) as u64;
+    let total = (architectures.len() * passes.len() * backends.len()) as u64;
     let progress = Progress::new("verify", Unit::Items("comparisons"), Some(total), output);
     let mut rows = Vec::new();
     for &architecture in architectures {
         for &backend in &backends {
-            rows.push(compare_in_child(args, architecture, backend)?);
-            progress.inc(1);
+            for &pass in passes {
+                rows.push(compare_in_child(args, architecture, pass, backend)?);
+                progress.inc(1);
+            }
         }
     }
     progress.finish();
     match args.format {
         Format::Json => print_json(&rows)?,
-        Format::Text => print!("{}", text(&rows, args.tolerance)),
+        Format::Text => print!("{}", text(&rows, args.tolerance, args.gradient_tolerance)),
     }
     let any = |wanted: fn(&Outcome) -> bool| rows.iter().any(|row| wanted(&row.outcome));
     Ok(match (any(|o| matches!(o, Outcome::Differs(_))), any(|o| matches!(o, Outcome::NotRun { .. }))) {
@@ -119,35 +145,41 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     })
 }
 
-/// Height and width of the input unless they were given: small, so that slow backends come to an end.
+/// The height and width of the input where `--size` is absent: small, for slow backends.
 fn usual_size(architecture: Architecture) -> [usize; 2] {
     [architecture.min_size().max(architecture.default_size().min(64)); 2]
 }
 
-fn compare_in_child(args: &VerifyArgs, architecture: Architecture, backend: BackendSpec) -> Result<Row> {
+fn compare_in_child(args: &VerifyArgs, architecture: Architecture, pass: Pass, backend: BackendSpec) -> Result<Row> {
     let input_size = args.size.unwrap_or(usual_size(architecture));
     architecture.check_input(input_size)?;
     let [height, width] = input_size;
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let output = Command::new(program)
         .args(["verify", "--in-process", "--arch", architecture.name(), "--backend", &backend.to_string()])
-        .args(["--size", &format!("{height}x{width}"), "--tolerance", &args.tolerance.to_string()])
+        .args(["--pass", pass.name(), "--size", &format!("{height}x{width}")])
+        .args(["--tolerance", &args.tolerance.to_string()])
+        .args(["--gradient-tolerance", &args.gradient_tolerance.to_string()])
+        .args(["--kernels", &kernels::kernel_mode().to_string()])
         .stdin(Stdio::null())
         .output()
-        .context("cannot start this program anew for a comparison")?;
+        .context("cannot start the child process of a comparison")?;
     if output.status.success()
         && let Ok(row) = serde_json::from_slice(&output.stdout)
     {
         return Ok(row);
     }
     let reason = failure_reason(&String::from_utf8_lossy(&output.stderr), output.status);
-    Ok(Row { architecture, backend: backend.to_string(), input_size, outcome: Outcome::NotRun { reason } })
+    let outcome = Outcome::NotRun { reason };
+    Ok(Row { architecture, pass, backend: backend.to_string(), input_size, note: None, outcome })
 }
 
-/// The one comparison asked for, in this process.
+/// Runs one comparison in this process.
 fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
-    let ([architecture], [backend], Some(size)) = (&args.architectures[..], &args.backends[..], args.size) else {
-        bail!("--in-process takes one --arch, one --backend and a --size");
+    let ([architecture], [backend], [pass], Some(size)) =
+        (&args.architectures[..], &args.backends[..], &args.passes[..], args.size)
+    else {
+        bail!("--in-process takes one --arch, one --backend, one --pass and a --size");
     };
     let (spec, device) = open(*backend)?;
     // Drivers report errors by panics, also on threads that nobody joins. The first ends the process.
@@ -156,8 +188,15 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
         eprintln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
         std::process::exit(ExitCode::Failure.code().into());
     }));
-    let outcome = compare(*architecture, size, &device, args.tolerance)?;
-    let row = Row { architecture: *architecture, backend: spec.to_string(), input_size: size, outcome };
+    let subject = Subject::new(*architecture, *pass, size, &spec);
+    let row = Row {
+        architecture: *architecture,
+        pass: *pass,
+        backend: spec.to_string(),
+        input_size: size,
+        outcome: subject.compare(&device, args)?,
+        note: subject.note(),
+    };
     print_json(&row)?;
     Ok(ExitCode::Success)
 }
@@ -175,87 +214,235 @@ fn open(spec: BackendSpec) -> Result<(BackendSpec, Device)> {
     })
 }
 
-/// Runs the network on flex and on `device`.
-fn compare(architecture: Architecture, size: [usize; 2], device: &Device, tolerance: f64) -> Result<Outcome> {
-    let flex = BackendSpec::from(Backend::Flex).device()?;
-    let weights = weights(architecture, &flex);
-    let reference = outputs(&weights, architecture, size, &flex)?;
-    let started = Instant::now();
-    let outputs = outputs(&weights, architecture, size, device)?;
-    judge(&reference, &outputs, started.elapsed().as_secs_f64(), tolerance)
+/// The network and the pass that are compared.
+struct Subject {
+    architecture: Architecture,
+    pass: Pass,
+    size: [usize; 2],
+    aux: bool,
+    narrow: bool,
 }
 
-fn judge(reference: &[Stage], outputs: &[Stage], seconds: f64, tolerance: f64) -> Result<Outcome> {
+/// A tensor that is compared, on the host.
+struct Value {
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+impl Subject {
+    fn new(architecture: Architecture, pass: Pass, size: [usize; 2], spec: &BackendSpec) -> Self {
+        // Inception's auxiliary classifier needs a feature map of 17 × 17 pixels.
+        let too_small = architecture == Architecture::InceptionV3 && size[0].min(size[1]) < architecture.default_size();
+        Self {
+            architecture,
+            pass,
+            size,
+            aux: pass == Pass::Training && architecture.has_aux() && !too_small,
+            narrow: spec.backend() != Backend::Tch
+                && spec.selector() == DeviceSelector::Cpu
+                && has_wide_classifier(architecture),
+        }
+    }
+
+    /// What the network lacks.
+    fn note(&self) -> Option<String> {
+        if self.narrow {
+            return Some(format!(
+                "hidden layers of {NARROW} units instead of 4096: a software adapter's buffers end at 128 MiB"
+            ));
+        }
+        let lacks_aux = self.pass == Pass::Training && self.architecture.has_aux() && !self.aux;
+        lacks_aux.then(|| {
+            format!("no auxiliary classifier: it needs images of {0} × {0} pixels", self.architecture.default_size())
+        })
+    }
+
+    /// The network without dropout, whose masks differ from backend to backend.
+    fn network(&self, device: &Device) -> Network {
+        let config = NetworkConfig::new(self.architecture).with_aux_logits(self.aux).with_dropout(Some(0.0));
+        let network = config.init(device);
+        if !self.narrow {
+            return network;
+        }
+        let linear = |inputs: usize, outputs: usize| LinearConfig::new(inputs, outputs).init(device);
+        let narrow = |first: &mut Linear, second: &mut Linear, last: &mut Linear| {
+            let [inputs, _] = first.weight.lazy_shape().dims();
+            let [_, classes] = last.weight.lazy_shape().dims();
+            (*first, *second, *last) = (linear(inputs, NARROW), linear(NARROW, NARROW), linear(NARROW, classes));
+        };
+        match network {
+            Network::AlexNet(mut network) => {
+                let (_, first, _, _, second, _, last) = &mut network.classifier;
+                narrow(first, second, last);
+                Network::AlexNet(network)
+            }
+            Network::Vgg(mut network) => {
+                let (first, _, _, second, _, _, last) = &mut network.classifier;
+                narrow(first, second, last);
+                Network::Vgg(network)
+            }
+            network => network,
+        }
+    }
+
+    /// Computes the pass on flex and on `device`.
+    fn compare(&self, device: &Device, args: &VerifyArgs) -> Result<Outcome> {
+        let flex = BackendSpec::from(Backend::Flex).device()?;
+        let weights = weights(self.architecture, &self.network(&flex));
+        let reference = self.compute(&weights, &flex)?;
+        let started = Instant::now();
+        let values = self.compute(&weights, device)?;
+        let seconds = started.elapsed().as_secs_f64();
+        assess(&reference, &values, &self.bounds(&reference, args.tolerance, args.gradient_tolerance), seconds)
+    }
+
+    fn bounds(&self, reference: &[Value], tolerance: f64, gradient_tolerance: f64) -> Bounds {
+        match self.pass {
+            Pass::Forward => Bounds { output: tolerance, others: tolerance, floor: 0.0 },
+            Pass::Training => {
+                let gradients = reference.iter().skip(OUTPUT + 1).flat_map(|value| &value.values);
+                let largest = largest(gradients.map(|&gradient| gradient.into())).unwrap_or(0.0);
+                Bounds { output: tolerance, others: gradient_tolerance, floor: GRADIENT_FLOOR * largest }
+            }
+        }
+    }
+
+    fn compute(&self, weights: &Weights, device: &Device) -> Result<Vec<Value>> {
+        match self.pass {
+            Pass::Forward => self.forward(weights, device),
+            Pass::Training => self.training_step(weights, &device.clone().autodiff()),
+        }
+    }
+
+    fn images(&self, device: &Device) -> Tensor<4> {
+        let [height, width] = self.size;
+        Tensor::from_data(drawn("images", &[IMAGES, 3, height, width], -2.0, 2.0), device)
+    }
+
+    /// The logits and the output of every stage of a forward pass on `device`.
+    fn forward(&self, weights: &Weights, device: &Device) -> Result<Vec<Value>> {
+        let (network, _) = weights.load(self.network(device), self.architecture, Strictness::Exact)?;
+        let mut stages: Vec<Result<Value>> = Vec::new();
+        let logits = network.forward_with_hook(self.images(device), &mut |name: &str, output: &Tensor<4>| {
+            stages.push(value(name, output.clone()))
+        });
+        std::iter::once(value("logits", logits)).chain(stages).collect()
+    }
+
+    /// The loss and the gradient of every parameter on `device`, an autodiff device.
+    fn training_step(&self, weights: &Weights, device: &Device) -> Result<Vec<Value>> {
+        let (network, _) = weights.load(self.network(device), self.architecture, Strictness::Exact)?;
+        let NetworkOutput { logits, aux } = network.forward_aux(self.images(device));
+        let [_, classes] = logits.dims();
+        let mut targets = vec![0.0f32; IMAGES * classes];
+        (0..IMAGES).for_each(|image| targets[image * classes + (7 * image + 3) % classes] = 1.0);
+        let targets = Tensor::<2>::from_data(TensorData::new(targets, [IMAGES, classes]), device);
+        let cross_entropy = |logits| -(targets.clone() * log_softmax(logits, 1)).sum() / IMAGES as f32;
+        let loss =
+            aux.into_iter().fold(cross_entropy(logits), |loss, (_, logits)| loss + cross_entropy(logits) * AUX_WEIGHT);
+        let gradients = GradientsParams::from_grads(loss.backward(), &network);
+        let mut values =
+            Gradients { gradients, entries: network.entries().into_iter(), values: vec![value("loss", loss.inner())] };
+        network.visit(&mut values);
+        values.values.into_iter().collect()
+    }
+}
+
+fn has_wide_classifier(architecture: Architecture) -> bool {
+    use Architecture::*;
+    matches!(architecture, AlexNet | Vgg11 | Vgg11Bn | Vgg13 | Vgg13Bn | Vgg16 | Vgg16Bn | Vgg19 | Vgg19Bn)
+}
+
+/// Collects gradients by the names of their parameters.
+struct Gradients {
+    gradients: GradientsParams,
+    /// Those that are still to come, in the order of the visit.
+    entries: std::vec::IntoIter<Entry>,
+    values: Vec<Result<Value>>,
+}
+
+impl ModuleVisitor for Gradients {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(entry) = self.entries.next() else { return };
+        if entry.is_statistic() {
+            return;
+        }
+        self.values.push(match self.gradients.remove::<D>(param.id) {
+            Some(gradient) => value(&entry.key, gradient),
+            None => Err(anyhow::anyhow!("{} has no gradient", entry.key)),
+        });
+    }
+}
+
+/// Copies a tensor to the host.
+fn value<const D: usize>(name: &str, tensor: Tensor<D>) -> Result<Value> {
+    let shape = tensor.dims().to_vec();
+    let data = tensor.try_into_data().with_context(|| format!("cannot read {name}"))?.convert::<f32>();
+    let values = data.try_into_vec().with_context(|| format!("{name} holds no floats"))?;
+    Ok(Value { name: name.to_string(), shape, values })
+}
+
+/// What counts as equal.
+struct Bounds {
+    /// The largest difference of the output: the logits or the loss.
+    output: f64,
+    /// The largest difference of every other value.
+    others: f64,
+    /// The smallest scale that a difference of those is relative to.
+    floor: f64,
+}
+
+/// Compares values with those of flex; the first is the output.
+fn assess(reference: &[Value], values: &[Value], bounds: &Bounds, seconds: f64) -> Result<Outcome> {
     ensure!(
-        outputs.len() == reference.len() && outputs.iter().zip(reference).all(|(a, b)| a.shape == b.shape),
-        "the stages have other shapes than on flex"
+        values.len() == reference.len() && values.iter().zip(reference).all(|(a, b)| a.shape == b.shape),
+        "the tensors have other shapes than on flex"
     );
-    let differences: Vec<Option<f64>> =
-        reference.iter().zip(outputs).map(|(want, got)| difference(&want.values, &got.values)).collect();
-    let beyond = |difference: &Option<f64>| difference.is_none_or(|difference| difference > tolerance);
+    let differences: Vec<Option<f64>> = reference
+        .iter()
+        .zip(values)
+        .enumerate()
+        .map(|(index, (want, got))| {
+            difference(&want.values, &got.values, if index == OUTPUT { 0.0 } else { bounds.floor })
+        })
+        .collect();
+    let beyond = |&index: &usize| {
+        let tolerance = if index == OUTPUT { bounds.output } else { bounds.others };
+        differences[index].is_none_or(|difference| difference > tolerance)
+    };
     let rank = |difference: &Option<f64>| difference.unwrap_or(f64::INFINITY);
     let (worst, largest) = differences
         .iter()
         .enumerate()
         .max_by(|(_, a), (_, b)| rank(a).total_cmp(&rank(b)))
         .context("the network has no output")?;
-    let first = differences.iter().position(beyond);
+    // The output depends on all the others: it is the last to be named.
+    let first = (OUTPUT + 1..differences.len()).chain([OUTPUT]).find(beyond);
     let found = Differences {
-        logits: differences.last().copied().flatten(),
+        output: differences[OUTPUT],
         largest: *largest,
-        largest_stage: reference[worst].name.clone(),
+        largest_at: reference[worst].name.clone(),
         first_to_differ: first.map(|first| reference[first].name.clone()),
         seconds,
     };
     Ok(if first.is_some() { Outcome::Differs(found) } else { Outcome::Equal(found) })
 }
 
-/// A stage's output on the host.
-struct Stage {
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
-}
-
-/// Every stage of a forward pass on `device`, the logits last.
-fn outputs(weights: &Weights, architecture: Architecture, [h, w]: [usize; 2], device: &Device) -> Result<Vec<Stage>> {
-    let config = NetworkConfig::new(architecture).with_aux_logits(false);
-    let (network, _) = weights.load(config.init(device), architecture, Strictness::Exact)?;
-    let images = Tensor::<4>::from_data(drawn("images", &[IMAGES, 3, h, w], -2.0, 2.0), device);
-    let mut stages: Vec<Result<Stage>> = Vec::new();
-    let logits = network.forward_with_hook(images, &mut |name: &str, output: &Tensor<4>| {
-        stages.push(stage(name, output.dims().to_vec(), output.clone().try_into_data()))
-    });
-    let shape = logits.dims().to_vec();
-    stages.push(stage("logits", shape, logits.try_into_data()));
-    stages.into_iter().collect()
-}
-
-fn stage<E: std::error::Error + Send + Sync + 'static>(
-    name: &str,
-    shape: Vec<usize>,
-    data: Result<TensorData, E>,
-) -> Result<Stage> {
-    let values = data.with_context(|| format!("in stage {name}"))?.convert::<f32>();
-    let values = values.try_into_vec().with_context(|| format!("stage {name} holds no floats"))?;
-    Ok(Stage { name: name.to_string(), shape, values })
-}
-
-/// max |got − want| / max |want|; `None` where something is not finite.
-fn difference(want: &[f32], got: &[f32]) -> Option<f64> {
-    let scale = largest(want.iter().map(|&want| want.into()))?;
+/// Returns max |got − want| / max(max |want|, floor); `None` where a value is not finite.
+fn difference(want: &[f32], got: &[f32], floor: f64) -> Option<f64> {
+    let scale = largest(want.iter().map(|&want| want.into()))?.max(floor);
     let off = largest(want.iter().zip(got).map(|(&want, &got)| f64::from(got) - f64::from(want)))?;
     Some(if off == 0.0 { 0.0 } else { off / scale })
 }
 
-/// The largest magnitude; `None` where a value is not finite.
+/// Returns the largest magnitude; `None` where a value is not finite.
 fn largest(mut values: impl Iterator<Item = f64>) -> Option<f64> {
     values.try_fold(0.0, |largest: f64, value| value.is_finite().then(|| largest.max(value.abs())))
 }
 
-/// Weights that keep a signal's size from layer to layer, the same on every machine.
-fn weights(architecture: Architecture, device: &Device) -> Weights {
-    let network = NetworkConfig::new(architecture).with_aux_logits(false).init(device);
+/// Weights that keep the magnitude of activations from layer to layer, the same on every machine.
+fn weights(architecture: Architecture, network: &Network) -> Weights {
     let tensors = network.entries().into_iter().map(|entry| {
         let (low, high) = match entry.shape[..] {
             // He's variance for a uniform distribution.
@@ -273,7 +460,7 @@ fn weights(architecture: Architecture, device: &Device) -> Weights {
     Weights::from_tensors(architecture.name(), tensors)
 }
 
-/// Values from `low` to `high`: splitmix64, seeded by the FNV-1a hash of `key`.
+/// Draws values from `low` to `high`: splitmix64, seeded by the FNV-1a hash of `key`.
 fn drawn(key: &str, shape: &[usize], low: f32, high: f32) -> TensorData {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let mut state = key.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
@@ -288,19 +475,19 @@ fn drawn(key: &str, shape: &[usize], low: f32, high: f32) -> TensorData {
     TensorData::new(values, shape.to_vec())
 }
 
-fn text(rows: &[Row], tolerance: f64) -> String {
+fn text(rows: &[Row], tolerance: f64, gradient_tolerance: f64) -> String {
     let backend = rows.iter().map(|row| row.backend.len()).max().unwrap_or(0).max("backend".len());
     let mut text = format!(
-        "{:<18}{:>9}  {:<backend$}  {:>8}  {:<22}{:>8}  {}\n",
-        "architecture", "input", "backend", "logits", "largest, in stage", "time", "verdict"
+        "{:<15}{:<10}{:>8}  {:<backend$}  {:>12}  {:<36}{:>9}  {}\n",
+        "architecture", "pass", "input", "backend", "logits, loss", "largest, at", "time", "verdict"
     );
     let number = |difference: Option<f64>| match difference {
         Some(0.0) => "0".to_string(),
         Some(value) => format!("{value:.1e}"),
         None => "not finite".to_string(),
     };
-    for Row { architecture, backend: name, input_size: [h, w], outcome } in rows {
-        let start = format!("{architecture:<18}{:>9}  {name:<backend$}", format!("{h}x{w}"));
+    for Row { architecture, pass, backend: name, input_size: [h, w], note, outcome } in rows {
+        let start = format!("{architecture:<15}{:<10}{:>8}  {name:<backend$}", pass.name(), format!("{h}x{w}"));
         let (found, verdict) = match outcome {
             Outcome::NotRun { reason } => {
                 text += &format!("{start}  not run: {reason}\n");
@@ -308,18 +495,22 @@ fn text(rows: &[Row], tolerance: f64) -> String {
             }
             Outcome::Equal(found) => (found, "equal".to_string()),
             Outcome::Differs(found) => {
-                (found, format!("DIFFERS from {} on", found.first_to_differ.as_deref().unwrap_or("logits")))
+                (found, format!("DIFFERS from {} on", found.first_to_differ.as_deref().unwrap_or("the output")))
             }
         };
-        let largest = format!("{} {}", number(found.largest), found.largest_stage);
+        let largest = format!("{} {}", number(found.largest), found.largest_at);
         text += &format!(
-            "{start}  {:>8}  {largest:<22}{:>8}  {verdict}\n",
-            number(found.logits),
+            "{start}  {:>12}  {largest:<36}{:>9}  {verdict}\n",
+            number(found.output),
             format!("{:.1} s", found.seconds)
         );
+        if let Some(note) = note {
+            text += &format!("{:15}({note})\n", "");
+        }
     }
     text + &format!(
-        "\nlargest difference to flex, relative to the largest value there; equal: at most {tolerance:.0e} in every stage\n"
+        "\nlargest difference to flex, relative to the largest value of the tensor; equal: at most {tolerance:.0e} in every stage \
+         and the loss, {gradient_tolerance:.0e} in every gradient\n"
     )
 }
 
@@ -329,10 +520,10 @@ mod tests {
 
     #[test]
     fn a_difference_is_relative_to_the_largest_value() {
-        assert_eq!(difference(&[1.0, -4.0], &[1.0, -4.0]), Some(0.0));
-        assert_eq!(difference(&[1.0, -4.0], &[2.0, -4.0]), Some(0.25));
-        assert_eq!(difference(&[0.0], &[1.0]), Some(f64::INFINITY));
-        assert_eq!(difference(&[1.0], &[f32::NAN]), None);
+        assert_eq!(difference(&[1.0, -4.0], &[1.0, -4.0], 0.0), Some(0.0));
+        assert_eq!(difference(&[1.0, -4.0], &[2.0, -4.0], 0.0), Some(0.25));
+        assert_eq!(difference(&[0.0], &[1.0], 0.0), Some(f64::INFINITY));
+        assert_eq!(difference(&[1.0], &[f32::NAN], 0.0), None);
     }
 
     #[test]
@@ -345,50 +536,111 @@ mod tests {
         assert!(mean.abs() < 0.1, "{mean}");
     }
 
+    fn subject(architecture: Architecture, pass: Pass, backend: &str) -> Subject {
+        Subject::new(architecture, pass, usual_size(architecture), &backend.parse().unwrap())
+    }
+
+    fn compute(subject: &Subject) -> Vec<Value> {
+        let flex = Device::flex();
+        subject.compute(&weights(subject.architecture, &subject.network(&flex)), &flex).unwrap()
+    }
+
     #[test]
     fn the_first_stage_that_differs_is_named() {
-        let (architecture, flex) = (Architecture::ResNet20, Device::flex());
-        let run = || outputs(&weights(architecture, &flex), architecture, usual_size(architecture), &flex).unwrap();
-        let (right, mut wrong) = (run(), run());
-        assert_eq!(right.last().map(|stage| (&*stage.name, &stage.shape[..])), Some(("logits", &[2, 10][..])));
+        let subject = subject(Architecture::ResNet20, Pass::Forward, "flex");
+        let (right, mut wrong) = (compute(&subject), compute(&subject));
+        assert_eq!((&*right[OUTPUT].name, &right[OUTPUT].shape[..]), ("logits", &[2, 10][..]));
         assert!(right.iter().flat_map(|stage| &stage.values).all(|value| value.abs() < 1e4), "the signal grows");
-        let Outcome::Equal(found) = judge(&right, &wrong, 0.0, 0.0).unwrap() else { panic!("flex differs from flex") };
-        assert_eq!((found.logits, found.first_to_differ), (Some(0.0), None));
+        let bounds = subject.bounds(&right, 0.0, 0.0);
+        let Outcome::Equal(found) = assess(&right, &wrong, &bounds, 0.0).unwrap() else { panic!("flex is not flex") };
+        assert_eq!((found.output, found.first_to_differ), (Some(0.0), None));
 
         let at = right.iter().position(|stage| stage.name == "layer2").unwrap();
         wrong[at].values[5] += 1e3;
-        wrong.last_mut().unwrap().values[0] = f32::NAN;
-        let Outcome::Differs(found) = judge(&right, &wrong, 0.0, 1e-4).unwrap() else { panic!("nothing was found") };
+        wrong[OUTPUT].values[0] = f32::NAN;
+        let bounds = subject.bounds(&right, 1e-4, 0.0);
+        let Outcome::Differs(found) = assess(&right, &wrong, &bounds, 0.0).unwrap() else {
+            panic!("nothing was found")
+        };
         assert_eq!(found.first_to_differ.as_deref(), Some("layer2"));
-        assert_eq!((found.logits, &*found.largest_stage), (None, "logits"));
+        assert_eq!((found.output, &*found.largest_at), (None, "logits"));
+    }
+
+    #[test]
+    fn a_training_step_compares_the_loss_and_every_gradient() {
+        let subject = subject(Architecture::GoogLeNet, Pass::Training, "flex");
+        let (right, mut wrong) = (compute(&subject), compute(&subject));
+        let parameters = subject.network(&Device::flex()).entries();
+        let names: Vec<&str> =
+            parameters.iter().filter(|entry| !entry.is_statistic()).map(|entry| &*entry.key).collect();
+        assert_eq!(right[OUTPUT].name, "loss");
+        assert!(names.contains(&"aux1.fc2.weight"), "the auxiliary classifiers take part");
+        assert_eq!(right[OUTPUT + 1..].iter().map(|gradient| &*gradient.name).collect::<Vec<_>>(), names);
+        let silent: Vec<_> = right.iter().filter(|value| value.values.iter().all(|&value| value == 0.0)).collect();
+        assert!(silent.is_empty(), "{}", silent[0].name);
+
+        let bounds = subject.bounds(&right, 1e-4, 1e-3);
+        let outcome = assess(&right, &wrong, &bounds, 0.0).unwrap();
+        assert!(matches!(outcome, Outcome::Equal(Differences { output: Some(0.0), largest: Some(0.0), .. })));
+        let at = right.iter().position(|gradient| gradient.name == "inception4b.branch2.1.conv.weight").unwrap();
+        wrong[at].values.iter_mut().for_each(|value| *value *= 1.01);
+        let Outcome::Differs(found) = assess(&right, &wrong, &bounds, 0.0).unwrap() else {
+            panic!("nothing was found")
+        };
+        assert_eq!(found.first_to_differ.as_deref(), Some("inception4b.branch2.1.conv.weight"));
+    }
+
+    #[test]
+    fn a_gradient_that_is_zero_but_for_rounding_has_the_scale_of_the_others() {
+        let values = |bias: f32| {
+            let value = |name: &str, value| Value { name: name.into(), shape: vec![1], values: vec![value] };
+            vec![value("loss", 1.0), value("weight", 2.0), value("bias", bias)]
+        };
+        let subject = subject(Architecture::ResNet20, Pass::Training, "flex");
+        let reference = values(1e-8);
+        let bounds = subject.bounds(&reference, 1e-4, 1e-3);
+        assert!(matches!(assess(&reference, &values(-1e-8), &bounds, 0.0).unwrap(), Outcome::Equal(_)));
+        assert!(matches!(assess(&reference, &values(1e-3), &bounds, 0.0).unwrap(), Outcome::Differs(_)));
     }
 
     #[cfg(unix)]
     #[test]
     fn a_row_survives_its_way_through_json() {
         let found = Differences {
-            logits: None,
+            output: None,
             largest: Some(0.5),
-            largest_stage: "fc".into(),
+            largest_at: "fc".into(),
             first_to_differ: Some("conv1".into()),
             seconds: 1.25,
         };
         for outcome in [Outcome::Differs(found), Outcome::NotRun { reason: "no adapter".into() }] {
-            let row =
-                Row { architecture: Architecture::ResNet20, backend: "wgpu:cpu".into(), input_size: [32, 32], outcome };
+            let row = Row {
+                architecture: Architecture::ResNet20,
+                pass: Pass::Training,
+                backend: "wgpu:cpu".into(),
+                input_size: [32, 32],
+                note: None,
+                outcome,
+            };
             let json = serde_json::to_string(&row).unwrap();
             let again: Row = serde_json::from_str(&json).unwrap();
             assert_eq!(serde_json::to_string(&again).unwrap(), json);
-            assert!(text(&[again], 1e-4).contains("resnet20"));
+            assert!(text(&[again], 1e-4, 1e-3).contains("resnet20"));
         }
     }
 
     #[test]
-    fn every_family_fits_a_small_buffer() {
+    fn every_family_fits_the_buffers_of_a_software_adapter() {
         for architecture in FAMILIES {
-            let network = NetworkConfig::new(architecture).with_aux_logits(false).init(&Device::flex());
+            let subject = subject(architecture, Pass::Training, "wgpu:cpu");
+            let network = subject.network(&Device::flex());
             let largest = network.entries().iter().map(|entry| entry.len()).max().unwrap();
             assert!(largest * 4 <= 128 << 20, "{architecture}: {largest}");
+            let full = self::subject(architecture, Pass::Training, "wgpu").network(&Device::flex());
+            assert_eq!(
+                network.num_parameters() < full.num_parameters(),
+                subject.note().is_some_and(|note| note.contains("256"))
+            );
         }
     }
 }
