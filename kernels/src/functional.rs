@@ -11,14 +11,24 @@ use burn::{
 };
 
 use crate::{
-    KernelMode,
-    autodiff::GradAccumulator,
-    cpu, kernel_mode,
-    ops::{Kernels, Maps, Maybe, Then},
-    shared::Shared,
+    KernelMode, cpu, kernel_mode,
+    ops::{
+        OptionalTensor, TensorList,
+        batch_norm::BatchNorm,
+        cat::Cat,
+        conv2d::Conv2d,
+        cross_entropy::CrossEntropy,
+        epilogue::Then,
+        fan_out::{FanOut, GradAccumulator},
+        linear::LinearLayer,
+        local_response_norm::LocalResponseNormalization,
+        pool2d::Pooling2d,
+        sgd::SgdStep,
+        sync_batch_norm::AllReduceSum,
+    },
 };
 
-pub use crate::ops::{LocalResponseNorm, Pool2d, Sgd};
+pub use crate::ops::{local_response_norm::LocalResponseNorm, pool2d::Pool2d, sgd::Sgd};
 
 /// Whether the optimized operations support this tensor: it is on `flex`, in single precision (or
 /// [bf16 activations](has_bf16_activations)), and the [kernel mode](crate::set_kernel_mode) is `Optimized`.
@@ -49,7 +59,7 @@ pub fn runs_on_device_of<const D: usize>(x: &Tensor<D>) -> bool {
     }
 }
 
-fn optional<const D: usize>(tensor: Option<Tensor<D>>) -> Maybe<Dispatch> {
+fn optional<const D: usize>(tensor: Option<Tensor<D>>) -> OptionalTensor<Dispatch> {
     tensor.map(Tensor::into_dispatch).into()
 }
 
@@ -161,7 +171,7 @@ pub fn conv2d(
         bf16: precision != Precision::F32,
         bf16_map: precision == Precision::Bf16Activations,
     };
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_conv2d(
+    Tensor::from_dispatch(<Dispatch as Conv2d>::fused_conv2d(
         x.into_dispatch(),
         weight.into_dispatch(),
         optional(scale),
@@ -199,7 +209,7 @@ pub fn batch_norm(
     }
     assert!(epsilon >= 0.0 && epsilon.is_finite(), "{NAME}: epsilon is {epsilon}; it must be finite and not negative");
     let then = Then { relu, ..Then::default() };
-    let (y, mean, variance) = <Dispatch as Kernels>::fused_batch_norm(
+    let (y, mean, variance) = <Dispatch as BatchNorm>::fused_batch_norm(
         x.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
@@ -214,7 +224,7 @@ pub fn batch_norm(
 /// often and in the same order. Works on every backend, and returns the tensor itself where
 /// [no all-reduce is set](crate::set_sync_batch_norm).
 pub fn all_reduce_sum(x: Tensor<1>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as Shared>::shared_sum(x.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as AllReduceSum>::all_reduce_sum(x.into_dispatch()))
 }
 
 /// Scales and shifts each channel: `relu(x · scale + shift + residual)`, which is batch normalization in evaluation.
@@ -236,7 +246,7 @@ pub fn channel_affine(
     const NAME: &str = "channel_affine";
     check_affine(NAME, &x, [("the scale", &scale), ("the shift", &shift)], residual.as_ref());
     let then = Then { relu, ..Then::default() };
-    Tensor::from_dispatch(<Dispatch as Kernels>::channel_affine(
+    Tensor::from_dispatch(<Dispatch as BatchNorm>::channel_affine(
         x.into_dispatch(),
         scale.into_dispatch(),
         shift.into_dispatch(),
@@ -263,9 +273,9 @@ fn check_affine(name: &str, x: &Tensor<4>, vectors: [(&str, &Tensor<1>); 2], res
 /// of a tensor in passes of their own. A branch that does not reach the loss contributes nothing, as with a clone.
 pub fn fan_out<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
     let accumulator = GradAccumulator::default();
-    let root = <Dispatch as Kernels>::fan_out_root(x.into_dispatch(), accumulator.clone());
+    let root = <Dispatch as FanOut>::fan_out_root(x.into_dispatch(), accumulator.clone());
     std::array::from_fn(|_| {
-        Tensor::from_dispatch(<Dispatch as Kernels>::fan_out_branch(root.clone(), accumulator.clone()))
+        Tensor::from_dispatch(<Dispatch as FanOut>::fan_out_branch(root.clone(), accumulator.clone()))
     })
 }
 
@@ -282,7 +292,7 @@ pub fn fan_out<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
 /// kernel, or the kernel does not fit into the padded input.
 pub fn max_pool2d(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
     check_pool("max_pool2d", x.dims(), &pool);
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_max_pool2d(x.into_dispatch(), pool))
+    Tensor::from_dispatch(<Dispatch as Pooling2d>::fused_max_pool2d(x.into_dispatch(), pool))
 }
 
 /// Applies 2D average pooling.
@@ -298,7 +308,7 @@ pub fn max_pool2d(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
 /// kernel, or the kernel does not fit into the padded input.
 pub fn avg_pool2d(x: Tensor<4>, pool: Pool2d) -> Tensor<4> {
     check_pool("avg_pool2d", x.dims(), &pool);
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_avg_pool2d(x.into_dispatch(), pool))
+    Tensor::from_dispatch(<Dispatch as Pooling2d>::fused_avg_pool2d(x.into_dispatch(), pool))
 }
 
 fn check_pool(name: &str, shape: [usize; 4], pool: &Pool2d) {
@@ -337,7 +347,7 @@ pub fn adaptive_avg_pool2d(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
     // The borders of the windows are `index · input / output`.
     check_elements(NAME, &[size[0], h]);
     check_elements(NAME, &[size[1], w]);
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_adaptive_avg_pool2d(x.into_dispatch(), size))
+    Tensor::from_dispatch(<Dispatch as Pooling2d>::fused_adaptive_avg_pool2d(x.into_dispatch(), size))
 }
 
 /// Applies local response normalization across channels.
@@ -356,7 +366,7 @@ pub fn local_response_norm(x: Tensor<4>, norm: LocalResponseNorm) -> Tensor<4> {
     for (what, value) in [("alpha", norm.alpha), ("beta", norm.beta), ("k", norm.k)] {
         assert!(value.is_finite(), "{NAME}: {what} is {value}; it must be finite");
     }
-    Tensor::from_dispatch(<Dispatch as Kernels>::response_norm(x.into_dispatch(), norm))
+    Tensor::from_dispatch(<Dispatch as LocalResponseNormalization>::local_response_norm(x.into_dispatch(), norm))
 }
 
 /// Concatenates tensors along their channels.
@@ -383,9 +393,9 @@ pub fn cat(tensors: impl IntoIterator<Item = Tensor<4>>) -> Tensor<4> {
     }
     let mut tensors: Vec<_> = tensors.into_iter().map(Tensor::into_dispatch).collect();
     loop {
-        let rest = tensors.split_off(tensors.len().min(Maps::<Dispatch>::MOST));
-        let Some(some) = Maps::new(tensors) else { unreachable!("their number was checked") };
-        let joined = <Dispatch as Kernels>::join_channels(some);
+        let rest = tensors.split_off(tensors.len().min(TensorList::<Dispatch>::CAPACITY));
+        let Some(some) = TensorList::new(tensors) else { unreachable!("their number was checked") };
+        let joined = <Dispatch as Cat>::concat_channels(some);
         if rest.is_empty() {
             return Tensor::from_dispatch(joined);
         }
@@ -417,7 +427,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, precisio
     }
     let then = Then { keep_weights: true, bf16: precision != Precision::F32, ..Then::default() };
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as Kernels>::fused_linear(x, weight, optional(bias), then))
+    Tensor::from_dispatch(<Dispatch as LinearLayer>::fused_linear(x, weight, optional(bias), then))
 }
 
 /// Returns the cross entropy of each row with soft targets: `−Σ targets · log softmax(logits)`. No gradient flows to the
@@ -437,7 +447,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     check_shape(NAME, "the targets", targets.dims(), logits.dims());
     check_dtype(NAME, "the targets", targets.dtype(), logits.dtype());
     check_nonzero(NAME, "the classes", &[classes]);
-    Tensor::from_dispatch(<Dispatch as Kernels>::cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
+    Tensor::from_dispatch(<Dispatch as CrossEntropy>::cross_entropy(logits.into_dispatch(), targets.into_dispatch()))
 }
 
 /// Takes a step of stochastic gradient descent and returns the parameter and, with momentum, its velocity. Both are updated
@@ -461,7 +471,7 @@ pub fn sgd_step<const D: usize>(
         }
     }
     let (param, velocity) =
-        <Dispatch as Kernels>::sgd_step(param.into_dispatch(), gradient.into_dispatch(), optional(velocity), sgd);
+        <Dispatch as SgdStep>::sgd_step(param.into_dispatch(), gradient.into_dispatch(), optional(velocity), sgd);
     (Tensor::from_dispatch(param), (sgd.momentum != 0.0).then(|| Tensor::from_dispatch(velocity)))
 }
 

@@ -11,7 +11,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-mod autodiff;
 #[cfg(not(feature = "internals"))]
 // Only the implementation for `flex` calls most of it.
 #[cfg_attr(not(feature = "flex"), allow(dead_code, unused_imports))]
@@ -27,12 +26,9 @@ mod functional;
 // Without a backend the dispatch that Burn's macro generates uses no argument.
 #[cfg_attr(not(any(feature = "flex", feature = "ndarray", feature = "tch", feature = "cube")), allow(unused_variables))]
 mod ops;
-mod plain;
-#[allow(deprecated)] // As for `ops`.
-mod shared;
 
 pub use functional::*;
-pub use shared::{AllReduce, set_sync_batch_norm, sync_batch_norm};
+pub use ops::sync_batch_norm::{AllReduce, set_sync_batch_norm, sync_batch_norm};
 
 /// The operations that networks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -24,7 +24,7 @@ use crate::{
         weight_gradient::WeightGradient,
         winograd,
     },
-    ops::Then,
+    ops::epilogue::Then,
 };
 
 fn shape(x: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Shape {
@@ -73,7 +73,7 @@ fn transposed(shape: &Shape, index: usize, turned: bool) -> WeightOrder {
     WeightOrder { transposed: true, turned, ..order(shape, index) }
 }
 
-/// See [`Kernels::fused_conv2d`](crate::ops::Kernels::fused_conv2d).
+/// See [`Conv2d::fused_conv2d`](crate::ops::conv2d::Conv2d::fused_conv2d).
 pub fn forward(
     x: FlexTensor,
     weight: FlexTensor,
@@ -295,7 +295,7 @@ fn row_taps(shape: &Shape) -> Vec<Tap> {
     (0..shape.kernel[0]).map(row).collect()
 }
 
-/// See [`Kernels::fused_conv2d_x_backward`](crate::ops::Kernels::fused_conv2d_x_backward).
+/// See [`Conv2dGrad::fused_conv2d_x_backward`](crate::ops::conv2d::Conv2dGrad::fused_conv2d_x_backward).
 pub fn x_backward(x: &FlexTensor, weight: FlexTensor, dy: FlexTensor, options: &ConvOptions<2>) -> FlexTensor {
     let weight = weight.to_contiguous();
     let shape = shape(dims(x), dims(&weight), options);
@@ -353,7 +353,7 @@ pub fn x_backward(x: &FlexTensor, weight: FlexTensor, dy: FlexTensor, options: &
     map(out, dims(x))
 }
 
-/// See [`Kernels::fused_conv2d_weight_backward`](crate::ops::Kernels::fused_conv2d_weight_backward).
+/// See [`Conv2dGrad::fused_conv2d_weight_backward`](crate::ops::conv2d::Conv2dGrad::fused_conv2d_weight_backward).
 pub fn weight_backward(x: FlexTensor, weight: &FlexTensor, dy: FlexTensor, options: &ConvOptions<2>) -> FlexTensor {
     let weight_dims = dims(weight);
     let shape = shape(dims(&x), weight_dims, options);

@@ -2,10 +2,9 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use burn::{
-    backend::{Backend, TensorMetadata, backend_extension, tensor::FloatTensor},
-    tensor::TensorData,
-};
+use burn::tensor::TensorData;
+
+use super::prelude::*;
 
 #[cfg(feature = "flex")]
 use crate::cpu::norm::{self, Mask};
@@ -35,9 +34,9 @@ pub fn sync_batch_norm() -> bool {
     Cube: cfg(feature = "cube"),
     Autodiff
 )]
-pub trait Shared: Backend {
+pub trait AllReduceSum: Backend {
     /// Each element's sum over the tensors of all processes, by way of the host; so is its gradient.
-    fn shared_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn all_reduce_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let Some(sum) = sum() else { return x };
         let (device, dtype) = (x.device(), x.dtype());
         let data = burn_std::reader::try_read_sync(Self::float_into_data(x));
@@ -49,14 +48,9 @@ pub trait Shared: Backend {
     }
 }
 
+reference_backends!(AllReduceSum);
 #[cfg(feature = "flex")]
-impl Shared for burn::backend::Flex {}
-#[cfg(feature = "ndarray")]
-impl Shared for burn::backend::NdArray {}
-#[cfg(feature = "tch")]
-impl Shared for burn::backend::LibTorch {}
-#[cfg(feature = "cube")]
-impl Shared for burn::backend::Cube {}
+impl AllReduceSum for Flex {}
 
 fn sum() -> Option<AllReduce> {
     SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -125,4 +119,28 @@ pub(crate) fn gradient_sums(x: &[f32], dy: &mut [f32], n: usize, mask: Mask<'_>,
     });
     let (all, pixels) = over_images(&sum, pixels, images);
     NormSums { own, all, pixels }
+}
+
+/// Parent: x.
+#[derive(Debug)]
+struct AllReduceSumBackward;
+
+impl<B: AllReduceSum> Backward<B, 1> for AllReduceSumBackward {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        // All processes' losses depend on the sum.
+        let dy = B::all_reduce_sum(grads.consume::<B>(&ops.node));
+        let [parent] = ops.parents;
+        if let Some(node) = parent {
+            grads.register::<B>(node.id, dy);
+        }
+    }
+}
+
+impl<B: AllReduceSum, C: CheckpointStrategy> AllReduceSum for Autodiff<B, C> {
+    fn all_reduce_sum(x: Ad<B, C>) -> Ad<B, C> {
+        let node = x.node();
+        record::<B, C, _, 1>(AllReduceSumBackward, [node], B::all_reduce_sum(x.into_primitive()), |_| ())
+    }
 }
