@@ -78,7 +78,7 @@ fn write_sparse_archive(path: &Path, classes: u64, images: u64) -> Result<(), Bo
     Ok(())
 }
 
-/// The most memory that this process has held so far, in MiB; 0 where the system does not tell.
+/// Returns the peak memory of this process in MiB; 0 if the system does not report it.
 fn peak_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! A batch of images as it leaves the loader: u8, channels first, on the host.
+//! A batch of images as the loader yields it: u8, channels first, on the host.
 
 use std::ops::Range;
 
@@ -15,9 +15,9 @@ pub struct ImageBatch {
     pub shape: [usize; 4],
     /// The class of each image; `None` where the data has no labels.
     pub labels: Option<Vec<u32>>,
-    /// How the images are to be mixed with each other: Mixup, CutMix.
+    /// How the images are mixed with each other: Mixup, CutMix.
     pub mix: Option<BatchMix>,
-    /// The images' indices in the source, which knows their keys and locations.
+    /// The images' indices in the source, which maps them to keys and locations.
     pub indices: Vec<usize>,
     /// The epoch this batch belongs to, from 0.
     pub epoch: u64,
@@ -44,19 +44,19 @@ impl ImageBatch {
         self.shape[0]
     }
 
-    /// The number of images once they are mixed: those that are only mixed into others are gone.
+    /// The number of images after mixing, without those that are only mixed into others.
     pub fn mixed_len(&self) -> usize {
         self.mix.as_ref().map_or(self.len(), |mix| mix.permutation.len())
     }
 
-    /// Whether there is no image; a loader yields such a batch only where it loads
+    /// Whether the batch has no images; a loader yields such a batch only when it loads
     /// [parts](crate::LoaderBuilder::part_of_batches).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Splits the batch into `parts` that follow each other in it, as equal as can be. An image that one of another part
-    /// is mixed with goes along with it, after that part's own.
+    /// Splits the batch into `parts` consecutive parts of nearly equal size. An image of another part that is mixed
+    /// into a part is appended to it.
     pub fn split(self, parts: usize) -> Vec<Self> {
         if parts == 1 {
             return vec![self];
@@ -66,37 +66,37 @@ impl ImageBatch {
     }
 
     fn part(&self, own: Range<usize>) -> Self {
-        let mut places: Vec<usize> = own.clone().collect();
+        let mut rows: Vec<usize> = own.clone().collect();
         let mix = self.mix.as_ref().map(|mix| {
-            let mut place_of = |other: usize| {
-                let there = places.iter().position(|&place| place == other);
+            let mut row_of = |other: usize| {
+                let there = rows.iter().position(|&row| row == other);
                 there.unwrap_or_else(|| {
-                    places.push(other);
-                    places.len() - 1
+                    rows.push(other);
+                    rows.len() - 1
                 })
             };
-            let others = mix.permutation[own].iter().map(|&other| place_of(other as usize) as u32);
+            let others = mix.permutation[own].iter().map(|&other| row_of(other as usize) as u32);
             BatchMix { permutation: others.collect(), ..mix.clone() }
         });
         let [_, channels, height, width] = self.shape;
         let len = channels * height * width;
         Self {
-            images: places.iter().flat_map(|place| &self.images[place * len..(place + 1) * len]).copied().collect(),
-            shape: [places.len(), channels, height, width],
-            labels: self.labels.as_ref().map(|labels| places.iter().map(|&place| labels[place]).collect()),
+            images: rows.iter().flat_map(|row| &self.images[row * len..(row + 1) * len]).copied().collect(),
+            shape: [rows.len(), channels, height, width],
+            labels: self.labels.as_ref().map(|labels| rows.iter().map(|&row| labels[row]).collect()),
             mix,
-            indices: places.iter().map(|&place| self.indices[place]).collect(),
+            indices: rows.iter().map(|&row| self.indices[row]).collect(),
             epoch: self.epoch,
             number: self.number,
         }
     }
 
-    /// The images as the network takes them: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`, and mixed
-    /// where [`mix`](ImageBatch::mix) says so.
+    /// Returns the network's input: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`, mixed according to
+    /// [`mix`](ImageBatch::mix).
     ///
-    /// Bytes are uploaded and the arithmetic is done on the device, in its default float type; a device without 8-bit
-    /// integers gets floats from the host.
-    pub fn normalise(&self, mean: [f32; 3], std: [f32; 3], device: &Device) -> Tensor<4> {
+    /// Bytes are uploaded and normalized on the device, in its default float type; a device without 8-bit integers
+    /// receives floats from the host.
+    pub fn normalize(&self, mean: [f32; 3], std: [f32; 3], device: &Device) -> Tensor<4> {
         let (shift, scale) = (mean.map(|mean| 255.0 * mean), std.map(|std| 1.0 / (255.0 * std)));
         let images = if device.supports_dtype(DType::U8) {
             let per_channel =
@@ -105,7 +105,7 @@ impl ImageBatch {
             let pixels = Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float();
             (pixels - per_channel(shift)) * per_channel(scale)
         } else {
-            Tensor::from_data(TensorData::new(self.normalised(shift, scale), self.shape), device)
+            Tensor::from_data(TensorData::new(self.normalized(shift, scale), self.shape), device)
         };
         match &self.mix {
             Some(mix) => mixed(images, mix),
@@ -114,7 +114,7 @@ impl ImageBatch {
     }
 
     /// `(x − shift) · scale` per channel, on the host.
-    fn normalised(&self, shift: [f32; 3], scale: [f32; 3]) -> Vec<f32> {
+    fn normalized(&self, shift: [f32; 3], scale: [f32; 3]) -> Vec<f32> {
         let mut values = Vec::with_capacity(self.images.len());
         let plane = (self.shape[2] * self.shape[3]).max(1);
         for (channel, pixels) in self.images.chunks_exact(plane).enumerate() {
@@ -127,7 +127,7 @@ impl ImageBatch {
     /// The class of each image once they are mixed, `[mixed_len]`: that of its first part.
     ///
     /// # Panics
-    /// If the data has no labels: a loader refuses such a source unless it was told otherwise.
+    /// Panics if the data has no labels; a loader rejects such a source by default.
     pub fn targets(&self, device: &Device) -> Tensor<1, Int> {
         let labels: Vec<i64> =
             self.expect_labels().iter().take(self.mixed_len()).map(|&label| i64::from(label)).collect();
@@ -138,7 +138,7 @@ impl ImageBatch {
     /// images are.
     ///
     /// # Panics
-    /// If the data has no labels, or a label is not below `classes`.
+    /// Panics if the data has no labels, or if a label is not below `classes`.
     pub fn soft_targets(&self, classes: usize, device: &Device) -> Tensor<2> {
         let values = one_hot(self.expect_labels(), classes);
         let values = self.mix.as_ref().map_or(values.clone(), |mix| mix.targets(&values, classes));
@@ -184,10 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn normalise_is_torchvision_s_to_tensor_and_normalize() {
+    fn normalize_is_torchvision_s_to_tensor_and_normalize() {
         let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
         let batch = batch(None);
-        let tensor = batch.normalise(mean, std, &Device::flex());
+        let tensor = batch.normalize(mean, std, &Device::flex());
         assert_eq!(tensor.dims(), [2, 3, 2, 1]);
         let values = tensor.into_data().try_to_vec::<f32>().unwrap();
         for (i, value) in values.iter().enumerate() {
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// Images are mixed across parts as they are in one batch.
+    /// Mixing across parts equals mixing in one batch.
     #[test]
     fn parts_are_the_batch() {
         let device = Device::flex();
@@ -219,7 +219,7 @@ mod tests {
             let values = |batches: &[ImageBatch]| {
                 let mut values = [Vec::new(), Vec::new()];
                 for batch in batches.iter().filter(|batch| batch.mixed_len() > 0) {
-                    values[0].extend(batch.normalise([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>());
+                    values[0].extend(batch.normalize([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>());
                     values[1].extend(batch.soft_targets(3, &device).into_data().iter::<f32>());
                 }
                 values
@@ -249,9 +249,9 @@ mod tests {
     fn floats_from_the_host_equal_those_of_the_device() {
         let batch = batch(None);
         let (shift, scale) = ([10.0, 20.0, 30.0], [0.5, 0.25, 0.125]);
-        let host = batch.normalised(shift, scale);
+        let host = batch.normalized(shift, scale);
         let (mean, std) = (shift.map(|shift| shift / 255.0), scale.map(|scale| 1.0 / (255.0 * scale)));
-        let device = batch.normalise(mean, std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        let device = batch.normalize(mean, std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
         assert!(host.iter().zip(&device).all(|(a, b)| (a - b).abs() < 1e-4), "{host:?} {device:?}");
     }
 
@@ -273,7 +273,7 @@ mod tests {
                 number: 0,
             };
             let std = [1.0 / 255.0; 3];
-            let mixed = batch.normalise([0.0; 3], std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+            let mixed = batch.normalize([0.0; 3], std, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
             for (mixed, expected) in mixed.iter().zip(&expected) {
                 assert!((mixed - f32::from(*expected)).abs() <= 0.501, "{mixed} {expected}");
             }

@@ -85,7 +85,7 @@ pub struct DataArgs {
     /// The data: a folder, an archive, a pattern of shards, a URL
     #[arg(value_name = "DATA")]
     pub data: String,
-    /// The kind of data, where it is not recognised or not rightly
+    /// The kind of data, where it is not recognized or not rightly
     #[arg(long, value_name = "KIND")]
     pub source: Option<SourceKind>,
     /// Hold back this share of each class as `val`, where the data has no `val` of its own
@@ -289,11 +289,11 @@ fn byte_size(text: &str) -> Result<u64, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        _ => return Err(format!("`{unit}` is no unit; there are kB, MB, GB, KiB, MiB and GiB")),
+        _ => return Err(format!("unknown unit `{unit}`; expected kB, MB, GB, KiB, MiB or GiB")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("`{number}` is no number"))?;
+    let number: f64 = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
     let bytes = number * factor as f64;
-    if bytes < 1.0 { Err("less than a byte".into()) } else { Ok(bytes as u64) }
+    if bytes < 1.0 { Err("the size is less than a byte".into()) } else { Ok(bytes as u64) }
 }
 
 #[cfg(test)]
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(byte_size("1.5GB"), Ok(1_500_000_000));
         assert_eq!(byte_size("512 MiB"), Ok(512 << 20));
         assert!(byte_size("5 apples").unwrap_err().contains("apples"));
-        assert!(byte_size("GB").unwrap_err().contains("no number"));
+        assert!(byte_size("GB").unwrap_err().contains("not a number"));
         assert!(byte_size("0").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The commands, a module each, and what they share.
+//! The commands, one module each, and what they share.
 
 pub mod bench;
 pub mod doctor;
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::cli::{DataArgs, PipelineName, SplitArgs};
 
-/// Opens a split of the data, less what is in quarantine, and passes on what is to be noted.
+/// Opens a split of the data without the quarantined samples, and logs the notes.
 fn open_data(data: &DataArgs, split: &SplitArgs) -> Result<Opened> {
     let mut opened = open_split(data, split.split)?;
     for note in &opened.notes {
@@ -66,7 +66,7 @@ fn pipeline(name: PipelineName, size: u32) -> Result<Arc<dyn Preprocess>> {
     Ok(Arc::new(PipelinePreprocess::new(pipeline, Limits::default())?))
 }
 
-/// Prints a result as JSON on standard output.
+/// Prints a result as JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the result as JSON")?;
     println!("{text}");
@@ -78,7 +78,7 @@ fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// `110.3 kB`, in powers of 1000 as the flags take them.
+/// Formats bytes as `110.3 kB`, in powers of 1000 as the flags accept them.
 fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "kB", "MB", "GB"] {
@@ -90,7 +90,7 @@ fn human_bytes(bytes: u64) -> String {
     format!("{value:.1} TB")
 }
 
-/// `1 sample`, `2 samples`.
+/// Formats a count: `1 sample`, `2 samples`.
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}{}", if what.ends_with("ss") { "es" } else { "s" }) }
 }

@@ -4,12 +4,12 @@ use burn_dataset::{Dataset, DatasetError};
 
 use crate::{Error, Source};
 
-/// A sample as Burn's loaders pass it on: encoded bytes, nothing decoded.
+/// A sample for Burn's loaders: encoded bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceItem {
     /// The encoded image.
     pub bytes: Vec<u8>,
-    /// The label, an index into the source's classes; `None` where the data has none.
+    /// The label, an index into the source's classes; `None` if the data has none.
     pub label: Option<u32>,
     /// The stable key.
     pub key: String,
@@ -33,7 +33,7 @@ impl<S: Source> Dataset<SourceItem> for SourceDataset<S> {
     /// Reads one sample.
     ///
     /// # Panics
-    /// Where `index` is not below [`len`](Dataset::len), as Burn asks.
+    /// Panics if `index` is not below [`len`](Dataset::len), as Burn requires.
     fn get(&self, index: usize) -> Result<SourceItem, DatasetError> {
         let len = self.0.len();
         assert!(index < len, "{}", Error::OutOfRange { index, len });

@@ -1,8 +1,8 @@
-//! From encoded bytes to RGB8, as Pillow's `Image.open(f).convert("RGB")` gives it.
+//! Decoding to RGB8, equal to Pillow's `Image.open(f).convert("RGB")`.
 //!
-//! The format is told by the content, never by a name. What Pillow does, so does this module: alpha is dropped, a
-//! palette is looked up, 16-bit colour keeps its high byte, 16-bit grey is clipped at 255, only the first frame of an
-//! animation is read, and the EXIF orientation is ignored. CMYK follows Adobe's inverted convention.
+//! The format is detected from the content, not from the name. As in Pillow, alpha is dropped, a palette is looked up,
+//! 16-bit color is truncated to its high byte, 16-bit gray is clipped at 255, only the first frame of an animation is
+//! read, and the EXIF orientation is ignored. CMYK follows Adobe's inverted convention.
 
 mod jpeg;
 
@@ -21,12 +21,12 @@ use image::{
 /// Shorthand for a result of this module.
 pub type Result<T, E = DecodeError> = std::result::Result<T, E>;
 
-/// Why bytes are not an image. It knows no path: a caller wraps it with the sample's [`Location`](crate::Location)
-/// into [`Error::Decode`](crate::Error::Decode).
+/// Why bytes are not an image. It has no path: callers wrap it with the sample's [`Location`](crate::Location) into
+/// [`Error::Decode`](crate::Error::Decode).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The first bytes are those of no known format.
+    /// The first bytes match no supported format.
     #[error("not a JPEG, PNG, WebP, BMP, GIF or TIFF image (it starts with {start:02x?})")]
     UnknownFormat {
         /// The first bytes, at most 8.
@@ -35,12 +35,12 @@ pub enum DecodeError {
     /// The bytes end too early or contradict the format.
     #[error("broken {format} image: {cause}")]
     Broken {
-        /// The format that the first bytes announce.
+        /// Returns the format that the first bytes declare.
         format: Format,
-        /// What is wrong.
+        /// The cause.
         cause: String,
     },
-    /// A valid variant of the format that is not read here.
+    /// A valid variant of the format that is not supported.
     #[error("unsupported {format} image: {cause}")]
     Unsupported {
         /// The format.
@@ -48,7 +48,7 @@ pub enum DecodeError {
         /// The variant.
         cause: String,
     },
-    /// The header announces more pixels than allowed; nothing was allocated.
+    /// The header declares more pixels than allowed; nothing was allocated.
     #[error("{width} × {height} pixels exceed the limit of {max_pixels} pixels; raise it if the image is genuine")]
     TooManyPixels {
         /// Width in pixels.
@@ -61,19 +61,20 @@ pub enum DecodeError {
     /// The image, or decoding it, needs more memory than allowed; it was not allocated.
     #[error("decoding needs {bytes} bytes, over the limit of {max_bytes} bytes; raise it if the image is genuine")]
     TooManyBytes {
-        /// What is needed, in bytes.
+        /// The required bytes.
         bytes: u64,
         /// [`Limits::max_bytes`].
         max_bytes: u64,
     },
 }
 
-/// What an image may cost. Both are checked on the header, before anything is allocated for pixels.
+/// Limits on an image. Both are checked on the header, before pixels are allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The most pixels, width × height. The default is 89,478,485, where Pillow starts to warn of a bomb.
+    /// The largest number of pixels, width × height. The default is 89,478,485, where Pillow starts to warn of a
+    /// decompression bomb.
     pub max_pixels: u64,
-    /// The most bytes of the encoded image, and of the memory that decoding it takes. The default is 1 GiB.
+    /// The largest number of bytes of the encoded image, and of the memory for decoding it. The default is 1 GiB.
     pub max_bytes: u64,
 }
 
@@ -84,7 +85,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Checks the announced size, and the memory of `bytes_per_pixel` for each pixel.
+    /// Checks the declared size, and the memory of `bytes_per_pixel` for each pixel.
     pub(crate) fn check(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<()> {
         let pixels = u64::from(width) * u64::from(height);
         if pixels > self.max_pixels {
@@ -101,7 +102,7 @@ impl Limits {
     }
 }
 
-/// The formats that are read.
+/// The supported formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
     /// ISO 10918-1.
@@ -119,7 +120,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that the first bytes announce.
+    /// Returns the format that the first bytes declare.
     ///
     /// # Errors
     /// [`DecodeError::UnknownFormat`].
@@ -169,35 +170,35 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// How an encoded image stores its colours.
+/// How an encoded image stores its colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ColorModel {
     /// One channel.
-    Grey,
-    /// Grey and alpha.
-    GreyAlpha,
-    /// Red, green, blue (of a JPEG too: its YCbCr stands for RGB).
+    Gray,
+    /// Gray and alpha.
+    GrayAlpha,
+    /// Red, green, blue (including JPEG's YCbCr).
     Rgb,
     /// RGB and alpha.
     Rgba,
-    /// Indexes into a table of colours.
+    /// Indices into a palette.
     Palette,
-    /// Four inks (of a JPEG: CMYK or YCCK).
+    /// Four inks (JPEG: CMYK or YCCK).
     Cmyk,
     /// Anything else.
     Other,
 }
 
-/// What an image's header says. Nothing of the pixels has been read.
+/// The contents of an image's header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// The format, told by the content.
+    /// The format, detected from the content.
     pub format: Format,
     /// Width in pixels, before any EXIF rotation.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// How colours are stored.
+    /// How colors are stored.
     pub color: ColorModel,
     /// Bits of one channel; of the index, for a palette.
     pub bits: u8,
@@ -210,12 +211,12 @@ pub struct Header {
 /// The EXIF block of a JPEG. It never changes the decoded pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Exif {
-    /// There is none, or none of this format is looked for.
+    /// There is none, or it is not supported for this format.
     #[default]
     Absent,
-    /// It can be read, and names this orientation: 1 is upright (also where it names none), 2–8 are turned.
+    /// It is readable with this orientation: 1 is upright (also if none is given), 2–8 are rotated or mirrored.
     Orientation(u16),
-    /// It contradicts its own format.
+    /// It is malformed.
     Broken,
 }
 
@@ -238,10 +239,10 @@ pub fn probe(bytes: &[u8]) -> Result<Header> {
     })
 }
 
-/// Decodes an image into RGB8, as Pillow's `Image.open(f).convert("RGB")` gives it.
+/// Decodes an image into RGB8, equal to Pillow's `Image.open(f).convert("RGB")`.
 ///
 /// # Errors
-/// Any [`DecodeError`]. No input makes it panic, and none makes it allocate more than `limits` allow.
+/// Any [`DecodeError`]. No input causes a panic or allocates more than `limits` allow.
 pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     limits.check_bytes(bytes.len() as u64)?;
     let format = Format::of(bytes)?;
@@ -263,10 +264,10 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
     })
 }
 
-/// A part of an image, decoded by itself.
+/// A separately decoded part of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Region {
-    /// The pixels that the part touches, at the scale they were decoded at.
+    /// The pixels that the part touches, at the decoded scale.
     pub image: RgbImage,
     /// Where the part begins in `image`, in fractions of its pixels.
     pub left: f64,
@@ -280,12 +281,12 @@ pub struct Region {
 
 /// Decodes the part `crop` of an image, for a resize to `target` (width, height).
 ///
-/// Of a JPEG, only what the part needs is transformed, and at 1/2, 1/4 or 1/8 where the part is at least that much
-/// larger than the target on both sides. At the full scale the pixels are those of [`decode`]. Damage in rows below
-/// the part goes unnoticed. Other formats are decoded whole.
+/// For a JPEG, only the required blocks are transformed, at 1/2, 1/4 or 1/8 scale if the part is at least that much
+/// larger than the target on both sides. At full scale the pixels equal those of [`decode`]. Damage in rows below the
+/// part is not detected. Other formats are decoded whole.
 ///
 /// # Errors
-/// Any [`DecodeError`]; [`DecodeError::Broken`] where `crop` is empty or reaches beyond the image.
+/// Any [`DecodeError`]; [`DecodeError::Broken`] if `crop` is empty or extends beyond the image.
 pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limits) -> Result<Region> {
     let format = Format::of(bytes)?;
     let outside = |width: u32, height: u32| {
@@ -328,8 +329,8 @@ pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limi
     })
 }
 
-/// Decodes the part `crop` of an image at the full scale, out of a file that is parsed to its end. The pixels are
-/// those of [`decode`]. `crop` must lie within the image.
+/// Decodes the part `crop` of an image at full scale, parsing the file to its end. The pixels equal those of
+/// [`decode`]. `crop` must be within the image.
 pub(crate) fn decode_part(bytes: &[u8], crop: Rect, limits: &Limits) -> Result<RgbImage> {
     let format = Format::of(bytes)?;
     if format != Format::Jpeg {
@@ -341,7 +342,7 @@ pub(crate) fn decode_part(bytes: &[u8], crop: Rect, limits: &Limits) -> Result<R
 }
 
 impl Header {
-    /// Checks the announced size against the limits.
+    /// Checks the declared size against the limits.
     pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         if self.width == 0 || self.height == 0 {
             return Err(self.format.broken(format_args!("{} × {} pixels", self.width, self.height)));
@@ -377,13 +378,13 @@ fn image_error(format: Format, cause: image::ImageError) -> DecodeError {
     }
 }
 
-/// Turns a panic of a decoder that we did not write into an error.
+/// Converts a panic of a third-party decoder into an error.
 fn contain_panics<T>(format: Format, decode: impl FnOnce() -> Result<T>) -> Result<T> {
-    // Nothing is shared with the closure but the encoded bytes, which it cannot change.
+    // The closure shares only the encoded bytes, which it cannot change.
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.broken("its decoder panicked")))
 }
 
-/// Pillow's `convert("RGB")`.
+/// Converts to RGB like Pillow's `convert("RGB")`.
 fn to_rgb(image: DynamicImage) -> RgbImage {
     /// The high bytes of the first three of `channels` 16-bit samples a pixel.
     fn high_bytes(width: u32, height: u32, samples: &[u16], channels: usize) -> RgbImage {
@@ -396,11 +397,11 @@ fn to_rgb(image: DynamicImage) -> RgbImage {
     let (width, height) = (image.width(), image.height());
     match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        DynamicImage::ImageLuma16(grey) => {
-            let pixels = grey.as_raw().iter().flat_map(|&value| [value.min(255) as u8; 3]);
+        DynamicImage::ImageLuma16(gray) => {
+            let pixels = gray.as_raw().iter().flat_map(|&value| [value.min(255) as u8; 3]);
             RgbImage::from_raw(width, height, pixels.collect()).expect("three bytes for each pixel")
         }
-        DynamicImage::ImageLumaA16(grey) => high_bytes(width, height, grey.as_raw(), 2),
+        DynamicImage::ImageLumaA16(gray) => high_bytes(width, height, gray.as_raw(), 2),
         DynamicImage::ImageRgb16(rgb) => high_bytes(width, height, rgb.as_raw(), 3),
         DynamicImage::ImageRgba16(rgba) => high_bytes(width, height, rgba.as_raw(), 4),
         other => other.into_rgb8(),
@@ -410,8 +411,8 @@ fn to_rgb(image: DynamicImage) -> RgbImage {
 fn color_model(color: ExtendedColorType) -> (ColorModel, u8) {
     use ExtendedColorType as C;
     let model = match color {
-        C::L1 | C::L2 | C::L4 | C::L8 | C::L16 => ColorModel::Grey,
-        C::La1 | C::La2 | C::La4 | C::La8 | C::La16 => ColorModel::GreyAlpha,
+        C::L1 | C::L2 | C::L4 | C::L8 | C::L16 => ColorModel::Gray,
+        C::La1 | C::La2 | C::La4 | C::La8 | C::La16 => ColorModel::GrayAlpha,
         C::Rgb1 | C::Rgb2 | C::Rgb4 | C::Rgb5x1 | C::Rgb8 | C::Bgr8 | C::Rgb16 | C::Rgb32F => ColorModel::Rgb,
         C::Rgba1 | C::Rgba2 | C::Rgba4 | C::Rgba8 | C::Bgra8 | C::Rgba16 | C::Rgba32F => ColorModel::Rgba,
         C::Cmyk8 | C::Cmyk16 => ColorModel::Cmyk,
@@ -431,12 +432,12 @@ fn png_header(bytes: &[u8]) -> Result<Header> {
         return Err(format.broken("it ends inside the IHDR chunk"));
     };
     let color = match color {
-        0 => ColorModel::Grey,
+        0 => ColorModel::Gray,
         2 => ColorModel::Rgb,
         3 => ColorModel::Palette,
-        4 => ColorModel::GreyAlpha,
+        4 => ColorModel::GrayAlpha,
         6 => ColorModel::Rgba,
-        other => return Err(format.broken(format_args!("colour type {other}"))),
+        other => return Err(format.broken(format_args!("color type {other}"))),
     };
     let (width, height) = (u32::from_be_bytes([w0, w1, w2, w3]), u32::from_be_bytes([h0, h1, h2, h3]));
     Ok(Header { format, width, height, color, bits, progressive: false, exif: Exif::Absent })
@@ -451,7 +452,7 @@ fn jpeg_header(bytes: &[u8]) -> Result<Header> {
     loop {
         let rest = bytes.get(at..).unwrap_or_default();
         match rest {
-            // Fill bytes, and junk between segments, which libjpeg skips with a warning.
+            // Skips fill bytes and garbage between segments, as libjpeg does with a warning.
             [0xff, 0xff, ..] | [0..=0xfe, _, ..] => at += 1,
             [0xff, 0x00 | 0x01 | 0xd0..=0xd8, ..] => at += 2,
             [0xff, 0xd9 | 0xda, ..] => return Err(format.broken("no frame header before the first scan")),
@@ -462,7 +463,7 @@ fn jpeg_header(bytes: &[u8]) -> Result<Header> {
                     0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
                         let &[bits, h0, h1, w0, w1, components, ..] = segment else { return Err(ends_early()) };
                         let color = match components {
-                            1 => ColorModel::Grey,
+                            1 => ColorModel::Gray,
                             3 => ColorModel::Rgb,
                             4 => ColorModel::Cmyk,
                             _ => ColorModel::Other,
@@ -485,7 +486,7 @@ fn jpeg_header(bytes: &[u8]) -> Result<Header> {
     }
 }
 
-/// The orientation tag (0x0112) of the first directory; 1 where it is missing, `None` where the block is broken.
+/// Returns the orientation tag (0x0112) of the first directory; 1 if it is missing, `None` if the block is malformed.
 fn exif_orientation(tiff: &[u8]) -> Option<u16> {
     let little = match tiff.get(..4)? {
         [b'I', b'I', 42, 0] => true,

@@ -12,16 +12,16 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
 use crate::{Class, Error, Location, Result, Source};
 
-/// One image: 8 rows of 8 grey values in `0..=16`, 16 being full ink.
+/// One image: 8 rows of 8 gray values in `0..=16`, 16 being full ink.
 pub type Digit = [u8; 64];
 
 /// Every fifth sample of a class is held out.
 const HELD_OUT_EVERY: usize = 5;
 
-/// The UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998), its test part of 1797
-/// images, as scikit-learn's `load_digits` gives it.
+/// The UCI "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998), its test part of 1797 images,
+/// as in scikit-learn's `load_digits`.
 ///
-/// As a [`Source`] each sample is a grey PNG of 8 × 8 pixels; a value `v` of `0..=16` becomes `v · 255 / 16`, rounded.
+/// As a [`Source`] each sample is a gray PNG of 8 × 8 pixels; a value `v` of `0..=16` becomes `v · 255 / 16`, rounded.
 ///
 /// **The split.** [`Digits::test`] holds every fifth sample of each class in file order (the 5th, 10th, 15th, … of
 /// its class): 355 samples. [`Digits::train`] holds the other 1442. The same writers appear on both sides, so the
@@ -55,7 +55,7 @@ impl Digits {
         Self::select(|nth| nth % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
     }
 
-    /// The samples whose place among the samples of their own class satisfies `keep`.
+    /// Returns the samples whose position within their class satisfies `keep`.
     fn select(keep: impl Fn(usize) -> bool) -> Self {
         let data = table();
         let mut seen = [0; 10];
@@ -70,7 +70,7 @@ impl Digits {
     /// The pixels of sample `index`, row by row, in `0..=16`.
     ///
     /// # Panics
-    /// Where `index` is not below [`len`](Source::len).
+    /// Panics if `index` is not below [`len`](Source::len).
     pub fn pixels(&self, index: usize) -> &'static Digit {
         &self.data.images[self.row(index)]
     }
@@ -128,9 +128,9 @@ impl Source for Digits {
 
     fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.clear();
-        let grey = self.pixels(index).map(|value| ((u16::from(value) * 255 + 8) / 16) as u8);
+        let gray = self.pixels(index).map(|value| ((u16::from(value) * 255 + 8) / 16) as u8);
         PngEncoder::new(buffer)
-            .write_image(&grey, 8, 8, ExtendedColorType::L8)
+            .write_image(&gray, 8, 8, ExtendedColorType::L8)
             .map_err(|cause| Error::Io { path: "the embedded digits".into(), source: std::io::Error::other(cause) })
     }
 }
@@ -180,8 +180,8 @@ mod tests {
         assert_eq!(image.color(), image::ColorType::L8);
         let image = image.into_luma8();
         assert_eq!(image.dimensions(), (8, 8));
-        for (grey, &value) in image.as_raw().iter().zip(digits.pixels(3)) {
-            assert_eq!(*grey, (f64::from(value) * 255.0 / 16.0).round() as u8);
+        for (gray, &value) in image.as_raw().iter().zip(digits.pixels(3)) {
+            assert_eq!(*gray, (f64::from(value) * 255.0 / 16.0).round() as u8);
         }
     }
 }

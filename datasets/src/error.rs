@@ -1,4 +1,4 @@
-//! The one error type of this crate.
+//! The error type of this crate.
 
 use std::{io, path::PathBuf};
 
@@ -7,8 +7,7 @@ use crate::{DecodeError, Location};
 /// Shorthand for a result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong between an archive and a batch. Every message names the file, the cause and, where there is
-/// one, the way out.
+/// An error of this crate. Every message names the file, the cause and, if there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,61 +16,61 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 
-    /// A path, pattern or URL that is no data set this crate knows.
+    /// A path, pattern or URL that is not a recognized data set.
     #[error("{spec}: no data set found; looked for {looked_for}")]
-    Unrecognised {
-        /// What the caller gave.
+    Unrecognized {
+        /// The given path, pattern or URL.
         spec: String,
-        /// Everything that would have been accepted.
+        /// The accepted layouts.
         looked_for: String,
     },
 
-    /// The data lacks the split that was asked for.
+    /// The data lacks the requested split.
     #[error("{container}: no {split} split; {hint}")]
     MissingSplit {
         /// The data set.
         container: String,
         /// The name of the split.
         split: &'static str,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
 
-    /// A data set whose layout contradicts itself or is unusable: no samples, empty classes, unknown classes.
+    /// A data set with an inconsistent or unusable layout: no samples, empty classes, unknown classes.
     #[error("{container}: {cause}")]
     Layout {
         /// The folder, archive or URL.
         container: String,
-        /// What is wrong and what to do.
+        /// The cause and the remedy.
         cause: String,
     },
 
-    /// Bytes that are not what the format says they should be.
+    /// Data that violates its format.
     #[error("{location}: {cause}")]
     Corrupt {
         /// The archive, member and offset.
         location: Location,
-        /// What is wrong with it.
+        /// The cause.
         cause: String,
     },
 
     /// A sample index beyond the end of its source.
     #[error("sample {index} of {len}: out of range")]
     OutOfRange {
-        /// The index asked for.
+        /// The requested index.
         index: usize,
         /// The number of samples.
         len: usize,
     },
 
-    /// Data that only a build with another cargo feature can read.
+    /// Data that requires a build with another cargo feature.
     #[error("{spec}: this build cannot read it; build with `--features {feature}`")]
     NeedsFeature {
-        /// What the caller gave.
+        /// The given path, pattern or URL.
         spec: String,
         /// The cargo feature.
         feature: &'static str,
@@ -82,7 +81,7 @@ pub enum Error {
     Decode {
         /// The sample.
         location: Location,
-        /// What is wrong with it.
+        /// The cause.
         #[source]
         cause: DecodeError,
     },
@@ -92,30 +91,30 @@ pub enum Error {
     Transform {
         /// The transform's name.
         name: &'static str,
-        /// What is wrong.
+        /// The cause.
         cause: &'static str,
     },
 
-    /// Settings of a loader that contradict each other or the source.
+    /// Loader settings that contradict each other or the source.
     #[error("cannot load: {what}")]
     InvalidLoader {
-        /// What is wrong, and what to change.
+        /// The cause and the remedy.
         what: String,
     },
 
-    /// Not one sample of an epoch could be read and decoded.
+    /// No sample of an epoch could be read and decoded.
     #[error("none of {bad} samples could be read and decoded; the first: {cause}")]
     NoGoodSample {
-        /// How many were tried.
+        /// The number of attempts.
         bad: u64,
-        /// What was wrong with the first.
+        /// The cause of the first failure.
         cause: String,
     },
 
-    /// A worker thread panicked: a defect of this program, not of the data.
+    /// A worker thread panicked: a bug in Hearth, not a problem of the data.
     #[error("a worker panicked over {what}: {message}; please report this")]
     WorkerPanicked {
-        /// The sample or batch in its hands.
+        /// The sample or batch being processed.
         what: String,
         /// The panic's message.
         message: String,
@@ -123,12 +122,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// An [`Error::Io`] from the path and what the system said.
+    /// Creates an [`Error::Io`] from the path and the system's error.
     pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Io { path: path.into(), source }
     }
 
-    /// An [`Error::Layout`] from anything that prints.
+    /// Creates an [`Error::Layout`].
     pub(crate) fn layout(container: impl ToString, cause: impl Into<String>) -> Self {
         Self::Layout { container: container.to_string(), cause: cause.into() }
     }

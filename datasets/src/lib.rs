@@ -1,13 +1,13 @@
-//! Images as a stream: from archive to batch.
+//! Image data sets: from archive to batch.
 //!
 //! ```text
 //! archive → Source (where a sample's bytes are, and its label) → bytes
 //!         → decode (RGB8) → transforms (RGB8, still u8) → loader (ordered, bounded in bytes)
-//!         → ImageBatch (u8 NCHW + targets) → device: normalise
+//!         → ImageBatch (u8 NCHW + targets) → device: normalize
 //! ```
 //!
-//! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: never of the number of workers,
-//! their timing, or what came before.
+//! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: not of the number of workers, their
+//! timing, or what came before.
 
 #![forbid(unsafe_code)]
 

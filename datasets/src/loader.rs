@@ -1,15 +1,15 @@
-//! The loader: from a source to batches, in an order and with pixels that depend on the seed alone.
+//! The loader: from a source to batches. Order and pixels depend on the seed alone.
 //!
-//! Workers take samples in the order of the epoch and write each into its own place of a batch; the consumer takes
-//! finished batches in order. So the same batches come in the same order whatever the number of workers. What is in
-//! flight is bounded in bytes ([`LoaderBuilder::memory_bytes`]).
+//! Workers process samples in the order of the epoch and write each into its slot of a batch; the consumer receives
+//! finished batches in order. Batches and their order do not depend on the number of workers. Data in flight is bounded
+//! in bytes ([`LoaderBuilder::memory_bytes`]).
 //!
 //! # When something fails
-//! Burn's iterators yield results. An unreadable sample is treated as the [`BadSamples`] policy says. Whatever the
-//! policy, a panic on a worker and a batch that cannot be built are yielded as an error, once, in the place where the
-//! batch would have come; the iterator ends after it. No failure ends an epoch without an error.
+//! Burn's iterators yield results. An unreadable sample is handled by the [`BadSamples`] policy. Under every policy, a
+//! worker panic or a batch that cannot be built is yielded as an error once, in place of the batch, after which the
+//! iterator ends. No failure ends an epoch without an error.
 //!
-//! Dropping an iterator stops its workers and waits until each has finished the sample in its hands.
+//! Dropping an iterator stops its workers and waits until each has finished its current sample.
 
 mod batches;
 mod policy;
@@ -39,10 +39,10 @@ use crate::{
     transforms::{Pipeline, batch::BatchTransforms},
 };
 
-/// What a sample's random choices depend on, besides the sample itself.
+/// The inputs of a sample's random choices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleContext {
-    /// The loader's seed, or one made from it where an epoch repeats the sample.
+    /// The loader's seed, or one derived from it if an epoch repeats the sample.
     pub seed: u64,
     /// The epoch, from 0.
     pub epoch: u64,
@@ -74,7 +74,7 @@ pub struct PipelinePreprocess {
 }
 
 impl PipelinePreprocess {
-    /// The pipeline, within `limits`.
+    /// Creates the preprocessing of a pipeline, within `limits`.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] for a pipeline whose images differ in size.
@@ -112,103 +112,103 @@ pub struct LoaderBuilder {
     workers: usize,
     memory_bytes: usize,
     bad_samples: BadSamples,
-    allow_unlabelled: bool,
+    allow_unlabeled: bool,
     sampler: SamplerOptions,
-    /// The part of each batch that is loaded: rank and ranks.
+    /// The part of each batch to load: rank and number of ranks.
     part: (usize, usize),
 }
 
 impl LoaderBuilder {
-    /// Images a batch; 32 by default.
+    /// Sets the images per batch. Default: 32.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
         self
     }
 
-    /// Threads that read, decode and transform; by default as many as there are cores. With 0 the consumer does it
-    /// all when it asks for a batch.
+    /// Sets the number of threads that read, decode and transform. Default: one per core. With 0, the consumer does the
+    /// work when it requests a batch.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// The most bytes of pixels in batches that are begun or wait to be taken; 512 MiB by default. One batch is always
-    /// allowed. Each worker adds one sample's encoded and decoded bytes.
+    /// Sets the largest number of bytes of pixels in unfinished and waiting batches. Default: 512 MiB. One batch is
+    /// always allowed. Each worker adds one sample's encoded and decoded bytes.
     pub fn memory_bytes(mut self, memory_bytes: usize) -> Self {
         self.memory_bytes = memory_bytes;
         self
     }
 
-    /// The seed of the order and of all random choices; 0 by default.
+    /// Sets the seed of the order and of all random choices. Default: 0.
     pub fn seed(mut self, seed: u64) -> Self {
         self.sampler.seed = seed;
         self
     }
 
-    /// Shuffles fully, another way each epoch. Short for [`order`](LoaderBuilder::order)`(Order::Shuffled)`.
+    /// Shuffles fully, differently in each epoch. Short for [`order`](LoaderBuilder::order)`(Order::Shuffled)`.
     pub fn shuffle(self) -> Self {
         self.order(Order::Shuffled)
     }
 
-    /// The order of an epoch; the source's own by default.
+    /// Sets the order of an epoch. Default: the source's.
     pub fn order(mut self, order: Order) -> Self {
         self.sampler.order = order;
         self
     }
 
-    /// Whether an incomplete last batch is dropped; `false` by default.
+    /// Sets whether an incomplete last batch is dropped. Default: `false`.
     pub fn drop_last(mut self, drop_last: bool) -> Self {
         self.sampler.drop_last = drop_last;
         self
     }
 
-    /// Repeated augmentation: see [`SamplerOptions::repeats`]. 1 by default.
+    /// Sets repeated augmentation: see [`SamplerOptions::repeats`]. Default: 1.
     pub fn repeats(mut self, repeats: usize) -> Self {
         self.sampler.repeats = repeats;
         self
     }
 
-    /// Class-balanced sampling: see [`SamplerOptions::balanced`]. `false` by default.
+    /// Sets class-balanced sampling: see [`SamplerOptions::balanced`]. Default: `false`.
     pub fn balanced(mut self, balanced: bool) -> Self {
         self.sampler.balanced = balanced;
         self
     }
 
-    /// Loads share `rank` of `world` equal shares of each epoch; see [`SamplerOptions::drop_last`] for what happens
-    /// to a remainder. All of it by default.
+    /// Loads shard `rank` of `world` equal shards of each epoch; see [`SamplerOptions::drop_last`] for the remainder.
+    /// Default: the whole epoch.
     pub fn share(mut self, rank: usize, world: usize) -> Self {
         (self.sampler.rank, self.sampler.world) = (rank, world);
         self
     }
 
-    /// Loads part `rank` of `ranks` of each batch: the batches are those of one loader alone, and the parts of a batch
-    /// follow each other in it, as equal as can be. A batch whose part holds no sample is yielded all the same, so that
-    /// every rank sees as many. All of it by default.
+    /// Loads part `rank` of `ranks` of each batch: the batches equal those of a single loader, and their parts are
+    /// consecutive and nearly equal. A batch whose part is empty is yielded too, so that every rank sees the same
+    /// number of batches. Default: whole batches.
     pub fn part_of_batches(mut self, rank: usize, ranks: usize) -> Self {
         self.part = (rank, ranks);
         self
     }
 
-    /// What to do with samples that cannot be read or decoded; [`BadSamples::Strict`] by default.
+    /// Sets the policy for samples that cannot be read or decoded. Default: [`BadSamples::Strict`].
     pub fn bad_samples(mut self, policy: BadSamples) -> Self {
         self.bad_samples = policy;
         self
     }
 
-    /// Whether samples without a label are accepted (their batches have no labels); `false` by default.
-    pub fn allow_unlabelled(mut self, allow: bool) -> Self {
-        self.allow_unlabelled = allow;
+    /// Sets whether samples without a label are accepted (their batches have no labels). Default: `false`.
+    pub fn allow_unlabeled(mut self, allow: bool) -> Self {
+        self.allow_unlabeled = allow;
         self
     }
 
-    /// How each batch is mixed: Mixup, CutMix. Drawn from the seed here and done by
-    /// [`ImageBatch::normalise`] and [`ImageBatch::soft_targets`] on the device. Not at all by default.
+    /// Sets how batches are mixed: Mixup, CutMix. The mixing is drawn from the seed here and applied by
+    /// [`ImageBatch::normalize`] and [`ImageBatch::soft_targets`] on the device. Default: none.
     pub fn mix(mut self, mix: BatchTransforms) -> Self {
         self.mix = mix;
         self
     }
 
-    /// The loader.
+    /// Builds the loader.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] where settings contradict each other or the source.
@@ -232,7 +232,7 @@ impl LoaderBuilder {
                 self.batch_size
             ));
         }
-        if !self.allow_unlabelled
+        if !self.allow_unlabeled
             && let Some(index) = (0..self.source.len()).find(|&index| self.source.label(index).is_none())
         {
             return invalid(format!("{} has no label", self.source.location(index)));
@@ -243,7 +243,7 @@ impl LoaderBuilder {
     }
 }
 
-/// What all iterators and workers of a loader share.
+/// The state shared by all iterators and workers of a loader.
 struct Context {
     settings: LoaderBuilder,
     sampler: Sampler,
@@ -262,7 +262,7 @@ struct Cursor {
 /// Each call of [`iter`](DataLoader::iter) or [`batches`](ImageLoader::batches) is an epoch: the first is epoch 0, or
 /// the one given to [`start_at`](ImageLoader::start_at).
 ///
-/// Batches stay on the host until [`ImageBatch::normalise`] names a device, so the copy that
+/// Batches stay on the host until [`ImageBatch::normalize`] names a device, so the copy that
 /// [`to_device`](DataLoader::to_device) returns is the same loader: it shares the epoch counter, the meters and the
 /// list of bad samples. A [`slice`](DataLoader::slice) takes a range of positions of every epoch and counts its epochs
 /// by itself.
@@ -277,7 +277,7 @@ pub struct ImageLoader {
 }
 
 impl ImageLoader {
-    /// Settings to change and then [`build`](LoaderBuilder::build).
+    /// Returns a builder with default settings.
     pub fn builder(source: Arc<dyn Source>, preprocess: Arc<dyn Preprocess>) -> LoaderBuilder {
         LoaderBuilder {
             source,
@@ -287,18 +287,18 @@ impl ImageLoader {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 512 << 20,
             bad_samples: BadSamples::Strict,
-            allow_unlabelled: false,
+            allow_unlabeled: false,
             sampler: SamplerOptions::default(),
             part: (0, 1),
         }
     }
 
-    /// Batches an epoch.
+    /// The number of batches per epoch.
     pub fn num_batches(&self) -> usize {
         self.positions().div_ceil(self.batch_size())
     }
 
-    /// Images a batch; the last one of an epoch may hold fewer.
+    /// The images per batch; the last batch of an epoch may have fewer.
     pub fn batch_size(&self) -> usize {
         self.context.settings.batch_size
     }
@@ -308,8 +308,8 @@ impl ImageLoader {
         &self.context.settings.source
     }
 
-    /// Makes the next iterator start with batch `batch` of epoch `epoch`, both from 0, in O(1): nothing before it is
-    /// read. A batch one past an epoch's end means the next epoch's first.
+    /// Makes the next iterator start at batch `batch` of epoch `epoch`, both from 0, in O(1): nothing before it is
+    /// read. A batch one past the end of an epoch means the first of the next.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] for a batch that no epoch has.
@@ -327,13 +327,13 @@ impl ImageLoader {
         Ok(())
     }
 
-    /// The epoch, from 0, and the batch with which the next iterator starts.
+    /// Returns the epoch, from 0, and the batch at which the next iterator starts.
     pub fn next_start(&self) -> (u64, usize) {
         let cursor = lock(&self.cursor);
         (cursor.epoch, cursor.batch)
     }
 
-    /// The next epoch's batches. The same as [`iter`](DataLoader::iter), with this crate's error type.
+    /// Returns the next epoch's batches, like [`iter`](DataLoader::iter) with this crate's error type.
     pub fn batches(&self) -> Batches {
         let start = {
             let mut cursor = lock(&self.cursor);
@@ -393,7 +393,7 @@ impl fmt::Debug for ImageLoader {
     }
 }
 
-/// Locks a mutex whose data is whole between any two statements, so that a panic elsewhere does not matter.
+/// Locks a mutex, ignoring poisoning: its data is consistent between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! Where an epoch's time goes: waiting, reading, decoding, transforming, collating.
+//! Meters of an epoch's time: waiting, reading, decoding, transforming, collating.
 
 use std::{
     fmt,
@@ -9,20 +9,20 @@ use std::{
 
 use serde::Serialize;
 
-/// A stage of a sample's way from archive to batch, as the [`Stopwatch`] tells them apart.
+/// A stage of the processing of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// Fetching the encoded bytes from the source.
     Read,
-    /// From encoded bytes to RGB8.
+    /// Decoding to RGB8.
     Decode,
-    /// From RGB8 to RGB8 of the batch's size.
+    /// Transforms, to the batch's image size.
     Transform,
-    /// From height × width × channel to the batch's channel × height × width.
+    /// Conversion from height × width × channel to the batch's channel × height × width.
     Collate,
 }
 
-/// Splits one sample's time among the stages: each [`lap`](Stopwatch::lap) charges the time since the last one.
+/// Divides one sample's time among the stages: each [`lap`](Stopwatch::lap) charges the time since the last one.
 #[derive(Debug)]
 pub struct Stopwatch {
     last: Instant,
@@ -43,7 +43,7 @@ impl Stopwatch {
     }
 }
 
-/// The running meters of one epoch. All workers add to them; reading them never stops anyone.
+/// The running meters of one epoch. All workers add to them; reading them does not block.
 #[derive(Debug, Default)]
 pub struct Meters {
     stages: [AtomicU64; 4],
@@ -55,7 +55,7 @@ pub struct Meters {
 }
 
 impl Meters {
-    /// What the meters show now.
+    /// Returns the current readings.
     pub fn read(&self) -> MeterReading {
         let [reading, decoding, transforming, collating] =
             std::array::from_fn(|stage| Duration::from_nanos(self.stages[stage].load(Relaxed)));
@@ -96,26 +96,26 @@ impl Meters {
     }
 }
 
-/// What the meters of an epoch show.
+/// The readings of an epoch's meters.
 ///
-/// `waiting` is the consumer's time: a training run that waits much is short of workers. The others are summed over
-/// the workers, so with two workers they may grow by two seconds a second. Workers that are much `idle` wait for the
-/// consumer to take a batch: they are more than enough.
+/// `waiting` is the consumer's time: a run that waits much needs more workers. The other stages are summed over the
+/// workers, so two workers may add two seconds per second. Workers that are mostly `idle` wait for the consumer, so
+/// there are more than enough.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MeterReading {
-    /// The consumer's wait for the next batch. Without workers it holds the other stages' time too.
+    /// The consumer's wait for the next batch. Without workers it includes the other stages' time.
     pub waiting: Duration,
     /// Fetching encoded bytes.
     pub reading: Duration,
-    /// From encoded bytes to RGB8.
+    /// Decoding to RGB8.
     pub decoding: Duration,
-    /// Crops, flips, colour.
+    /// Crops, flips, color.
     pub transforming: Duration,
     /// Laying pixels out as a batch.
     pub collating: Duration,
     /// Workers waiting for room in memory.
     pub idle: Duration,
-    /// Samples that came through.
+    /// Samples processed.
     pub samples: u64,
     /// Their encoded bytes.
     pub bytes: u64,
@@ -129,7 +129,7 @@ impl MeterReading {
         self.reading + self.decoding + self.transforming + self.collating
     }
 
-    /// A stage's share of the workers' [`busy`](MeterReading::busy) time, 0 to 1.
+    /// Returns a stage's fraction of the workers' [`busy`](MeterReading::busy) time, 0 to 1.
     pub fn share(&self, stage: Stage) -> f64 {
         let part = match stage {
             Stage::Read => self.reading,

@@ -1,7 +1,6 @@
-//! A list of samples to leave out, made by `datasets doctor --quarantine FILE` and honoured by everything that opens
-//! data.
+//! A list of samples to leave out, written by `datasets doctor --quarantine FILE` and honored wherever data is opened.
 //!
-//! A text file: one sample's key a line, then a tab and the reason; lines that start with `#` are comments.
+//! A text file with one sample per line: its key, a tab and the reason; lines that start with `#` are comments.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +35,7 @@ impl Quarantine {
     /// Writes the list, sorted by key.
     ///
     /// # Errors
-    /// What the writer says.
+    /// Fails if the writer fails.
     pub fn write(&self, writer: &mut dyn Write) -> io::Result<()> {
         writeln!(writer, "# Samples that `datasets doctor` would leave out: key, tab, reason.")?;
         for (key, reason) in &self.0 {
@@ -45,17 +44,17 @@ impl Quarantine {
         Ok(())
     }
 
-    /// Adds a sample. Its first reason stays.
+    /// Adds a sample. An earlier reason is kept.
     pub fn insert(&mut self, key: impl Into<String>, reason: impl fmt::Display) {
         self.0.entry(key.into()).or_insert_with(|| reason.to_string());
     }
 
-    /// How many samples it names.
+    /// Returns the number of listed samples.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether it names no sample.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -65,8 +64,8 @@ impl Quarantine {
         self.0.contains_key(key)
     }
 
-    /// The source without the listed samples, and how many that left out. A list for other data leaves out none, and
-    /// the source itself comes back.
+    /// Returns the source without the listed samples, and the number left out. A list for other data leaves out none,
+    /// and the source is returned unchanged.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] for a source of more than four billion samples.

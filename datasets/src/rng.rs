@@ -1,12 +1,12 @@
-//! The random numbers of one sample: a function of `(seed, epoch, index)` and of nothing else.
+//! The random numbers of one sample, a function of `(seed, epoch, index)` alone.
 
 use std::convert::Infallible;
 
 use rand::{Rng, SeedableRng, TryRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-/// The random stream of sample `index` in epoch `epoch`: xoshiro256++ (Blackman and Vigna, 2018), seeded by mixing
-/// the three numbers one after another with SplitMix64's finaliser.
+/// The random stream of sample `index` in epoch `epoch`: xoshiro256++ (Blackman and Vigna, 2018), seeded by mixing the
+/// three numbers one after another with SplitMix64's finalizer.
 ///
 /// Different triples of the same seed never share a state. The draws below use integer arithmetic, IEEE `+ − × ÷ √`
 /// and the `libm` crate alone, so that the same triple gives the same numbers on every platform.
@@ -101,7 +101,7 @@ impl SampleRng {
     }
 }
 
-/// SplitMix64's finaliser (Steele, Lea and Flood, 2014) on `x` offset by `round` golden gammas: a bijection of `x`.
+/// SplitMix64's finalizer (Steele, Lea and Flood, 2014) on `x` offset by `round` golden gammas: a bijection of `x`.
 fn mix(x: u64, round: u64) -> u64 {
     let mut z = x.wrapping_add(round.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_stream_of_a_triple_never_changes() {
-        // The values of an independent implementation of SplitMix64's finaliser and xoshiro256++ in Python.
+        // The values of an independent implementation of SplitMix64's finalizer and xoshiro256++ in Python.
         let mut rng = SampleRng::new(1, 2, 3);
         let words: Vec<u64> = (0..4).map(|_| rng.next_u64()).collect();
         assert_eq!(words, GOLDEN_1_2_3);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbouring_samples_are_uncorrelated() {
+    fn neighboring_samples_are_uncorrelated() {
         let (mean, variance) = {
             let mut index = 0;
             moments(20_000, || {

@@ -1,20 +1,20 @@
-//! Which sample comes when: the order of an epoch, a pure function of (seed, epoch, position).
+//! The order of an epoch: a pure function of (seed, epoch, position).
 //!
-//! Nothing here holds state between positions, so an epoch may start anywhere in O(1), and shares of an epoch need no
-//! talk among the ranks.
+//! There is no state between positions, so an epoch may start anywhere in O(1), and shards of an epoch need no
+//! communication between ranks.
 
 use crate::{Error, Result, Source};
 
 /// The order of an epoch's samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
-    /// The source's own order, as evaluation wants it.
+    /// The source's order, for evaluation.
     #[default]
     Sequential,
-    /// A full shuffle, another one each epoch: for sources with cheap random access.
+    /// A full shuffle, different in each epoch: for sources with cheap random access.
     Shuffled,
-    /// For sources that read best in sequence (archives on slow disks or far away): runs of `run` consecutive samples
-    /// are shuffled among themselves, then samples within windows of `window`.
+    /// For sources that are fastest when read in sequence (archives on slow disks or remote): runs of `run` consecutive
+    /// samples are shuffled, then samples within windows of `window`.
     Windowed {
         /// Consecutive samples that stay together, a shard's worth.
         run: usize,
@@ -30,19 +30,19 @@ pub struct SamplerOptions {
     pub seed: u64,
     /// The order.
     pub order: Order,
-    /// How often each drawn sample is repeated, each time transformed anew: repeated augmentation
-    /// (Hoffer et al., 2020, <https://arxiv.org/abs/1901.09335>). As in torchvision's `RASampler` an epoch keeps its
-    /// length, so it sees a `repeats`-th of the samples.
+    /// Repeated augmentation (Hoffer et al., 2020, <https://arxiv.org/abs/1901.09335>): how often each drawn sample
+    /// occurs, transformed anew each time. An epoch keeps its length, so it sees a `repeats`-th of the samples, as with
+    /// torchvision's `RASampler`. Unlike there, the copies are neighbors in a batch.
     pub repeats: usize,
-    /// Whether every class comes equally often: small classes repeat, large ones are seen in part. An epoch keeps its
-    /// length.
+    /// Whether every class is drawn equally often: small classes repeat, large ones are seen in part. An epoch keeps
+    /// its length.
     pub balanced: bool,
-    /// This process's share of an epoch…
+    /// The index of this process's shard of an epoch.
     pub rank: usize,
-    /// …among so many.
+    /// The number of shards.
     pub world: usize,
-    /// What happens where `world` does not divide an epoch: the rest is dropped (`true`), or the first samples come
-    /// again (`false`). Shares are equal in count either way.
+    /// What happens if `world` does not divide an epoch: the rest is dropped (`true`), or the first samples are
+    /// repeated (`false`). Shards have equal size either way.
     pub drop_last: bool,
 }
 
@@ -57,7 +57,7 @@ impl Default for SamplerOptions {
 pub struct Draw {
     /// The index into the source.
     pub index: usize,
-    /// How many times it came before in this epoch; the random choices of its transforms depend on it.
+    /// How often it occurred before in this epoch; the random choices of its transforms depend on it.
     pub repeat: usize,
 }
 
@@ -72,7 +72,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler over `source`.
+    /// Creates a sampler over `source`.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] for options that contradict each other or the source.
@@ -102,12 +102,12 @@ impl Sampler {
         Ok(Self { options, total, share, classes })
     }
 
-    /// The number of positions in this rank's share of an epoch.
+    /// The number of positions in this rank's shard of an epoch.
     pub fn len(&self) -> usize {
         self.share
     }
 
-    /// Whether this rank's share is empty.
+    /// Whether this rank's shard is empty.
     pub fn is_empty(&self) -> bool {
         self.share == 0
     }
@@ -128,15 +128,15 @@ pub struct EpochOrder<'a> {
 }
 
 impl EpochOrder<'_> {
-    /// The sample at `position` of this rank's share, in O(1).
+    /// Returns the sample at `position` of this rank's shard, in O(1).
     ///
     /// # Panics
-    /// If `position` is not below [`Sampler::len`].
+    /// Panics if `position` is not below [`Sampler::len`].
     pub fn at(&self, position: usize) -> Draw {
         let Sampler { options, total, share, classes } = self.sampler;
         assert!(position < *share, "position {position} of {share}");
         let global = match options.order {
-            // Neighbouring ranks read neighbouring runs: each has a stretch of its own.
+            // Each rank has its own stretch, so adjacent ranks read adjacent runs.
             Order::Windowed { .. } => options.rank * share + position,
             _ => position * options.world + options.rank,
         } % total;
@@ -154,20 +154,20 @@ impl EpochOrder<'_> {
         Draw { index, repeat }
     }
 
-    /// Shuffles within the window around `position`, then looks the place up in the sequence of shuffled runs.
+    /// Shuffles within the window around `position`, then looks up the position in the sequence of shuffled runs.
     fn windowed(&self, position: usize, run: usize, window: usize) -> usize {
         let total = self.sampler.total;
         let first = position - position % window;
         let width = window.min(total - first);
         let key = hash(&[self.key, 1, first as u64]);
-        let place = first + Permutation::new(width, key).at(position - first);
+        let slot = first + Permutation::new(width, key).at(position - first);
 
-        // Only full runs change places; a rotation moves their limits, and the rest, from epoch to epoch.
+        // Only full runs are permuted; a rotation moves their boundaries, and the rest, from epoch to epoch.
         let full = total / run;
-        let shuffled = if place / run < full {
-            Permutation::new(full, hash(&[self.key, 2])).at(place / run) * run + place % run
+        let shuffled = if slot / run < full {
+            Permutation::new(full, hash(&[self.key, 2])).at(slot / run) * run + slot % run
         } else {
-            place
+            slot
         };
         let rotation = hash(&[self.key, 3]) % total as u64;
         (shuffled + rotation as usize) % total
@@ -179,7 +179,7 @@ impl EpochOrder<'_> {
 struct ClassIndex {
     /// Sample indices, sorted by class.
     samples: Vec<u32>,
-    /// The non-empty classes' first and one-past-last place in `samples`.
+    /// The non-empty classes' ranges in `samples`.
     ranges: Vec<(u32, u32)>,
 }
 
@@ -207,16 +207,16 @@ impl ClassIndex {
         let mut samples = vec![0; count as usize];
         let mut next = starts.clone();
         for index in 0..count {
-            let place = &mut next[label(index)?];
-            samples[*place as usize] = index;
-            *place += 1;
+            let next_slot = &mut next[label(index)?];
+            samples[*next_slot as usize] = index;
+            *next_slot += 1;
         }
         let ranges = starts.windows(2).map(|pair| (pair[0], pair[1])).filter(|(start, end)| start < end).collect();
         Ok(Self { samples, ranges })
     }
 
-    /// The `position`-th draw and how often its sample was drawn before: each stretch of as many draws as there are
-    /// classes holds each class once, and a class repeats no sample before all of them were drawn.
+    /// Returns the `position`-th draw and how often its sample was drawn before: each stretch of `classes` draws has
+    /// each class once, and a class repeats no sample before all of its samples were drawn.
     fn draw(&self, position: usize, key: u64) -> (usize, usize) {
         let classes = self.ranges.len();
         let (stretch, offset) = (position / classes, position % classes);
@@ -229,10 +229,10 @@ impl ClassIndex {
     }
 }
 
-/// A random permutation of `0..len` that needs no memory: the swap-or-not shuffle (Hoang, Morris and Rogaway, 2012,
-/// <https://arxiv.org/abs/1208.1176>) looks each place up on its own.
+/// A random permutation of `0..len` in constant memory: the swap-or-not shuffle (Hoang, Morris and Rogaway, 2012,
+/// <https://arxiv.org/abs/1208.1176>) computes each position independently.
 ///
-/// Each round pairs the places that sum to a random constant and swaps the two with probability ½.
+/// Each round pairs the positions that sum to a random constant and swaps them with probability ½.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Permutation {
     len: u64,
@@ -240,25 +240,25 @@ pub(crate) struct Permutation {
 }
 
 impl Permutation {
-    /// Plenty for the eye of any statistic: mixing takes a few times log2(len) rounds.
+    /// Ample: mixing takes a few times log2(len) rounds.
     const ROUNDS: u64 = 64;
 
     pub(crate) fn new(len: usize, key: u64) -> Self {
         Self { len: len as u64, key }
     }
 
-    pub(crate) fn at(&self, place: usize) -> usize {
-        let mut place = place as u64;
-        debug_assert!(place < self.len);
+    pub(crate) fn at(&self, index: usize) -> usize {
+        let mut index = index as u64;
+        debug_assert!(index < self.len);
         for round in 0..Self::ROUNDS {
             let round_key = mix(self.key ^ round.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let sum = round_key % self.len;
-            let partner = if sum >= place { sum - place } else { sum + self.len - place };
-            if mix(round_key ^ place.max(partner)) >> 63 == 1 {
-                place = partner;
+            let partner = if sum >= index { sum - index } else { sum + self.len - index };
+            if mix(round_key ^ index.max(partner)) >> 63 == 1 {
+                index = partner;
             }
         }
-        place as usize
+        index as usize
     }
 }
 
@@ -267,7 +267,7 @@ pub(crate) fn hash(words: &[u64]) -> u64 {
     words.iter().fold(0x6a09_e667_f3bc_c908, |state, &word| mix(mix(state) ^ word.wrapping_add(0x9e37_79b9_7f4a_7c15)))
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -300,7 +300,7 @@ mod tests {
         for len in [1, 2, 3, 7, 64, 1000] {
             for key in 0..5 {
                 let permutation = Permutation::new(len, key);
-                assert_eq!(sorted((0..len).map(|place| permutation.at(place)).collect()), (0..len).collect::<Vec<_>>());
+                assert_eq!(sorted((0..len).map(|index| permutation.at(index)).collect()), (0..len).collect::<Vec<_>>());
             }
         }
     }
@@ -311,7 +311,7 @@ mod tests {
         let trials = 24_000;
         for key in 0..trials {
             let permutation = Permutation::new(4, hash(&[key]));
-            *counts.entry([0, 1, 2, 3].map(|place| permutation.at(place))).or_insert(0.0) += 1.0;
+            *counts.entry([0, 1, 2, 3].map(|index| permutation.at(index))).or_insert(0.0) += 1.0;
         }
         assert_eq!(counts.len(), 24);
         let expected = trials as f64 / 24.0;
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_do_not_stay_neighbours() {
+    fn neighbors_do_not_stay_neighbors() {
         let permutation = Permutation::new(10_000, 3);
         let close = (0..9_999).filter(|&i| permutation.at(i).abs_diff(permutation.at(i + 1)) <= 10).count();
         // 20 in 10,000 by chance.

@@ -7,9 +7,9 @@
 //! OUT/manifest.json               the classes alone, for readers
 //! ```
 //!
-//! A shard is written beside its place, synced and renamed, and then noted in `PREFIX-manifest.json.partial`: a run
-//! that was stopped goes on after the last whole shard, and what it writes is byte for byte what an undisturbed run
-//! would have written. The partial manifest becomes the manifest when all is done.
+//! A shard is written to a temporary name, synced, renamed, and recorded in `PREFIX-manifest.json.partial`: an
+//! interrupted run continues after the last complete shard, and its output is byte-identical to that of an
+//! uninterrupted one. The partial manifest becomes the manifest at the end.
 
 use std::{
     collections::HashSet,
@@ -26,19 +26,19 @@ use crate::{
     source::{draw, is_image_name, parallel, tar_header, write_atomically},
 };
 
-/// How many samples are read and re-encoded at a time.
+/// The number of samples read and re-encoded at a time.
 const CHUNK: usize = 64;
 
 /// How [`write_shards`] writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardOptions {
-    /// What the shards' names begin with; a part `train` or `val` of it tells readers the split.
+    /// The prefix of the shards' names; `train` or `val` in it denotes the split for readers.
     pub prefix: String,
-    /// A shard is closed before it would pass this many bytes; it holds at least one sample.
+    /// The largest size of a shard in bytes; it has at least one sample.
     pub shard_bytes: u64,
     /// The seed of the order; `None` keeps the source's.
     pub shuffle: Option<u64>,
-    /// What `transform` does, in words (`resize 512`): a run with other words does not go on with these shards.
+    /// A description of `transform` (`resize 512`): a run with another description does not continue these shards.
     pub recipe: String,
     /// Threads that read and transform.
     pub workers: usize,
@@ -56,13 +56,13 @@ impl Default for ShardOptions {
     }
 }
 
-/// Re-encodes a sample: from its bytes to the bytes that are written. The result must be an image file still.
+/// Re-encodes a sample. The result must be an image file.
 pub type Transform<'a> = &'a (dyn Fn(&[u8]) -> Result<Vec<u8>, DecodeError> + Sync);
 
-/// What was written; the content of `PREFIX-manifest.json`.
+/// The contents of `PREFIX-manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// SHA-256 of all that decides the shards' content but the samples' bytes: keys, labels, classes, options.
+    /// SHA-256 of everything that determines the shards except the samples' bytes: keys, labels, classes, options.
     pub fingerprint: String,
     /// The classes in label order.
     pub classes: Vec<ManifestClass>,
@@ -75,7 +75,7 @@ pub struct Manifest {
 pub struct ManifestClass {
     /// The identifier, as in [`Class`](crate::Class).
     pub id: String,
-    /// The name for people.
+    /// The human-readable name.
     pub name: String,
 }
 
@@ -92,8 +92,8 @@ pub struct Shard {
     pub sha256: String,
 }
 
-/// Writes all samples of `source` into shards in the folder `out`, and goes on where an earlier run was stopped.
-/// `progress` is called with the number of samples done, from the samples of earlier runs on.
+/// Writes all samples of `source` into shards in the folder `out`, and continues an interrupted run. `progress` is
+/// called with the number of samples done, including those of earlier runs.
 ///
 /// # Errors
 /// [`Error::Layout`] where `out` holds shards of other data or options, a shard is missing that the manifest lists, or
@@ -134,7 +134,7 @@ pub fn write_shards(
     write_json(&classes_path, &class_list)?;
     let mut done: usize = manifest.shards.iter().map(|shard| shard.samples).sum();
     if done > order.len() {
-        return Err(Error::layout(partial_path.display(), "lists more samples than there are; remove it"));
+        return Err(Error::layout(partial_path.display(), "lists more samples than the data has; remove it"));
     }
     progress(done);
 
@@ -153,7 +153,7 @@ pub fn write_shards(
         while let Some((index, bytes)) = carried.take().map_or_else(|| pending.next(), |sample| Ok(Some(sample)))? {
             let extension = extension(source, index, &bytes)?;
             let label = source.label(index).map(|label| label.to_string());
-            // Two headers, two contents, each filled up; a long name's extension headers are too small to matter.
+            // Two headers and two padded contents; the extension headers of long names are negligible.
             let needed = 1024 + bytes.len().next_multiple_of(512) as u64 + label.as_ref().map_or(0, |_| 512);
             if samples > 0 && tar.position + needed + 1024 > options.shard_bytes {
                 carried = Some((index, bytes));
@@ -182,7 +182,7 @@ pub fn write_shards(
     }
 }
 
-/// The order in which samples are written: the source's, or by numbers that are drawn for their keys.
+/// Returns the order of the samples: the source's, or by random numbers drawn for their keys.
 fn order(source: &dyn Source, shuffle: Option<u64>) -> Result<Vec<u32>> {
     let len = u32::try_from(source.len())
         .map_err(|_| Error::layout("shards", "more than 4 billion samples; write them in parts"))?;
@@ -218,11 +218,11 @@ fn fingerprint(source: &dyn Source, options: &ShardOptions) -> String {
     hex(&hash.finalize())
 }
 
-/// The shards that a manifest lists, if they are of the same data and still there.
+/// Returns the shards of a manifest, if they belong to the same data and still exist.
 fn earlier_shards(path: &Path, out: &Path, fingerprint: &str) -> Result<Vec<Shard>> {
     let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
     let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::layout(path.display(), format!("is no manifest of shards: {error}; remove it")))?;
+        .map_err(|error| Error::layout(path.display(), format!("is not a manifest of shards: {error}; remove it")))?;
     if manifest.fingerprint != fingerprint {
         return Err(Error::layout(path.display(), "is of other data or options; choose another folder or prefix"));
     }
@@ -243,13 +243,13 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomically(path, text.as_bytes()).map_err(|error| Error::io(path, error))
 }
 
-/// The samples in order, read and transformed some at a time on several threads.
+/// Returns the samples in order, read and transformed in chunks on several threads.
 struct Pending<'a> {
     source: &'a dyn Source,
     transform: Option<Transform<'a>>,
     order: &'a [u32],
     next: usize,
-    /// The next ones, the very next last.
+    /// The next samples, the first one last.
     ready: Vec<(usize, Vec<u8>)>,
     workers: usize,
 }
@@ -277,7 +277,7 @@ impl Pending<'_> {
     }
 }
 
-/// Samples' names: keys without extension and without dots in their last part, as the format wants them.
+/// Returns the samples' names: keys without extension and without dots in their last part, as the format requires.
 #[derive(Default)]
 struct Names(HashSet<String>);
 
@@ -298,7 +298,7 @@ impl Names {
     }
 }
 
-/// The extension that says what the bytes are, whatever the key says.
+/// Returns the extension for the actual format, regardless of the key's.
 fn extension(source: &dyn Source, index: usize, bytes: &[u8]) -> Result<&'static str> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => Ok("jpg"),
@@ -343,7 +343,7 @@ impl<W: Write> TarWriter<W> {
         if name.len() <= 100 {
             return self.padded(&tar_header(name, size).map_err(io::Error::other)?, content);
         }
-        // A pax header carries the name, and says its own length in digits that count themselves.
+        // A pax header carries the name; its length field includes its own digits.
         let rest = format!(" path={name}\n");
         let mut length = rest.len();
         while length != rest.len() + length.to_string().len() {
@@ -357,7 +357,7 @@ impl<W: Write> TarWriter<W> {
         self.padded(&tar_header("long-name", size).map_err(io::Error::other)?, content)
     }
 
-    /// Marks the end; returns the writer, the archive's length and its SHA-256.
+    /// Writes the end of the archive. Returns the writer, the archive's length and its SHA-256.
     fn finish(mut self) -> io::Result<(W, u64, String)> {
         self.put(&[0; 1024])?;
         Ok((self.out, self.position, hex(&self.hash.finalize())))
@@ -467,7 +467,7 @@ mod tests {
         let (_root, opened) = folder(20);
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let expected = write_shards(&opened.source, whole.path(), &options(), None, |_| ()).unwrap();
-        // The state after two shards, with half of a third one beside.
+        // The state after two shards, with half of a third one.
         let partial = Manifest { shards: expected.shards[..2].to_vec(), ..expected.clone() };
         for path in shard_paths(&partial, whole.path()) {
             fs::copy(&path, parts.path().join(path.file_name().unwrap())).unwrap();

@@ -1,7 +1,7 @@
 //! Transforms of decoded images, with torchvision's names, defaults and pixels.
 //!
-//! Images are RGB8 throughout. [`Transform`] is one transform by name, [`Pipeline`] a row of them; what mixes whole
-//! batches is in [`batch`]. Random draws come from the sample's own [`SampleRng`](crate::SampleRng).
+//! Images are RGB8 throughout. [`Transform`] is one transform by name, [`Pipeline`] a sequence of them; batch
+//! transforms are in [`batch`]. Random draws come from the sample's own [`SampleRng`](crate::SampleRng).
 
 mod affine;
 mod augment;

@@ -78,7 +78,7 @@ fn inspect_says_what_the_data_is() {
             "  classes hold 4 (cat) to 4 (dog) samples",
             "  measured on 8:",
             "    format  8 JPEG",
-            "    colour  8 Rgb",
+            "    color  8 Rgb",
         ]
     );
     assert_eq!(
@@ -105,7 +105,7 @@ fn doctor_finds_nothing_in_sound_data() {
 }
 
 #[test]
-fn doctor_finds_what_is_wrong_and_other_commands_honour_its_list() {
+fn doctor_finds_what_is_wrong_and_other_commands_honor_its_list() {
     let root = data();
     let train = root.path().join("train");
     let good = fs::read(train.join("cat/0.jpg")).expect("read");

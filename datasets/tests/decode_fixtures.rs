@@ -48,11 +48,11 @@ fn the_header_tells_what_the_content_is() {
         assert_eq!(header.progressive, name.contains("progressive"), "{name}");
     }
     let color = |name: &str| probe(&fixture(name)).map(|header| (header.color, header.bits)).unwrap();
-    assert_eq!(color("grey.jpg"), (ColorModel::Grey, 8));
+    assert_eq!(color("gray.jpg"), (ColorModel::Gray, 8));
     assert_eq!(color("cmyk.jpg"), (ColorModel::Cmyk, 8));
     assert_eq!(color("palette.png").0, ColorModel::Palette);
     assert_eq!(color("rgba16.png"), (ColorModel::Rgba, 16));
-    assert_eq!(color("grey16.tiff"), (ColorModel::Grey, 16));
+    assert_eq!(color("gray16.tiff"), (ColorModel::Gray, 16));
     assert_eq!(probe(&fixture("exif_rotated.jpg")).unwrap().exif, Exif::Orientation(6));
     assert_eq!(probe(&fixture("exif_broken.jpg")).unwrap().exif, Exif::Broken);
     assert_eq!(probe(&fixture("baseline_420.jpg")).unwrap().exif, Exif::Absent);
@@ -76,7 +76,7 @@ fn a_region_at_full_scale_is_a_crop_of_the_whole() {
 
 #[test]
 fn a_region_at_a_smaller_scale_is_close_to_the_shrunk_whole() {
-    for name in ["444", "422", "420", "411", "progressive", "grey"] {
+    for name in ["444", "422", "420", "411", "progressive", "gray"] {
         let name = &format!("smooth_{name}.jpg");
         let bytes = fixture(name);
         let whole = decode(&bytes, &Limits::default()).unwrap();
@@ -85,7 +85,7 @@ fn a_region_at_a_smaller_scale_is_close_to_the_shrunk_whole() {
             let region = decode_region(&bytes, crop, target, &Limits::default()).unwrap();
             assert_eq!(region.image.dimensions(), (37u32.div_ceil(shrink), 29u32.div_ceil(shrink)), "{name}");
             assert_eq!((region.width, region.height), (37.0 / f64::from(shrink), 29.0 / f64::from(shrink)));
-            // The mean of each block of pixels that lies inside.
+            // The mean of each complete block of pixels.
             let mut sum = 0.0;
             let (columns, rows) = (37 / shrink, 29 / shrink);
             for (x, y) in (0..columns).flat_map(|x| (0..rows).map(move |y| (x, y))) {
@@ -96,10 +96,10 @@ fn a_region_at_a_smaller_scale_is_close_to_the_shrunk_whole() {
                 }
             }
             let mean = sum / f64::from(columns * rows * 3);
-            // Cutting frequencies off overshoots a ramp: by a seventh of it at 1/4. Colour that is subsampled along
-            // rows alone stays so at every scale, and this picture's colours change fast.
+            // Cutting frequencies off overshoots a ramp: by a seventh of it at 1/4. Color that is subsampled along
+            // rows alone stays so at every scale, and this picture's colors change fast.
             let most = if name.contains("422") || name.contains("411") { 12.0 } else { 4.0 };
-            assert!(mean < most, "{name} at 1/{shrink}: {mean} grey levels from the mean on average");
+            assert!(mean < most, "{name} at 1/{shrink}: {mean} gray levels from the mean on average");
         }
     }
 }

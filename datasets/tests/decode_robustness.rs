@@ -1,5 +1,5 @@
-//! Damaged images: thousands of mutations of each fixture. Whatever the bytes, the answer is an image within the
-//! limits or an error, never a panic, and never for long.
+//! Thousands of mutations of each fixture: the result is an image within the limits or an error, without a panic and in
+//! bounded time.
 
 mod support;
 
@@ -13,8 +13,8 @@ use datasets::{
 /// Small limits: an accepted image stays small, however its size was changed.
 const LIMITS: Limits = Limits { max_pixels: 1 << 16, max_bytes: 1 << 22 };
 
-/// All ways into the decoder. A panic fails the test; our own decoder may not even panic behind the safety net that
-/// catches other crates' panics.
+/// All entry points of the decoder. A panic fails the test; our decoder must not even rely on the net that catches
+/// third-party panics.
 fn try_all(name: &str, bytes: &[u8], rng: &mut SampleRng) {
     let header = probe(bytes);
     let decoded = decode(bytes, &LIMITS);
@@ -91,7 +91,7 @@ fn a_jpeg_cut_in_its_pixels_is_an_error() {
 
 #[test]
 fn a_tall_size_with_little_data_ends_early() {
-    // 1 × 65,535 and 65,535 × 1 pixels of which nothing is coded must fail soon, not fill the rest with grey.
+    // 1 × 65,535 and 65,535 × 1 pixels of which nothing is coded must fail soon, not fill the rest with gray.
     for (name, original) in support::decode_fixtures().into_iter().filter(|(name, _)| name.ends_with("420.jpg")) {
         let frame = original.windows(2).position(|pair| matches!(pair, [0xff, 0xc0 | 0xc2])).unwrap();
         for size in [[0xff, 0xff, 0, 1], [0, 1, 0xff, 0xff]] {

@@ -10,7 +10,7 @@ use datasets::{
 };
 use image::RgbImage;
 
-/// The largest and the mean difference of two images in grey levels.
+/// The largest and the mean difference of two images in gray levels.
 fn difference(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
     assert_eq!(a.dimensions(), b.dimensions());
     let differences = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| a.abs_diff(*b));
@@ -36,7 +36,7 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
         let limits = Limits::default();
         let image = decode(bytes, &limits).unwrap();
         let result = match text("transform") {
-            "resize the shorter side, centre crop" => {
+            "resize the shorter side, center crop" => {
                 let interpolation = match text("interpolation") {
                     "bilinear" => Interpolation::Bilinear,
                     "bicubic" => Interpolation::Bicubic,
@@ -55,13 +55,13 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
                     Rect { left: number("left"), top: number("top"), width: number("width"), height: number("height") };
                 resized_crop(&image, crop, number("size"), number("size"), Interpolation::Bilinear)
             }
-            "resize 256, centre crop 224" => CenterCrop { size: 224 }.apply(&Resize::new(256).apply(&image)),
+            "resize 256, center crop 224" => CenterCrop { size: 224 }.apply(&Resize::new(256).apply(&image)),
             other => panic!("unknown transform {other}"),
         };
         let expected = image::open(folder.join(text("file"))).unwrap().into_rgb8();
         let (most, mean) = difference(&result, &expected);
         eprintln!("{}: at most {most}, on average {mean:.4}", text("file"));
-        assert!(most <= 2 && mean <= 0.15, "{}: at most {most}, on average {mean:.3} grey levels", text("file"));
+        assert!(most <= 2 && mean <= 0.15, "{}: at most {most}, on average {mean:.3} gray levels", text("file"));
         checked += 1;
     }
     assert_eq!(checked, 21, "all references of the index were checked");

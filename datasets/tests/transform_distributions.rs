@@ -11,7 +11,7 @@ use datasets::{
 };
 use image::{Rgb, RgbImage};
 
-/// A picture in which every pixel tells its place.
+/// An image in which every pixel encodes its position.
 fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, (x * 7 + y * 13) as u8]))
 }
@@ -20,7 +20,7 @@ fn rng(index: u64) -> SampleRng {
     SampleRng::new(3, 0, index)
 }
 
-/// χ² of counts against equal shares.
+/// Returns χ² of counts against a uniform distribution.
 fn chi2(counts: &[u32]) -> f64 {
     let expected = f64::from(counts.iter().sum::<u32>()) / counts.len() as f64;
     counts.iter().map(|&count| (f64::from(count) - expected).powi(2) / expected).sum()
@@ -111,7 +111,7 @@ fn five_and_ten_crops_are_where_they_should_be() {
         let Rgb([x, y, _]) = *crop.get_pixel(0, 0);
         (x, y)
     });
-    // The centre: (11 − 4) / 2 = 3.5 and (9 − 4) / 2 = 2.5 round to the even 4 and 2.
+    // The center: (11 − 4) / 2 = 3.5 and (9 − 4) / 2 = 2.5 round to the even 4 and 2.
     assert_eq!(corners, [(0, 0), (7, 0), (0, 5), (7, 5), (4, 2)]);
     let ten = TenCrop { size: 4, vertical_flip: false }.apply(&image);
     assert_eq!(ten[..5], FiveCrop { size: 4 }.apply(&image));
@@ -123,16 +123,16 @@ fn five_and_ten_crops_are_where_they_should_be() {
 
 #[test]
 fn color_jitter_stays_in_its_range_and_leaves_zeros_alone() {
-    let grey = RgbImage::from_pixel(2, 2, Rgb([100; 3]));
+    let gray = RgbImage::from_pixel(2, 2, Rgb([100; 3]));
     let mut seen = Vec::new();
     for index in 0..4000 {
-        let mut image = grey.clone();
+        let mut image = gray.clone();
         ColorJitter { brightness: 0.4, ..ColorJitter::default() }.apply(&mut image, &mut rng(index));
         seen.push(f64::from(image.get_pixel(0, 0)[0]));
     }
     let mean = seen.iter().sum::<f64>() / 4000.0;
     assert!(seen.iter().all(|value| (60.0..=140.0).contains(value)));
-    // Truncation takes half a grey level.
+    // Truncation takes half a gray level.
     assert!((mean - 99.5).abs() < 1.5, "{mean}");
     let mut image = picture(5, 5);
     ColorJitter::default().apply(&mut image, &mut rng(0));

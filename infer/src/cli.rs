@@ -14,46 +14,47 @@ use runtime::{
 use serde::{Deserialize, Serialize};
 use zoo::LoadOptions;
 
-/// Classifies images, and looks into the networks that do it
+/// Classify images; evaluate, explain, export and serve image classifiers
 ///
-/// A network, its weights and the way it wants its images come together in a model card: every checkpoint that `train`
-/// writes carries one, published weights have theirs built in. Preprocessing is never guessed.
+/// Preprocessing and class names come from the model card, which every checkpoint of `train` carries and published
+/// weights have built in. A weight file without a card needs --arch, and is prepared by that architecture's default
+/// unless --card is given.
 ///
 /// Results go to standard output; progress and warnings go to standard error.
 #[derive(Debug, Parser)]
 #[command(name = "infer", version, after_long_help = runtime::exit::HELP, max_term_width = 100)]
 pub struct Cli {
-    /// What to do
+    /// The command
     #[command(subcommand)]
     pub command: Command,
-    /// How much is said on standard error
+    /// The verbosity of standard error
     #[command(flatten)]
     pub verbosity: Verbosity,
-    /// What runs on the CPU
-    #[command(flatten)]
+    /// The operations that run on the CPU
+    #[command(flatten, next_help_heading = "Compute")]
     pub kernels: KernelArgs,
-    /// How several processes work together
-    #[command(flatten)]
+    /// Options of several processes
+    #[command(flatten, next_help_heading = "Several processes")]
     pub ranks: WorldArgs,
 }
 
 impl Cli {
-    /// Where progress goes.
+    /// Returns where progress is shown.
     pub fn progress(&self) -> Output {
         Output::from_quiet(self.verbosity.is_quiet())
     }
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says what is on images: the most probable classes of each
+    /// Classify images: print the most probable classes of each
     ///
-    /// Reads JPEG, PNG, WebP, BMP, TIFF and GIF, told by their content. An image that cannot be read gets its line of
-    /// error, the others still get their answers, and the exit code is 3; if none can be read it is 1.
+    /// Reads JPEG, PNG, WebP, BMP, TIFF and GIF, recognized by content. An unreadable image gets an error line, the
+    /// others their results, and the exit code is 3; if no image is readable it is 1.
     #[command(after_long_help = "Formats:
   text   the path, then a line for each class: probability, index, name; errors go to standard error
-  json   one object an image, each on its line: {\"path\", \"top\": [{\"class\", \"index\", \"probability\"}, …]},
+  json   one object per line and image: {\"path\", \"top\": [{\"class\", \"index\", \"probability\"}, …]},
          or {\"path\", \"error\"}
   csv    path,rank,class,index,probability,error: a row for each class of each image; an unreadable image has one
          row with its error
@@ -65,57 +66,57 @@ Examples:
   curl -s https://example.org/cat.png | infer classify - --weights resnet18 --format json")]
     Classify(ClassifyArgs),
 
-    /// Judges a network on labelled images: top-1, top-5, loss, calibration, each class
+    /// Evaluate a model on a labeled data set: top-1, top-5, loss, calibration, each class
     ///
     /// Every image counts once, whatever the batch size. The classes of the data are matched with the network's by name,
-    /// or by wnid for networks that know ImageNet's 1000 classes; where the data has fewer, the network is judged among
-    /// all of its classes and among those of the data. Validation images of ImageNet under their official names are
-    /// judged by the reassessed ReaL labels too.
+    /// or by wnid for networks with ImageNet's 1000 classes; if the data has fewer classes, the accuracy among those is
+    /// reported too. ImageNet's validation images under their official names are also evaluated on the reassessed ReaL
+    /// labels.
     #[command(after_long_help = "Examples:
   infer evaluate --data /data/imagenet --weights resnet50
-  infer evaluate --data photos/ --weights artifacts/my-run --out judged/
+  infer evaluate --data photos/ --weights artifacts/my-run --out results/
   infer evaluate --data /data/imagenet --weights bvlc_googlenet --crops 144
   infer evaluate --data /data/imagenet --weights vgg16 --dense --scales 256,384,512 --flip
   infer evaluate --data /data/imagenet --weights resnet50 --ensemble resnet101 resnext50_32x4d
-  infer evaluate … --rank 0 --of 2 --out part0   and   … --rank 1 --of 2 --out part1
-  infer merge part0 part1 --out judged/")]
+  infer evaluate … --shard-index 0 --num-shards 2 --out part0
+  infer evaluate … --shard-index 1 --num-shards 2 --out part1
+  infer merge part0 part1 --out results/")]
     Evaluate(Box<EvaluateArgs>),
 
-    /// Puts the shares of an evaluation together, exactly
+    /// Merge the shards of an evaluation into the exact whole
     Merge(MergeArgs),
 
-    /// Shows where on images a network looks, and what it finds alike
+    /// Explain predictions: saliency maps, activations, features, nearest neighbors
     ///
-    /// Writes a picture for each image: what the network gets, and beside it where it sees each of the most probable
-    /// classes; a contact sheet when there are several. With --features, --neighbours, --stages or --filters it does that
-    /// instead. An image that cannot be read gets its line of error, the others go on, and the exit code is 3.
+    /// Writes a picture for each image: the network's input, and beside it the saliency map of each of the most probable
+    /// classes; and a contact sheet for several images. --features, --neighbors, --stages and --filters do that instead.
+    /// An unreadable image gets an error line, the others are processed, and the exit code is 3.
     #[command(after_long_help = "Examples:
   infer explain dog.jpg --weights resnet50                            # explained/dog.explained.png
   infer explain photos/ --weights artifacts/my-run --method grad-cam++ --out why/
   infer explain dog.jpg --weights vgg16 --class beagle --class 162 --method occlusion
-  infer explain dog.jpg --weights googlenet --stages                  # what each stage makes of it
-  infer explain --weights alexnet --filters                           # its first layer
+  infer explain dog.jpg --weights googlenet --stages                  # the strongest channels of each stage
+  infer explain --weights alexnet --filters                           # the filters of the first layer
   infer explain photos/ --weights resnet50 --features vectors.npy     # and vectors.csv with their paths
-  infer explain dog.jpg --weights resnet50 --neighbours vectors.npy   # or a folder of images")]
+  infer explain dog.jpg --weights resnet50 --neighbors vectors.npy   # or a folder of images")]
     Explain(Box<ExplainArgs>),
 
-    /// Writes a network for other programs: safetensors, Burn's record, ONNX
+    /// Export a network: safetensors, Burn's record, ONNX
     ///
-    /// Safetensors have torchvision's names and layouts, so `load_state_dict(strict=True)` takes them. ONNX (opset 17) takes
-    /// any number of images; every architecture is written from its recorded graph of operations.
+    /// Safetensors have torchvision's names and layouts, so `load_state_dict(strict=True)` accepts them. ONNX files (opset
+    /// 17) accept any batch size; their input is normalized floats and their output logits.
     #[command(after_long_help = "Examples:
   infer export --weights artifacts/my-run --to onnx --fold-batchnorm   # resnet50.onnx
   infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
     Export(ExportArgs),
 
-    /// Answers over HTTP, with a page for people
+    /// Serve a network over HTTP, with a web page
     ///
-    /// `POST /v1/classify` takes an image as its body, or a form with several; `POST /v1/explain` gives a picture of where
-    /// a class is seen; `/` is a page for photographs and the camera. Images that arrive together run together. What does
-    /// not fit is refused at once with a status that says why: nothing grows under load. Ctrl-C ends it once the requests
-    /// in flight are answered.
+    /// `POST /v1/classify` accepts an image as its body, or a form with several; `POST /v1/explain` returns a saliency map;
+    /// `/` is a page for photographs and the camera. Images that arrive together run as one batch. Requests that exceed a
+    /// limit are rejected immediately with a status that says why. Ctrl-C answers the requests in flight and stops.
     ///
-    /// It listens on this machine alone unless --addr says otherwise.
+    /// The server is reachable from this machine only unless --addr is given.
     #[cfg(feature = "serve")]
     #[command(after_long_help = "Also: GET /v1/model, /healthz, /readyz, /metrics (Prometheus), /openapi.json
 
@@ -127,41 +128,41 @@ Examples:
   HEARTH_TOKEN=… infer serve --weights artifacts/my-run --addr 0.0.0.0:8080")]
     Serve(Box<ServeArgs>),
 
-    /// Measures how fast networks run, and in how much memory
+    /// Measure inference speed and memory
     ///
-    /// Random images of the network's size go through it; what is timed is one batch from the images on the device to the
-    /// logits on the host. Each row is measured in a process of its own.
+    /// Times one batch of random images, from the images on the device to the logits on the host. Each row is measured in
+    /// a process of its own.
     #[command(
-        after_long_help = "One JSON object a line (--format json) has the names that the peers' scripts print: model, batch, size, threads,
-median_s, min_s, max_s, images_per_s, peak_rss_mb; besides p99_s, folded, device, cpu.
+        after_long_help = "--format json prints one object per line: model, batch, size, threads, median_s, p99_s, min_s, max_s, images_per_s,
+peak_rss_mb, folded, device, cpu.
 
 Examples:
-  infer bench                                     # the usual five, batches of 1 and 8
-  infer bench resnet50 --both --batch-sizes 1,8,32
+  infer bench                                     # one architecture of each family, batches of 1 and 8
+  infer bench resnet50 --compare-folding --batch-sizes 1,8,32
   infer bench --weights artifacts/my-run --backend flex --backend cuda:0 --format json"
     )]
     Bench(BenchArgs),
 
-    /// Draws a network as the papers do, as an SVG
+    /// Draw a network as an SVG
     ///
-    /// Stages from top to bottom with their shapes, parameters and multiply-adds; Inception modules with their branches
-    /// side by side, residual blocks with their shortcuts. Drawn from the recorded graph of operations.
+    /// Draws stages from top to bottom with their shapes, parameters and multiply-adds; Inception modules with their
+    /// branches side by side, residual blocks with their shortcuts.
     #[command(after_long_help = "Examples:
   infer diagram resnet50                                   # resnet50.svg
   infer diagram googlenet --out googlenet.svg
   infer diagram artifacts/my-run --size 128 --out mine.svg")]
     Diagram(DiagramArgs),
 
-    /// Prints a network's stages, output shapes, parameters and multiply-adds
+    /// Print a network's stages, output shapes, parameters and multiply-adds
     ///
-    /// Of an architecture by name, or of a file of weights with what its model card says.
+    /// For an architecture by name, or for weights, with their model card.
     #[command(after_long_help = "Examples:
   infer summary resnet18
   infer summary vgg16 --classes 10 --size 320x256
   infer summary --weights artifacts/my-run --format json")]
     Summary(SummaryArgs),
 
-    /// Lists the architectures and their published weights
+    /// List the architectures and their published weights
     Models(ModelsArgs),
 
     /// List the devices of the compiled backends, and which one `--backend auto` picks
@@ -180,32 +181,32 @@ Examples:
     Verify(VerifyArgs),
 }
 
-/// How results are printed.
+/// An output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people
+    /// Human-readable
     Text,
-    /// For programs
+    /// JSON
     Json,
 }
 
-/// How answers are printed.
+/// An output format of `classify` and `evaluate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AnswerFormat {
-    /// A short table for each image
+    /// A short table per image
     Text,
-    /// One JSON object an image, each on its line
+    /// One JSON object per line and image
     Json,
-    /// A table for programs, with a header
+    /// CSV with a header
     Csv,
 }
 
-/// How a network runs.
+/// Options for running a network.
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
-    /// Run batch normalisation as layers of its own
+    /// Run batch normalization as separate layers
     ///
-    /// By default it is folded into the convolutions before it, which is faster and the same to rounding.
+    /// By default it is folded into the preceding convolutions, which is faster and equal up to rounding.
     #[arg(long)]
     pub keep_batchnorm: bool,
     /// Compute in this type (mixed precision: the arithmetic of norms and the logits stay f32). On the CPU bf16 is faster
@@ -216,7 +217,7 @@ pub struct RunOptions {
     pub backend: BackendArgs,
 }
 
-/// A type of numbers.
+/// A compute type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
     #[default]
@@ -226,8 +227,8 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// What to compute in, where it is not what everything else is in.
-    pub fn half(self) -> Option<FloatDType> {
+    /// Returns the compute type, unless it is f32.
+    pub fn compute_dtype(self) -> Option<FloatDType> {
         match self {
             Self::F32 => None,
             Self::Bf16 => Some(FloatDType::BF16),
@@ -246,27 +247,27 @@ impl Dtype {
 
 #[derive(Debug, Args)]
 pub struct ClassifyArgs {
-    /// Image files, folders (the images in them, not in folders below), or `-` for an image on standard input
+    /// Image files, folders (not recursive), or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<PathBuf>,
-    /// The weights: a run folder, a file, or a published name
+    /// Weights: a run folder, a file, or a published name
     ///
-    /// A run folder is what `train` writes. A file may be safetensors, PyTorch's (.pth, .pt, .th), Burn's record or
-    /// BVLC's caffemodel. A published name is `resnet50` or `resnet50.IMAGENET1K_V1` (`infer models` lists them); it is
-    /// downloaded once. What exists as a path is taken as one.
+    /// A run folder is written by `train`. A file may be safetensors, PyTorch's (.pth, .pt, .th), Burn's record or BVLC's
+    /// caffemodel. A published name is `resnet50` or `resnet50.IMAGENET1K_V1` (`infer models` lists them); it is
+    /// downloaded once. An existing path takes precedence over a published name.
     #[arg(short, long, value_name = "W")]
     pub weights: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// How many classes an answer has; all of them where there are fewer
+    /// Number of classes per image
     #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub topk: u32,
-    /// How answers are printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
-    /// Images that the network takes at a time
+    /// Images per forward pass
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
 }
@@ -274,74 +275,82 @@ pub struct ClassifyArgs {
 /// `evaluate`
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// The images: class folders, ImageNet's archives, shards, a table
+    /// Labeled images: class folders, ImageNet's archives, shards, Parquet files
     #[arg(long, value_name = "DATA")]
     pub data: String,
-    /// Which part of them
+    /// Split to evaluate
     #[arg(long, value_enum, default_value_t = SplitArg::Val)]
     pub split: SplitArg,
-    /// Leave out the samples that this quarantine file lists
-    #[arg(long, value_name = "FILE")]
+    /// Leave out the samples listed in this quarantine file
+    #[arg(long, value_name = "FILE", alias = "quarantine")]
     pub without: Option<PathBuf>,
-    /// The weights: a run folder, a file, or a published name
+    /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W", required_unless_present = "ensemble")]
     pub weights: Option<String>,
-    /// More weights of the same classes, whose probabilities are averaged with the first's
-    #[arg(long, value_name = "W", num_args = 1..)]
+    /// More weights for the same classes, whose probabilities are averaged with the first's
+    #[arg(help_heading = "Protocol", long, value_name = "W", num_args = 1..)]
     pub ensemble: Vec<String>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// Views of an image whose probabilities are averaged: the centre, AlexNet's 10, GoogLeNet's 144
-    #[arg(long, value_enum, default_value_t = CropsArg::One)]
+    /// Crops of an image whose probabilities are averaged: the center, AlexNet's 10, GoogLeNet's 144
+    #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
-    /// Shorter sides in pixels to which images are resized, in place of the card's; the views of all are averaged
-    #[arg(long, value_name = "PIXELS", value_delimiter = ',')]
+    /// Shorter sides in pixels to which images are resized, in place of the card's; the crops of all are averaged
+    #[arg(help_heading = "Protocol", long, value_name = "PIXELS", value_delimiter = ',')]
     pub scales: Vec<u32>,
     /// Average with the mirror image
-    #[arg(long)]
+    #[arg(help_heading = "Protocol", long)]
     pub flip: bool,
-    /// Look at the whole image in place of a crop: VGG's and AlexNet's classifier at every place, others as they are
-    #[arg(long)]
+    /// Evaluate the whole image in place of crops: VGG's and AlexNet's classifier at every position, other networks as
+    /// they are
+    #[arg(help_heading = "Protocol", long)]
     pub dense: bool,
-    /// This process judges every OF-th image from RANK on; `infer merge` puts the results together. Under mpirun or srun
-    /// (feature `mpi`) the processes share the images by themselves
-    #[arg(long, value_name = "RANK", default_value_t = 0, requires = "of")]
-    pub rank: usize,
-    /// How many processes share the work
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub of: usize,
-    /// What to do with an image that cannot be read or decoded
+    /// Evaluate one shard: every N-th image, starting at this index; `infer merge` merges the results. Under mpirun or
+    /// srun (feature `mpi`) the processes divide the images by themselves
+    #[arg(
+        help_heading = "Several processes",
+        long,
+        alias = "rank",
+        value_name = "I",
+        default_value_t = 0,
+        requires = "num_shards"
+    )]
+    pub shard_index: usize,
+    /// Number of shards
+    #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1)]
+    pub num_shards: usize,
+    /// Policy for images that cannot be read or decoded
     #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
     pub bad_samples: BadSamplesArg,
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
-    /// A folder, new or empty, for tables, pictures, the prediction for each image and a page
+    /// New or empty folder for tables, pictures, predictions and a report page
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Views that the network takes at a time
+    /// Crops per forward pass
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    /// Threads that decode; by default as many as there are cores
+    /// Decoding threads [default: one per core]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
-    /// The devices of a host, cuda:0-7 or cuda:0,2: each process there (mpirun, srun) takes one, in their order
-    #[arg(long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
+    /// Devices of a host, cuda:0-7 or cuda:0,2: each process there (mpirun, srun) uses one, in order
+    #[arg(help_heading = "Several processes", long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
     pub devices: Option<Devices>,
 }
 
 /// `merge`
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// The folders that `evaluate --out` wrote, one a share
+    /// Folders written by `evaluate --out`, one per shard
     #[arg(required = true, value_name = "DIR")]
     pub parts: Vec<PathBuf>,
-    /// A folder, new or empty, for the whole
+    /// New or empty folder for the result
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
 }
@@ -349,62 +358,62 @@ pub struct MergeArgs {
 /// `explain`
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Image files, folders (the images in them, not in folders below), or `-` for an image on standard input
+    /// Image files, folders (not recursive), or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required_unless_present = "filters")]
     pub images: Vec<PathBuf>,
-    /// The weights: a run folder, a file, or a published name
+    /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// A class to look for, by index or name (may be repeated); by default the most probable ones
+    /// Class to explain, by index or name (may be repeated) [default: the most probable ones]
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
-    /// How many classes are looked for, or how many neighbours
+    /// Number of classes, or of neighbors
     #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub topk: u32,
-    /// How they are looked for
+    /// Explanation method
     #[arg(long, value_enum, default_value_t = MethodArg::GradCam)]
     pub method: MethodArg,
-    /// The stage whose map Grad-CAM weights (`infer summary` lists them); by default the last before the classifier
+    /// Stage whose feature map Grad-CAM uses (`infer summary` lists them) [default: the last before the classifier]
     #[arg(long, value_name = "STAGE")]
     pub stage: Option<String>,
-    /// Show the shape and the strongest channels of each stage in place of classes
-    #[arg(long, conflicts_with_all = ["classes", "features", "neighbours"])]
+    /// Show the shape and the strongest channels of each stage
+    #[arg(long, conflicts_with_all = ["classes", "features", "neighbors"])]
     pub stages: bool,
     /// Show the filters of the first layer
     #[arg(long)]
     pub filters: bool,
-    /// Write the vector before the classifier of each image to this file (NumPy's .npy, with a .csv of paths beside it)
-    #[arg(long, value_name = "FILE.npy", conflicts_with = "neighbours")]
+    /// Write each image's feature vector to this file (NumPy's .npy, with a .csv of paths beside it)
+    #[arg(long, value_name = "FILE.npy", conflicts_with = "neighbors")]
     pub features: Option<PathBuf>,
-    /// Find the images most like each, by the cosine of their vectors: in a folder, or in a file that --features wrote
-    #[arg(long, value_name = "FOLDER|FILE.npy")]
-    pub neighbours: Option<PathBuf>,
-    /// The folder for pictures
+    /// Find the most similar images by cosine similarity: in a folder, or in a file written by --features
+    #[arg(long, alias = "neighbours", value_name = "FOLDER|FILE.npy")]
+    pub neighbors: Option<PathBuf>,
+    /// Folder for pictures
     #[arg(short, long, value_name = "DIR", default_value = "explained")]
     pub out: PathBuf,
-    /// How results are printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Views that the network takes at a time
+    /// Crops per forward pass
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
 }
 
-/// How a class is looked for.
+/// An explanation method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum MethodArg {
-    /// Channels of the last map, weighted by the class's gradient
+    /// Channels of the last feature map, weighted by the class's gradient
     GradCam,
-    /// The same, weighted place by place: several objects show
+    /// Grad-CAM weighted per position, so that several objects show
     #[value(name = "grad-cam++", alias = "grad-cam-plus-plus")]
     GradCamPlusPlus,
-    /// How far the probability falls where a grey square hides the image; slow, and owes nothing to gradients
+    /// Drop of the probability when a gray square covers the image; slow, without gradients
     Occlusion,
-    /// The gradient of the pixels themselves, averaged over noisy copies
+    /// Gradient of the pixels, averaged over noisy copies
     Smoothgrad,
 }
 
@@ -412,72 +421,72 @@ pub enum MethodArg {
 #[cfg(feature = "serve")]
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The weights: a run folder, a file, or a published name
+    /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub addr: std::net::SocketAddr,
-    /// Images that the network takes at a time, at most
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Largest number of images per forward pass
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    /// How long the first image of a batch waits for others, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 2)]
+    /// Longest wait of a batch's first image for others, in milliseconds
+    #[arg(help_heading = "Limits", long, value_name = "MS", default_value_t = 2)]
     pub max_wait_ms: u64,
-    /// Images that are decoded, wait or run at once; more are refused (503)
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Largest number of images in flight; more are rejected (503)
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_images: u32,
-    /// Images of one request (413)
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Largest number of images in a request (413)
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_images_per_request: u32,
-    /// Size of a request's body in MiB (413)
-    #[arg(long, value_name = "MIB", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// Largest request body in MiB (413)
+    #[arg(help_heading = "Limits", long, value_name = "MIB", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max_body_mib: u32,
-    /// Time for a request in seconds, its body included (408)
-    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Time limit of a request in seconds, including its body (408)
+    #[arg(help_heading = "Limits", long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout_secs: u32,
-    /// Connections at once; others wait
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Largest number of open connections; others wait
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// Requests a second from one address (429); no limit by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Largest number of requests per second from one address (429) [default: no limit]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate_limit: Option<u32>,
-    /// A bearer token that /v1/ asks for (401); better given as HEARTH_TOKEN, which other users of the machine cannot see
-    #[arg(long, value_name = "TOKEN", env = "HEARTH_TOKEN", hide_env_values = true)]
+    /// Bearer token required for /v1/ (401); HEARTH_TOKEN is safer, since other users of the machine cannot see it
+    #[arg(help_heading = "Access", long, value_name = "TOKEN", env = "HEARTH_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// An origin whose pages may call, as https://example.org (may be repeated, `*` is any); none by default
-    #[arg(long = "cors-origin", value_name = "ORIGIN")]
+    /// Origin whose pages may call the API, such as https://example.org or `*` (may be repeated) [default: none]
+    #[arg(help_heading = "Access", long = "cors-origin", value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
-    /// Threads that decode; by default as many as there are cores
-    #[arg(long, value_name = "N", value_parser = threads)]
+    /// Decoding threads [default: one per core]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = threads)]
     pub workers: Option<usize>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
 }
 
 /// `bench`
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The architectures (`infer models` lists them), with weights drawn at random; by default one of each family
+    /// Architectures (`infer models` lists them), with random weights [default: one of each family]
     #[arg(value_name = "ARCH", conflicts_with = "weights")]
     pub architectures: Vec<Architecture>,
-    /// A run folder, a file or a published name instead
+    /// Weights in place of architectures: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// Images a batch, each number a row
+    /// Batch sizes, a row each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_sizes: Vec<u32>,
-    /// Height and width of the images in pixels, as 224 or 320x256; the network's own by default
+    /// Height and width of the images in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
-    /// Threads of the CPU backends; by default as many as there are cores
+    /// Threads of the CPU backends [default: one per core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
-    /// Batches that are timed
+    /// Timed batches
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub iters: u32,
     /// Untimed batches before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
@@ -486,23 +495,23 @@ pub struct BenchArgs {
     /// follows the row where the times had not settled.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub warmup: Option<u32>,
-    /// Run batch normalisation as layers of its own
+    /// Run batch normalization as separate layers
     #[arg(long)]
     pub keep_batchnorm: bool,
-    /// What convolutions and linear maps are computed in; everything else is in single precision. On the CPU bf16 pays
-    /// where the processor multiplies it (AVX512-BF16, and AMX, with which the maps between them are of bf16 too)
+    /// Compute type of convolutions and linear layers; everything else is f32. On the CPU, bf16 is faster with
+    /// AVX512-BF16; with AMX, activations are bf16 too
     #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
     pub dtype: Dtype,
-    /// A row with batch normalisation folded and one with it kept
-    #[arg(long, conflicts_with = "keep_batchnorm")]
-    pub both: bool,
+    /// Measure with batch normalization folded and kept, a row each
+    #[arg(long, alias = "both", conflicts_with = "keep_batchnorm")]
+    pub compare_folding: bool,
     /// The backend and its device (may be repeated, each a row) [env: HEARTH_BACKEND] [default: auto]
     #[arg(short, long = "backend", value_name = "auto|NAME[:DEVICE]")]
     pub backends: Vec<BackendChoice>,
-    /// How results are printed, row by row
+    /// Output format, row by row
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Measure the one row asked for in this process
+    /// Measure a single row in this process
     #[arg(long, hide = true)]
     pub in_process: bool,
 }
@@ -510,18 +519,18 @@ pub struct BenchArgs {
 /// `diagram`
 #[derive(Debug, Args)]
 pub struct DiagramArgs {
-    /// An architecture (`infer models` lists them), or weights: a run folder, a file, a published name
+    /// Architecture (`infer models` lists them), or weights: a run folder, a file, or a published name
     #[arg(value_name = "ARCH|W")]
     pub network: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// The file; by default the architecture's name in this folder
+    /// Output file [default: the architecture's name]
     #[arg(short, long, value_name = "FILE.svg")]
     pub out: Option<PathBuf>,
-    /// Height and width of the input in pixels, as 224 or 320x256; the network's own by default
+    /// Height and width of the input in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
-    /// Draw it with batch normalisation folded into the convolutions
+    /// Draw the network with batch normalization folded into the convolutions
     #[arg(long)]
     pub fold_batchnorm: bool,
 }
@@ -529,68 +538,68 @@ pub struct DiagramArgs {
 /// `export`
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// The weights: a run folder, a file, or a published name
+    /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// What to write
+    /// File format
     #[arg(long, value_enum)]
     pub to: ExportFormat,
-    /// The file; by default the architecture's name in this folder
+    /// Output file [default: the architecture's name]
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace a file that is there
+    /// Replace an existing file
     #[arg(short, long)]
     pub force: bool,
-    /// Fold batch normalisation into the convolutions before it: fewer operations, the same to rounding, not for training
+    /// Fold batch normalization into the preceding convolutions: faster, equal up to rounding, not for training
     #[arg(long)]
     pub fold_batchnorm: bool,
-    /// Height and width of the images of an ONNX file, as 224 or 320x256; the card's by default
+    /// Height and width of an ONNX file's images, as 224 or 320x256 [default: the card's]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
 }
 
-/// A kind of file.
+/// A file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExportFormat {
     /// PyTorch's state dictionary under torchvision's names, with the model card inside
     Safetensors,
     /// Burn's own record (.bpk), with the model card inside
     Burnpack,
-    /// For onnxruntime, OpenVINO, TensorRT and the like
+    /// ONNX, for onnxruntime, OpenVINO, TensorRT and others
     Onnx,
 }
 
-/// A part of the data.
+/// A split of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SplitArg {
-    /// The validation images; everything where the data has no parts
+    /// The validation split; everything if the data has no splits
     Val,
-    /// The training images
+    /// The training split
     Train,
-    /// Everything
+    /// Both splits
     All,
 }
 
-/// Views of an image.
+/// Crops of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CropsArg {
-    /// The centre
+    /// The center crop
     #[value(name = "1")]
     One,
-    /// Corners and centre, each with its mirror
+    /// Corners and center, each with its mirror image
     #[value(name = "10")]
     Ten,
-    /// Four sizes, three squares of each, six crops of each, each with its mirror
+    /// Four sizes, three squares of each, six crops of each square, each with its mirror image
     #[value(name = "144")]
     All,
 }
 
-/// What to do with an image that cannot be read.
+/// The policy for unreadable images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BadSamplesArg {
-    /// Stop, naming archive, member, offset and cause
+    /// Stop with an error that names archive, member, offset and cause
     Strict,
     /// Count it, list it and leave it out; the exit code is 3
     Skip,
@@ -599,22 +608,22 @@ pub enum BadSamplesArg {
 /// `summary`
 #[derive(Debug, Args)]
 pub struct SummaryArgs {
-    /// The architecture (`infer models` lists them)
+    /// Architecture (`infer models` lists them)
     #[arg(value_name = "ARCH", required_unless_present = "weights")]
     #[arg(conflicts_with_all = ["weights", "architecture", "card", "cache_dir", "offline"])]
     pub network: Option<Architecture>,
-    /// A run folder, a file or a published name instead of an architecture
+    /// Weights in place of an architecture: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
-    /// The number of classes; the architecture's own by default
+    /// Number of classes [default: the architecture's own]
     #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
     pub classes: Option<u32>,
-    /// Height and width of the input in pixels, as 224 or 320x256; the network's own by default
+    /// Height and width of the input in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -622,7 +631,7 @@ pub struct SummaryArgs {
 /// `models`
 #[derive(Debug, Args)]
 pub struct ModelsArgs {
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -676,7 +685,7 @@ pub struct VerifyArgs {
     /// The largest relative difference of a gradient that counts as equal
     #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = tolerance)]
     pub gradient_tolerance: f64,
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Run the one comparison asked for in this process, and print its row as JSON
@@ -684,11 +693,11 @@ pub struct VerifyArgs {
     pub in_process: bool,
 }
 
-/// Height and width from `224` or `320x256`.
+/// Parses height and width from `224` or `320x256`.
 fn image_size(text: &str) -> Result<[usize; 2], String> {
     let side = |text: &str| match text.trim().parse::<usize>() {
         Ok(side) if (1..=16_384).contains(&side) => Ok(side),
-        _ => Err(format!("`{text}` is no number of pixels from 1 to 16384; write 224 or 320x256 (height x width)")),
+        _ => Err(format!("`{text}` is not a number of pixels from 1 to 16384; write 224 or 320x256 (height x width)")),
     };
     match text.split_once(['x', 'X', '×']) {
         Some((height, width)) => Ok([side(height)?, side(width)?]),
@@ -699,14 +708,14 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads @ 1..=1024) => Ok(threads),
-        _ => Err("a number of threads is one from 1 to 1024".to_string()),
+        _ => Err("expected a number of threads from 1 to 1024".to_string()),
     }
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("a tolerance is a number from 0, such as 1e-4".to_string()),
+        _ => Err("expected a number of at least 0, such as 1e-4".to_string()),
     }
 }
 
@@ -717,12 +726,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn clap_accepts_the_command_line() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn sizes_are_one_number_or_two() {
+    fn image_sizes_are_one_or_two_numbers() {
         assert_eq!(image_size("224"), Ok([224, 224]));
         assert_eq!(image_size("320x256"), Ok([320, 256]));
         for wrong in ["", "0", "x", "224x", "-5", "99999", "12.5"] {
@@ -731,13 +740,13 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_is_of_an_architecture_or_of_weights() {
+    fn summary_accepts_an_architecture_or_weights() {
         let parse = |args: &[&str]| Cli::try_parse_from([&["infer", "summary"], args].concat());
         assert!(parse(&["resnet18"]).is_ok());
         assert!(parse(&["--weights", "w.pth", "--arch", "resnet18"]).is_ok());
         assert!(parse(&[]).is_err());
         assert!(parse(&["resnet18", "--weights", "w.pth"]).is_err());
-        assert!(parse(&["resnet18", "--arch", "resnet18"]).is_err(), "--arch is of --weights");
+        assert!(parse(&["resnet18", "--arch", "resnet18"]).is_err(), "--arch belongs to --weights");
         assert!(parse(&["resnet18", "--offline"]).is_err());
         let error = parse(&["resnet81"]).unwrap_err().to_string();
         assert!(error.contains("did you mean 'resnet"), "{error}");

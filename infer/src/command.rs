@@ -1,4 +1,4 @@
-//! The commands, a module each, and what they share.
+//! The commands, one module each, and what they share.
 
 pub mod bench;
 pub mod classify;
@@ -39,28 +39,28 @@ fn announce(selected: &[Selected]) {
     }
 }
 
-/// Prints a result as indented JSON on standard output.
+/// Prints a result as indented JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?);
     Ok(())
 }
 
-/// Why a process of this program came to no end: what it printed last as an error, or how it ended.
+/// Returns why a child process failed: its last error line, or its exit status.
 fn failure_reason(stderr: &str, status: ExitStatus) -> String {
     match stderr.lines().rev().find_map(|line| line.strip_prefix("error: ")) {
         Some(error) => error.trim().to_string(),
-        None => format!("the process ended with {status}"),
+        None => format!("the child process ended with {status}"),
     }
 }
 
-/// A picture as a PNG file.
+/// Encodes a picture as PNG.
 fn png(picture: &image::RgbImage) -> Result<Vec<u8>> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png).context("cannot encode a picture")?;
     Ok(bytes.into_inner())
 }
 
-/// 1234567 as `1,234,567`.
+/// Formats 1234567 as `1,234,567`.
 fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();

@@ -1,4 +1,5 @@
-//! Judging networks on labelled images: every image once, its views' and the networks' probabilities averaged.
+//! Evaluation on labeled images: every image counts once, with the probabilities of its crops and of the networks
+//! averaged.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,31 +24,31 @@ use serde::{Deserialize, Serialize};
 use crate::{
     labels::ClassMap,
     model::Model,
-    protocol::{Protocol, Views},
+    protocol::{CropStack, Protocol},
 };
 
 /// The names of the network's classes, beside the other files of an evaluation.
 const CLASSES: &str = "classes.json";
 
-/// The most images that a network takes at a time, views counted.
-const MOST_AT_ONCE: usize = 64;
+/// The largest forward batch, counted in crops.
+const MAX_FORWARD_BATCH: usize = 64;
 
-/// The judgement of some or all images.
+/// The evaluation of all images or of one shard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Evaluation {
     pub spec: EvaluationSpec,
     /// The names of the network's classes.
     pub class_names: Vec<String>,
-    /// Which share this is, of how many.
-    pub share: (usize, usize),
-    /// In the order of the data.
+    /// The shard's index and the number of shards.
+    pub shard: (usize, usize),
+    /// The rows, in the order of the data.
     pub rows: Vec<PredictionRow>,
     pub bad: Vec<BadSample>,
     pub seconds: f64,
 }
 
-/// How an evaluation runs.
+/// Settings of an evaluation.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Settings {
@@ -55,15 +56,15 @@ pub struct Settings {
     pub batch_size: usize,
     pub workers: Option<usize>,
     pub bad_samples: BadSamples,
-    /// Share `0` of `1` is everything.
-    pub share: (usize, usize),
+    /// The shard's index and the number of shards; `(0, 1)` is all images.
+    pub shard: (usize, usize),
 }
 
-/// Judges the average of `models` on every image of the share once.
+/// Evaluates the average of `models` once on every image of the shard.
 ///
 /// # Errors
-/// Where the networks know different classes or the data's classes are not theirs, where an image cannot be read and
-/// the policy is strict, or where an output is not finite.
+/// Fails if the networks have different classes or the data has other classes, if an image cannot be read and the
+/// policy is strict, or if an output is not finite.
 pub fn evaluate(
     models: &[Model],
     source: &Arc<dyn Source>,
@@ -71,69 +72,72 @@ pub fn evaluate(
     spec: EvaluationSpec,
     progress: &Progress,
 ) -> Result<Evaluation> {
-    let (rank, of) = settings.share;
-    ensure!(of > 0 && rank < of, "--rank {rank} of --of {of}: ranks count from 0 and end below --of");
-    let first = models.first().context("no weights to judge")?;
+    let (index, count) = settings.shard;
+    ensure!(
+        index < count,
+        "--shard-index {index} is out of range for --num-shards {count}; shards are numbered from 0"
+    );
+    let first = models.first().context("no weights to evaluate")?;
     for other in &models[1..] {
         ensure!(
             other.card().classes == first.card().classes,
-            "the networks know different classes: {} and {} cannot be averaged",
+            "the networks have different classes: {} and {} cannot be averaged",
             first.card().origin,
             other.card().origin
         );
     }
     let map = ClassMap::new(source.classes(), first.card())?;
-    let share = Arc::new(Share { source: source.clone(), rank, of }) as Arc<dyn Source>;
+    let shard = Arc::new(Shard { source: source.clone(), index, count }) as Arc<dyn Source>;
     let began = Instant::now();
     let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     let mut bad: BTreeMap<String, BadSample> = BTreeMap::new();
     let mut rows = Vec::new();
     for (nth, model) in models.iter().enumerate() {
-        // Each network has a card and thus views of its own.
-        let views = Views::new(&settings.protocol, model.card())?;
-        let mut take = |index: usize, mut probabilities: Vec<f32>| -> Result<()> {
+        // Each network has its own card and therefore its own crops.
+        let crops = CropStack::new(&settings.protocol, model.card())?;
+        let mut sink = |index: usize, mut probabilities: Vec<f32>| -> Result<()> {
             if nth > 0 {
-                let sum = sums.remove(&index).context("the networks saw different images")?;
+                let sum = sums.remove(&index).context("the networks read different images")?;
                 probabilities.iter_mut().zip(sum).for_each(|(p, sum)| *p += sum);
             }
             if nth + 1 < models.len() {
                 sums.insert(index, probabilities);
             } else {
                 probabilities.iter_mut().for_each(|p| *p /= models.len() as f32);
-                rows.push(judge(&probabilities, &*share, index, &map)?);
+                rows.push(score_image(&probabilities, &*shard, index, &map)?);
             }
-            progress.inc(views.count() as u64);
+            progress.inc(crops.count() as u64);
             Ok(())
         };
-        let met = match views.is_dense() {
-            true => dense_pass(model, &views, &share, settings.bad_samples, &mut take)?,
-            false => batched_pass(model, &views, &share, settings, &mut take)?,
+        let met = match crops.is_dense() {
+            true => dense_pass(model, &crops, &shard, settings.bad_samples, &mut sink)?,
+            false => batched_pass(model, &crops, &shard, settings, &mut sink)?,
         };
         bad.extend(met.into_iter().map(|sample| (sample.key.clone(), sample)));
     }
     Ok(Evaluation {
         spec,
         class_names: first.card().classes.clone(),
-        share: settings.share,
+        shard: settings.shard,
         rows,
         bad: bad.into_values().collect(),
         seconds: began.elapsed().as_secs_f64(),
     })
 }
 
-/// Takes each image's probabilities by its index in the share.
-type Take<'a> = dyn FnMut(usize, Vec<f32>) -> Result<()> + 'a;
+/// Receives each image's probabilities by its index in the shard.
+type ProbabilitySink<'a> = dyn FnMut(usize, Vec<f32>) -> Result<()> + 'a;
 
-/// Views of one size, loaded by threads and run in batches; the samples that could not be read.
+/// Evaluates crops of one size, loaded by threads and run in batches. Returns the samples that could not be read.
 fn batched_pass(
     model: &Model,
-    views: &Views,
-    share: &Arc<dyn Source>,
+    crops: &CropStack,
+    shard: &Arc<dyn Source>,
     settings: &Settings,
-    take: &mut Take<'_>,
+    sink: &mut ProbabilitySink<'_>,
 ) -> Result<Vec<BadSample>> {
-    let images = (settings.batch_size / views.count()).max(1);
-    let mut builder = ImageLoader::builder(share.clone(), Arc::new(views.clone()))
+    let images = (settings.batch_size / crops.count()).max(1);
+    let mut builder = ImageLoader::builder(shard.clone(), Arc::new(crops.clone()))
         .batch_size(images)
         .bad_samples(settings.bad_samples);
     if let Some(workers) = settings.workers {
@@ -142,58 +146,58 @@ fn batched_pass(
     let loader = builder.build()?;
     for batch in loader.batches() {
         let batch = batch?;
-        let averaged = view_probabilities(model, &batch, views)?;
-        averaged.into_iter().zip(&batch.indices).try_for_each(|(row, &index)| take(index, row))?;
+        let averaged = crop_probabilities(model, &batch, crops)?;
+        averaged.into_iter().zip(&batch.indices).try_for_each(|(row, &index)| sink(index, row))?;
     }
     Ok(loader.bad_samples())
 }
 
-/// Whole images, each of its own size, one at a time.
+/// Evaluates whole images of any size, one at a time.
 fn dense_pass(
     model: &Model,
-    views: &Views,
-    share: &Arc<dyn Source>,
+    crops: &CropStack,
+    shard: &Arc<dyn Source>,
     policy: BadSamples,
-    take: &mut Take<'_>,
+    sink: &mut ProbabilitySink<'_>,
 ) -> Result<Vec<BadSample>> {
     let (mut bytes, mut bad) = (Vec::new(), Vec::new());
-    for index in 0..share.len() {
-        let image = share
+    for index in 0..shard.len() {
+        let image = shard
             .read(index, &mut bytes)
             .map_err(anyhow::Error::from)
             .and_then(|()| Ok(decode(&bytes, &Limits::default())?));
         let image = match image {
             Ok(image) => image,
             Err(error) if policy == BadSamples::Skip => {
-                let (key, location) = (share.key(index).into_owned(), share.location(index).to_string());
+                let (key, location) = (shard.key(index).into_owned(), shard.location(index).to_string());
                 bad.push(BadSample { index, key, location, cause: format!("{error:#}"), times: 1 });
                 continue;
             }
-            Err(error) => return Err(error.context(share.location(index).to_string())),
+            Err(error) => return Err(error.context(shard.location(index).to_string())),
         };
         let mut sum = vec![0f32; model.card().classes.len()];
-        for view in views.of(&image) {
+        for crop in crops.of(&image) {
             let batch = ImageBatch {
-                shape: [1, 3, view.height() as usize, view.width() as usize],
-                images: (0..3).flat_map(|channel| view.as_raw().iter().skip(channel).step_by(3).copied()).collect(),
+                shape: [1, 3, crop.height() as usize, crop.width() as usize],
+                images: (0..3).flat_map(|channel| crop.as_raw().iter().skip(channel).step_by(3).copied()).collect(),
                 labels: None,
                 mix: None,
                 indices: Vec::new(),
                 epoch: 0,
                 number: 0,
             };
-            let input = model.preprocess().normalise(&batch, model.device());
+            let input = model.preprocess().normalize(&batch, model.device());
             let probabilities = floats(softmax(model.network().forward_dense(model.typed(input)), 1))?;
-            sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / views.count() as f32);
+            sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / crops.count() as f32);
         }
-        take(index, sum)?;
+        sink(index, sum)?;
     }
     Ok(bad)
 }
 
-/// A tensor's values on the host, all of them finite.
+/// Reads a tensor's values to the host and checks that they are finite.
 fn floats(tensor: Tensor<2>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data().context("the device could not run the network")?;
+    let data = tensor.try_into_data().context("running the network failed")?;
     let values: Vec<f32> = data.iter::<f32>().collect();
     ensure!(
         values.iter().all(|value| value.is_finite()),
@@ -202,21 +206,21 @@ fn floats(tensor: Tensor<2>) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// How many views all networks take of all images of a share.
-pub fn num_views(models: &[Model], images: usize, settings: &Settings) -> Result<u64> {
-    let (rank, of) = settings.share;
-    let share = images.saturating_sub(rank).div_ceil(of.max(1));
-    let views = models.iter().map(|model| Ok(Views::new(&settings.protocol, model.card())?.count() as u64));
-    Ok(views.sum::<Result<u64>>()? * share as u64)
+/// Returns the number of crops over all networks and all images of a shard.
+pub fn num_crops(models: &[Model], images: usize, settings: &Settings) -> Result<u64> {
+    let (index, count) = settings.shard;
+    let images = images.saturating_sub(index).div_ceil(count.max(1));
+    let crops = models.iter().map(|model| Ok(CropStack::new(&settings.protocol, model.card())?.count() as u64));
+    Ok(crops.sum::<Result<u64>>()? * images as u64)
 }
 
-/// The mean over its views of each image's probabilities.
-fn view_probabilities(model: &Model, batch: &ImageBatch, views: &Views) -> Result<Vec<Vec<f32>>> {
-    let (per_image, side) = (views.count(), views.side() as usize);
+/// Averages the probabilities over each image's crops.
+fn crop_probabilities(model: &Model, batch: &ImageBatch, crops: &CropStack) -> Result<Vec<Vec<f32>>> {
+    let (per_image, side) = (crops.count(), crops.side() as usize);
     let single = unstack(batch, per_image, side);
     let mut all: Vec<f32> = Vec::new();
     let plane = 3 * side * side;
-    for pixels in single.chunks(MOST_AT_ONCE * plane) {
+    for pixels in single.chunks(MAX_FORWARD_BATCH * plane) {
         let shape = [pixels.len() / plane, 3, side, side];
         let part = ImageBatch {
             images: pixels.to_vec(),
@@ -230,26 +234,26 @@ fn view_probabilities(model: &Model, batch: &ImageBatch, views: &Views) -> Resul
         all.extend(floats(softmax(model.logits(&part), 1))?);
     }
     let classes = model.card().classes.len();
-    let mean = |views: &[f32]| {
+    let mean = |crops: &[f32]| {
         let mut sum = vec![0f32; classes];
-        views.chunks_exact(classes).for_each(|view| sum.iter_mut().zip(view).for_each(|(sum, p)| *sum += p));
+        crops.chunks_exact(classes).for_each(|crop| sum.iter_mut().zip(crop).for_each(|(sum, p)| *sum += p));
         sum.iter_mut().for_each(|sum| *sum /= per_image as f32);
         sum
     };
     Ok(all.chunks_exact(per_image * classes).map(mean).collect())
 }
 
-/// Views stacked from top to bottom, `[n, 3, views · side, side]`, one after the other, `[n · views, 3, side, side]`.
-fn unstack(batch: &ImageBatch, views: usize, side: usize) -> Vec<u8> {
-    if views == 1 {
+/// Unstacks crops: `[n, 3, crops · side, side]` → `[n · crops, 3, side, side]`.
+fn unstack(batch: &ImageBatch, crops: usize, side: usize) -> Vec<u8> {
+    if crops == 1 {
         return batch.images.clone();
     }
     let plane = side * side;
     let mut single = Vec::with_capacity(batch.images.len());
-    for image in batch.images.chunks_exact(3 * views * plane) {
-        for view in 0..views {
+    for image in batch.images.chunks_exact(3 * crops * plane) {
+        for crop in 0..crops {
             for channel in 0..3 {
-                let at = (channel * views + view) * plane;
+                let at = (channel * crops + crop) * plane;
                 single.extend_from_slice(&image[at..at + plane]);
             }
         }
@@ -257,12 +261,12 @@ fn unstack(batch: &ImageBatch, views: usize, side: usize) -> Vec<u8> {
     single
 }
 
-/// From an image's probabilities to its row.
-fn judge(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMap) -> Result<PredictionRow> {
+/// Returns the row of an image from its probabilities.
+fn score_image(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMap) -> Result<PredictionRow> {
     let label = source.label(index).with_context(|| format!("{} has no label", source.location(index)))?;
     let label = map.0[label as usize] as usize;
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
-    // Stable: of equals the first counts.
+    // A stable sort: ties keep the order of the classes.
     order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
     let own = probabilities[label];
     let more_probable = |&&class: &&u32| {
@@ -283,22 +287,22 @@ fn judge(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMa
     })
 }
 
-/// Every `of`-th sample, from `rank` on.
-struct Share {
+/// One shard of a source: every `count`-th sample, starting at `index`.
+struct Shard {
     source: Arc<dyn Source>,
-    rank: usize,
-    of: usize,
+    index: usize,
+    count: usize,
 }
 
-impl Share {
+impl Shard {
     fn at(&self, index: usize) -> usize {
-        index * self.of + self.rank
+        index * self.count + self.index
     }
 }
 
-impl Source for Share {
+impl Source for Shard {
     fn len(&self) -> usize {
-        self.source.len().saturating_sub(self.rank).div_ceil(self.of)
+        self.source.len().saturating_sub(self.index).div_ceil(self.count)
     }
     fn classes(&self) -> &[datasets::Class] {
         self.source.classes()
@@ -324,7 +328,7 @@ fn proportion(count: Count) -> Proportion {
 }
 
 impl Evaluation {
-    /// The judgement in numbers.
+    /// Returns the summary.
     pub fn summary(&self) -> EvaluationSummary {
         let (top1, top5) = stats::accuracy(&self.rows);
         let count = |holds: &dyn Fn(&PredictionRow) -> Option<bool>| {
@@ -337,8 +341,8 @@ impl Evaluation {
         EvaluationSummary {
             format: FORMAT,
             spec: self.spec.clone(),
-            rank: self.share.0,
-            of: self.share.1,
+            shard_index: self.shard.0,
+            num_shards: self.shard.1,
             top1: proportion(top1),
             top5: proportion(top5),
             loss: mean(&self.rows),
@@ -352,7 +356,7 @@ impl Evaluation {
         }
     }
 
-    /// Writes `predictions.csv` and `result.json`, by which parts are merged.
+    /// Writes `predictions.csv` and `result.json`, from which shards are merged.
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_csv(&folder.join(PREDICTIONS), &self.rows)?;
         if !self.bad.is_empty() {
@@ -362,10 +366,10 @@ impl Evaluation {
         write_json(&folder.join(EVALUATION), &self.summary())
     }
 
-    /// Reads back what [`write`](Self::write) wrote.
+    /// Reads what [`write`](Self::write) wrote.
     ///
     /// # Errors
-    /// Where a file is missing or damaged.
+    /// Fails if a file is missing or damaged.
     pub fn read(folder: &Path) -> Result<Self> {
         let summary: EvaluationSummary = read_json(&folder.join(EVALUATION))?;
         let class_names = read_json(&folder.join(CLASSES))?;
@@ -374,17 +378,17 @@ impl Evaluation {
         let bad = if bad_samples.exists() { read_csv(&bad_samples)? } else { Vec::new() };
         ensure!(
             rows.len() == summary.top1.of,
-            "{} holds {} images, result.json says {}",
+            "{} has {} images, result.json has {}",
             folder.join(PREDICTIONS).display(),
             rows.len(),
             summary.top1.of
         );
-        let share = (summary.rank, summary.of);
-        Ok(Self { spec: summary.spec, class_names, share, rows, bad, seconds: summary.seconds })
+        let shard = (summary.shard_index, summary.num_shards);
+        Ok(Self { spec: summary.spec, class_names, shard, rows, bad, seconds: summary.seconds })
     }
 }
 
-/// The mean loss and its 95 % interval, by the normal distribution.
+/// Returns the mean loss and its 95 % interval by the normal approximation.
 fn mean(predictions: &[PredictionRow]) -> Mean {
     let losses: Vec<f64> = predictions.iter().filter_map(|prediction| prediction.loss).collect();
     let n = losses.len().max(1) as f64;
@@ -394,37 +398,37 @@ fn mean(predictions: &[PredictionRow]) -> Mean {
     Mean { mean, low: mean - half, high: mean + half }
 }
 
-/// Puts the shares of one evaluation together: each image once, none missing.
+/// Merges the shards of an evaluation: each image once, none missing.
 ///
 /// # Errors
-/// Where the parts are of different evaluations, or not each share is there once.
+/// Fails if the shards belong to different evaluations, or if a shard is missing or occurs twice.
 pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
-    parts.sort_by_key(|(_, part)| part.share.0);
-    let (first_name, first) = parts.first().context("no parts to merge")?;
-    let of = first.share.1;
+    parts.sort_by_key(|(_, part)| part.shard.0);
+    let (first_name, first) = parts.first().context("no shards to merge")?;
+    let of = first.shard.1;
     for (name, part) in &parts {
         ensure!(
-            part.spec == first.spec && part.share.1 == of,
-            "{name} and {first_name} are parts of different evaluations: weights, data, protocol, commit and number of \
-             shares must be the same"
+            part.spec == first.spec && part.shard.1 == of,
+            "{name} and {first_name} are shards of different evaluations: weights, data, protocol, commit and number of \
+             shards must be equal"
         );
     }
-    let ranks: Vec<usize> = parts.iter().map(|(_, part)| part.share.0).collect();
+    let ranks: Vec<usize> = parts.iter().map(|(_, part)| part.shard.0).collect();
     if ranks != (0..of).collect::<Vec<_>>() {
-        bail!("the shares 0 to {} are needed, each once; given: {ranks:?}", of - 1);
+        bail!("the shards 0 to {} are required, each once; given: {ranks:?}", of - 1);
     }
     let (spec, class_names) = (first.spec.clone(), first.class_names.clone());
     let images: usize = parts.iter().map(|(_, part)| part.rows.len() + part.bad.len()).sum();
     ensure!(
         images == spec.images,
-        "the parts hold {images} images, the data {}: is one of them incomplete?",
+        "the shards have {images} images, the data has {}: is a shard incomplete?",
         spec.images
     );
-    let mut merged = Evaluation { spec, class_names, share: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
-    // Share r has the images r, r + of, …, some of which could not be read.
+    let mut merged = Evaluation { spec, class_names, shard: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
+    // Shard i has the images i, i + n, i + 2n, …, some of which may be unreadable.
     let mut rows = BTreeMap::new();
     for (_, part) in parts {
-        let place = |nth: usize| part.share.0 + nth * of;
+        let place = |nth: usize| part.shard.0 + nth * of;
         let bad: BTreeSet<usize> = part.bad.iter().map(|sample| sample.index).collect();
         let read = (0..).filter(|nth| !bad.contains(nth));
         rows.extend(read.zip(part.rows).map(|(nth, row)| (place(nth), row)));

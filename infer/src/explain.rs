@@ -1,13 +1,13 @@
-//! Where on an image a network sees a class.
+//! Explanations: which pixels of an image support a class.
 //!
 //! | method | what it shows | passes |
 //! |---|---|---|
-//! | [Grad-CAM](https://arxiv.org/abs/1610.02391) (Selvaraju et al., 2016) | channels of the last map, weighted by the class's gradient | 1, and backward through the top |
-//! | [Grad-CAM++](https://arxiv.org/abs/1710.11063) (Chattopadhay et al., 2017) | the same, weighted place by place: several objects show | as before |
-//! | Occlusion ([Zeiler & Fergus, 2013](https://arxiv.org/abs/1311.2901)) | how far the probability falls where a grey square hides the image | some 250 |
-//! | SmoothGrad ([Smilkov et al., 2017](https://arxiv.org/abs/1706.03825)) | the pixels' own gradient, averaged over noisy copies | 16, and backward through all |
+//! | [Grad-CAM](https://arxiv.org/abs/1610.02391) (Selvaraju et al., 2016) | channels of the last feature map, weighted by the class's gradient | 1, and backward through the top |
+//! | [Grad-CAM++](https://arxiv.org/abs/1710.11063) (Chattopadhay et al., 2017) | as Grad-CAM, weighted per position, so that several objects show | as before |
+//! | Occlusion ([Zeiler & Fergus, 2013](https://arxiv.org/abs/1311.2901)) | the drop of the probability when a gray square covers the image | some 250 |
+//! | SmoothGrad ([Smilkov et al., 2017](https://arxiv.org/abs/1706.03825)) | the gradient of the pixels, averaged over noisy copies | 16, and backward through all |
 //!
-//! Images are explained one at a time, and passes run in batches of a few: memory does not grow with their number.
+//! Images are explained one at a time in small batches of passes, so memory does not grow with the number of images.
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData};
@@ -20,7 +20,7 @@ use models::hook::ForwardHook;
 
 use crate::Model;
 
-/// How a class is looked for.
+/// An explanation method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Method {
     /// Grad-CAM.
@@ -34,17 +34,17 @@ pub enum Method {
     SmoothGrad,
 }
 
-/// How strongly each pixel speaks for a class, from 0 to 1; all 0 where nothing does.
+/// A saliency map: how strongly each pixel supports a class, from 0 to 1; all 0 if nothing does.
 pub type Heat = ImageBuffer<Luma<f32>, Vec<f32>>;
 
-/// How many noisy copies SmoothGrad averages.
+/// The number of noisy copies that SmoothGrad averages.
 const NOISY_COPIES: u64 = 16;
-/// The deviation of the noise as a share of the input's range, the paper's middle value.
+/// The standard deviation of the noise as a fraction of the input's range: the middle of the paper's values.
 const NOISE: f64 = 0.15;
-/// The side of the square that hides, as a share of the image's.
+/// The side of the occluding square as a fraction of the image's.
 const HIDDEN: f64 = 1.0 / 7.0;
 
-/// What looks into a model.
+/// Explains the predictions of a model.
 #[derive(Debug)]
 pub struct Explainer<'a> {
     model: &'a Model,
@@ -54,10 +54,10 @@ pub struct Explainer<'a> {
 }
 
 impl<'a> Explainer<'a> {
-    /// Looks at `stage` (Grad-CAM), by default the network's last map.
+    /// Creates an explainer for `stage` (Grad-CAM); by default the stage before the classifier.
     ///
     /// # Errors
-    /// Where the network has no such stage.
+    /// Fails if the network has no such stage.
     pub fn new(model: &'a Model, method: Method, stage: Option<&str>, batch_size: usize) -> Result<Self> {
         let stage = match stage {
             None => model.network().last_map(),
@@ -65,7 +65,7 @@ impl<'a> Explainer<'a> {
                 let known = stages(model)?;
                 ensure!(
                     known.iter().any(|(name, _)| name == stage),
-                    "{} has no stage {stage}; it has {}",
+                    "{} has no stage `{stage}`; it has {}",
                     model.card().architecture,
                     known.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
                 );
@@ -75,12 +75,12 @@ impl<'a> Explainer<'a> {
         Ok(Self { model, method, stage, batch_size: batch_size.max(1) })
     }
 
-    /// Where on `image`, as the card prepares it, the network sees each of `classes`.
+    /// Returns the saliency map of each of `classes` on `image`, which is preprocessed as the card specifies.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Fails if the device fails.
     pub fn explain(&self, image: &RgbImage, classes: &[usize]) -> Result<Vec<Heat>> {
-        let input = self.model.preprocess().normalise(&self.model.preprocess().batch(&[image]), self.model.device());
+        let input = self.model.preprocess().normalize(&self.model.preprocess().batch(&[image]), self.model.device());
         let size = image.dimensions();
         match self.method {
             Method::GradCam | Method::GradCamPlusPlus => self.cams(input, classes, size),
@@ -89,16 +89,17 @@ impl<'a> Explainer<'a> {
         }
     }
 
-    /// One pass for all classes: the map is repeated for each of them, and each copy gets its class's gradient.
+    /// Grad-CAM in one pass for all classes: the activation is repeated for each class, and each copy receives its
+    /// class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
         let logits = self.model.network().forward_with_hook(self.model.typed(input), &mut leaf);
         let map = leaf.map.with_context(|| format!("the network has no stage {}", self.stage))?;
         let [_, channels, height, width] = map.dims();
         let gradients = chosen(logits, classes).backward();
-        let gradient = map.grad(&gradients).context("the logits do not depend on that stage")?;
+        let gradient = map.grad(&gradients).context("the logits do not depend on this stage")?;
         let values = |tensor: Tensor<4>| -> Result<Vec<f32>> {
-            Ok(tensor.try_into_data().context("the device could not explain")?.convert::<f32>().try_into_vec()?)
+            Ok(tensor.try_into_data().context("computing the explanation failed")?.convert::<f32>().try_into_vec()?)
         };
         let (map, gradient) = (values(map.inner())?, values(gradient)?);
         let each = channels * height * width;
@@ -116,8 +117,8 @@ impl<'a> Explainer<'a> {
         Ok(heats.collect())
     }
 
-    /// The fall of each class's probability where a square of the mean colour hides the image, averaged over the squares
-    /// that hide a pixel.
+    /// Occlusion: the drop of each class's probability when a square of the mean color covers the image, averaged over
+    /// the squares that cover a pixel.
     fn occlusion(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let [_, _, height, width] = input.dims();
         let patch = ((height.min(width) as f64 * HIDDEN).round() as usize).max(1);
@@ -127,13 +128,13 @@ impl<'a> Explainer<'a> {
         let whole = self.probabilities(input.clone())?;
         let mut falls = vec![vec![0f32; height * width]; classes.len()];
         let mut seen = vec![0f32; height * width];
-        // Squares stick out at the edges, so that borders are hidden as often as the middle.
+        // Squares extend past the edges, so that borders are covered as often as the middle.
         let span = |at: usize, side: usize| (at.saturating_sub(patch / 2), (at + patch - patch / 2).min(side));
         for chunk in squares.chunks(self.batch_size) {
             let hidden = chunk.iter().map(|&(y, x)| {
                 let ((top, bottom), (left, right)) = (span(y, height), span(x, width));
-                let grey = Tensor::<4>::zeros([1, 3, bottom - top, right - left], &input.device());
-                input.clone().slice_assign([0..1, 0..3, top..bottom, left..right], grey)
+                let gray = Tensor::<4>::zeros([1, 3, bottom - top, right - left], &input.device());
+                input.clone().slice_assign([0..1, 0..3, top..bottom, left..right], gray)
             });
             let probabilities = self.probabilities(Tensor::cat(hidden.collect(), 0))?;
             for (&(y, x), probabilities) in chunk.iter().zip(probabilities) {
@@ -157,8 +158,8 @@ impl<'a> Explainer<'a> {
         self.model.probabilities_of(self.model.network().forward(self.model.typed(input)))
     }
 
-    /// The gradient of the class's logit with respect to the pixels: its size, the largest of the three colours, averaged
-    /// over noisy copies of the image.
+    /// SmoothGrad: the magnitude of the gradient of the class's logit with respect to the pixels, the largest of the
+    /// three channels, averaged over noisy copies of the image.
     fn smooth_grad(&self, input: &Tensor<4>, class: usize, size: (u32, u32)) -> Result<Heat> {
         let [_, _, height, width] = input.dims();
         let range = f64::from((input.clone().max() - input.clone().min()).into_scalar::<f32>());
@@ -166,7 +167,7 @@ impl<'a> Explainer<'a> {
         let copies: Vec<u64> = (0..NOISY_COPIES).collect();
         for copies in copies.chunks(self.batch_size) {
             let shape = [copies.len(), 3, height, width];
-            // The same noise for every image, class and size of batch.
+            // The noise does not depend on the image, the class or the batch size.
             let noise = copies.iter().flat_map(|&copy| {
                 let mut rng = SampleRng::new(0, 0, copy);
                 (0..3 * height * width).map(move |_| (NOISE * range * rng.normal()) as f32)
@@ -181,10 +182,11 @@ impl<'a> Explainer<'a> {
             // [copies, 3, h, w] → [h, w]
             let strength = gradient.abs().max_dim(1).sum_dim(0);
             let strength: Vec<f32> =
-                strength.try_into_data().context("the device could not explain")?.try_into_vec()?;
+                strength.try_into_data().context("computing the explanation failed")?.try_into_vec()?;
             sum.iter_mut().zip(strength).for_each(|(sum, value)| *sum += value);
         }
-        // A few pixels have gradients far above all others: the picture ends at the 99th percentile, as in the paper.
+        // A few pixels have gradients far above all others, so values are clipped at the 99th percentile, as in the
+        // paper.
         let mut sorted = sum.clone();
         sorted.sort_by(f32::total_cmp);
         let most = sorted[sorted.len() * 99 / 100].max(f32::MIN_POSITIVE);
@@ -193,10 +195,10 @@ impl<'a> Explainer<'a> {
     }
 }
 
-/// The stages of a network that give a map, with its shape `[c, h, w]`, in order.
+/// Returns the stages of a network that output a feature map, with its shape `[c, h, w]`, in order.
 ///
 /// # Errors
-/// Where the network does not take the card's input.
+/// Fails if the network does not accept the card's input size.
 pub fn stages(model: &Model) -> Result<Vec<(String, [usize; 3])>> {
     let [height, width] = model.card().preprocess.input_size;
     model.card().architecture.check_input([height, width])?;
@@ -209,7 +211,7 @@ pub fn stages(model: &Model) -> Result<Vec<(String, [usize; 3])>> {
     Ok(found)
 }
 
-/// The sum of the logits chosen, one of each row.
+/// Returns the sum of one chosen logit per row.
 fn chosen(logits: Tensor<2>, classes: &[usize]) -> Tensor<1> {
     let [rows, columns] = logits.dims();
     let mut mask = vec![0f32; rows * columns];
@@ -220,7 +222,7 @@ fn chosen(logits: Tensor<2>, classes: &[usize]) -> Tensor<1> {
     (logits * mask).sum()
 }
 
-/// Grad-CAM++'s weight of a channel: its positive gradients, each by α = g² / (2g² + ΣA·g³).
+/// Returns Grad-CAM++'s channel weights: the positive gradients, each weighted by α = g² / (2g² + ΣA·g³).
 fn plus_plus_weight(map: &[f32], gradient: &[f32]) -> f32 {
     let total: f32 = map.iter().sum();
     let weight = gradient.iter().map(|&g| {
@@ -231,26 +233,26 @@ fn plus_plus_weight(map: &[f32], gradient: &[f32]) -> f32 {
     weight.sum()
 }
 
-/// Positive values, from 0 to 1, at the image's size.
+/// Clips to positive values, scales to 0..1 and resizes to the image.
 fn scaled(values: Vec<f32>, width: u32, height: u32, (to_width, to_height): (u32, u32)) -> Heat {
     let mut heat: Vec<f32> =
         values.into_iter().map(|value| if value.is_finite() { value.max(0.0) } else { 0.0 }).collect();
-    normalise(&mut heat); // Before too: resizing cuts off at 1.
-    let heat = Heat::from_raw(width, height, heat).expect("a value for each place");
+    normalize(&mut heat); // Before too: resizing cuts off at 1.
+    let heat = Heat::from_raw(width, height, heat).expect("a value for each pixel");
     let mut heat = imageops::resize(&heat, to_width, to_height, FilterType::Triangle);
-    normalise(&mut heat);
+    normalize(&mut heat);
     heat
 }
 
-/// Divides by the largest.
-fn normalise(values: &mut [f32]) {
+/// Divides by the maximum.
+fn normalize(values: &mut [f32]) {
     let most = values.iter().copied().fold(0f32, f32::max);
     if most > 0.0 {
         values.iter_mut().for_each(|value| *value /= most);
     }
 }
 
-/// Makes the output of a stage the leaf of a gradient, with a copy for each class.
+/// Makes the output of a stage a leaf of the autodiff graph, with a copy for each class.
 struct Leaf<'a> {
     stage: &'a str,
     copies: usize,
@@ -277,7 +279,7 @@ mod tests {
 
     use super::*;
 
-    /// Draws parameters from a generator of its own: Burn's is shared with the tests that run beside.
+    /// Draws parameters from its own generator: Burn's is shared with concurrent tests.
     struct Drawn(SampleRng);
 
     impl ModuleMapper for Drawn {
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn every_family_and_method_gives_heat_of_the_image_s_size() {
+    fn every_family_and_method_yields_a_map_of_the_image_size() {
         use Architecture::*;
         for architecture in [AlexNet, Vgg11, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNet20] {
             let model = model(architecture);
@@ -324,15 +326,15 @@ mod tests {
         }
     }
 
-    /// After global average pooling and one linear map, Grad-CAM is the map weighted by the class's row of weights
-    /// (divided by the number of places, which scaling undoes): the paper's section 3.
+    /// After global average pooling and one linear layer, Grad-CAM equals CAM: the activation weighted by the class's
+    /// row of weights, up to scale (section 3 of the paper).
     #[test]
-    fn grad_cam_of_the_last_map_is_the_class_activation_map() {
+    fn grad_cam_of_the_last_feature_map_equals_cam() {
         let model = model(Architecture::ResNet20);
         let image = image(&model);
         let heat = Explainer::new(&model, Method::GradCam, None, 8).unwrap().explain(&image, &[2]).unwrap().remove(0);
 
-        let input = model.preprocess().normalise(&model.preprocess().batch(&[&image]), model.device());
+        let input = model.preprocess().normalize(&model.preprocess().batch(&[&image]), model.device());
         let mut map = None;
         model.network().forward_with_hook(input, &mut |name: &str, x: &Tensor<4>| {
             if name == "layer3" {
@@ -348,10 +350,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_that_is_not_there_is_named_with_those_that_are() {
+    fn an_unknown_stage_is_an_error_that_lists_the_stages() {
         let model = model(Architecture::ResNet20);
         let error = Explainer::new(&model, Method::GradCam, Some("layer9"), 8).unwrap_err().to_string();
-        assert!(error.contains("no stage layer9") && error.contains("layer3"), "{error}");
+        assert!(error.contains("no stage `layer9`") && error.contains("layer3"), "{error}");
         let heat = Explainer::new(&model, Method::GradCam, Some("layer1"), 8).unwrap();
         assert_eq!(heat.explain(&image(&model), &[1]).unwrap().len(), 1);
     }

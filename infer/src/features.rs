@@ -1,4 +1,4 @@
-//! What a network sees of an image as a vector: the input of its last linear map, for search and for other tools.
+//! Feature vectors: the input of a network's last linear layer, for search and other tools.
 
 use std::{
     fs::File,
@@ -18,24 +18,24 @@ use runtime::files::{write_atomic, write_atomic_bytes};
 use crate::{Input, Model, stream};
 
 impl Model {
-    /// The vector of each image, `[n, features]` in rows.
+    /// Returns the feature vector of each image, `[n, features]` in rows.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Fails if the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let input = self.preprocess().normalise(&self.preprocess().batch(images), self.device());
+        let input = self.preprocess().normalize(&self.preprocess().batch(images), self.device());
         let features = self.network().features(self.typed(input));
         let [_, length] = features.dims();
-        let values = features.try_into_data().context("the device could not run the network")?;
-        let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are no floats")?;
+        let values = features.try_into_data().context("running the network failed")?;
+        let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are not floats")?;
         Ok(values.chunks_exact(length).map(<[f32]>::to_vec).collect())
     }
 }
 
-/// Calls `consume` with each input and its vector, or what is wrong with it, in order.
+/// Calls `consume` with each input and its vector or error, in order.
 ///
 /// # Errors
-/// Where the device fails, and what `consume` returns.
+/// Fails if the device fails or `consume` returns an error.
 pub fn each<'a>(
     model: &Model,
     inputs: &'a [Input],
@@ -49,7 +49,7 @@ pub fn each<'a>(
         let mut vectors = vectors.into_iter();
         for &(input, ref image) in batch {
             let vector = match image {
-                Ok(_) => Ok(vectors.next().context("the network answered for fewer images than it got")?),
+                Ok(_) => Ok(vectors.next().context("the network returned fewer results than images")?),
                 Err(error) => Err(anyhow::anyhow!("{error:#}")),
             };
             consume(input, vector)?;
@@ -58,11 +58,11 @@ pub fn each<'a>(
     })
 }
 
-/// Writes vectors as NumPy's `.npy`, float32 `[images, features]`, as they come; beside it `NAME.csv` with the path of
-/// each row. Both are whole or not there.
+/// Writes vectors as NumPy's `.npy`, float32 `[images, features]`, as they arrive, and beside it `NAME.csv` with the
+/// path of each row. Both files are complete or absent.
 ///
 /// # Errors
-/// Where a file cannot be written, or `fill` fails.
+/// Fails if a file cannot be written, or `fill` fails.
 pub fn write_npy(path: &Path, fill: impl FnOnce(&mut Rows<'_>) -> Result<()>) -> Result<usize> {
     let names = write_atomic(path, |file| {
         file.write_all(&header(0, 0))?; // Its place; the counts are known at the end.
@@ -89,10 +89,10 @@ pub struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// One more row.
+    /// Appends a row.
     ///
     /// # Errors
-    /// Where it cannot be written, or has another length than those before.
+    /// Fails if the row cannot be written, or if its length differs from the previous rows'.
     pub fn push(&mut self, name: String, vector: &[f32]) -> Result<()> {
         ensure!(self.names.is_empty() || vector.len() == self.length, "vectors of different lengths");
         self.length = vector.len();
@@ -102,7 +102,7 @@ impl Rows<'_> {
     }
 }
 
-/// NumPy's format 1.0: always 128 bytes, so that it can be written last.
+/// Returns the header in NumPy's format 1.0: always 128 bytes, so that it can be written last.
 fn header(rows: usize, columns: usize) -> Vec<u8> {
     let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     let mut header = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
@@ -119,7 +119,7 @@ fn names_of(path: &Path) -> PathBuf {
 /// Reads a `.npy` that [`write_npy`] wrote, row by row, with each row's path.
 ///
 /// # Errors
-/// Where a file cannot be read, or is not of this form.
+/// Fails if a file cannot be read or has another format.
 pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result<()>) -> Result<()> {
     let shown = path.display();
     let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot read {shown}"))?);
@@ -131,11 +131,11 @@ pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result
         shape.map(|s| s.split(',').filter_map(|n| n.trim().parse().ok()).collect()).unwrap_or_default();
     let is_ours = read.is_ok() && start.starts_with(b"\x93NUMPY\x01") && text.contains("'<f4'");
     let (true, &[rows, columns], false) = (is_ours, sizes.as_slice(), text.contains("'fortran_order': True")) else {
-        bail!("{shown} is no table of float32 vectors as `infer explain --features` writes them");
+        bail!("{shown} is not a table of float32 vectors as written by `infer explain --features`");
     };
     let table = names_of(path);
-    let mut names = csv::Reader::from_path(&table)
-        .with_context(|| format!("{shown} has no list of paths beside it, {}", table.display()))?;
+    let mut names =
+        csv::Reader::from_path(&table).with_context(|| format!("{shown} has no list of paths, {}", table.display()))?;
     let mut names = names.records();
     let mut bytes = vec![0; columns * 4];
     for row in 0..rows {
@@ -147,13 +147,13 @@ pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result
     Ok(())
 }
 
-/// The cosine of the angle between two vectors.
+/// Returns the cosine similarity of two vectors.
 pub fn similarity(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// The nearest of many, as they come: memory does not grow with their number.
+/// A running list of nearest neighbors; memory does not grow with the number of candidates.
 #[derive(Debug, Clone)]
 pub struct Nearest {
     wanted: usize,
@@ -162,12 +162,12 @@ pub struct Nearest {
 }
 
 impl Nearest {
-    /// Will keep `wanted`.
+    /// Creates a list that keeps `wanted` neighbors.
     pub fn new(wanted: usize) -> Self {
         Self { wanted, found: Vec::new() }
     }
 
-    /// Looks at one more; of equals the first counts.
+    /// Considers a candidate; of equal candidates the first is kept.
     pub fn see(&mut self, similarity: f64, name: &str) {
         let place = self.found.partition_point(|(other, _)| *other >= similarity);
         if place < self.wanted {
@@ -176,16 +176,16 @@ impl Nearest {
         }
     }
 
-    /// What was found, the most similar first.
+    /// Returns the neighbors, the most similar first.
     pub fn into_found(self) -> Vec<(f64, String)> {
         self.found
     }
 }
 
-/// The weights of the first convolution, `[out, 3, kh, kw]`.
+/// Returns the weights of the first convolution, `[out, 3, kh, kw]`.
 ///
 /// # Errors
-/// Where the device fails.
+/// Fails if the device fails.
 pub fn first_filters(network: &Network) -> Result<(Vec<f32>, [usize; 3])> {
     #[derive(Default)]
     struct First(Option<(Vec<f32>, [usize; 3])>);
@@ -201,7 +201,7 @@ pub fn first_filters(network: &Network) -> Result<(Vec<f32>, [usize; 3])> {
     }
     let mut first = First::default();
     network.visit(&mut first);
-    first.0.context("the network has no convolution of three colours")
+    first.0.context("the network has no convolution with three input channels")
 }
 
 #[cfg(test)]
@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn vectors_come_back_with_their_names() {
+    fn vectors_are_read_back_with_their_names() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vectors.npy");
         let rows = write_npy(&path, |rows| {
@@ -232,7 +232,7 @@ mod tests {
         let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
         assert!(error.contains("ends at row 1 of 2"), "{error}");
         std::fs::write(&path, "no table").unwrap();
-        assert!(read_npy(&path, |_, _| Ok(())).unwrap_err().to_string().contains("no table of float32"));
+        assert!(read_npy(&path, |_, _| Ok(())).unwrap_err().to_string().contains("not a table of float32"));
         assert!(write_npy(&path, |_| bail!("no")).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"no table", "what was there stays");
     }

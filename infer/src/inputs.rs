@@ -1,4 +1,4 @@
-//! From the paths on a command line to images.
+//! Image inputs from paths on a command line.
 
 use std::{
     fs::{self, File},
@@ -9,24 +9,24 @@ use std::{
 use anyhow::{Context, Result, bail};
 use datasets::source::{MAX_SAMPLE_BYTES, is_image_name, natural_order};
 
-/// Something that should be an image.
+/// An input that should be an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
-    /// A file. Whether it exists shows when it is read.
+    /// A file. Its existence is checked when it is read.
     File(PathBuf),
     /// Standard input, written `-`.
     Stdin,
-    /// A folder that gave no images, and why.
+    /// A folder without usable images, and the reason.
     Unusable {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         cause: String,
     },
 }
 
 impl Input {
-    /// How it was named on the command line; a file in a folder by the folder's path and its own name.
+    /// Returns the name given on the command line; a file in a folder has the folder's path before its name.
     pub fn name(&self) -> String {
         match self {
             Self::File(path) | Self::Unusable { path, .. } => path.display().to_string(),
@@ -34,10 +34,10 @@ impl Input {
         }
     }
 
-    /// The encoded image.
+    /// Reads the encoded image.
     ///
     /// # Errors
-    /// Where it cannot be read, or is larger than any image that is accepted ([`MAX_SAMPLE_BYTES`]).
+    /// Fails if it cannot be read or is larger than [`MAX_SAMPLE_BYTES`].
     pub fn read(&self) -> Result<Vec<u8>> {
         match self {
             Self::File(path) => {
@@ -57,19 +57,19 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader.take(MAX_SAMPLE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SAMPLE_BYTES {
-        bail!("more than {MAX_SAMPLE_BYTES} bytes, which no image may have");
+        bail!("larger than the limit of {MAX_SAMPLE_BYTES} bytes");
     }
     Ok(bytes)
 }
 
-/// The images that `paths` stand for, in their order: a folder becomes the images in it, told by their extensions, in
-/// natural order (`2.jpg` before `10.jpg`); folders below it and hidden files are passed over.
+/// Expands `paths` to images, in order: a folder becomes the images in it, recognized by extension, in natural order
+/// (`2.jpg` before `10.jpg`); subfolders and hidden files are skipped.
 ///
 /// # Errors
-/// Where standard input is named more than once. What cannot be read is an error of that image alone, later.
+/// Fails if standard input is named more than once. An unreadable image is an error of that image alone, later.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<Input>> {
     if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
-        bail!("`-` is given twice, but standard input can be read once only");
+        bail!("`-` is given twice, but standard input can only be read once");
     }
     let mut inputs = Vec::new();
     for path in paths {
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_the_images_in_it_in_natural_order() {
+    fn a_folder_expands_to_its_images_in_natural_order() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["10.jpg", "2.PNG", "notes.txt", ".hidden.jpg", "sub/1.jpg"] {
             let path = folder.path().join(name);
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_images_is_an_error_of_its_own() {
+    fn a_folder_without_images_is_an_error_of_that_input() {
         let folder = tempfile::tempdir().unwrap();
         let inputs = expand(&[folder.path().to_owned()]).unwrap();
         let error = inputs[0].read().unwrap_err().to_string();

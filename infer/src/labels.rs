@@ -1,4 +1,4 @@
-//! Which of a network's classes is which of the data's.
+//! Mapping of the data's classes to the network's.
 
 use anyhow::{Result, bail};
 use datasets::{Class, imagenet};
@@ -9,22 +9,22 @@ use models::Card;
 pub struct ClassMap(pub Vec<u32>);
 
 impl ClassMap {
-    /// Whether the network knows classes that the data has not.
+    /// Whether the network has classes that the data lacks.
     pub fn is_subset(&self, card: &Card) -> bool {
         self.0.len() < card.classes.len()
     }
 
-    /// Matches by name, or by wnid where the network knows ImageNet's 1000 classes in their usual order.
+    /// Matches classes by name, or by wnid if the network has ImageNet's 1000 classes in their standard order.
     ///
     /// # Errors
-    /// Where a class of the data is none of the network's, naming some.
+    /// Fails if the network lacks a class of the data; the error names some.
     pub fn new(data: &[Class], card: &Card) -> Result<Self> {
         let of_imagenet = card.classes == models::imagenet_classes();
         let find = |class: &Class| {
             let by_wnid = of_imagenet.then(|| imagenet::class_index(&class.id)).flatten();
             by_wnid.or_else(|| {
                 let same = |name: &String| *name == class.name || *name == class.id;
-                // A name that occurs twice says nothing.
+                // A name that occurs twice is ambiguous.
                 let mut found = card.classes.iter().enumerate().filter(|(_, name)| same(name)).map(|(at, _)| at as u32);
                 match (found.next(), found.next()) {
                     (Some(index), None) => Some(index),
@@ -43,8 +43,8 @@ impl ClassMap {
             let shown = unknown.iter().take(5).copied().collect::<Vec<_>>().join(", ");
             let more = if unknown.len() > 5 { format!(" and {} more", unknown.len() - 5) } else { String::new() };
             bail!(
-                "the network does not know {} of the data's {} classes: {shown}{more}. Its own are, for instance, {}; the \
-                 names in the model card must be those of the data (or its wnids, for ImageNet's 1000 classes)",
+                "the network lacks {} of the data's {} classes: {shown}{more}. It has, for instance, {}. The class names in the \
+                 model card must equal those of the data (or its wnids, for ImageNet's 1000 classes)",
                 unknown.len(),
                 data.len(),
                 card.classes.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_matched_by_name_or_wnid_and_never_guessed() {
+    fn classes_match_by_name_or_wnid_only() {
         let mut card = Card::of(Architecture::ResNet18, 3, "a test");
         card.classes = vec!["cat".into(), "dog".into(), "owl".into()];
         let map = ClassMap::new(&[class("owl"), class("cat")], &card).unwrap();

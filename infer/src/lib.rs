@@ -1,17 +1,16 @@
-//! A model card and its weights made into predictions: what the commands of the `infer` binary stand on.
+//! Inference from a model card and its weights: the library behind the `infer` binary.
 //!
 //! ```text
 //! --weights → zoo::weights::open → Opened (weights, card) ─┬→ Model (network on a device)
-//!                                                          └→ CardPreprocess (as the card says, never guessed)
+//!                                                          └→ CardPreprocess (as the card specifies)
 //! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
-//! IMAGE…    → Explainer → heat → picture; features → vectors, neighbours
+//! IMAGE…    → Explainer → heat → picture; features → vectors, neighbors
 //! network   → models::Graph (recorded) ─┬→ onnx
 //!                                       └→ diagram (SVG)
 //! --data  → datasets::open → Views (the protocol's crops) → evaluation::evaluate → rows → report
 //! ```
 //!
-//! This crate is the inside of a program, so errors are `anyhow` chains: each names the file, the cause and the way
-//! out, and is printed as one line.
+//! Errors are `anyhow` chains that name the file, the cause and the remedy.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A network with its card, on a device.
+//! A network with its model card, on a device.
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::{
@@ -21,24 +21,24 @@ pub struct Model {
     compute: Option<FloatDType>,
 }
 
-/// One class of an answer.
+/// A predicted class.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Prediction {
-    /// The name.
+    /// The class name.
     pub class: String,
-    /// The place among the logits, from 0.
+    /// The index of the class.
     pub index: usize,
-    /// The softmax of the logits there.
+    /// The softmax probability.
     pub probability: f64,
 }
 
 impl Model {
-    /// Loads the weights onto `device`, which needs no autodiff: the network runs in evaluation mode. Auxiliary
-    /// classifiers stay in the file, since only training uses them. Batch normalisation is folded into the convolutions
-    /// before it, which is faster and the same to rounding, unless `keep_batch_norm`.
+    /// Loads the weights onto `device`, without autodiff and in evaluation mode. Auxiliary classifiers are not loaded,
+    /// since only training uses them. Batch normalization is folded into the preceding convolutions, which is faster
+    /// and equal up to rounding, unless `keep_batch_norm` is set.
     ///
     /// # Errors
-    /// Those of [`Opened::network`] and [`CardPreprocess::new`].
+    /// Fails like [`Opened::network`] and [`CardPreprocess::new`].
     pub fn load(opened: &Opened, keep_batch_norm: bool, device: &Device) -> Result<Self> {
         let device = device.clone().without_autodiff();
         let network = opened.network(false, &device)?;
@@ -46,20 +46,20 @@ impl Model {
         Self::new(network, opened.card.clone(), &device)
     }
 
-    /// A network on `device` with its card.
+    /// Creates a model from a network on `device` and its card.
     ///
     /// # Errors
-    /// Those of [`CardPreprocess::new`].
+    /// Fails like [`CardPreprocess::new`].
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
         let preprocess = CardPreprocess::new(&card)?;
-        // Without training flags the network may be a constant in a graph of gradients, and stays in evaluation mode.
+        // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
         Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
     }
 
     /// Has the network compute in `dtype`: mixed precision, see [`Network`].
     ///
     /// # Errors
-    /// Where the device does not compute in it.
+    /// Fails if the device does not support it.
     pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Result<Self> {
         if let Some(dtype) = dtype {
             runtime::dtype::check(format_args!("{:?}", self.device), &self.device, dtype)?;
@@ -76,47 +76,47 @@ impl Model {
         }
     }
 
-    /// The network.
+    /// Returns the network.
     pub fn network(&self) -> &Network {
         &self.network
     }
 
-    /// The card.
+    /// Returns the card.
     pub fn card(&self) -> &Card {
         &self.card
     }
 
-    /// The card's preprocessing.
+    /// Returns the card's preprocessing.
     pub fn preprocess(&self) -> &CardPreprocess {
         &self.preprocess
     }
 
-    /// Where it runs.
+    /// Returns the device.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// A batch `[n, 3, h, w]` of RGB bytes → logits `[n, classes]`.
+    /// Computes the logits `[n, classes]` of a batch `[n, 3, h, w]` of RGB bytes.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
-        let images = self.preprocess.normalise(batch, &self.device);
+        let images = self.preprocess.normalize(batch, &self.device);
         self.network.forward(self.typed(images))
     }
 
-    /// A batch `[n, 3, h, w]` of RGB bytes → the probability of each class for each image, `n` rows.
+    /// Computes the class probabilities of a batch `[n, 3, h, w]` of RGB bytes; one row per image.
     ///
     /// # Errors
-    /// Where the device fails, or the logits are not finite.
+    /// Fails if the device fails, or the logits are not finite.
     pub fn probabilities(&self, batch: &ImageBatch) -> Result<Vec<Vec<f64>>> {
         self.probabilities_of(self.logits(batch))
     }
 
-    /// Logits `[n, classes]` → probabilities, `n` rows.
+    /// Converts logits `[n, classes]` to probabilities, one row per image.
     ///
     /// # Errors
-    /// Where the device fails, or the logits are not finite.
+    /// Fails if the device fails, or the logits are not finite.
     pub fn probabilities_of(&self, logits: Tensor<2>) -> Result<Vec<Vec<f64>>> {
-        let logits = logits.try_into_data().context("the device could not run the network")?;
-        let logits: Vec<f32> = logits.convert::<f32>().try_into_vec().context("the logits are no floats")?;
+        let logits = logits.try_into_data().context("running the network failed")?;
+        let logits: Vec<f32> = logits.convert::<f32>().try_into_vec().context("the logits are not floats")?;
         ensure!(
             logits.iter().all(|logit| logit.is_finite()),
             "the network's outputs are not finite: are the weights damaged?"
@@ -124,14 +124,14 @@ impl Model {
         Ok(logits.chunks_exact(self.card.classes.len()).map(softmax).collect())
     }
 
-    /// The class that is meant by `text`: its index, its name, or a part of one name alone, whatever the case.
+    /// Finds a class by index, by name, or by a part of a name that occurs in one name only, ignoring case.
     ///
     /// # Errors
-    /// Where there is none, or several.
+    /// Fails if there is no such class, or if several match.
     pub fn class(&self, text: &str) -> Result<usize> {
         let classes = &self.card.classes;
         if let Ok(index) = text.parse::<usize>() {
-            ensure!(index < classes.len(), "there is no class {index}: the network has 0 to {}", classes.len() - 1);
+            ensure!(index < classes.len(), "class {index} is out of range: the network has 0 to {}", classes.len() - 1);
             return Ok(index);
         }
         let wanted = text.to_lowercase();
@@ -142,20 +142,20 @@ impl Model {
             (0..classes.len()).filter(|&index| classes[index].to_lowercase().contains(&wanted)).collect();
         match found[..] {
             [index] => Ok(index),
-            [] => bail!("no class of the network is called {text}; give its index, from 0 to {}", classes.len() - 1),
+            [] => bail!("unknown class `{text}`; give its name, or its index from 0 to {}", classes.len() - 1),
             _ => {
                 let shown: Vec<String> =
                     found.iter().take(5).map(|&index| format!("{index} {}", classes[index])).collect();
                 let more = if found.len() > 5 { ", …" } else { "" };
-                bail!("{} classes could be meant by {text}: {}{more}", found.len(), shown.join(", "))
+                bail!("`{text}` matches {} classes: {}{more}", found.len(), shown.join(", "))
             }
         }
     }
 
-    /// The `k` most probable classes, or all where there are fewer; the most probable first.
+    /// Returns the `k` most probable classes, or all if there are fewer; the most probable first.
     pub fn top(&self, probabilities: &[f64], k: usize) -> Vec<Prediction> {
         let mut order: Vec<usize> = (0..probabilities.len()).collect();
-        // Stable: of equals the first counts.
+        // A stable sort: ties keep the order of the classes.
         order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
         let prediction = |index: usize| Prediction {
             class: self.card.classes[index].clone(),
@@ -166,7 +166,7 @@ impl Model {
     }
 }
 
-/// Logits → probabilities.
+/// Converts logits to probabilities.
 fn softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f64> = logits.iter().map(|logit| f64::from(logit - largest).exp()).collect();

@@ -1,5 +1,4 @@
-//! How an image is looked at when a network is judged: one centre crop, or several views whose probabilities are
-//! averaged.
+//! Evaluation protocols: one center crop, or several crops whose probabilities are averaged.
 
 use std::fmt;
 
@@ -12,28 +11,28 @@ use datasets::{
 use image::{RgbImage, imageops};
 use models::Card;
 
-/// The views of an image.
+/// Which crops of an image are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crops {
-    /// The centre, as the card says.
+    /// The center crop of the card.
     One,
-    /// The corners and the centre of the resized image and of its mirror (AlexNet, 2012; torchvision's `TenCrop`).
+    /// Corners and center of the resized image and of its mirror image (AlexNet, 2012; torchvision's `TenCrop`).
     Ten,
-    /// GoogLeNet's (Szegedy et al., 2014, section 7): the image at four sizes, three squares of each, of a square its
-    /// corners, its centre and the whole, each with its mirror.
+    /// GoogLeNet's (Szegedy et al., 2014, section 7): four sizes, three squares of each, six crops of each square
+    /// (corners, center, whole), each with its mirror image.
     All144,
 }
 
-/// A way of judging.
+/// An evaluation protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Protocol {
-    /// Which parts of it.
+    /// The crops of each resized image.
     pub crops: Crops,
-    /// The shorter sides in pixels to which an image is resized, one after the other, in place of the card's.
+    /// The shorter sides in pixels to which an image is resized, in place of the card's.
     pub scales: Vec<u32>,
-    /// Whether each view comes with its mirror too. Ten crops and 144 have theirs anyway.
+    /// Whether to add the mirror image of each crop. Ten and 144 crops include it.
     pub flip: bool,
-    /// Whether the whole resized image is looked at in place of crops (VGG's dense evaluation).
+    /// Whether to use the whole resized image in place of crops (VGG's dense evaluation).
     pub dense: bool,
 }
 
@@ -41,7 +40,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.crops {
             _ if self.dense => f.write_str("dense")?,
-            Crops::One => f.write_str("centre crop")?,
+            Crops::One => f.write_str("center crop")?,
             Crops::Ten => f.write_str("10 crops")?,
             Crops::All144 => f.write_str("144 crops")?,
         }
@@ -53,9 +52,9 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// The views of an image as a card wants them, stacked from top to bottom so that a loader carries them as one image.
+/// The crops of an image, stacked vertically so that a loader carries them as one image.
 #[derive(Debug, Clone)]
-pub struct Views {
+pub struct CropStack {
     crops: Crops,
     resizes: Vec<Resize>,
     flip: bool,
@@ -63,17 +62,17 @@ pub struct Views {
     side: u32,
 }
 
-impl Views {
-    /// The views that `protocol` takes for a network with this card.
+impl CropStack {
+    /// Creates the crops of `protocol` for a network with this card.
     ///
     /// # Errors
-    /// Where the card wants rectangles, which these protocols do not know, or a scale is smaller than the input.
+    /// Fails if the card's input is not square, or if a scale is smaller than the input.
     pub fn new(protocol: &Protocol, card: &Card) -> Result<Self> {
         let preprocess = &card.preprocess;
         let [height, width] = preprocess.input_size;
         ensure!(
             height == width,
-            "the card of {} asks for {height} × {width} pixels; evaluation knows squares",
+            "the card of {} has an input of {height} × {width} pixels; only square inputs are supported",
             card.architecture
         );
         let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
@@ -89,7 +88,7 @@ impl Views {
             models::Resize::Squash([height, width]) if height == width => of(pixels(width)?, ResizeRule::Squash),
             models::Resize::Squash([height, width]) => {
                 bail!(
-                    "the card of {} squashes to {height} × {width} pixels; evaluation knows squares",
+                    "the card of {} resizes to {height} × {width} pixels; only square inputs are supported",
                     card.architecture
                 )
             }
@@ -102,14 +101,14 @@ impl Views {
             (_, scales) => scaled(scales),
         };
         if let Some(small) = resizes.iter().find(|resize| resize.size < side) {
-            bail!("images resized to {} pixels are smaller than the network's input of {side}", small.size);
+            bail!("images resized to {} pixels are smaller than the network's input of {side} pixels", small.size);
         }
         let Protocol { crops, dense, .. } = *protocol;
-        ensure!(!dense || crops == Crops::One, "--dense looks at the whole image: it goes without --crops");
+        ensure!(!dense || crops == Crops::One, "--dense uses the whole image and cannot be combined with --crops");
         Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side })
     }
 
-    /// Views an image.
+    /// Returns the number of crops per image.
     pub fn count(&self) -> usize {
         let each = match self.crops {
             Crops::One => 1 + usize::from(self.flip),
@@ -119,47 +118,47 @@ impl Views {
         each * self.resizes.len()
     }
 
-    /// Whether views are whole images, of any aspect ratio, which no batch can hold.
+    /// Whether crops are whole images of any aspect ratio, which cannot be batched.
     pub fn is_dense(&self) -> bool {
         self.dense
     }
 
-    /// The side of a view in pixels, unless they are whole images.
+    /// Returns the side of a crop in pixels, unless crops are whole images.
     pub fn side(&self) -> u32 {
         self.side
     }
 
-    /// The views of an image.
+    /// Returns the crops of an image.
     pub fn of(&self, image: &RgbImage) -> Vec<RgbImage> {
-        let mut views = Vec::with_capacity(self.count());
+        let mut crops = Vec::with_capacity(self.count());
         for to in &self.resizes {
             let resized = to.apply(image);
             match self.crops {
                 Crops::One => {
-                    let view = if self.dense { resized } else { CenterCrop { size: self.side }.apply(&resized) };
+                    let crop = if self.dense { resized } else { CenterCrop { size: self.side }.apply(&resized) };
                     if self.flip {
-                        views.push(imageops::flip_horizontal(&view));
+                        crops.push(imageops::flip_horizontal(&crop));
                     }
-                    views.push(view);
+                    crops.push(crop);
                 }
-                Crops::Ten => views.extend(TenCrop { size: self.side, vertical_flip: false }.apply(&resized)),
+                Crops::Ten => crops.extend(TenCrop { size: self.side, vertical_flip: false }.apply(&resized)),
                 Crops::All144 => {
                     for square in squares(&resized) {
                         let whole = resize(&square, self.side, self.side, to.interpolation, to.antialias);
                         let five = FiveCrop { size: self.side }.apply(&square);
-                        for view in five.into_iter().chain([whole]) {
-                            views.push(imageops::flip_horizontal(&view));
-                            views.push(view);
+                        for crop in five.into_iter().chain([whole]) {
+                            crops.push(imageops::flip_horizontal(&crop));
+                            crops.push(crop);
                         }
                     }
                 }
             }
         }
-        views
+        crops
     }
 }
 
-/// The left, central and right square of a wide image; the upper, central and lower one of a tall one.
+/// Returns the left, central and right square of a wide image; the upper, central and lower one of a tall one.
 fn squares(image: &RgbImage) -> [RgbImage; 3] {
     let (width, height) = image.dimensions();
     let side = width.min(height);
@@ -170,7 +169,7 @@ fn squares(image: &RgbImage) -> [RgbImage; 3] {
     })
 }
 
-impl Preprocess for Views {
+impl Preprocess for CropStack {
     fn output_size(&self) -> [usize; 2] {
         let side = self.side as usize;
         [side * self.count(), side]
@@ -179,13 +178,13 @@ impl Preprocess for Views {
     fn process(&self, bytes: &[u8], _context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
         let image = decode(bytes, &Limits::default());
         watch.lap(Stage::Decode);
-        let views = self.of(&image?);
-        let mut pixels = Vec::with_capacity(views.len() * views[0].len());
-        for view in &views {
-            pixels.extend_from_slice(view.as_raw());
+        let crops = self.of(&image?);
+        let mut pixels = Vec::with_capacity(crops.len() * crops[0].len());
+        for crop in &crops {
+            pixels.extend_from_slice(crop.as_raw());
         }
-        let height = self.side * views.len() as u32;
-        Ok(RgbImage::from_raw(self.side, height, pixels).expect("as many pixels as views have"))
+        let height = self.side * crops.len() as u32;
+        Ok(RgbImage::from_raw(self.side, height, pixels).expect("as many pixels as crops have"))
     }
 }
 
@@ -195,9 +194,9 @@ mod tests {
 
     use super::*;
 
-    fn views(crops: Crops, scales: &[u32], flip: bool) -> Result<Views> {
+    fn stack(crops: Crops, scales: &[u32], flip: bool) -> Result<CropStack> {
         let card = Card::of(Architecture::ResNet18, 10, "a test");
-        Views::new(&Protocol { crops, scales: scales.to_vec(), flip, dense: false }, &card)
+        CropStack::new(&Protocol { crops, scales: scales.to_vec(), flip, dense: false }, &card)
     }
 
     fn gradient(width: u32, height: u32) -> RgbImage {
@@ -205,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_has_as_many_views_as_it_says() {
+    fn a_protocol_yields_its_number_of_crops() {
         let image = gradient(400, 300);
         for (crops, scales, flip, count) in [
             (Crops::One, &[][..], false, 1),
@@ -214,29 +213,29 @@ mod tests {
             (Crops::Ten, &[256, 288], true, 20),
             (Crops::All144, &[], false, 144),
         ] {
-            let views = views(crops, scales, flip).unwrap();
-            assert_eq!((views.count(), views.of(&image).len()), (count, count), "{crops:?}");
-            assert!(views.of(&image).iter().all(|view| view.dimensions() == (224, 224)));
-            assert_eq!(views.output_size(), [224 * count, 224]);
+            let crops = stack(crops, scales, flip).unwrap();
+            assert_eq!((crops.count(), crops.of(&image).len()), (count, count), "{crops:?}");
+            assert!(crops.of(&image).iter().all(|crop| crop.dimensions() == (224, 224)));
+            assert_eq!(crops.output_size(), [224 * count, 224]);
         }
-        let error = views(Crops::One, &[200], false).unwrap_err().to_string();
+        let error = stack(Crops::One, &[200], false).unwrap_err().to_string();
         assert!(error.contains("200") && error.contains("224"), "{error}");
     }
 
     #[test]
-    fn the_centre_crop_is_the_card_s() {
+    fn the_center_crop_equals_the_card_preprocessing() {
         let image = gradient(400, 300);
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         let card = Card::of(Architecture::ResNet18, 10, "a test");
         let expected = zoo::CardPreprocess::new(&card).unwrap().decode(bytes.get_ref()).unwrap();
-        assert_eq!(views(Crops::One, &[], false).unwrap().of(&image)[0], expected);
-        let mirrored = views(Crops::One, &[], true).unwrap().of(&image);
+        assert_eq!(stack(Crops::One, &[], false).unwrap().of(&image)[0], expected);
+        let mirrored = stack(Crops::One, &[], true).unwrap().of(&image);
         assert_eq!(mirrored[0], imageops::flip_horizontal(&expected));
     }
 
     #[test]
-    fn squares_lie_at_both_ends_and_in_the_middle() {
+    fn squares_cover_both_ends_and_the_middle() {
         let tall = squares(&gradient(100, 160));
         assert!(tall.iter().all(|square| square.dimensions() == (100, 100)));
         assert_eq!(tall.map(|square| square.get_pixel(0, 0).0[1]), [0, 15, 30]);

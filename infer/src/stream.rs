@@ -12,17 +12,17 @@ use zoo::CardPreprocess;
 
 use crate::Input;
 
-/// How many decoded images may wait at each thread.
+/// The number of decoded images that may wait at each thread.
 const WAITING: usize = 8;
 
-/// Reads, decodes, resizes and crops `inputs` on `threads` threads, and calls `consume` with up to `batch_size` of
-/// them at a time, in their order. Each comes with its image or with what is wrong with it.
+/// Reads, decodes, resizes and crops `inputs` on `threads` threads, and calls `consume` with up to `batch_size` of them
+/// at a time, in order, each with its image or its error.
 ///
-/// Whatever the number of inputs, in memory are at most a batch, eight images of the input size at each thread, and
-/// the encoded and decoded image in its hands. While `consume` runs, the threads go on.
+/// Memory holds at most one batch, eight images of the input size per thread, and the image that each thread decodes.
+/// The threads continue while `consume` runs.
 ///
 /// # Errors
-/// What `consume` returns, which ends the work.
+/// Fails if `consume` returns an error, which stops the work.
 pub fn batches<'a>(
     inputs: &'a [Input],
     preprocess: &CardPreprocess,
@@ -32,7 +32,7 @@ pub fn batches<'a>(
 ) -> Result<()> {
     let threads = threads.clamp(1, inputs.len().max(1));
     thread::scope(|scope| {
-        // Thread t has the inputs t, t + threads, …: taking from each in turn restores the order.
+        // Thread t has the inputs t, t + threads, …, so taking from each in turn restores the order.
         let start = |first: usize| {
             let (sender, receiver) = sync_channel(WAITING);
             scope.spawn(move || {
@@ -49,7 +49,10 @@ pub fn batches<'a>(
             let mut batch = Vec::with_capacity(chunk.len());
             for (position, input) in chunk.iter().enumerate() {
                 let receiver = &receivers[(number * batch_size.max(1) + position) % threads];
-                batch.push((input, receiver.recv().context("a decoding thread ended early; please report this")?));
+                batch.push((
+                    input,
+                    receiver.recv().context("a decoding thread ended early; this is a bug, please report it")?,
+                ));
             }
             consume(&batch)?;
         }
@@ -69,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_the_threads_images_come_in_order_and_errors_in_their_place() {
+    fn images_and_errors_keep_their_order_for_any_number_of_threads() {
         let folder = tempfile::tempdir().unwrap();
         let preprocess = CardPreprocess::new(&Card::of(Architecture::ResNet20, 10, "a test")).unwrap();
         let inputs: Vec<Input> = (0..23u8)

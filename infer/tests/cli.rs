@@ -1,21 +1,21 @@
-//! The binary as a user meets it: what it prints, where, and how it ends.
+//! Tests of the binary: output and exit codes.
 
-mod desk;
+mod fixture;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use desk::Desk;
+use fixture::Fixture;
 use models::{Architecture, Card};
 use serde_json::Value;
 
 #[test]
 fn text_is_a_short_table_for_each_image() {
-    let desk = Desk::new();
-    desk.image("a.png").image("b.png");
-    let ran = desk.infer(&["classify", "a.png", "b.png", "--weights", "run"]).ends_with(0);
+    let fixture = Fixture::new();
+    fixture.image("a.png").image("b.png");
+    let ran = fixture.infer(&["classify", "a.png", "b.png", "--weights", "run"]).ends_with(0);
     assert_eq!(ran.stderr, "");
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines.len(), 8, "two paths, and all three classes of each: --topk 5 is more than there are");
@@ -32,9 +32,10 @@ fn text_is_a_short_table_for_each_image() {
 
 #[test]
 fn json_has_an_object_a_line_and_csv_a_row_a_class() {
-    let desk = Desk::new();
-    desk.image("a.png").image("b.png");
-    let ran = desk.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "json", "--topk", "2"]).ends_with(0);
+    let fixture = Fixture::new();
+    fixture.image("a.png").image("b.png");
+    let ran =
+        fixture.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "json", "--topk", "2"]).ends_with(0);
     let objects = ran.json_lines();
     assert_eq!(objects.len(), 2);
     for (object, path) in objects.iter().zip(["a.png", "b.png"]) {
@@ -47,7 +48,7 @@ fn json_has_an_object_a_line_and_csv_a_row_a_class() {
         assert!(top[0]["class"].is_string() && top[0]["index"].is_u64());
     }
 
-    let csv = desk.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "csv", "-k", "3"]).ends_with(0);
+    let csv = fixture.infer(&["classify", "a.png", "b.png", "-w", "run", "--format", "csv", "-k", "3"]).ends_with(0);
     let rows: Vec<&str> = csv.stdout.lines().collect();
     assert_eq!(rows.len(), 1 + 2 * 3);
     assert_eq!(rows[0], "path,rank,class,index,probability,error");
@@ -60,10 +61,10 @@ fn json_has_an_object_a_line_and_csv_a_row_a_class() {
 
 #[test]
 fn the_answer_does_not_depend_on_the_batch() {
-    let desk = Desk::new();
+    let fixture = Fixture::new();
     let names: Vec<String> = (0..7).map(|i| format!("{i}.png")).collect();
     names.iter().for_each(|name| {
-        desk.image(name);
+        fixture.image(name);
     });
     let run = |batch_size: &str| {
         let names = names.iter().map(String::as_str);
@@ -71,7 +72,7 @@ fn the_answer_does_not_depend_on_the_batch() {
             .into_iter()
             .chain(names)
             .collect();
-        desk.infer(&args).ends_with(0).json_lines()
+        fixture.infer(&args).ends_with(0).json_lines()
     };
     let (one, three) = (run("1"), run("3"));
     assert_eq!(one.len(), 7);
@@ -84,14 +85,14 @@ fn the_answer_does_not_depend_on_the_batch() {
 
 #[test]
 fn every_format_of_image_is_read_whatever_its_name() {
-    let desk = Desk::new();
+    let fixture = Fixture::new();
     let names = ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"];
     for name in names {
-        desk.image(name);
+        fixture.image(name);
     }
-    fs::copy(desk.path("a.png"), desk.path("png.jpg")).expect("copied");
+    fs::copy(fixture.path("a.png"), fixture.path("png.jpg")).expect("copied");
     let args = [&["classify", "-w", "run", "--format", "json"], &names[..], &["png.jpg"]].concat();
-    let objects = desk.infer(&args).ends_with(0).json_lines();
+    let objects = fixture.infer(&args).ends_with(0).json_lines();
     assert_eq!(objects.len(), 7);
     assert!(objects.iter().all(|object| object["top"].is_array()), "{objects:?}");
     assert_eq!(objects[6]["top"], objects[1]["top"]);
@@ -99,33 +100,33 @@ fn every_format_of_image_is_read_whatever_its_name() {
 
 #[test]
 fn standard_input_is_an_image() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    let bytes = fs::read(desk.path("a.png")).expect("read");
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let bytes = fs::read(fixture.path("a.png")).expect("read");
     let args = ["classify", "-", "a.png", "-w", "run", "--format", "json"];
-    let objects = desk.infer_with(&args, &bytes).ends_with(0).json_lines();
+    let objects = fixture.infer_with(&args, &bytes).ends_with(0).json_lines();
     assert_eq!((&objects[0]["path"], &objects[0]["top"]), (&Value::from("-"), &objects[1]["top"]));
-    desk.infer_with(&["classify", "-", "-", "-w", "run"], &bytes).ends_with(1).says("given twice");
+    fixture.infer_with(&["classify", "-", "-", "-w", "run"], &bytes).ends_with(1).says("given twice");
 }
 
 #[test]
 fn a_folder_is_the_images_in_it_in_natural_order() {
-    let desk = Desk::new();
-    desk.image("photos/10.png").image("photos/9.jpg").image("photos/below/1.png");
-    fs::write(desk.path("photos/notes.txt"), "not an image").expect("written");
-    let ran = desk.infer(&["classify", "photos", "-w", "run", "--format", "csv", "-k", "1"]).ends_with(0);
+    let fixture = Fixture::new();
+    fixture.image("photos/10.png").image("photos/9.jpg").image("photos/below/1.png");
+    fs::write(fixture.path("photos/notes.txt"), "not an image").expect("written");
+    let ran = fixture.infer(&["classify", "photos", "-w", "run", "--format", "csv", "-k", "1"]).ends_with(0);
     let paths: Vec<_> = ran.stdout.lines().skip(1).filter_map(|row| row.split(',').next()).map(PathBuf::from).collect();
     assert_eq!(paths, [Path::new("photos/9.jpg"), Path::new("photos/10.png")]);
 }
 
 #[test]
 fn a_broken_image_gets_its_error_in_its_place_and_the_others_their_answers() {
-    let desk = Desk::new();
-    desk.image("a.png").broken("broken.jpg").image("c.png");
+    let fixture = Fixture::new();
+    fixture.image("a.png").broken("broken.jpg").image("c.png");
     let run = |format: &str| {
         let images = ["a.png", "broken.jpg", "missing.png", "c.png"];
         let args = [&["classify", "-w", "run", "-k", "1", "--format", format], &images[..]].concat();
-        desk.infer(&args).ends_with(3).says("2 of 4 images could not be read")
+        fixture.infer(&args).ends_with(3).says("2 of 4 images could not be read")
     };
     let text = run("text").says("error: broken.jpg: broken JPEG image").says("error: missing.png: ");
     assert_eq!(text.stdout.lines().step_by(2).collect::<Vec<_>>(), ["a.png", "c.png"]);
@@ -143,54 +144,58 @@ fn a_broken_image_gets_its_error_in_its_place_and_the_others_their_answers() {
 
 #[test]
 fn no_readable_image_at_all_is_a_failure() {
-    let desk = Desk::new();
-    desk.broken("broken.jpg");
-    fs::create_dir(desk.path("empty")).expect("created");
-    desk.infer(&["classify", "broken.jpg", "-w", "run"]).ends_with(1).says("error: broken.jpg: broken JPEG image");
-    desk.infer(&["classify", "empty", "-w", "run"]).ends_with(1).says("error: empty: no images in this folder");
+    let fixture = Fixture::new();
+    fixture.broken("broken.jpg");
+    fs::create_dir(fixture.path("empty")).expect("created");
+    fixture.infer(&["classify", "broken.jpg", "-w", "run"]).ends_with(1).says("error: broken.jpg: broken JPEG image");
+    fixture.infer(&["classify", "empty", "-w", "run"]).ends_with(1).says("error: empty: no images in this folder");
 }
 
 #[test]
 fn a_wrong_command_line_ends_with_2_and_says_what_is_right() {
-    let desk = Desk::new();
-    desk.infer(&["classify", "-w", "run"]).ends_with(2).says("<IMAGE>");
-    desk.infer(&["classify", "a.png"]).ends_with(2).says("--weights <W>");
-    desk.infer(&["classify", "a.png", "-w", "run", "--topk", "0"]).ends_with(2).says("--topk");
-    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet81"]).ends_with(2).says("did you mean");
-    desk.infer(&["classify", "a.png", "-w", "run", "--backend", "gpu"]).ends_with(2).says("no backend is called `gpu`");
-    desk.infer(&["summary"]).ends_with(2).says("ARCH");
+    let fixture = Fixture::new();
+    fixture.infer(&["classify", "-w", "run"]).ends_with(2).says("<IMAGE>");
+    fixture.infer(&["classify", "a.png"]).ends_with(2).says("--weights <W>");
+    fixture.infer(&["classify", "a.png", "-w", "run", "--topk", "0"]).ends_with(2).says("--topk");
+    fixture.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet81"]).ends_with(2).says("did you mean");
+    fixture
+        .infer(&["classify", "a.png", "-w", "run", "--backend", "gpu"])
+        .ends_with(2)
+        .says("no backend is called `gpu`");
+    fixture.infer(&["summary"]).ends_with(2).says("ARCH");
 }
 
 #[test]
 fn a_backend_that_is_not_compiled_in_says_which_feature_to_build_with() {
-    let desk = Desk::new();
-    desk.image("a.png");
+    let fixture = Fixture::new();
+    fixture.image("a.png");
     // No test build has ROCm.
     let args = ["classify", "a.png", "-w", "run", "--backend", "rocm"];
-    desk.infer(&args).ends_with(1).says("backend `rocm` is not compiled").says("--features rocm");
-    desk.infer(&["verify", "--backend", "rocm"]).ends_with(1).says("--features rocm");
+    fixture.infer(&args).ends_with(1).says("backend `rocm` is not compiled").says("--features rocm");
+    fixture.infer(&["verify", "--backend", "rocm"]).ends_with(1).says("--features rocm");
 }
 
 #[test]
 fn weights_that_are_not_there_or_not_weights_are_told() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    let fails = |weights: &str| desk.infer(&["classify", "a.png", "--weights", weights, "--offline"]).ends_with(1);
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let fails = |weights: &str| fixture.infer(&["classify", "a.png", "--weights", weights, "--offline"]).ends_with(1);
     fails("missing.pth").says("cannot read missing.pth: no such file");
     fails("resnet5").says("no file or run folder has this path").says("did you mean resnet50");
     fails("resnet18").says("resnet18-f37072fd.pth is not there and downloads are off (--offline)");
-    fs::create_dir(desk.path("artifacts")).expect("created");
-    fails("artifacts").says("is no run folder").says("weights.safetensors");
+    fs::create_dir(fixture.path("artifacts")).expect("created");
+    fails("artifacts").says("is not a run folder").says("weights.safetensors");
     fails(".").says("did you mean --weights ./run?");
     fails("a.png").says("a.png is not readable as");
 }
 
 #[test]
 fn a_file_without_a_card_needs_an_architecture_or_a_card() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    without_card(&desk.path("run/weights.safetensors"), &desk.path("bare.safetensors"));
-    let run = |more: &[&str]| desk.infer(&[&["classify", "a.png", "-w", "bare.safetensors", "-k", "1"], more].concat());
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    without_card(&fixture.path("run/weights.safetensors"), &fixture.path("bare.safetensors"));
+    let run =
+        |more: &[&str]| fixture.infer(&[&["classify", "a.png", "-w", "bare.safetensors", "-k", "1"], more].concat());
     run(&[]).ends_with(1).says("bare.safetensors carries no model card").says("--arch");
     let ran = run(&["--arch", "resnet20"]).ends_with(0).says("bare.safetensors carries no model card");
     assert!(ran.stdout.contains("  class "), "{}", ran.stdout);
@@ -201,66 +206,67 @@ fn a_file_without_a_card_needs_an_architecture_or_a_card() {
 
     let mut card = Card::of(Architecture::ResNet20, 3, "a test");
     card.classes = ["one", "two", "three"].map(String::from).to_vec();
-    card.write(desk.path("card.json")).expect("written");
+    card.write(fixture.path("card.json")).expect("written");
     let ran = run(&["--card", "card.json"]).ends_with(0);
     assert!(["one", "two", "three"].iter().any(|class| ran.stdout.contains(class)), "{}", ran.stdout);
     card.classes.push("four".into());
-    card.write(desk.path("card.json")).expect("written");
-    run(&["--card", "card.json"]).ends_with(1).says("it names 4 classes, the last layer has 3");
-    fs::write(desk.path("card.json"), "{}").expect("written");
+    card.write(fixture.path("card.json")).expect("written");
+    run(&["--card", "card.json"]).ends_with(1).says("it has 4 classes, the last layer has 3");
+    fs::write(fixture.path("card.json"), "{}").expect("written");
     run(&["--card", "card.json"]).ends_with(1).says("card.json");
 }
 
 #[test]
 fn an_architecture_that_contradicts_the_card_is_refused() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet20"]).ends_with(0);
-    desk.infer(&["classify", "a.png", "-w", "run", "--arch", "vgg16"])
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    fixture.infer(&["classify", "a.png", "-w", "run", "--arch", "resnet20"]).ends_with(0);
+    fixture
+        .infer(&["classify", "a.png", "-w", "run", "--arch", "vgg16"])
         .ends_with(1)
-        .says("--arch vgg16 contradicts the model card of run/weights.safetensors, which says resnet20");
+        .says("--arch vgg16 contradicts the model card of run/weights.safetensors, which is for resnet20");
 }
 
 #[test]
 fn a_summary_is_a_table_or_json() {
-    let desk = Desk::new();
-    let ran = desk.infer(&["summary", "resnet20"]).ends_with(0);
+    let fixture = Fixture::new();
+    let ran = fixture.infer(&["summary", "resnet20"]).ends_with(0);
     assert!(ran.stdout.starts_with("resnet20, input 3 × 32 × 32\n"), "{}", ran.stdout);
     let total = ran.stdout.lines().last().map(|line| line.split_whitespace().collect::<Vec<_>>());
     assert_eq!(total, Some(vec!["total", "269,722", "40,551,040"]));
 
     let ran =
-        desk.infer(&["summary", "resnet18", "--classes", "7", "--size", "64x96", "--format", "json"]).ends_with(0);
+        fixture.infer(&["summary", "resnet18", "--classes", "7", "--size", "64x96", "--format", "json"]).ends_with(0);
     let summary: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     assert_eq!(summary["input_size"], serde_json::json!([64, 96]));
     let last = summary["stages"].as_array().and_then(|stages| stages.last()).expect("stages");
     assert_eq!((&last["name"], &last["output"]), (&Value::from("fc"), &serde_json::json!([7])));
     assert_eq!(summary["card"], Value::Null);
 
-    let ran = desk.infer(&["summary", "--weights", "run"]).ends_with(0);
+    let ran = fixture.infer(&["summary", "--weights", "run"]).ends_with(0);
     assert!(ran.stdout.contains("classes     3: ant; bee, \"honey\"; cat\n"), "{}", ran.stdout);
-    desk.infer(&["summary", "vgg16", "--size", "16"]).ends_with(1).says("at least 32 × 32");
+    fixture.infer(&["summary", "vgg16", "--size", "16"]).ends_with(1).says("at least 32 × 32");
 }
 
 #[test]
 fn every_architecture_is_listed() {
-    let desk = Desk::new();
-    let ran = desk.infer(&["models"]).ends_with(0);
+    let fixture = Fixture::new();
+    let ran = fixture.infer(&["models"]).ends_with(0);
     for architecture in Architecture::ALL {
         assert!(ran.stdout.lines().any(|line| line.split_whitespace().next() == Some(architecture.name())));
     }
     let row = ran.stdout.lines().find(|line| line.starts_with("resnet50 ")).expect("a row");
     assert!(row.contains("25,557,032") && row.contains("IMAGENET1K_V2 (80.9), IMAGENET1K_V1 (76.1)"), "{row}");
     let list: Value =
-        serde_json::from_str(&desk.infer(&["models", "--format", "json"]).ends_with(0).stdout).expect("JSON");
+        serde_json::from_str(&fixture.infer(&["models", "--format", "json"]).ends_with(0).stdout).expect("JSON");
     assert_eq!(list.as_array().map(Vec::len), Some(Architecture::ALL.len()));
 }
 
 #[test]
-fn flex_is_verified_to_be_itself() {
-    let desk = Desk::new();
+fn verify_finds_flex_equal_to_itself() {
+    let fixture = Fixture::new();
     let args = ["verify", "--arch", "resnet20", "--arch", "googlenet", "--backend", "flex", "--format", "json"];
-    let ran = desk.infer(&args).ends_with(0);
+    let ran = fixture.infer(&args).ends_with(0);
     let rows: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let rows = rows.as_array().expect("rows");
     let compared = ["resnet20", "googlenet"].iter().flat_map(|name| [(name, "forward"), (name, "training")]);
@@ -269,15 +275,18 @@ fn flex_is_verified_to_be_itself() {
         assert_eq!((&row["architecture"], &row["pass"]), (&Value::from(*architecture), &Value::from(pass)));
         assert_eq!((&row["status"], &row["largest"]), (&Value::from("equal"), &Value::from(0.0)));
     }
-    let text = desk
+    let text = fixture
         .infer(&["verify", "--arch", "resnet20", "--backend", "flex", "--size", "40x48", "--pass", "forward"])
         .ends_with(0);
     assert!(text.stdout.contains("40x48") && text.stdout.contains("equal"), "{}", text.stdout);
     assert!(!text.stdout.contains("training"), "{}", text.stdout);
-    desk.infer(&["verify", "--arch", "alexnet", "--backend", "flex", "--size", "32"]).ends_with(1).says("at least 63");
+    fixture
+        .infer(&["verify", "--arch", "alexnet", "--backend", "flex", "--size", "32"])
+        .ends_with(1)
+        .says("at least 63");
 }
 
-/// Copies a safetensors file without the metadata that holds the card.
+/// Copies a safetensors file without the metadata that contains the card.
 fn without_card(from: &Path, to: &Path) {
     let bytes = fs::read(from).expect("read");
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
@@ -289,50 +298,54 @@ fn without_card(from: &Path, to: &Path) {
     fs::write(to, file).expect("written");
 }
 
-/// Class folders with images of other pixels each, for `evaluate`.
-fn labelled(desk: &Desk) {
+/// Writes class folders with different images, for `evaluate`.
+fn labeled(fixture: &Fixture) {
     for (class, shape) in [("ant", "a"), ("bee, \"honey\"", "b"), ("cat", "c")] {
         for number in 0..7 {
-            desk.image(&format!("data/val/{class}/{number}-{shape}.png"));
+            fixture.image(&format!("data/val/{class}/{number}-{shape}.png"));
         }
     }
 }
 
 #[test]
-fn shares_of_an_evaluation_add_up_exactly() {
-    let desk = Desk::new();
-    labelled(&desk);
+fn merged_shards_equal_the_whole_evaluation() {
+    let fixture = Fixture::new();
+    labeled(&fixture);
     let base = ["evaluate", "--data", "data", "--weights", "run", "--format", "json"];
-    let with = |more: &[&str]| desk.infer(&[&base, more].concat());
+    let with = |more: &[&str]| fixture.infer(&[&base, more].concat());
     let whole = with(&["--out", "whole", "--batch-size", "4"]).ends_with(0);
     let whole: Value = serde_json::from_str(&whole.stdout).expect("JSON");
     assert_eq!(whole["top1"]["of"], 21);
     assert_eq!(whole["top5"]["right"], 21, "three classes are always among five");
-    for rank in ["0", "1", "2"] {
-        with(&["--rank", rank, "--of", "3", "--out", &format!("part{rank}"), "--batch-size", "1"]).ends_with(0);
+    for shard in ["0", "1", "2"] {
+        with(&["--shard-index", shard, "--num-shards", "3", "--out", &format!("part{shard}"), "--batch-size", "1"])
+            .ends_with(0);
     }
-    let merged = desk.infer(&["merge", "part2", "part0", "part1", "--out", "merged", "--format", "json"]).ends_with(0);
+    let merged =
+        fixture.infer(&["merge", "part2", "part0", "part1", "--out", "merged", "--format", "json"]).ends_with(0);
     let merged: Value = serde_json::from_str(&merged.stdout).expect("JSON");
     for field in ["top1", "top5", "loss", "ece", "images"] {
         assert_eq!(merged[field], whole[field], "{field}");
     }
-    let read = |folder: &str, file: &str| fs::read(desk.path(folder).join(file)).expect("written");
+    let read = |folder: &str, file: &str| fs::read(fixture.path(folder).join(file)).expect("written");
     for file in ["predictions.csv", "per_class.csv", "confusion.csv", "confusion.png", "calibration.svg"] {
         assert!(read("merged", file) == read("whole", file), "{file}");
     }
-    // The order of the data is that of one evaluation where images cannot be read, too.
-    desk.broken("data/val/ant/broken.jpg").broken("data/val/cat/0-broken.jpg");
+    // Unreadable images do not change the order of the data.
+    fixture.broken("data/val/ant/broken.jpg").broken("data/val/cat/0-broken.jpg");
     with(&["--out", "bad"]).ends_with(3);
-    for rank in ["0", "1", "2"] {
-        desk.infer(&[&base[..], &["--rank", rank, "--of", "3", "--out", &format!("bad{rank}")]].concat());
+    for shard in ["0", "1", "2"] {
+        fixture.infer(
+            &[&base[..], &["--shard-index", shard, "--num-shards", "3", "--out", &format!("bad{shard}")]].concat(),
+        );
     }
-    desk.infer(&["merge", "bad2", "bad0", "bad1", "--out", "bad-merged"]).ends_with(3);
+    fixture.infer(&["merge", "bad2", "bad0", "bad1", "--out", "bad-merged"]).ends_with(3);
     for file in ["predictions.csv", "bad_samples.csv", "per_class.csv"] {
         assert!(read("bad-merged", file) == read("bad", file), "{file}");
     }
     assert!(String::from_utf8(read("whole", "report.html")).expect("text").contains("Confusion matrix"));
 
-    let incomplete = desk.infer(&["merge", "part0", "part1", "--out", "other"]).ends_with(1);
+    let incomplete = fixture.infer(&["merge", "part0", "part1", "--out", "other"]).ends_with(1);
     assert!(incomplete.stderr.contains("each once"), "{}", incomplete.stderr);
     let occupied = with(&["--out", "whole"]).ends_with(1);
     assert!(occupied.stderr.contains("not empty"), "{}", occupied.stderr);
@@ -340,11 +353,11 @@ fn shares_of_an_evaluation_add_up_exactly() {
 
 #[test]
 fn protocols_average_views_and_networks() {
-    let desk = Desk::new();
-    labelled(&desk);
+    let fixture = Fixture::new();
+    labeled(&fixture);
     let rows = |more: &[&str], out: &str| {
-        desk.infer(&[&["evaluate", "--data", "data", "--weights", "run", "--out", out], more].concat()).ends_with(0);
-        fs::read_to_string(desk.path(out).join("predictions.csv")).expect("written")
+        fixture.infer(&[&["evaluate", "--data", "data", "--weights", "run", "--out", out], more].concat()).ends_with(0);
+        fs::read_to_string(fixture.path(out).join("predictions.csv")).expect("written")
     };
     let plain = rows(&[], "plain");
     assert_eq!(rows(&["--ensemble", "run"], "twice"), plain, "the average of a network with itself is itself");
@@ -352,28 +365,28 @@ fn protocols_average_views_and_networks() {
     assert_ne!(rows(&["--flip"], "flipped"), plain);
     assert_ne!(rows(&["--crops", "10"], "ten"), plain);
     assert_ne!(rows(&["--dense"], "dense"), plain);
-    let error = desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--scales", "16"]).ends_with(1);
+    let error = fixture.infer(&["evaluate", "--data", "data", "--weights", "run", "--scales", "16"]).ends_with(1);
     assert!(error.stderr.contains("smaller than the network's input"), "{}", error.stderr);
 }
 
 #[test]
-fn an_evaluation_says_what_it_cannot_judge() {
-    let desk = Desk::new();
-    labelled(&desk);
-    desk.broken("data/val/ant/broken.jpg");
-    let judged = desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--out", "judged"]).ends_with(3);
-    assert!(judged.stdout.contains("top-1") && judged.stdout.contains("of 21"), "{}", judged.stdout);
-    assert!(judged.stderr.contains("1 images could not be read"), "{}", judged.stderr);
-    let listed = fs::read_to_string(desk.path("judged/bad_samples.csv")).expect("written");
+fn evaluation_reports_unreadable_images_and_unknown_classes() {
+    let fixture = Fixture::new();
+    labeled(&fixture);
+    fixture.broken("data/val/ant/broken.jpg");
+    let evaluated = fixture.infer(&["evaluate", "--data", "data", "--weights", "run", "--out", "results"]).ends_with(3);
+    assert!(evaluated.stdout.contains("top-1") && evaluated.stdout.contains("of 21"), "{}", evaluated.stdout);
+    assert!(evaluated.stderr.contains("1 images could not be read"), "{}", evaluated.stderr);
+    let listed = fs::read_to_string(fixture.path("results/bad_samples.csv")).expect("written");
     assert!(listed.contains("broken.jpg"), "{listed}");
     let strict =
-        desk.infer(&["evaluate", "--data", "data", "--weights", "run", "--bad-samples", "strict"]).ends_with(1);
+        fixture.infer(&["evaluate", "--data", "data", "--weights", "run", "--bad-samples", "strict"]).ends_with(1);
     assert!(strict.stderr.contains("broken.jpg"), "{}", strict.stderr);
 
-    desk.image("other/val/dog/1.png").image("other/val/cat/2.png");
-    let unknown = desk.infer(&["evaluate", "--data", "other", "--weights", "run"]).ends_with(1);
-    assert!(unknown.stderr.contains("does not know 1 of the data's 2 classes: dog"), "{}", unknown.stderr);
-    desk.image("flat/1.png");
-    let unlabelled = desk.infer(&["evaluate", "--data", "flat", "--weights", "run"]).ends_with(1);
-    assert!(unlabelled.stderr.contains("no labels"), "{}", unlabelled.stderr);
+    fixture.image("other/val/dog/1.png").image("other/val/cat/2.png");
+    let unknown = fixture.infer(&["evaluate", "--data", "other", "--weights", "run"]).ends_with(1);
+    assert!(unknown.stderr.contains("lacks 1 of the data's 2 classes: dog"), "{}", unknown.stderr);
+    fixture.image("flat/1.png");
+    let unlabeled = fixture.infer(&["evaluate", "--data", "flat", "--weights", "run"]).ends_with(1);
+    assert!(unlabeled.stderr.contains("no labels"), "{}", unlabeled.stderr);
 }

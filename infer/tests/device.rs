@@ -1,10 +1,10 @@
 //! Which device `infer` computes on, and what it says of it.
 #![allow(clippy::unwrap_used)] // Helpers of tests fail as tests do.
 
-use desk::Desk;
+use fixture::Fixture;
 use serde_json::Value;
 
-mod desk;
+mod fixture;
 
 fn first_line(stderr: &str) -> &str {
     stderr.lines().next().unwrap_or_default()
@@ -12,23 +12,23 @@ fn first_line(stderr: &str) -> &str {
 
 #[test]
 fn a_command_that_computes_names_the_cpu_first() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    let ran = desk.infer(&["classify", "a.png", "-w", "run"]).ends_with(0);
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let ran = fixture.infer(&["classify", "a.png", "-w", "run"]).ends_with(0);
     let line = first_line(&ran.stderr);
     assert!(line.starts_with("device: CPU (flex, ") && line.contains(" thread") && line.ends_with(')'), "{ran:#?}");
     // Results are not mixed with it, and `--quiet` leaves it out.
     assert!(!ran.stdout.contains("device:"), "{ran:#?}");
-    let quiet = desk.infer(&["-q", "classify", "a.png", "-w", "run"]).ends_with(0);
+    let quiet = fixture.infer(&["-q", "classify", "a.png", "-w", "run"]).ends_with(0);
     assert_eq!(quiet.stderr, "");
-    let ran = desk.infer(&["bench", "resnet20", "--batch-sizes", "1", "--iters", "1", "--warmup", "1"]).ends_with(0);
+    let ran = fixture.infer(&["bench", "resnet20", "--batch-sizes", "1", "--iters", "1", "--warmup", "1"]).ends_with(0);
     assert!(first_line(&ran.stderr).starts_with("device: CPU (flex, "), "{ran:#?}");
 }
 
 #[test]
 fn auto_picks_a_gpu_or_else_the_cpu_and_never_a_software_adapter() {
     let devices = |environment: &str| -> Value {
-        let output = desk::infer().args(["devices", "--format", "json"]).env("HEARTH_BACKEND", environment).output();
+        let output = fixture::infer().args(["devices", "--format", "json"]).env("HEARTH_BACKEND", environment).output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
@@ -55,7 +55,7 @@ fn auto_picks_a_gpu_or_else_the_cpu_and_never_a_software_adapter() {
         let skipped = list["auto"]["skipped"].as_array().unwrap();
         assert_eq!(skipped.len(), tried.clone().count(), "{list:#}");
         let arguments = ["bench", "resnet20", "--batch-sizes", "1", "--iters", "1", "--warmup", "1"];
-        let output = desk::infer().args(arguments).env_remove("HEARTH_BACKEND").output().unwrap();
+        let output = fixture::infer().args(arguments).env_remove("HEARTH_BACKEND").output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && first_line(&stderr).starts_with("device: CPU (flex, "), "{stderr}");
         assert_eq!(first_line(&stderr).contains("no GPU was found: "), tried.clone().count() > 0, "{stderr}");
@@ -72,20 +72,23 @@ fn auto_picks_a_gpu_or_else_the_cpu_and_never_a_software_adapter() {
 
 #[test]
 fn a_backend_that_is_named_must_open() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    let list = desk.infer(&["devices"]).ends_with(0).stdout;
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let list = fixture.infer(&["devices"]).ends_with(0).stdout;
     assert!(list.contains("\nauto: ") && list.contains("HEARTH_BACKEND=flex takes the place of auto"), "{list}");
     let compiled = list.lines().find_map(|line| line.strip_prefix("compiled: ")).unwrap();
     let compiled = compiled.split(';').next().unwrap();
     for absent in ["cuda", "vulkan"].into_iter().filter(|name| !compiled.split(", ").any(|other| other == *name)) {
-        let ran = desk.infer(&["classify", "a.png", "-w", "run", "--backend", absent]).ends_with(1);
+        let ran = fixture.infer(&["classify", "a.png", "-w", "run", "--backend", absent]).ends_with(1);
         if !cfg!(target_os = "macos") {
             ran.says(&format!("`cargo run -p infer --features {absent} -- …`"));
         }
     }
-    desk.infer(&["classify", "a.png", "-w", "run", "--backend", "vulcan"]).ends_with(2).says("did you mean `vulkan`");
-    let output = desk::infer().args(["bench", "resnet20"]).env("HEARTH_BACKEND", "vulcan").output().unwrap();
+    fixture
+        .infer(&["classify", "a.png", "-w", "run", "--backend", "vulcan"])
+        .ends_with(2)
+        .says("did you mean `vulkan`");
+    let output = fixture::infer().args(["bench", "resnet20"]).env("HEARTH_BACKEND", "vulcan").output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr.contains("HEARTH_BACKEND=vulcan") && stderr.contains("did you mean `vulkan`"), "{stderr}");

@@ -1,7 +1,7 @@
-//! Exported files as other programs meet them: ONNX by the `onnx` checker and onnxruntime.
+//! Tests of exported ONNX files with the `onnx` checker and onnxruntime.
 //!
-//! They need Python with `onnx` and `onnxruntime` (`python3`, or what `HEARTH_PYTHON` names); without, they say so and
-//! are skipped.
+//! They need Python with `onnx` and `onnxruntime` (`python3`, or `HEARTH_PYTHON`); without it they are skipped with a
+//! message.
 #![allow(clippy::unwrap_used)]
 
 use std::{path::Path, process::Command};
@@ -21,8 +21,8 @@ fn python() -> Option<String> {
     None
 }
 
-/// A network with weights of He's variance, and norms and statistics around those of a trained one: values neither grow
-/// nor vanish with its depth, so that differences tell of operations and not of the draw.
+/// A network with Kaiming-initialized weights, and norms and statistics like a trained network's: activations neither
+/// grow nor vanish with depth, so that differences show wrong operations and not the draw.
 fn network(architecture: Architecture, transform_input: bool) -> Network {
     let device = Device::flex();
     let config = NetworkConfig::new(architecture).with_num_classes(10).with_aux_logits(false);
@@ -44,7 +44,8 @@ fn network(architecture: Architecture, transform_input: bool) -> Network {
     weights.load(network, architecture, Strictness::Exact).unwrap().0
 }
 
-/// Exports and runs; `[difference of three images, of one]`, relative to the largest logit.
+/// Exports and runs a network. Returns the largest differences for three images and for one, relative to the largest
+/// logit.
 fn differences(python: &str, architecture: Architecture, side: usize, folder: &Path, options: [bool; 2]) -> Vec<f64> {
     let [fold, transform_input] = options;
     let network = network(architecture, transform_input);
@@ -76,7 +77,7 @@ fn check(architectures: &[Architecture]) {
         for &options in variants {
             let found = differences(&python, architecture, side, folder.path(), options);
             eprintln!("{architecture:18} {options:?} {found:?}");
-            // Folding rounds differently; the file itself computes what the network does.
+            // Folding rounds differently; the file itself computes the same as the network.
             let bound = if options[0] { 1e-4 } else { 1e-5 };
             assert!(
                 found.len() == 2 && found.iter().all(|difference| *difference < bound),
@@ -87,21 +88,21 @@ fn check(architectures: &[Architecture]) {
 }
 
 #[test]
-fn onnxruntime_gives_the_logits_of_every_family() {
+fn onnxruntime_matches_every_family() {
     use Architecture::*;
     check(&[AlexNet, Vgg11Bn, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNet50, ResNeXt50, ResNet20, Plain20]);
 }
 
 #[test]
 #[ignore = "writes some 7 GB, file after file"]
-fn onnxruntime_gives_the_logits_of_every_architecture() {
+fn onnxruntime_matches_every_architecture() {
     check(Architecture::ALL);
 }
 
-/// VGG's last pooling gives any size of map to a classifier for 7 × 7: up to 224 pixels by repetition, above by means of
-/// unequal windows, which ONNX knows only as products of matrices.
+/// VGG's last pooling adapts any feature map to a classifier for 7 × 7: below 224 pixels by repetition, above by means
+/// of unequal windows, which ONNX can only express as matrix products.
 #[test]
-fn adaptive_pooling_is_exported_for_any_size_of_image() {
+fn adaptive_pooling_is_exported_for_any_image_size() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().unwrap();
     for side in [63, 95, 230] {
@@ -111,7 +112,7 @@ fn adaptive_pooling_is_exported_for_any_size_of_image() {
 }
 
 #[test]
-fn folded_files_and_records_are_opened_as_what_they_are() {
+fn folded_files_and_records_are_recognized() {
     let device = Device::flex();
     let folder = tempfile::tempdir().unwrap();
     for architecture in [Architecture::ResNet20, Architecture::Vgg11Bn, Architecture::GoogLeNet] {
@@ -145,7 +146,7 @@ fn folded_files_and_records_are_opened_as_what_they_are() {
             assert_eq!(Weights::open(&path).unwrap().is_folded(architecture, &device), fold);
         }
     }
-    // What is folded has no statistics to miss, but must still be that network.
+    // A folded file has no statistics, but must still be that network.
     let path = folder.path().join("weights");
     weights::save(
         &network(Architecture::ResNet20, false).fold_batch_norm(),

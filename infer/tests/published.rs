@@ -1,7 +1,7 @@
-//! Published weights on real photographs: the counts of the reference files, which PyTorch gave.
+//! Tests of published weights on real photographs against PyTorch's results in reference files.
 //!
-//! `HEARTH_DATA` names the folder of photographs and weights, `../shared/data` by default; `HEARTH_GOLDEN` that of the
-//! references, `../shared/golden` by default. Where they are missing, the tests say so and pass.
+//! `HEARTH_DATA` is the folder of photographs and weights (default: `../shared/data`), `HEARTH_GOLDEN` that of the
+//! references (default: `../shared/golden`). If they are missing, the tests are skipped with a message.
 
 use std::{
     env, fs,
@@ -22,26 +22,26 @@ use runtime::progress::{Output, Progress, Unit};
 use serde::Deserialize;
 use zoo::{CardPreprocess, LoadOptions, weights};
 
-/// How far a count may be from the reference's.
+/// The largest accepted difference of a count from the reference's.
 const COUNT_TOLERANCE: usize = 1;
 
-/// The same in bf16.
+/// The largest accepted difference of a count in bf16.
 const BF16_COUNT_TOLERANCE: usize = 3;
 
-/// How far a probability may be from the reference's.
+/// The largest accepted difference of a probability from the reference's.
 const PROBABILITY_TOLERANCE: f64 = 2e-3;
 
-/// How far results may be from the reference's.
+/// The accepted differences from the reference.
 #[derive(Clone, Copy)]
 struct Tolerance {
     count: usize,
-    /// Compared where it is given.
+    /// The bound on probabilities, if they are compared.
     probability: Option<f64>,
 }
 
 const SINGLE: Tolerance = Tolerance { count: COUNT_TOLERANCE, probability: Some(PROBABILITY_TOLERANCE) };
 
-/// What the reference says of some images under one preprocessing.
+/// The reference's results for one preprocessing.
 #[derive(Debug, Deserialize)]
 struct Expected {
     images: usize,
@@ -59,7 +59,7 @@ struct ExpectedImage {
     probabilities: Vec<f64>,
 }
 
-/// A file or folder of the shared data; `None`, and a line that says so, where it is not there.
+/// Returns a file or folder of the sample data; prints a message and returns `None` if it is missing.
 fn shared(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
     let root = env::var_os(variable)
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(default), PathBuf::from);
@@ -80,14 +80,14 @@ fn golden(name: &str) -> Option<serde_json::Value> {
     Some(serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON"))
 }
 
-/// Evaluates on every image of `source` and compares with the reference.
+/// Evaluates every image of `source` and compares with the reference.
 fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance: Tolerance) {
     let settings = Settings {
         protocol: Protocol { crops: Crops::One, scales: Vec::new(), flip: false, dense: false },
         batch_size: 25,
         workers: None,
         bad_samples: BadSamples::Strict,
-        share: (0, 1),
+        shard: (0, 1),
     };
     let spec = EvaluationSpec {
         weights: vec!["a test".into()],
@@ -105,9 +105,9 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
     };
     let progress = Progress::new("evaluate", Unit::Items("images"), None, Output::Quiet);
     let models = [model];
-    let judged = evaluate(&models, source, &settings, spec, &progress).expect("an evaluation");
+    let evaluation = evaluate(&models, source, &settings, spec, &progress).expect("an evaluation");
     let mut compared = 0;
-    for row in &judged.rows {
+    for row in &evaluation.rows {
         let Some(image) = expected.first.iter().find(|image| row.key.ends_with(&image.file)) else { continue };
         compared += 1;
         assert_eq!(image.label, row.label, "{}", row.key);
@@ -115,16 +115,16 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         let preds = [row.pred1, row.pred2, row.pred3, row.pred4, row.pred5];
         let ps = [row.p1, row.p2, row.p3, row.p4, row.p5];
         for (&class, &want) in image.top5.iter().zip(&image.probabilities) {
-            // A class just outside of the first five is at most as probable as the fifth.
+            // A class outside the first five is at most as probable as the fifth.
             let place = preds.iter().position(|&pred| pred == Some(class)).unwrap_or(4);
             let got = ps[place].expect("five classes");
             assert!((got - want).abs() <= tolerance, "{}, class {class}: {got}, want {want}", row.key);
         }
     }
-    let summary = judged.summary();
+    let summary = evaluation.summary();
     let (top1, top5) = (summary.top1.right, summary.top5.right);
-    eprintln!("{}: {top1} and {top5} of {} right", summary.spec.architectures[0], judged.rows.len());
-    assert_eq!((judged.rows.len(), compared), (expected.images, expected.first.len()));
+    eprintln!("{}: {top1} and {top5} of {} right", summary.spec.architectures[0], evaluation.rows.len());
+    assert_eq!((evaluation.rows.len(), compared), (expected.images, expected.first.len()));
     assert!(top1.abs_diff(expected.top1_correct) <= tolerance.count, "top-1 {top1}, want {}", expected.top1_correct);
     if let Some(want) = expected.top5_correct {
         assert!(top5.abs_diff(want) <= tolerance.count, "top-5 {top5}, want {want}");
@@ -165,7 +165,7 @@ fn bvlc_googlenet_on_squashed_photographs() {
 }
 
 #[test]
-fn bvlc_googlenet_on_the_centre_of_photographs() {
+fn bvlc_googlenet_on_the_center_of_photographs() {
     bvlc("shorter_side", Some(Resize::ShorterSide(256)), None, SINGLE);
 }
 

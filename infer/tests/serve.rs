@@ -1,7 +1,7 @@
-//! `infer serve` with a real network, from its start to its end.
+//! Tests of `infer serve` with a real network.
 #![cfg(all(unix, feature = "serve"))]
 
-mod desk;
+mod fixture;
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use desk::Desk;
+use fixture::Fixture;
 use serde_json::Value;
 
 struct Server {
@@ -19,11 +19,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(desk: &Desk, args: &[&str]) -> Self {
-        let mut child = desk::infer()
+    fn start(fixture: &Fixture, args: &[&str]) -> Self {
+        let mut child = fixture::infer()
             .args(["serve", "-w", "run", "--addr", "127.0.0.1:0"])
             .args(args)
-            .current_dir(desk.path(""))
+            .current_dir(fixture.path(""))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -34,7 +34,7 @@ impl Server {
         Self { child, addr }
     }
 
-    /// The status, the head and the body.
+    /// Returns status, head and body of a response.
     fn ask(&self, method: &str, path: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
         let mut stream = TcpStream::connect(&self.addr).expect("it listens");
         let head = format!(
@@ -49,7 +49,7 @@ impl Server {
         (head[9..12].parse().expect("a status"), head, answer[end..].to_vec())
     }
 
-    /// Asks it to end; its exit code and what it said on standard error.
+    /// Stops the server. Returns its exit code and standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
@@ -71,18 +71,18 @@ fn json(body: &[u8]) -> Value {
 }
 
 #[test]
-fn a_network_is_served_as_it_classifies() {
-    let desk = Desk::new();
-    desk.image("a.png");
-    let photo = fs::read(desk.path("a.png")).expect("a file");
-    let server = Server::start(&desk, &[]);
+fn served_results_equal_classify() {
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let photo = fs::read(fixture.path("a.png")).expect("a file");
+    let server = Server::start(&fixture, &[]);
     while server.ask("GET", "/readyz", b"").0 != 200 {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 
     let (status, _, body) = server.ask("POST", "/v1/classify", &photo);
     assert_eq!(status, 200);
-    let line = desk.infer(&["classify", "a.png", "-w", "run", "--format", "json"]).ends_with(0).json_lines();
+    let line = fixture.infer(&["classify", "a.png", "-w", "run", "--format", "json"]).ends_with(0).json_lines();
     let (served, classified) = (&json(&body)["results"][0]["top"], &line[0]["top"]);
     for rank in 0..3 {
         assert_eq!(served[rank]["class"], classified[rank]["class"]);
@@ -103,20 +103,20 @@ fn a_network_is_served_as_it_classifies() {
     assert_eq!(server.ask("POST", "/v1/classify", &bomb).0, 413, "60,000 × 60,000 pixels, announced");
 
     let addr = server.addr.clone();
-    desk.infer(&["serve", "-w", "run", "--addr", &addr]).ends_with(1).says(&format!("cannot listen on {addr}"));
+    fixture.infer(&["serve", "-w", "run", "--addr", &addr]).ends_with(1).says(&format!("cannot listen on {addr}"));
     let (code, said) = server.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("method=POST path=/v1/classify status=200 ms="), "{said}");
-    assert!(said.trim_end().ends_with("served to the end"), "{said}");
+    assert!(said.trim_end().ends_with("stopped"), "{said}");
 }
 
 #[test]
-fn a_token_comes_from_the_environment_or_a_flag() {
-    let desk = Desk::new();
-    let server = Server::start(&desk, &["--token", "s3cret"]);
+fn the_token_is_read_from_the_environment_or_a_flag() {
+    let fixture = Fixture::new();
+    let server = Server::start(&fixture, &["--token", "s3cret"]);
     assert_eq!(server.ask("GET", "/v1/model", b"").0, 401);
     assert_eq!(server.ask("GET", "/healthz", b"").0, 200);
     assert_eq!(server.end().0, Some(0));
-    desk.infer(&["serve", "-w", "run", "--token", ""]).ends_with(1).says("the token is empty");
-    desk.infer(&["serve", "-w", "run", "--addr", "here"]).ends_with(2);
+    fixture.infer(&["serve", "-w", "run", "--token", ""]).ends_with(1).says("the token is empty");
+    fixture.infer(&["serve", "-w", "run", "--addr", "here"]).ends_with(2);
 }

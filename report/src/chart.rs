@@ -1,23 +1,23 @@
-//! Plain SVG line charts: ticks, legends and labels chosen from the data.
+//! SVG line charts with ticks, legends and labels derived from the data.
 //!
-//! [`Chart::to_svg`] gives a picture that stands alone. The report draws the same chart in the page's own colours,
-//! which follow the reader's light or dark scheme.
+//! [`Chart::to_svg`] returns a self-contained picture. The report draws the same chart in the page's colors, which
+//! follow the reader's light or dark scheme.
 
 use std::fmt::Write;
 
 use super::page::{escape, significant};
 
-/// Colours of one drawing. In the page they are CSS variables.
+/// The colors of a drawing. In the page they are CSS variables.
 pub(crate) struct Theme {
-    /// The background of a drawing that stands alone.
+    /// The background of a self-contained drawing.
     paper: &'static str,
-    /// Text.
+    /// The color of text.
     pub(crate) ink: &'static str,
-    /// Secondary text.
+    /// The color of secondary text.
     pub(crate) muted: &'static str,
-    /// Grid lines.
+    /// The color of grid lines.
     pub(crate) grid: &'static str,
-    /// Okabe and Ito's palette, safe for the colour-blind: blue, vermilion, green, purple, orange, sky, grey.
+    /// Okabe and Ito's palette, distinguishable for the color-blind: blue, vermilion, green, purple, orange, sky, gray.
     pub(crate) series: [&'static str; 7],
 }
 
@@ -29,7 +29,7 @@ const LIGHT: Theme = Theme {
     series: ["#0072b2", "#d55e00", "#009e73", "#b8639a", "#d99000", "#56b4e9", "#84888f"],
 };
 
-/// The colours that `page.css` defines.
+/// The colors that `page.css` defines.
 pub(crate) const PAGE: Theme = Theme {
     paper: "var(--paper)",
     ink: "var(--ink)",
@@ -38,55 +38,55 @@ pub(crate) const PAGE: Theme = Theme {
     series: ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)"],
 };
 
-/// The size of text in charts, in the drawing's pixels.
+/// The font size of charts in pixels of the drawing.
 pub(crate) const TEXT: f64 = 12.0;
 const LINE: f64 = 16.0;
 /// A line of more points than this is thinned to the extremes in each column of pixels.
 const MANY_POINTS: usize = 1500;
-/// A line that goes so many times its range up and down is noise: it is drawn faintly under its mean.
+/// A line whose total variation exceeds this multiple of its range is noise: it is drawn faintly under its mean.
 const NOISY_RANGES: f64 = 30.0;
-/// How wide the pieces are over which that mean is taken, in pixels.
+/// The width of the intervals over which that mean is taken, in pixels.
 const MEAN_WIDTH: f64 = 4.0;
-/// Lines of up to so many points are dotted.
+/// The largest number of points that are drawn as dots too.
 const FEW_POINTS: usize = 40;
 
 /// One line of a chart.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// What the legend calls it.
+    /// The name in the legend.
     pub name: String,
-    /// Its points in the order they are joined; a value that is not finite leaves a gap.
+    /// The points in order; a value that is not finite leaves a gap.
     pub points: Vec<(f64, f64)>,
     /// Whether the line is dashed.
     pub dashed: bool,
-    /// Its place in the palette; its place in the chart where none is given.
-    pub colour: Option<usize>,
+    /// The index in the palette; by default the index in the chart.
+    pub color: Option<usize>,
 }
 
 impl Series {
-    /// A solid line in the next colour.
+    /// Creates a solid line in the next color.
     pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
-        Self { name: name.into(), points, dashed: false, colour: None }
+        Self { name: name.into(), points, dashed: false, color: None }
     }
 
-    /// The same line, dashed.
+    /// Makes the line dashed.
     pub fn dashed(self) -> Self {
         Self { dashed: true, ..self }
     }
 
-    /// The same line in a colour of the palette.
-    pub fn coloured(self, colour: usize) -> Self {
-        Self { colour: Some(colour), ..self }
+    /// Sets the color by its index in the palette.
+    pub fn colored(self, color: usize) -> Self {
+        Self { color: Some(color), ..self }
     }
 }
 
-/// How an axis maps values to places.
+/// How an axis maps values to positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scale {
-    /// Equal differences are equally long.
+    /// Linear.
     #[default]
     Linear,
-    /// Equal ratios are equally long; values that are not positive leave gaps.
+    /// Logarithmic; values that are not positive leave gaps.
     Log,
 }
 
@@ -105,20 +105,20 @@ impl Scale {
         }
     }
 
-    /// Whether a value has a place. The bound keeps the arithmetic of a diverged run finite.
+    /// Whether a value can be shown. The bound keeps the arithmetic of a diverged run finite.
     fn shows(self, value: f64) -> bool {
         value.abs() < 1e100 && (self == Scale::Linear || value > 1e-100)
     }
 }
 
-/// A chart of lines.
+/// A line chart.
 #[derive(Debug, Clone, Default)]
 pub struct Chart {
-    /// The line above the chart.
+    /// The title.
     pub title: String,
-    /// What the horizontal axis measures.
+    /// The label of the horizontal axis.
     pub x_label: String,
-    /// What the vertical axis measures.
+    /// The label of the vertical axis.
     pub y_label: String,
     /// The horizontal scale.
     pub x_scale: Scale,
@@ -126,11 +126,11 @@ pub struct Chart {
     pub y_scale: Scale,
     /// The lines.
     pub series: Vec<Series>,
-    /// A labelled vertical line.
+    /// A labeled vertical line.
     pub marker: Option<(f64, String)>,
 }
 
-/// An axis: values from `low` to `high` lie at pixels `from` to `to`.
+/// An axis that maps values from `low` to `high` to pixels from `from` to `to`.
 pub(crate) struct Axis {
     scale: Scale,
     low: f64,
@@ -142,12 +142,12 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// A linear axis between two values.
+    /// Creates a linear axis between two values.
     pub(crate) fn linear(low: f64, high: f64, from: f64, to: f64) -> Self {
         Self { scale: Scale::Linear, low, high, from, to, whole: false }
     }
 
-    /// An axis that holds all values with a little room at its ends.
+    /// Creates an axis that contains all values, with a margin at its ends.
     fn around(values: impl Iterator<Item = f64> + Clone, scale: Scale, room: f64) -> Self {
         let shown = values.filter(|&value| scale.shows(value));
         let whole = shown.clone().all(|value| value.fract() == 0.0) && scale == Scale::Linear;
@@ -156,24 +156,24 @@ impl Axis {
         let (low, high) = if low <= high { (scale.forward(low), scale.forward(high)) } else { (0.0, 1.0) };
         let span = high - low;
         let (low, high) = if span > high.abs() * 1e-9 {
-            // An axis that nearly reaches zero starts there.
+            // An axis that nearly reaches zero starts at zero.
             let zero = scale == Scale::Linear && room > 0.0 && low >= 0.0 && low < 0.3 * high;
             (if zero { 0.0 } else { low - room * span }, high + room * span)
         } else {
-            // One value: it sits in the middle.
+            // A single value is centered.
             let half = if whole { (1e-6 * high.abs()).max(1.0) } else { (0.1 * high.abs()).max(0.1) };
             (low - half, high + half)
         };
         Self { scale, low: scale.backward(low), high: scale.backward(high), from: 0.0, to: 1.0, whole }
     }
 
-    /// The pixel of a value.
+    /// Returns the pixel of a value.
     pub(crate) fn at(&self, value: f64) -> f64 {
         let (low, high) = (self.scale.forward(self.low), self.scale.forward(self.high));
         self.from + (self.scale.forward(value) - low) / (high - low) * (self.to - self.from)
     }
 
-    /// About so many round values and their labels.
+    /// Returns about `about` round values with their labels.
     pub(crate) fn ticks(&self, about: usize) -> Vec<(f64, String)> {
         match self.scale {
             Scale::Linear => linear_ticks(self.low, self.high, about, self.whole),
@@ -182,7 +182,7 @@ impl Axis {
     }
 }
 
-/// Ticks at steps of 1, 2 or 5 times a power of ten.
+/// Returns ticks at steps of 1, 2 or 5 times a power of ten.
 fn linear_ticks(low: f64, high: f64, about: usize, whole: bool) -> Vec<(f64, String)> {
     let rough = (high - low) / about.max(1) as f64;
     let power = 10f64.powf(rough.log10().floor());
@@ -218,7 +218,7 @@ fn linear_label(tick: f64, step: f64, largest: f64) -> String {
     format!("{:.decimals$}{suffix}", tick / unit).replace('-', "\u{2212}")
 }
 
-/// Ticks at powers of ten, or at 1, 2 and 5 times those where few powers fit.
+/// Returns ticks at powers of ten, or at 1, 2 and 5 times those if few powers fit.
 fn log_ticks(low: f64, high: f64, about: usize) -> Vec<(f64, String)> {
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     let decades = high.log10() - low.log10();
@@ -249,7 +249,7 @@ fn log_label(round: f64, power: i32) -> String {
     }
 }
 
-/// About how wide a text is in a sans-serif face.
+/// Estimates the width of a text in a sans-serif font.
 pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     let width = |character: char| match character {
         'i' | 'j' | 'l' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | ' ' => 0.32,
@@ -261,7 +261,7 @@ pub(crate) fn text_width(text: &str, size: f64) -> f64 {
     text.chars().map(width).sum::<f64>() * size
 }
 
-/// The text, cut with an ellipsis where it is wider than that.
+/// Cuts the text with an ellipsis if it is wider than `width`.
 pub(crate) fn shorten(text: &str, size: f64, width: f64) -> String {
     if text_width(text, size) <= width {
         return text.to_string();
@@ -276,13 +276,13 @@ pub(crate) fn shorten(text: &str, size: f64, width: f64) -> String {
     short.trim_end().to_string() + "…"
 }
 
-/// The points that can be shown, cut at those that cannot.
+/// Splits the points at those that cannot be shown.
 fn segments<'a>(points: &'a [(f64, f64)], x: &Axis, y: &Axis) -> Vec<&'a [(f64, f64)]> {
     let hidden = |&(a, b): &(f64, f64)| !(x.scale.shows(a) && y.scale.shows(b));
     points.split(hidden).filter(|run| !run.is_empty()).collect()
 }
 
-/// The first, lowest, highest and last point of each column of pixels, in their order.
+/// Returns the first, lowest, highest and last point of each pixel column, in order.
 fn thinned(points: &[(f64, f64)], x: &Axis) -> Vec<(f64, f64)> {
     let column = |point: &(f64, f64)| x.at(point.0).floor();
     let mut kept = Vec::new();
@@ -302,7 +302,7 @@ fn thinned(points: &[(f64, f64)], x: &Axis) -> Vec<(f64, f64)> {
     kept
 }
 
-/// Whether lines go up and down so much that their mean says more.
+/// Whether lines are so noisy that their mean is more informative.
 fn is_noisy(runs: &[&[(f64, f64)]], y: &Axis) -> bool {
     let heights = runs.iter().copied().flatten().map(|point| y.at(point.1));
     let range = heights.clone().fold(0.0, f64::max) - heights.fold(f64::INFINITY, f64::min);
@@ -311,7 +311,7 @@ fn is_noisy(runs: &[&[(f64, f64)]], y: &Axis) -> bool {
     path.sum::<f64>() > NOISY_RANGES * range
 }
 
-/// The means of the points in pieces of a few pixels; on a logarithmic scale the geometric means.
+/// Returns the means of the points over intervals of a few pixels; geometric means on a logarithmic scale.
 fn means(points: &[(f64, f64)], x: &Axis, y: &Axis) -> Vec<(f64, f64)> {
     let piece = |point: &(f64, f64)| (x.at(point.0) / MEAN_WIDTH).floor();
     let mean = |points: &[(f64, f64)], value: fn(&(f64, f64)) -> f64, scale: Scale| {
@@ -321,27 +321,27 @@ fn means(points: &[(f64, f64)], x: &Axis, y: &Axis) -> Vec<(f64, f64)> {
     pieces.map(|points| (mean(points, |point| point.0, x.scale), mean(points, |point| point.1, y.scale))).collect()
 }
 
-/// Where a chart is drawn.
+/// The size and context of a chart.
 struct Place {
     width: f64,
     height: f64,
-    /// Whether the chart stands alone: with its title, and without the data that the page's read-out uses.
+    /// Whether the chart is self-contained: with its title, and without the data for the page's tooltip.
     alone: bool,
 }
 
 impl Chart {
-    /// The chart as an SVG file on a light background.
+    /// Returns the chart as an SVG file on a light background.
     pub fn to_svg(&self) -> String {
         self.draw(&LIGHT, &Place { width: 696.0, height: 408.0, alone: true })
     }
 
-    /// The chart as a figure of the page.
+    /// Returns the chart as a figure of the page.
     pub(crate) fn to_figure(&self) -> String {
         let svg = self.draw(&PAGE, &Place { width: 420.0, height: 252.0, alone: false });
         format!("<figure><figcaption>{}</figcaption>{svg}</figure>\n", escape(&self.title))
     }
 
-    /// The same chart with a logarithmic vertical scale if its values span more than this ratio.
+    /// Makes the vertical scale logarithmic if the values span more than this ratio.
     pub(crate) fn log_beyond(mut self, ratio: f64) -> Self {
         let values = self.series.iter().flat_map(|series| &series.points).map(|point| point.1);
         let (mut low, mut high) = (f64::INFINITY, 0f64);
@@ -357,7 +357,7 @@ impl Chart {
     fn draw(&self, theme: &Theme, place: &Place) -> String {
         let &Place { width, height, alone } = place;
         let shown = |&(x, y): &(f64, f64)| self.x_scale.shows(x) && self.y_scale.shows(y);
-        // Lines without a point that can be shown are left out; the others keep their colours.
+        // Lines without a visible point are omitted; the others keep their colors.
         let lines = self.series.iter().enumerate().filter_map(|(index, series)| {
             let end = series.points.iter().rev().find(|point| shown(point)).copied()?;
             Some(Line::new(theme, index, series, end, width))
@@ -369,7 +369,7 @@ impl Chart {
         let mut y = Axis::around(points.map(|point| point.1), self.y_scale, 0.04);
         y.whole = false;
 
-        // Names stand at the ends of the lines if those reach the right edge and there is room, else in a legend.
+        // Names are placed at the line ends if those reach the right edge and there is room, else in a legend.
         let widest = lines.iter().map(|line| text_width(&line.name, TEXT)).fold(0.0, f64::max);
         let reach = lines.iter().all(|line| x.at(line.end.0) > 0.96);
         let direct = (2..=6).contains(&lines.len()) && widest < width * 0.22 && reach;
@@ -406,7 +406,7 @@ impl Chart {
         svg + "</svg>\n"
     }
 
-    /// The start of the drawing: its size, and either its background and title or what the page's read-out needs.
+    /// Opens the drawing: its size, and either background and title or the data for the page's tooltip.
     fn open(&self, theme: &Theme, place: &Place, (x, y): (&Axis, &Axis)) -> String {
         let &Place { width, height, alone } = place;
         let title = escape(&self.title);
@@ -439,23 +439,23 @@ impl Chart {
     }
 }
 
-/// A series as it is drawn.
+/// A series prepared for drawing.
 struct Line<'a> {
     series: &'a Series,
-    /// The name, shortened where it is long.
+    /// The name, shortened if long.
     name: String,
-    /// The last point that can be shown.
+    /// The last visible point.
     end: (f64, f64),
-    colour: &'static str,
-    /// The attributes of its stroke.
+    color: &'static str,
+    /// The attributes of the stroke.
     stroke: String,
 }
 
 impl<'a> Line<'a> {
     fn new(theme: &Theme, index: usize, series: &'a Series, end: (f64, f64), width: f64) -> Self {
-        let place = series.colour.unwrap_or(index);
-        let colour = theme.series[place % theme.series.len()];
-        // Once the palette is used up, dashes tell the lines apart.
+        let place = series.color.unwrap_or(index);
+        let color = theme.series[place % theme.series.len()];
+        // Once the palette is used up, dash patterns distinguish the lines.
         let dashes = match (place / theme.series.len(), series.dashed) {
             (0, false) => "",
             (0, true) => r#" stroke-dasharray="5 3""#,
@@ -463,11 +463,11 @@ impl<'a> Line<'a> {
             _ => r#" stroke-dasharray="8 3 2 3""#,
         };
         let name = shorten(&series.name, TEXT, width * 0.6);
-        Self { series, name, end, colour, stroke: format!(r#"stroke="{colour}"{dashes}"#) }
+        Self { series, name, end, color, stroke: format!(r#"stroke="{color}"{dashes}"#) }
     }
 }
 
-/// Samples of the lines with their names, above the chart.
+/// Draws the legend above the chart.
 fn draw_legend(svg: &mut String, theme: &Theme, lines: &[Line], rows: &[Vec<(usize, f64)>], top: f64) {
     for (row, entries) in rows.iter().enumerate() {
         let middle = top + (row as f64 + 0.5) * LINE;
@@ -485,7 +485,7 @@ fn draw_legend(svg: &mut String, theme: &Theme, lines: &[Line], rows: &[Vec<(usi
     }
 }
 
-/// A vertical line with its label on the side that has room.
+/// Draws a vertical line with its label on the side that has room.
 fn draw_marker(svg: &mut String, theme: &Theme, value: f64, label: &str, (x, y): (&Axis, &Axis)) {
     let at = x.at(value);
     let left = at + text_width(label, TEXT) + 8.0 > x.to;
@@ -501,7 +501,7 @@ fn draw_marker(svg: &mut String, theme: &Theme, value: f64, label: &str, (x, y):
     );
 }
 
-/// The lines' names at their right ends, moved apart where they would overlap.
+/// Draws the names at the right ends of the lines, moved apart where they would overlap.
 fn draw_names(svg: &mut String, theme: &Theme, lines: &[Line], (x, y): (&Axis, &Axis)) {
     let mut lines: Vec<&Line> = lines.iter().collect();
     lines.sort_by(|a, b| y.at(a.end.1).total_cmp(&y.at(b.end.1)));
@@ -522,7 +522,7 @@ fn draw_names(svg: &mut String, theme: &Theme, lines: &[Line], (x, y): (&Axis, &
     }
 }
 
-/// Grid lines, tick labels and the names of both axes.
+/// Draws grid lines, tick labels and axis labels.
 pub(crate) fn draw_axes(
     svg: &mut String,
     theme: &Theme,
@@ -567,9 +567,9 @@ pub(crate) fn draw_axes(
     );
 }
 
-/// A line with its gaps; noise faintly under its mean.
+/// Draws a line with its gaps; noise is drawn faintly under its mean.
 fn draw_line(svg: &mut String, line: &Line, (x, y): (&Axis, &Axis), dotted: bool, hover: bool) {
-    let Line { series, colour, stroke, .. } = line;
+    let Line { series, color, stroke, .. } = line;
     let path = |runs: &[Vec<(f64, f64)>]| {
         let mut path = String::new();
         for (index, &(a, b)) in runs.iter().flat_map(|run| run.iter().enumerate()) {
@@ -590,7 +590,7 @@ fn draw_line(svg: &mut String, line: &Line, (x, y): (&Axis, &Axis), dotted: bool
     }
     let _ = write!(svg, r#"<path d="{}" fill="none" stroke-width="1.8" stroke-linejoin="round" {stroke}"#, path(&runs));
     if hover {
-        // The read-out wants the values themselves, not their places.
+        // The tooltip needs the values themselves, not their positions.
         let list = |value: fn(&(f64, f64)) -> f64| {
             let values: Vec<String> = runs.iter().flatten().map(|point| significant(value(point), 5)).collect();
             values.join(" ").replace('\u{2212}', "-")
@@ -599,14 +599,14 @@ fn draw_line(svg: &mut String, line: &Line, (x, y): (&Axis, &Axis), dotted: bool
         let _ = write!(svg, r#" data-name="{}" data-xs="{xs}" data-ys="{ys}""#, escape(&series.name));
     }
     svg.push_str("/>");
-    // A point between two gaps has no line to be seen by.
+    // A point between two gaps has no line, so it is drawn as a dot.
     for &(a, b) in runs.iter().filter(|run| dotted || run.len() == 1).flatten() {
-        let _ = write!(svg, r#"<circle cx="{:.1}" cy="{:.1}" r="2.2" fill="{colour}"/>"#, x.at(a), y.at(b));
+        let _ = write!(svg, r#"<circle cx="{:.1}" cy="{:.1}" r="2.2" fill="{color}"/>"#, x.at(a), y.at(b));
     }
     svg.push('\n');
 }
 
-/// Rows of a legend: the entries' indices and left edges.
+/// Lays out the rows of a legend: the entries' indices and left edges.
 fn legend_rows(lines: &[Line], width: f64) -> Vec<Vec<(usize, f64)>> {
     let mut rows = vec![Vec::new()];
     let mut left = 8.0;
@@ -624,7 +624,7 @@ fn legend_rows(lines: &[Line], width: f64) -> Vec<Vec<(usize, f64)>> {
     rows
 }
 
-/// Moves sorted heights apart until they are at least `gap` from each other, within bounds where that is possible.
+/// Moves sorted heights apart until they are at least `gap` apart, within bounds if possible.
 fn spread(wanted: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64> {
     let mut heights = wanted.to_vec();
     let mut least = top;
@@ -663,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_of_absurd_ranges_end() {
+    fn ticks_of_extreme_ranges_are_bounded() {
         assert!(linear_ticks(1e17, 1e17 + 32.0, 5, false).len() < 100);
         assert!(log_ticks(1e-90, 1e90, 6).len() < 100);
         let far = Chart { series: vec![Series::new("a", vec![(0.0, 1e99), (1.0, -1e99)])], ..Chart::default() };
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_has_no_place_on_a_logarithmic_scale() {
+    fn zero_is_not_shown_on_a_logarithmic_scale() {
         let series = vec![Series::new("a", vec![(1.0, 0.0), (2.0, 1.0), (3.0, 100.0)])];
         let svg = Chart { y_scale: Scale::Log, series, ..Chart::default() }.to_svg();
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -701,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn only_noise_is_drawn_under_its_mean() {
+    fn only_noisy_lines_are_drawn_with_their_mean() {
         let axis = Axis::linear(0.0, 10.0, 100.0, 0.0);
         let smooth: Vec<(f64, f64)> = (0..5000).map(|step| (step as f64, step as f64 / 500.0)).collect();
         let noise: Vec<(f64, f64)> = (0..5000).map(|step| (step as f64, (step % 3) as f64)).collect();
@@ -712,7 +712,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_escaped_and_nothing_is_drawn_of_an_empty_chart() {
+    fn names_are_escaped_and_an_empty_chart_says_so() {
         let hostile = r#"<script>alert("x")</script>"#;
         let series = vec![Series::new(hostile, vec![(0.0, 1.0)]), Series::new("b", vec![(0.0, 2.0)])];
         let chart = Chart { title: hostile.into(), series, marker: Some((0.0, hostile.into())), ..Chart::default() };

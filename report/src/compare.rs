@@ -1,4 +1,4 @@
-//! Several runs on one page.
+//! The page that compares several runs.
 
 use std::{collections::BTreeSet, fmt::Write};
 
@@ -13,7 +13,7 @@ use super::{
     stats::Count,
 };
 
-/// The page that compares these runs.
+/// Returns the page that compares these runs.
 pub(crate) fn page(runs: &[Run]) -> String {
     let names = names(runs);
     let title = plural(runs.len(), "run") + " compared";
@@ -24,7 +24,7 @@ pub(crate) fn page(runs: &[Run]) -> String {
     page.finish()
 }
 
-/// The runs' names; their folders' where a name comes twice, and numbers where that does too.
+/// Returns the runs' names; their folders' if a name occurs twice, with numbers if that does too.
 fn names(runs: &[Run]) -> Vec<String> {
     let unique = |names: &[String]| names.iter().collect::<BTreeSet<_>>().len() == names.len();
     let names: Vec<String> = runs.iter().map(Run::name).collect();
@@ -69,7 +69,7 @@ fn results(runs: &[Run], names: &[String]) -> String {
             status(run)
         );
     }
-    body += "</table></div>\n<p class=\"sub\">Intervals are Wilson’s, of 95\u{202f}%. They tell how far the validation images vary, not how far another seed would.</p>\n";
+    body += "</table></div>\n<p class=\"sub\">Intervals are Wilson’s, of 95\u{202f}%. They reflect the sampling of the validation images, not the variation between seeds.</p>\n";
     if measured.len() > 1 {
         body += "<p>These runs were validated on different numbers of images, so their accuracies may not be comparable.</p>\n";
     }
@@ -80,7 +80,7 @@ fn curves(runs: &[Run], names: &[String]) -> String {
     let chart = |title: &str, split: &str, steps: bool, y_label: &str, y: fn(&MetricRow) -> Option<f64>| {
         let x: fn(&MetricRow) -> Option<f64> = if steps { by_step } else { by_epoch };
         let lines = runs.iter().zip(names).enumerate();
-        let series = lines.map(|(place, (run, name))| Series::new(name, run.curve(split, x, y)).coloured(place));
+        let series = lines.map(|(place, (run, name))| Series::new(name, run.curve(split, x, y)).colored(place));
         let series: Vec<Series> = series.filter(|line| line.points.iter().any(|point| point.1.is_finite())).collect();
         Chart {
             title: title.to_string(),
@@ -96,13 +96,13 @@ fn curves(runs: &[Run], names: &[String]) -> String {
         chart("Loss on the validation images", "valid", false, "", |metric| metric.loss).log_beyond(40.0),
         chart("Loss on the training images", "train", false, "", |metric| metric.loss).log_beyond(40.0),
         chart("Learning rate", "train_step", true, "", |metric| metric.learning_rate),
-        chart("Throughput", "train_step", true, "images a second", |metric| metric.images_per_second),
+        chart("Throughput", "train_step", true, "images/s", |metric| metric.images_per_second),
     ];
     let figures: String = charts.iter().filter(|chart| !chart.series.is_empty()).map(Chart::to_figure).collect();
     if figures.is_empty() { figures } else { format!("<div class=\"pair\">\n{figures}</div>\n") }
 }
 
-/// The recipes' keys, and the facts about the runs, in which they differ.
+/// Returns the recipe keys and facts in which the runs differ.
 fn differences(runs: &[Run], names: &[String]) -> String {
     let mut unread = String::new();
     let mut recipes = Vec::new();
@@ -111,7 +111,7 @@ fn differences(runs: &[Run], names: &[String]) -> String {
             Some(Ok(recipe)) => recipe,
             Some(Err(error)) => {
                 let cause = format!("recipe.toml of {name} is not TOML: {}", error.message());
-                let _ = writeln!(unread, "<p>{}. Mend it, then compare again.</p>", escape(&cause));
+                let _ = writeln!(unread, "<p>{}. Repair it, then compare again.</p>", escape(&cause));
                 Value::Null
             }
             None => {
@@ -140,7 +140,7 @@ fn differences(runs: &[Run], names: &[String]) -> String {
     unread + &recipe + &differing("Data and environment", &facts, names)
 }
 
-/// A table of the keys whose values are not the same in all runs; empty if there are none.
+/// Returns a table of the keys whose values differ between runs; empty if there are none.
 fn differing(title: &str, runs: &[Vec<(String, String)>], names: &[String]) -> String {
     let mut keys: Vec<&String> = Vec::new();
     for key in runs.iter().flatten().map(|leaf| &leaf.0) {

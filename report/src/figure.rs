@@ -1,4 +1,4 @@
-//! The report's other figures: stacked bars, the confusion matrix, the reliability diagram. They use the page's colours.
+//! Other figures of the report, in the page's colors: stacked bars, the confusion matrix, the reliability diagram.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -11,23 +11,23 @@ use super::{
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 232.0;
 
-/// One kind of part in stacked bars: its name and its place in the palette.
+/// A kind of part in stacked bars: its name and its index in the palette.
 pub(crate) type Part = (&'static str, usize);
 
-/// Stacked bars of seconds, one an epoch.
+/// Stacked bars of seconds, one per epoch.
 pub(crate) struct Bars {
-    /// The line above.
+    /// The title.
     pub(crate) title: &'static str,
-    /// What the bars are made of, from the bottom.
+    /// The kinds of parts, from the bottom.
     pub(crate) parts: Vec<Part>,
-    /// Epochs and the seconds of each part.
+    /// The epochs and the seconds of each part.
     pub(crate) bars: Vec<(usize, Vec<f64>)>,
-    /// Whether each bar is 100 % of its own sum.
+    /// Whether each bar is scaled to 100 %.
     pub(crate) shares: bool,
 }
 
 impl Bars {
-    /// The bars as a figure; the key tells each part's share of the whole.
+    /// Returns the bars as a figure; the key lists each part's percentage of the total.
     pub(crate) fn to_figure(&self) -> String {
         let sum = |bar: &[f64]| bar.iter().sum::<f64>();
         let highest = self.bars.iter().map(|bar| sum(&bar.1)).fold(0.0, f64::max);
@@ -47,10 +47,10 @@ impl Bars {
         let count = self.bars.len() as f64;
         let x = Axis::linear(-0.5, count - 0.5, left, WIDTH - 10.0);
         let pitch = (WIDTH - 10.0 - left) / count;
-        // Every k-th bar is labelled, such that the labels do not touch.
+        // Every k-th bar is labeled, so that the labels do not touch.
         let every = [1, 2, 5, 10, 20, 50, 100, 200, 500].into_iter().find(|&k| k as f64 * pitch > 26.0).unwrap_or(1000);
-        let labelled = |bar: &(usize, &(usize, Vec<f64>))| every == 1 || bar.1.0.is_multiple_of(every);
-        let x_ticks: Vec<(f64, String)> = (self.bars.iter().enumerate().filter(labelled))
+        let labeled = |bar: &(usize, &(usize, Vec<f64>))| every == 1 || bar.1.0.is_multiple_of(every);
+        let x_ticks: Vec<(f64, String)> = (self.bars.iter().enumerate().filter(labeled))
             .map(|(place, bar)| (place as f64, bar.0.to_string()))
             .collect();
 
@@ -66,7 +66,7 @@ impl Bars {
             let mut tip = format!("epoch {epoch}: {}", duration(whole));
             let mut base = 0.0;
             svg.push_str("<g>");
-            for ((part, colour), &seconds) in self.parts.iter().zip(seconds).filter(|(_, seconds)| **seconds > 0.0) {
+            for ((part, color), &seconds) in self.parts.iter().zip(seconds).filter(|(_, seconds)| **seconds > 0.0) {
                 let _ = write!(tip, "\n{part}: {} ({})", duration(seconds), percent(100.0 * seconds / whole, 0));
                 let (bottom, upper) = (y.at(base), y.at(base + seconds * scale));
                 let _ = write!(
@@ -74,7 +74,7 @@ impl Bars {
                     r#"<rect x="{:.2}" y="{upper:.2}" width="{wide:.2}" height="{:.2}" fill="{}"/>"#,
                     x.at(place as f64) - wide / 2.0,
                     bottom - upper,
-                    PAGE.series[*colour]
+                    PAGE.series[*color]
                 );
                 base += seconds * scale;
             }
@@ -84,17 +84,17 @@ impl Bars {
 
         let mut keys = String::new();
         let all: f64 = self.bars.iter().map(|bar| sum(&bar.1)).sum();
-        for (index, (part, colour)) in self.parts.iter().enumerate() {
+        for (index, (part, color)) in self.parts.iter().enumerate() {
             let share = 100.0 * self.bars.iter().map(|bar| bar.1[index]).sum::<f64>() / all;
             let share = percent(share, if share < 10.0 { 1 } else { 0 });
-            let _ = write!(keys, r#"<li><i style="background:{}"></i>{part} {share}</li>"#, PAGE.series[*colour]);
+            let _ = write!(keys, r#"<li><i style="background:{}"></i>{part} {share}</li>"#, PAGE.series[*color]);
         }
         format!("<figure><figcaption>{}</figcaption><ul class=\"keys\">{keys}</ul>{svg}</figure>\n", self.title)
     }
 }
 
-/// The confusion matrix: a row a true class, coloured by the share of its images. The diagonal is blue, errors are
-/// orange.
+/// Returns the confusion matrix: one row per true class, colored by the fraction of its images. The diagonal is blue,
+/// errors are orange.
 pub(crate) fn confusion(names: &[String], counts: &BTreeMap<(usize, usize), usize>) -> String {
     let classes = names.len();
     let cell = (760.0 / classes as f64).clamp(15.0, 46.0);
@@ -102,7 +102,7 @@ pub(crate) fn confusion(names: &[String], counts: &BTreeMap<(usize, usize), usiz
     let names: Vec<String> = names.iter().map(|name| shorten(name, size, 110.0)).collect();
     let widest = names.iter().map(|name| text_width(name, size)).fold(30.0, f64::max);
     let left = widest + 30.0;
-    // Names of columns stand upright unless all fit above their cells.
+    // Column names are vertical unless all fit above their cells.
     let flat = names.iter().all(|name| text_width(name, size) < cell - 4.0);
     let top = if flat { 40.0 } else { widest + 32.0 };
     let side = cell * classes as f64;
@@ -152,12 +152,12 @@ pub(crate) fn confusion(names: &[String], counts: &BTreeMap<(usize, usize), usiz
     for (&(label, predicted), &count) in counts.iter().filter(|((label, pred), _)| *label.max(pred) < classes) {
         let share = count as f64 / rows[label] as f64;
         let (x, y) = (left + predicted as f64 * cell, top + label as f64 * cell);
-        // Even a single error among many must be seen.
+        // A single error among many must remain visible.
         let strength = 0.13 + 0.87 * if label == predicted { share } else { share.sqrt() };
-        let colour = PAGE.series[usize::from(label != predicted)];
+        let color = PAGE.series[usize::from(label != predicted)];
         let _ = write!(
             svg,
-            r#"<g><rect x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" fill="{colour}" fill-opacity="{strength:.2}"/>"#,
+            r#"<g><rect x="{:.1}" y="{:.1}" width="{:.1}" height="{:.1}" fill="{color}" fill-opacity="{strength:.2}"/>"#,
             x + 0.5,
             y + 0.5,
             cell - 1.0,
@@ -182,14 +182,14 @@ pub(crate) fn confusion(names: &[String], counts: &BTreeMap<(usize, usize), usiz
         );
     }
     svg.push_str("</svg>\n");
-    // On a narrow screen the matrix scrolls rather than shrinks beyond reading.
+    // On a narrow screen the matrix scrolls instead of shrinking beyond legibility.
     let least = (width * 0.8).min(if cell >= 26.0 { 480.0 } else { 640.0 });
     format!(
         "<figure class=\"wide\"><figcaption>Confusion matrix</figcaption><div class=\"scroll\"><div style=\"min-width:{least:.0}px;max-width:{width:.0}px;margin:auto\">{svg}</div></div></figure>\n"
     )
 }
 
-/// The reliability diagram: accuracy over confidence, with the bins' 95 % intervals, above a histogram of confidence.
+/// Returns the reliability diagram: accuracy over confidence with 95 % intervals, above a histogram of confidence.
 pub(crate) fn reliability(calibration: &Calibration) -> String {
     const STRIP: f64 = 46.0;
     let height = 370.0;
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_fill_their_bars_and_the_key_tells_the_whole() {
+    fn percentage_bars_are_full_and_the_key_sums_over_epochs() {
         let bars = Bars {
             title: "Time",
             parts: vec![("waiting", 1), ("compute", 0)],

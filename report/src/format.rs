@@ -290,15 +290,15 @@ pub struct PredictionRow {
     pub pred2: Option<usize>,
     /// Its probability.
     pub p2: Option<f64>,
-    /// The third.
+    /// The third most probable class.
     pub pred3: Option<usize>,
     /// Its probability.
     pub p3: Option<f64>,
-    /// The fourth.
+    /// The fourth most probable class.
     pub pred4: Option<usize>,
     /// Its probability.
     pub p4: Option<f64>,
-    /// The fifth.
+    /// The fifth most probable class.
     pub pred5: Option<usize>,
     /// Its probability.
     pub p5: Option<f64>,
@@ -415,14 +415,16 @@ pub struct EvaluationSummary {
     #[serde(flatten)]
     pub spec: EvaluationSpec,
     /// The index of the shard, from 0.
-    pub rank: usize,
+    #[serde(rename = "rank")]
+    pub shard_index: usize,
     /// The number of shards.
-    pub of: usize,
+    #[serde(rename = "of")]
+    pub num_shards: usize,
     /// Top-1 accuracy.
     pub top1: Proportion,
     /// Top-5 accuracy.
     pub top5: Proportion,
-    /// Cross entropy.
+    /// The cross entropy.
     pub loss: Mean,
     /// Top-1 accuracy among the classes of the data, where the network has more.
     pub top1_among_data_classes: Option<Proportion>,
@@ -443,7 +445,7 @@ pub struct EvaluationSummary {
 /// Writes a JSON file, complete or not at all.
 ///
 /// # Errors
-/// Where the file cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(value).with_context(|| format!("cannot write {}", path.display()))?;
     write_atomic_bytes(path, (json + "\n").as_bytes())
@@ -452,7 +454,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
 /// Reads a JSON file.
 ///
 /// # Errors
-/// Where the file cannot be read or does not hold a `T`.
+/// Fails if the file cannot be read or does not hold a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
@@ -461,7 +463,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 /// Writes a table with a header, complete or not at all.
 ///
 /// # Errors
-/// Where the file cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> anyhow::Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     for row in rows {
@@ -473,7 +475,7 @@ pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -
 /// Reads a table. Every row must be whole; reports read tables more tolerantly.
 ///
 /// # Errors
-/// Where the file cannot be read or a row does not hold a `T`.
+/// Fails if the file cannot be read or a row does not hold a `T`.
 pub fn read_csv<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let rows: Result<Vec<T>, _> = csv::Reader::from_reader(bytes.as_slice()).into_deserialize().collect();

@@ -1,7 +1,7 @@
-//! The report: from the files of a run folder to one page that needs nothing else, and one page over several runs.
+//! HTML reports: one self-contained page from the files of a run folder, and one page that compares several runs.
 //!
-//! It only reads files, so it can be written while a run goes on, after it broke off, or years later. What is missing
-//! is left out and named; what is damaged is told at the head of the page.
+//! Reports only read files, so they can be written during a run, after an interruption, or years later. Missing files
+//! are named on the page; damaged ones are reported at its top.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,7 @@ use runtime::files::write_atomic_bytes;
 
 use run::Run;
 
-/// Writes `report.html` into the run folder; returns its path. Written beside and renamed.
+/// Writes `report.html` into the run folder atomically and returns its path.
 pub fn write(run: &Path) -> anyhow::Result<PathBuf> {
     let page = sections::page(&Run::read(run)?);
     let path = run.join("report.html");
@@ -29,11 +29,11 @@ pub fn write(run: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// One page that compares runs: curves over each other, a table of results, and what differs between their recipes.
-/// Written to `out`.
+/// Writes a page to `out` that compares runs: overlaid curves, a table of results, and the differences between their
+/// recipes.
 pub fn compare(runs: &[PathBuf], out: &Path) -> anyhow::Result<()> {
     if runs.is_empty() {
-        bail!("there is no run to compare; give at least one run folder");
+        bail!("no run to compare; give at least one run folder");
     }
     let runs = runs.iter().map(|run| Run::read(run)).collect::<anyhow::Result<Vec<_>>>()?;
     write_atomic_bytes(out, compare::page(&runs).as_bytes())
@@ -47,7 +47,7 @@ mod tests {
 
     const HOSTILE: &str = r#"<script>alert("1")</script>, 'é猫'"#;
 
-    /// A run with five classes, one of a hostile name, that has finished.
+    /// Writes a finished run with hostile names.
     fn example(folder: &Path) {
         let name = serde_json::to_string(HOSTILE).unwrap();
         let write = |file: &str, text: &str| fs::write(folder.join(file), text).unwrap();

@@ -21,7 +21,7 @@
   for (const svg of document.querySelectorAll("svg.chart")) {
     const x = axis(svg.dataset.x), y = axis(svg.dataset.y);
     const lines = [...svg.querySelectorAll("[data-name]")].map((path) => ({
-      name: path.dataset.name, colour: path.getAttribute("stroke"),
+      name: path.dataset.name, color: path.getAttribute("stroke"),
       xs: numbers(path.dataset.xs), ys: numbers(path.dataset.ys),
     }));
     const marks = svg.appendChild(document.createElementNS(svgName, "g"));
@@ -41,12 +41,12 @@
         return { ...line, x: line.xs[best], y: line.ys[best] };
       });
       const distance = (point) => Math.abs(x.at(point.x) - at.x);
-      const centre = near.reduce((a, b) => (distance(b) < distance(a) ? b : a)).x;
-      const shown = near.filter((point) => Math.abs(x.at(point.x) - x.at(centre)) < 3);
-      draw("path", { d: `M${x.at(centre)} ${y.to}V${y.from}`, stroke: "var(--muted)", "stroke-width": ".7" });
-      for (const point of shown) draw("circle", { cx: x.at(point.x), cy: y.at(point.y), r: 3.5, fill: point.colour });
+      const center = near.reduce((a, b) => (distance(b) < distance(a) ? b : a)).x;
+      const shown = near.filter((point) => Math.abs(x.at(point.x) - x.at(center)) < 3);
+      draw("path", { d: `M${x.at(center)} ${y.to}V${y.from}`, stroke: "var(--muted)", "stroke-width": ".7" });
+      for (const point of shown) draw("circle", { cx: x.at(point.x), cy: y.at(point.y), r: 3.5, fill: point.color });
       const text = shown.map((point) => `${point.name}: ${point.y.toLocaleString("en", { maximumSignificantDigits: 5 })}`);
-      show(event, [`${svg.dataset.label} ${centre.toLocaleString("en")}`, ...text].join("\n"));
+      show(event, [`${svg.dataset.label} ${center.toLocaleString("en")}`, ...text].join("\n"));
     });
     svg.addEventListener("pointerleave", () => { marks.replaceChildren(); box.hidden = true; });
   }

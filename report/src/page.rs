@@ -1,11 +1,11 @@
-//! The shell of a page and how values are written in it.
+//! The frame of a page, and formatting of values.
 
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// A page in the making: a head, then sections that the contents list by name.
+/// A page under construction: a head, then sections listed in a table of contents.
 pub(crate) struct Page {
     title: String,
     head: String,
@@ -14,7 +14,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// A page with a title (text) and a head (HTML).
+    /// Creates a page with a title (text) and a head (HTML).
     pub(crate) fn new(title: &str, head: String) -> Self {
         Self { title: title.to_string(), head, contents: String::new(), sections: String::new() }
     }
@@ -27,7 +27,7 @@ impl Page {
         }
     }
 
-    /// The whole page. Its policy forbids it to load anything from outside.
+    /// Returns the whole page. Its content security policy forbids external resources.
     pub(crate) fn finish(&self) -> String {
         let nav =
             if self.contents.is_empty() { String::new() } else { format!("<nav>{}</nav>\n", self.contents.trim()) };
@@ -60,8 +60,8 @@ impl Page {
     }
 }
 
-/// Text made harmless in HTML, SVG and their attributes. Characters that would turn the direction of the text around
-/// them, or that XML forbids, are replaced.
+/// Escapes text for HTML, SVG and their attributes. Characters that change the text direction, or that XML forbids, are
+/// replaced.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -80,7 +80,7 @@ pub(crate) fn escape(text: &str) -> String {
     escaped
 }
 
-/// A count with commas between its thousands.
+/// Formats a count with thousands separators.
 pub(crate) fn thousands(count: usize) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -93,22 +93,22 @@ pub(crate) fn thousands(count: usize) -> String {
     text
 }
 
-/// A count and its noun.
+/// Formats a count and its noun.
 pub(crate) fn plural(count: usize, noun: &str) -> String {
     format!("{} {noun}{}", thousands(count), if count == 1 { "" } else { "s" })
 }
 
-/// A percentage with so many decimals.
+/// Formats a percentage with `decimals` decimals.
 pub(crate) fn percent(value: f64, decimals: usize) -> String {
     format!("{value:.decimals$}\u{202f}%")
 }
 
-/// An interval of percentages.
+/// Formats an interval of percentages.
 pub(crate) fn interval((low, high): (f64, f64)) -> String {
     format!("{low:.1}–{high:.1}\u{202f}%")
 }
 
-/// A number of so many significant digits, without trailing zeros.
+/// Formats a number with `digits` significant digits, without trailing zeros.
 pub(crate) fn significant(value: f64, digits: usize) -> String {
     if value == 0.0 {
         return "0".to_string();
@@ -132,7 +132,7 @@ pub(crate) fn significant(value: f64, digits: usize) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// A duration in its two largest units.
+/// Formats a duration in its two largest units.
 pub(crate) fn duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
         return "–".to_string();
@@ -150,7 +150,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// An RFC 3339 time to the minute; anything else as it is.
+/// Formats an RFC 3339 time to the minute; anything else is unchanged.
 pub(crate) fn moment(time: &str) -> String {
     let zone = if time.ends_with('Z') || time.ends_with("+00:00") { " UTC" } else { "" };
     match (time.split_once('T'), time.is_ascii()) {
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn numbers_are_formatted() {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(1_281_167), "1,281,167");
         assert_eq!((plural(1, "image"), plural(1000, "image")), ("1 image".to_string(), "1,000 images".to_string()));
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_to_the_minute() {
+    fn times_are_formatted_to_the_minute() {
         assert_eq!(moment("2026-11-24T08:07:31.5Z"), "2026-11-24 08:07 UTC");
         assert_eq!(moment("yesterday"), "yesterday");
         assert_eq!(moment("2026-11-24Tééé"), "2026-11-24Tééé");

@@ -1,5 +1,5 @@
-//! Reads a run folder. What is missing stays empty, what is damaged becomes a notice: a run in progress or cut off has
-//! a report too.
+//! Reads a run folder. Missing files stay empty and damaged ones become notices, so that a run in progress has a report
+//! too.
 
 use std::{
     fs, io,
@@ -14,9 +14,9 @@ use crate::format::{
     CARD, EPOCHS, EpochRow, METRICS, MISTAKES, MetricRow, MistakeRow, PREDICTIONS, PredictionRow, RECIPE, RUN, RunInfo,
 };
 
-/// How many of the mistakes' pictures are shown.
+/// The number of mistakes shown with pictures.
 const PICTURES: usize = 48;
-/// A picture larger than this is no thumbnail and is left out.
+/// The largest size of a thumbnail; larger pictures are omitted.
 const PICTURE_BYTES: u64 = 256 << 10;
 
 /// The contents of a run folder.
@@ -42,7 +42,7 @@ pub(crate) struct Run {
     pub(crate) mistakes: Vec<Mistake>,
     /// The names of the files that are missing.
     pub(crate) missing: Vec<&'static str>,
-    /// What could not be read, in sentences.
+    /// Problems with the files, one sentence each.
     pub(crate) notices: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Mistake {
 }
 
 impl Run {
-    /// Reads what is there. A folder that holds none of a run's files is an error.
+    /// Reads the files of a run. A folder without any of them is an error.
     pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
         let kind = fs::metadata(folder).with_context(|| {
             format!("cannot read the run folder {}; give a folder that `train` wrote", folder.display())
@@ -96,7 +96,7 @@ impl Run {
         Ok(run)
     }
 
-    /// The run's name, or its folder's.
+    /// Returns the run's name, or its folder's.
     pub(crate) fn name(&self) -> String {
         if self.info.name.is_empty() { self.folder_name() } else { self.info.name.clone() }
     }
@@ -112,14 +112,14 @@ impl Run {
         info
     }
 
-    /// The name of the folder.
+    /// Returns the name of the folder.
     pub(crate) fn folder_name(&self) -> String {
-        // `.` and `..` have no name of their own.
+        // `.` and `..` have no file name.
         let path = fs::canonicalize(&self.folder).unwrap_or_else(|_| self.folder.clone());
         path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
     }
 
-    /// The network's name, from the card or the recipe.
+    /// Returns the architecture, from the card or the recipe.
     pub(crate) fn architecture(&self) -> Option<String> {
         #[derive(Deserialize)]
         struct RecipeSummary {
@@ -129,7 +129,7 @@ impl Run {
         self.summary.architecture.clone().or_else(recipe)
     }
 
-    /// A class's name.
+    /// Returns the name of a class.
     pub(crate) fn class(&self, index: usize) -> String {
         self.summary.classes.get(index).cloned().unwrap_or_else(|| format!("class {index}"))
     }
@@ -143,8 +143,8 @@ impl Run {
         self.summary.classes.len().max(self.info.data.classes).max(seen.max().unwrap_or(0))
     }
 
-    /// One column of a split of `metrics.csv` over its epochs or steps. An empty cell is a gap. Where a resumed run
-    /// repeats steps, the later row counts.
+    /// Returns one column of a split of `metrics.csv` over its epochs or steps. An empty cell is a gap. If a resumed
+    /// run repeats steps, the later row counts.
     pub(crate) fn curve(
         &self,
         split: &str,
@@ -160,7 +160,7 @@ impl Run {
         points
     }
 
-    /// The last row of a split that has a value.
+    /// Returns the last row of a split that has a value.
     pub(crate) fn last(&self, split: &str) -> Option<&MetricRow> {
         self.metrics.iter().rev().find(|metric| metric.split == split && metric.top1.is_some())
     }
@@ -169,7 +169,7 @@ impl Run {
         self.notices.push(format!("{name} {problem}"));
     }
 
-    /// A file's text; bytes that are not UTF-8 are replaced.
+    /// Reads a file as text; invalid UTF-8 is replaced.
     fn text(&mut self, name: &'static str) -> Option<String> {
         match fs::read(self.folder.join(name)) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
@@ -194,7 +194,7 @@ impl Run {
 
     fn rows<T: DeserializeOwned>(&mut self, name: &'static str) -> Vec<T> {
         let Some(text) = self.text(name) else { return Vec::new() };
-        // A last line without its end is still being written, or was cut off.
+        // A last line without a newline is still being written, or was truncated.
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         let mut rows = Vec::new();
         let mut problems = 0;
@@ -213,12 +213,12 @@ impl Run {
         }
         if problems > 0 {
             let lines = if problems == 1 { "line was" } else { "lines were" };
-            self.notice(name, &format!("is damaged: {problems} {lines} left out; {first}. Mend or remove them, then write the report again."));
+            self.notice(name, &format!("is damaged: {problems} {lines} left out; {first}. Repair or remove them, then write the report again."));
         }
         rows
     }
 
-    /// A thumbnail. Only a plain name is followed: the index may not lead out of its folder.
+    /// Reads a thumbnail. Only plain file names are followed: the index must not lead out of its folder.
     fn picture(&self, file: &str) -> Option<(Vec<u8>, &'static str)> {
         let plain = Path::new(file).file_name().is_some_and(|name| name == file);
         let path = self.folder.join("mistakes").join(file);
@@ -243,7 +243,7 @@ pub(crate) fn by_step(metric: &MetricRow) -> Option<f64> {
     metric.step.map(|step| step as f64)
 }
 
-/// The cause of a bad row, without the position that the notice gives already.
+/// Returns the cause of a bad row, without its position.
 fn reason(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
@@ -252,7 +252,7 @@ fn reason(error: &csv::Error) -> String {
     }
 }
 
-/// All leaves of a JSON value under dotted names. Arrays are leaves.
+/// Returns all leaves of a JSON value under dotted names. Arrays are leaves.
 pub(crate) fn flatten(value: &Value) -> Vec<(String, String)> {
     fn walk(prefix: &str, value: &Value, leaves: &mut Vec<(String, String)>) {
         match value {
@@ -289,7 +289,7 @@ mod tests {
     const HEADER: &str = "epoch,step,split,loss,top1,top5,learning_rate,gradient_norm,images_per_second\n";
 
     #[test]
-    fn a_last_line_that_was_cut_off_is_ignored() {
+    fn a_truncated_last_line_is_ignored() {
         let text = format!("{HEADER}1,45,valid,0.5,90.0,,,,\n2,90,valid,0.25,95.");
         let folder = folder(&[("metrics.csv", &text)]);
         let run = Run::read(folder.path()).unwrap();
@@ -299,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_line_is_left_out_and_told() {
+    fn a_damaged_line_is_skipped_with_a_notice() {
         let text = format!("{HEADER}1,45,valid,0.5\n2,90,valid,zero,,,,,\n3,135,valid,0.25,95,,,,\n");
         let folder = folder(&[("metrics.csv", &text)]);
         let run = Run::read(folder.path()).unwrap();
         assert_eq!(run.metrics.len(), 1);
         assert_eq!(
             run.notices,
-            ["metrics.csv is damaged: 2 lines were left out; line 2: 4 cells instead of 9. Mend or remove \
+            ["metrics.csv is damaged: 2 lines were left out; line 2: 4 cells instead of 9. Repair or remove \
              them, then write the report again."]
         );
     }

@@ -17,40 +17,40 @@ use super::{
     stats::{self, Class, Count},
 };
 
-/// A matrix or an open table of more classes than this would be too large.
+/// The largest number of classes for which the confusion matrix and the whole table are shown.
 const MANY_CLASSES: usize = 50;
-/// How many of the most confused pairs are shown.
+/// The number of most confused pairs shown.
 const PAIRS: usize = 20;
-/// How many of the images with the highest loss are shown.
+/// The number of images with the largest loss shown.
 const SUSPECTS: usize = 20;
-/// The validation curves' colours, the same in every chart.
+/// The splits and their names; the index is the color in every chart.
 const SPLITS: [(&str, &str); 3] = [("train", "train"), ("valid", "valid"), ("valid_ema", "valid, EMA")];
 
-/// The report of a run.
+/// Returns the report of a run.
 pub(crate) fn page(run: &Run) -> String {
     let mut page = Page::new(&run.name(), head(run));
     page.section("curves", "Curves", &curves(run));
     page.section("time", "Where the time went", &time(run));
     page.section("classes", "Classes", &classes(run));
     page.section("confused", "Most confused pairs", &confused(run));
-    page.section("mistakes", "Surest mistakes", &mistakes(run));
+    page.section("mistakes", "Most confident mistakes", &mistakes(run));
     page.section("calibration", "Calibration", &calibration(run));
-    page.section("labels", "Possibly mislabelled", &suspects(run));
+    page.section("labels", "Possibly mislabeled", &suspects(run));
     page.section("setup", "Set-up", &setup(run));
     page.finish()
 }
 
-/// The accuracy that a run is known by.
+/// The headline accuracy of a run.
 pub(crate) struct Outcome {
-    /// Which accuracy it is, where it is not that of the predictions.
+    /// Which accuracy it is, unless it is that of the predictions.
     pub(crate) what: &'static str,
     /// Top-1 and top-5, in percent.
     pub(crate) top: [Option<f64>; 2],
-    /// The counts behind them, where the number of images is known.
+    /// The counts behind them, if the number of images is known.
     pub(crate) counts: [Option<Count>; 2],
 }
 
-/// The accuracy from the predictions, else as the run gives it, else that of the last validation.
+/// Returns the accuracy from the predictions, else from the run's result, else of the last validation.
 pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
     if !run.predictions.is_empty() {
         let (top1, top5) = stats::accuracy(&run.predictions);
@@ -68,7 +68,7 @@ pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
     Some(Outcome { what, top, counts: top.map(|top| Some(Count::from_percent(top?, images?))) })
 }
 
-/// What was trained, or judged, on what.
+/// Returns a sentence on what was trained or evaluated on which data.
 pub(crate) fn subject(run: &Run) -> String {
     let evaluated = run.info.kind == RunKind::Evaluation;
     let verb = match run.info.kind {
@@ -92,7 +92,7 @@ pub(crate) fn subject(run: &Run) -> String {
     sizes.extend(known(train_images).map(|images| plural(images, "image")));
     sizes.extend(known(valid_images).map(|images| match evaluated {
         true => plural(images, "image"),
-        false => format!("{} to validate on", thousands(images)),
+        false => format!("{} for validation", thousands(images)),
     }));
     sizes.extend(
         Some(run.class_count()).filter(|&count| count > 0).map(|count| format!("{} classes", thousands(count))),
@@ -118,7 +118,7 @@ fn head(run: &Run) -> String {
     let mut tiles = String::new();
     if let Some(outcome) = outcome(run) {
         for (name, (top, count)) in ["Top-1", "Top-5"].into_iter().zip(outcome.top.into_iter().zip(outcome.counts)) {
-            // The first five of five classes are always right.
+            // Top-5 is always 100 % with up to five classes.
             let Some(top) = top.filter(|_| name == "Top-1" || run.class_count() > 5) else { continue };
             let sub = match count {
                 Some(count) => format!(
@@ -144,13 +144,13 @@ fn head(run: &Run) -> String {
     let spent: f64 = run.epochs.iter().filter_map(|epoch| epoch.seconds).sum();
     if let Some(seconds) = result.map(|result| result.seconds).or(Some(spent).filter(|&spent| spent > 0.0)) {
         let each = if run.epochs.is_empty() { String::new() } else { duration(spent / run.epochs.len() as f64) };
-        let each = if each.is_empty() { each } else { format!("{each} an epoch") };
+        let each = if each.is_empty() { each } else { format!("{each} per epoch") };
         tile(&mut tiles, "Time", &duration(seconds), &each);
     }
     let rate = result.map(|result| result.images_per_second);
     if let Some(rate) = rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite()) {
         let rate = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
-        tile(&mut tiles, "Throughput", &rate, "images a second");
+        tile(&mut tiles, "Throughput", &rate, "images/s");
     }
     if !tiles.is_empty() {
         let _ = writeln!(head, "<dl class=\"tiles\">{tiles}</dl>");
@@ -158,7 +158,7 @@ fn head(run: &Run) -> String {
     head + &notices(std::slice::from_ref(run)) + &missing(run)
 }
 
-/// Percentages of few images need few decimals.
+/// Returns the number of decimals: percentages of few images need few.
 fn decimals(count: Option<Count>) -> usize {
     if count.is_some_and(|count| count.of < 1000) { 1 } else { 2 }
 }
@@ -170,7 +170,7 @@ fn tile(tiles: &mut String, name: &str, value: &str, sub: &str) {
     );
 }
 
-/// The state of a run as a pill.
+/// Returns the status of a run as a badge.
 pub(crate) fn status(run: &Run) -> String {
     let (class, name) = match run.info.status {
         Some(status) => (status.name(), status.name()),
@@ -179,7 +179,7 @@ pub(crate) fn status(run: &Run) -> String {
     format!("<span class=\"status {class}\">{name}</span>")
 }
 
-/// What could not be read in these runs.
+/// Returns the problems with the files of these runs.
 pub(crate) fn notices(runs: &[Run]) -> String {
     let mut lines = String::new();
     for run in runs {
@@ -195,7 +195,8 @@ fn missing(run: &Run) -> String {
     if run.missing.is_empty() {
         return String::new();
     }
-    let verb = if run.info.status == Some(RunStatus::Running) { "Not written yet" } else { "Not in the run's folder" };
+    let verb =
+        if run.info.status == Some(RunStatus::Running) { "Not written yet" } else { "Missing from the run folder" };
     format!("<p class=\"sub\">{verb}: {}.</p>\n", run.missing.join(", "))
 }
 
@@ -208,15 +209,15 @@ fn best_epoch(run: &Run) -> Option<usize> {
 
 fn curves(run: &Run) -> String {
     let epochs = |y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
-        let series = SPLITS.iter().enumerate().map(|(colour, (split, name))| {
-            let line = Series::new(*name, run.curve(split, by_epoch, y)).coloured(colour);
+        let series = SPLITS.iter().enumerate().map(|(color, (split, name))| {
+            let line = Series::new(*name, run.curve(split, by_epoch, y)).colored(color);
             if *split == "valid_ema" { line.dashed() } else { line }
         });
         series.filter(has_values).collect()
     };
-    let steps = |name: &str, colour: usize, y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
+    let steps = |name: &str, color: usize, y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
         let points = run.curve("train_step", by_step, y);
-        Some(Series::new(name, points).coloured(colour)).into_iter().filter(has_values).collect()
+        Some(Series::new(name, points).colored(color)).into_iter().filter(has_values).collect()
     };
     let best = run.info.result.as_ref().and_then(|result| result.best_epoch).or_else(|| best_epoch(run));
     let marker = best.map(|best| (best as f64, "best".to_string()));
@@ -239,15 +240,15 @@ fn curves(run: &Run) -> String {
     if run.class_count() > 5 {
         charts.push(by_epoch("Top-5 accuracy", "%", epochs(|metric| metric.top5)));
     }
-    // Before epochs make a curve, the steps do.
+    // With too few epochs for a curve, the steps are shown.
     if charts[0].series.iter().all(|series| series.points.len() < 3) {
         charts.push(chart("Training loss", "step", "cross-entropy", steps("loss", 0, |metric| metric.loss)));
     }
     charts.push(chart("Learning rate", "step", "", steps("learning rate", 3, |metric| metric.learning_rate)));
     let norms = steps("gradient norm", 4, |metric| metric.gradient_norm);
     charts.push(chart("Gradient norm", "step", "", norms).log_beyond(40.0));
-    let rates = steps("images a second", 2, |metric| metric.images_per_second);
-    charts.push(chart("Throughput", "step", "images a second", rates));
+    let rates = steps("images/s", 2, |metric| metric.images_per_second);
+    charts.push(chart("Throughput", "step", "images/s", rates));
 
     let figures: String = charts.iter().filter(|chart| !chart.series.is_empty()).map(Chart::to_figure).collect();
     if figures.is_empty() { figures } else { format!("<div class=\"pair\">\n{figures}</div>\n{}", results(run)) }
@@ -257,7 +258,7 @@ fn has_values(series: &Series) -> bool {
     series.points.iter().any(|point| point.1.is_finite())
 }
 
-/// Best, last and averaged weights beside each other.
+/// Returns a table of best, last and EMA weights.
 fn results(run: &Run) -> String {
     let Some(result) = &run.info.result else { return String::new() };
     let rows: [(Option<Score>, &str); 3] =
@@ -282,7 +283,7 @@ fn results(run: &Run) -> String {
 }
 
 fn time(run: &Run) -> String {
-    // A resumed run repeats epochs; the later row counts.
+    // A resumed run may repeat epochs; the later row counts.
     let mut epochs: Vec<(usize, &EpochRow)> = Vec::new();
     for epoch in &run.epochs {
         let Some(number) = epoch.epoch else { continue };
@@ -303,7 +304,7 @@ fn time(run: &Run) -> String {
     ];
     const THREADS: [Part; 5] = [("reading", 5), ("decoding", 0), ("transforming", 2), ("collating", 4), ("idle", 6)];
     let seconds = |value: Option<f64>| value.filter(|value| value.is_finite()).unwrap_or(0.0).max(0.0);
-    // One process alone waits for no other.
+    // A single process does not wait for others.
     let several = epochs.iter().any(|(_, epoch)| seconds(epoch.all_reduce) > 0.0);
     let shown: Vec<usize> = (0..PHASES.len()).filter(|part| several || !(2..4).contains(part)).collect();
     let phases = |epoch: &EpochRow| {
@@ -366,7 +367,7 @@ fn time(run: &Run) -> String {
     body
 }
 
-/// Rising numbers, those in a row joined: `1, 3–5`.
+/// Ascending numbers with consecutive ones joined: `1, 3–5`.
 struct Ranges<'a>(&'a [usize]);
 
 impl fmt::Display for Ranges<'_> {
@@ -414,7 +415,7 @@ fn classes(run: &Run) -> String {
 fn class_table(run: &Run, classes: &[Class]) -> String {
     let five = run.class_count() > 5;
     let mut table = format!(
-        "<div class=\"scroll\"><table>\n<tr><th>Class</th><th class=\"number\">Images</th><th class=\"rate\">Top-1</th>{}<th>Most often taken for</th></tr>\n",
+        "<div class=\"scroll\"><table>\n<tr><th>Class</th><th class=\"number\">Images</th><th class=\"rate\">Top-1</th>{}<th>Most often mistaken for</th></tr>\n",
         if five { "<th class=\"rate\">Top-5</th>" } else { "" }
     );
     for class in classes {
@@ -433,7 +434,7 @@ fn class_table(run: &Run, classes: &[Class]) -> String {
     table + "</table></div>\n"
 }
 
-/// A share with its interval, drawn and in numbers.
+/// Returns a table cell with a percentage and its interval, drawn and in numbers.
 fn rate(count: Count) -> String {
     let (low, high) = count.wilson();
     format!(
@@ -454,7 +455,7 @@ fn confused(run: &Run) -> String {
     }
     let mut pairs: Vec<_> = confusion.into_iter().filter(|((label, predicted), _)| label != predicted).collect();
     pairs.sort_by_key(|pair| std::cmp::Reverse(pair.1));
-    // A single image is no pattern, unless there is nothing else to show.
+    // Pairs of a single image are shown only if there are no others.
     if pairs.first().is_some_and(|pair| pair.1 > 1) {
         pairs.retain(|pair| pair.1 > 1);
     }
@@ -462,7 +463,7 @@ fn confused(run: &Run) -> String {
     if pairs.is_empty() {
         return String::new();
     }
-    let mut body = "<div class=\"scroll\"><table>\n<tr><th>True</th><th>Predicted</th><th class=\"number\">Images</th><th class=\"number\">Share of class</th></tr>\n".to_string();
+    let mut body = "<div class=\"scroll\"><table>\n<tr><th>True</th><th>Predicted</th><th class=\"number\">Images</th><th class=\"number\">% of class</th></tr>\n".to_string();
     for ((label, predicted), count) in pairs {
         let of = of_class.get(&label).copied().unwrap_or(count);
         let _ = writeln!(
@@ -481,13 +482,13 @@ fn mistakes(run: &Run) -> String {
     if run.mistakes.is_empty() {
         return String::new();
     }
-    let mut body = "<p>Wrong predictions of the highest probability. Some may be right, and the label wrong.</p>\n<ul class=\"pictures\">\n".to_string();
+    let mut body = "<p>Wrong predictions with the highest probability. In some the label may be wrong.</p>\n<ul class=\"pictures\">\n".to_string();
     for (place, mistake) in run.mistakes.iter().enumerate() {
         let predicted = mistake.row.pred1.map_or("–".to_string(), |predicted| run.class(predicted));
         let probability = mistake.row.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1)).unwrap_or_default();
         let _ = writeln!(
             body,
-            "<li id=\"mistake-{place}\">{}<span class=\"label\"><b class=\"wrong\"><bdi>{}</bdi></b> {probability}</span><span class=\"label\">labelled <bdi>{}</bdi></span><span class=\"key\" title=\"{key}\">{key}</span></li>",
+            "<li id=\"mistake-{place}\">{}<span class=\"label\"><b class=\"wrong\"><bdi>{}</bdi></b> {probability}</span><span class=\"label\">labeled <bdi>{}</bdi></span><span class=\"key\" title=\"{key}\">{key}</span></li>",
             picture(mistake),
             escape(&predicted),
             escape(&run.class(mistake.row.label)),
@@ -512,19 +513,19 @@ fn calibration(run: &Run) -> String {
     let apart = confidence - accuracy;
     let (low, high) = calibration.all.right.wilson();
     let verdict = if (low..=high).contains(&confidence) {
-        "On the whole the confidence agrees with the accuracy: it lies within its 95\u{202f}% interval.".to_string()
+        "Overall, the confidence agrees with the accuracy: it is within its 95\u{202f}% interval.".to_string()
     } else {
         let kind = if apart > 0.0 { "overconfident" } else { "underconfident" };
-        format!("On the whole the network is {kind}, by {:.1} percentage points.", apart.abs())
+        format!("Overall, the network is {kind}, by {:.1} percentage points.", apart.abs())
     };
     format!(
         "<div class=\"pair\">\n{}<div>\n<dl class=\"tiles\" style=\"margin-top:0\"><div><dt>Calibration error</dt><dd><div class=\"big\">{}</div><div class=\"sub\">expected (ECE)</div></dd></div>\
          <div><dt>Confidence</dt><dd><div class=\"big\">{}</div><div class=\"sub\">mean probability</div></dd></div>\
          <div><dt>Accuracy</dt><dd><div class=\"big\">{}</div><div class=\"sub\">top-1</div></dd></div></dl>\n\
          <p style=\"margin-top:1rem\">{verdict}</p>\n\
-         <p class=\"sub\">Bars on the dashed line mean that a prediction of 80\u{202f}% is right in 80\u{202f}% of cases. \
+         <p class=\"sub\">On the dashed line, predictions of 80\u{202f}% are correct in 80\u{202f}% of cases. \
          {} bins of equal width; the thin lines are Wilson’s 95\u{202f}% intervals; the dots mark each bin’s mean \
-         confidence; the grey bars count its images.</p>\n</div>\n</div>\n",
+         confidence; the gray bars count its images.</p>\n</div>\n</div>\n",
         figure::reliability(&calibration),
         percent(calibration.ece, 2),
         percent(confidence, 1),
@@ -543,7 +544,7 @@ fn suspects(run: &Run) -> String {
     }
     let pictures: HashMap<&str, usize> =
         run.mistakes.iter().enumerate().map(|(place, mistake)| (mistake.row.key.as_str(), place)).collect();
-    let mut body = "<p>The images with the highest loss: look whether their labels are right.</p>\n<div class=\"scroll\"><table>\n<tr><th>Image</th><th>Label</th><th>Predicted</th><th class=\"number\">Loss</th></tr>\n".to_string();
+    let mut body = "<p>The images with the highest loss: check whether their labels are correct.</p>\n<div class=\"scroll\"><table>\n<tr><th>Image</th><th>Label</th><th>Predicted</th><th class=\"number\">Loss</th></tr>\n".to_string();
     for suspect in suspects {
         let key = format!("<bdi>{}</bdi>", escape(&suspect.key));
         let key = match pictures.get(suspect.key.as_str()) {
@@ -592,7 +593,7 @@ fn setup(run: &Run) -> String {
     body
 }
 
-/// A word of a command line as a shell would take it.
+/// Quotes a word of a command line for a shell.
 fn quote(word: &str) -> String {
     let plain = |character: char| character.is_alphanumeric() || "-_=./:,+@%".contains(character);
     if !word.is_empty() && word.chars().all(plain) {
@@ -615,13 +616,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_in_a_row_are_joined() {
+    fn consecutive_numbers_are_joined() {
         assert_eq!(Ranges(&[1, 3, 4, 5, 9]).to_string(), "1, 3–5, 9");
         assert_eq!(Ranges(&[]).to_string(), "");
     }
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_split_them() {
+    fn words_are_quoted_for_a_shell() {
         assert_eq!(quote("--lr=0.1"), "--lr=0.1");
         assert_eq!(quote("it's here"), r"'it'\''s here'");
         assert_eq!(quote(""), "''");

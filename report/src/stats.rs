@@ -1,39 +1,39 @@
-//! What predictions say: accuracies with their intervals, confusions, calibration.
+//! Statistics of predictions: accuracies with intervals, confusions, calibration.
 
 use std::collections::BTreeMap;
 
 use crate::format::PredictionRow;
 
-/// How many bins the calibration has.
+/// The number of calibration bins.
 pub const BINS: usize = 15;
 
-/// So many of so many.
+/// A number of hits out of a total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
-    /// How many hold.
+    /// The number of hits.
     pub hits: usize,
-    /// Of how many.
+    /// The total.
     pub of: usize,
 }
 
 impl Count {
-    /// Counts one more.
+    /// Adds one case.
     pub fn add(&mut self, hit: bool) {
         self.hits += usize::from(hit);
         self.of += 1;
     }
 
-    /// The count that a share in percent of so many is.
+    /// Returns the count that a percentage of `of` cases corresponds to.
     pub fn from_percent(percent: f64, of: usize) -> Self {
         Self { hits: ((percent / 100.0 * of as f64).round().max(0.0) as usize).min(of), of }
     }
 
-    /// The share, in percent.
+    /// Returns the percentage of hits.
     pub fn percent(self) -> f64 {
         100.0 * self.hits as f64 / self.of.max(1) as f64
     }
 
-    /// Wilson's 95 % interval of the share, in percent. Unlike the normal interval it holds near 0 and 100 %.
+    /// Returns the 95 % Wilson interval in percent. Unlike the normal interval it is valid near 0 and 100 %.
     pub fn wilson(self) -> (f64, f64) {
         if self.of == 0 {
             return (0.0, 100.0);
@@ -41,13 +41,13 @@ impl Count {
         const Z: f64 = 1.959_963_984_540_054;
         let (n, p) = (self.of as f64, self.hits as f64 / self.of as f64);
         let scale = 1.0 + Z * Z / n;
-        let centre = (p + Z * Z / (2.0 * n)) / scale;
+        let center = (p + Z * Z / (2.0 * n)) / scale;
         let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-        (100.0 * (centre - half).max(0.0), 100.0 * (centre + half).min(1.0))
+        (100.0 * (center - half).max(0.0), 100.0 * (center + half).min(1.0))
     }
 }
 
-/// How often the label was the first prediction, and among the first five.
+/// Returns top-1 and top-5 counts.
 pub fn accuracy(predictions: &[PredictionRow]) -> (Count, Count) {
     let mut counts = <(Count, Count)>::default();
     for prediction in predictions {
@@ -60,17 +60,17 @@ pub fn accuracy(predictions: &[PredictionRow]) -> (Count, Count) {
 /// One class of the validation images.
 #[derive(Debug, Clone, Default)]
 pub struct Class {
-    /// Its index.
+    /// The index of the class.
     pub label: usize,
-    /// How often its images were recognised at once.
+    /// The top-1 count.
     pub top1: Count,
-    /// How often it was among the first five predictions.
+    /// The top-5 count.
     pub top5: Count,
-    /// The class its images were most often taken for, and how often.
+    /// The class that its images are most often mistaken for, and how often.
     pub taken_for: Option<(usize, usize)>,
 }
 
-/// The classes that have images, the worst first.
+/// Returns the classes that have images, the worst first.
 pub fn classes(predictions: &[PredictionRow]) -> Vec<Class> {
     let mut classes: BTreeMap<usize, Class> = BTreeMap::new();
     for prediction in predictions {
@@ -92,7 +92,7 @@ pub fn classes(predictions: &[PredictionRow]) -> Vec<Class> {
     classes
 }
 
-/// How many images of a class (first) were taken for a class (second).
+/// Returns how many images of a class (first) were predicted as a class (second).
 pub fn confusion(predictions: &[PredictionRow]) -> BTreeMap<(usize, usize), usize> {
     let mut confusion = BTreeMap::new();
     for prediction in predictions {
@@ -106,31 +106,31 @@ pub fn confusion(predictions: &[PredictionRow]) -> BTreeMap<(usize, usize), usiz
 /// One bin of the reliability diagram.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Bin {
-    /// How many predictions were right, of those in the bin.
+    /// The number of correct predictions in the bin.
     pub right: Count,
     /// The sum of their probabilities.
     confidence: f64,
 }
 
 impl Bin {
-    /// The mean probability in the bin, in percent.
+    /// Returns the mean probability in the bin, in percent.
     pub fn mean_confidence(&self) -> f64 {
         100.0 * self.confidence / self.right.of.max(1) as f64
     }
 }
 
-/// How far the first prediction's probability can be believed.
+/// The calibration of the first prediction's probability.
 pub struct Calibration {
     /// Bins of equal width over the probabilities from 0 to 1.
     pub bins: [Bin; BINS],
-    /// All of them in one.
+    /// All predictions in one bin.
     pub all: Bin,
     /// The expected calibration error, in percentage points: over the bins, the mean distance of accuracy from
     /// confidence, weighted by their sizes.
     pub ece: f64,
 }
 
-/// The calibration of all predictions that carry a probability; none where there are none.
+/// Returns the calibration of all predictions with a probability; `None` if there are none.
 pub fn calibration(predictions: &[PredictionRow]) -> Option<Calibration> {
     let mut bins = [Bin::default(); BINS];
     let mut all = Bin::default();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn wilsons_interval_equals_worked_values() {
+    fn wilson_interval_equals_published_values() {
         // Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
         for (hits, of, low, high) in
             [(81, 263, 25.53, 36.62), (15, 148, 6.24, 16.05), (0, 20, 0.0, 16.11), (1, 29, 0.61, 17.18)]
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_knows_its_accuracy_and_what_it_is_taken_for() {
+    fn classes_have_accuracy_and_most_frequent_mistake() {
         let predictions = [
             prediction(0, &[0, 1], 0.9),
             prediction(0, &[1, 0], 0.6),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn probability_one_falls_into_the_last_bin_and_nonsense_into_none() {
+    fn probability_one_is_in_the_last_bin_and_invalid_ones_in_none() {
         let predictions = [prediction(0, &[0], 1.0), prediction(0, &[0], f64::NAN), prediction(0, &[0], 1.5)];
         let calibration = calibration(&predictions).unwrap();
         assert_eq!((calibration.bins[14].right.of, calibration.all.right.of), (1, 1));

@@ -1,4 +1,4 @@
-//! A load on a running server: how many requests a second, how long they take, and whether nonsense leaves it serving.
+//! Load test of a running server: requests per second, latency, and whether the server survives malformed requests.
 //!
 //! ```text
 //! cargo bench -p serve --bench load -- http://127.0.0.1:8080 photo.jpg --clients 8 --requests 1000
@@ -49,7 +49,7 @@ fn usage() -> ! {
     std::process::exit(2);
 }
 
-/// A connection that is kept open.
+/// A keep-alive connection.
 struct Client {
     stream: BufReader<TcpStream>,
 }
@@ -62,7 +62,7 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
-    /// Sends a request and reads the whole answer; its status, and whether the connection ends.
+    /// Sends a request and reads the whole response. Returns its status and whether the server closes the connection.
     fn ask(&mut self, head: &str, body: &[u8]) -> io::Result<(u16, bool)> {
         let request = [format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
         self.stream.get_mut().write_all(&request)?;
@@ -137,7 +137,8 @@ fn load(addr: &str, path: &str, photo: &[u8], clients: usize, requests: usize) {
     );
 }
 
-/// Truncated and mangled photographs, wrong types, lying lengths, bombs, broken protocol, and clients that drip.
+/// Sends truncated and corrupted photographs, wrong content types, false lengths, decompression bombs, protocol errors
+/// and bodies that never arrive.
 fn nonsense(addr: &str, photo: &[u8], count: usize) {
     let mut statuses: BTreeMap<u16, usize> = BTreeMap::new();
     let mut dripping = Vec::new();
@@ -164,7 +165,7 @@ fn nonsense(addr: &str, photo: &[u8], count: usize) {
             2 => classify("application/json", b"{\"image\": 1}"),
             3 => classify("multipart/form-data; boundary=x", photo),
             4 => raw(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n"),
-            // 60,000 × 60,000 pixels, announced in 54 bytes.
+            // A 54-byte header that declares 60,000 × 60,000 pixels.
             5 => {
                 let mut bomb = b"BM\x36\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0\x60\xea\0\0\x60\xea\0\0\x01\0\x18\0".to_vec();
                 bomb.resize(54, 0);
@@ -173,7 +174,7 @@ fn nonsense(addr: &str, photo: &[u8], count: usize) {
             6 => raw(photo),
             7 => raw(b"GET /v1/explain HTTP/1.1\r\nhost: x\r\n\r\n"),
             _ => {
-                // A body that never comes.
+                // A body that never arrives.
                 if let Ok(mut stream) = TcpStream::connect(addr) {
                     let _ = stream.write_all(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\nx");
                     dripping.push(stream);

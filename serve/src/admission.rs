@@ -1,28 +1,29 @@
-//! How much may be in the house at once: images, and bytes of bodies. What does not fit is refused at once.
+//! Admission control: bounds the images and the bytes of request bodies in flight. What exceeds a bound is rejected
+//! immediately.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Failure;
+use crate::error::ApiError;
 
-/// Places for so many; a place is given back when its permit is dropped.
+/// A bounded number of permits. A permit is returned when it is dropped.
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct Permits {
     free: Arc<Semaphore>,
     all: usize,
 }
 
-impl Places {
+impl Permits {
     pub fn new(all: usize) -> Self {
         let all = all.min(Semaphore::MAX_PERMITS);
         Self { free: Arc::new(Semaphore::new(all)), all }
     }
 
-    /// `count` places, if they are free now.
-    pub fn take(&self, count: usize) -> Result<OwnedSemaphorePermit, Failure> {
-        let count = u32::try_from(count).map_err(|_| Failure::busy())?;
-        Arc::clone(&self.free).try_acquire_many_owned(count).map_err(|_| Failure::busy())
+    /// Takes `count` permits if they are available now.
+    pub fn take(&self, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let count = u32::try_from(count).map_err(|_| ApiError::busy())?;
+        Arc::clone(&self.free).try_acquire_many_owned(count).map_err(|_| ApiError::busy())
     }
 
     pub fn taken(&self) -> usize {
@@ -35,13 +36,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_given_back() {
-        let places = Places::new(3);
-        let two = places.take(2).unwrap();
-        assert!(places.take(2).is_err());
-        assert_eq!(places.taken(), 2);
+    fn permits_are_returned_when_dropped() {
+        let permits = Permits::new(3);
+        let two = permits.take(2).unwrap();
+        assert!(permits.take(2).is_err());
+        assert_eq!(permits.taken(), 2);
         drop(two);
-        assert!(places.take(3).is_ok());
-        assert_eq!(places.taken(), 0);
+        assert!(permits.take(3).is_ok());
+        assert_eq!(permits.taken(), 0);
     }
 }

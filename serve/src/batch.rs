@@ -1,4 +1,4 @@
-//! The engine's thread: it puts waiting images together into batches.
+//! The engine thread, which groups queued images into batches.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,18 +15,18 @@ use axum::http::StatusCode;
 use image::RgbImage;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::{Engine, Explanation, Options, error::Failure, metrics::Metrics};
+use crate::{Engine, Explanation, Options, error::ApiError, metrics::Metrics};
 
-type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
-/// What the engine is asked. It keeps its place in the house until it is answered.
+/// A unit of work for the engine. It holds its permit until it is answered.
 enum Work {
-    Classify { image: RgbImage, place: OwnedSemaphorePermit, reply: Reply<Vec<f64>> },
-    Explain { image: RgbImage, class: Option<usize>, place: OwnedSemaphorePermit, reply: Reply<Explanation> },
+    Classify { image: RgbImage, permit: OwnedSemaphorePermit, reply: Reply<Vec<f64>> },
+    Explain { image: RgbImage, class: Option<usize>, permit: OwnedSemaphorePermit, reply: Reply<Explanation> },
 }
 
 impl Work {
-    /// Whether nobody waits for the answer any more.
+    /// Whether the client no longer waits for the answer.
     fn is_forgotten(&self) -> bool {
         match self {
             Work::Classify { reply, .. } => reply.is_closed(),
@@ -35,7 +35,7 @@ impl Work {
     }
 }
 
-/// The way to the engine's thread.
+/// A handle that sends work to the engine thread.
 #[derive(Debug, Clone)]
 pub struct Queue {
     sender: SyncSender<Work>,
@@ -52,41 +52,41 @@ impl std::fmt::Debug for Work {
 }
 
 impl Queue {
-    /// Whether the engine has run once.
+    /// Whether the engine has run once successfully.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Waits for the probabilities of an image.
-    pub async fn classify(&self, image: RgbImage, place: OwnedSemaphorePermit) -> Result<Vec<f64>, Failure> {
+    /// Returns the class probabilities of an image.
+    pub async fn classify(&self, image: RgbImage, permit: OwnedSemaphorePermit) -> Result<Vec<f64>, ApiError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Work::Classify { image, place, reply })?;
+        self.send(Work::Classify { image, permit, reply })?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Waits for an explanation.
+    /// Returns the explanation of an image.
     pub async fn explain(
         &self,
         image: RgbImage,
         class: Option<usize>,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Explanation, Failure> {
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Explanation, ApiError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Work::Explain { image, class, place, reply })?;
+        self.send(Work::Explain { image, class, permit, reply })?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// The queue holds as many as there are places in the house, so it is never full.
-    fn send(&self, work: Work) -> Result<(), Failure> {
-        self.sender.try_send(work).map_err(|_| Failure::busy())
+    /// Enqueues work. The queue's capacity equals the number of permits, so it is never full.
+    fn send(&self, work: Work) -> Result<(), ApiError> {
+        self.sender.try_send(work).map_err(|_| ApiError::busy())
     }
 }
 
-fn stopped() -> Failure {
-    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
+fn stopped() -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
 }
 
-/// Starts the thread. It ends when every [`Queue`] is gone.
+/// Starts the engine thread. It ends when every [`Queue`] is dropped.
 pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>) -> (Queue, JoinHandle<()>) {
     let (sender, receiver) = sync_channel(options.max_images);
     let ready = Arc::new(AtomicBool::new(false));
@@ -95,13 +95,13 @@ pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>)
     let thread = thread::spawn(move || {
         match run(|| engine.classify(&[engine.blank()])) {
             Ok(_) => ready.store(true, Ordering::Release),
-            Err(failure) => log::error!("the network does not run: {}", failure.message),
+            Err(failure) => log::error!("the network failed its first run: {}", failure.message),
         }
         let next_batch = |receiver: &Receiver<Work>, first: Work| {
             let mut batch = vec![first];
             let deadline = Instant::now() + max_wait;
             while batch.len() < max_batch {
-                // With nothing left to wait this still takes what is there.
+                // With a timeout of zero this still receives what is queued.
                 match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                     Ok(work @ Work::Classify { .. }) => batch.push(work),
                     Ok(other) => return (batch, Some(other)),
@@ -116,9 +116,9 @@ pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>)
                 continue;
             }
             match work {
-                Work::Explain { image, class, place, reply } => {
+                Work::Explain { image, class, permit, reply } => {
                     let _ = reply.send(run(|| engine.explain(&image, class)));
-                    drop(place);
+                    drop(permit);
                 }
                 work @ Work::Classify { .. } => {
                     let (batch, other) = next_batch(&receiver, work);
@@ -134,9 +134,9 @@ pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>)
 fn classify(engine: &impl Engine, batch: Vec<Work>, metrics: &Metrics) {
     let (mut images, mut waiting) = (Vec::new(), Vec::new());
     for work in batch.into_iter().filter(|work| !work.is_forgotten()) {
-        if let Work::Classify { image, place, reply } = work {
+        if let Work::Classify { image, permit, reply } = work {
             images.push(image);
-            waiting.push((place, reply));
+            waiting.push((permit, reply));
         }
     }
     if images.is_empty() {
@@ -146,26 +146,26 @@ fn classify(engine: &impl Engine, batch: Vec<Work>, metrics: &Metrics) {
     let count = images.len();
     let answers = run(|| {
         let answers = engine.classify(&images)?;
-        anyhow::ensure!(answers.len() == count, "the network answered for {} of {count} images", answers.len());
+        anyhow::ensure!(answers.len() == count, "the engine returned {} results for {count} images", answers.len());
         Ok(answers)
     });
     match answers {
-        Ok(answers) => waiting.into_iter().zip(answers).for_each(|((_place, reply), answer)| {
+        Ok(answers) => waiting.into_iter().zip(answers).for_each(|((_permit, reply), answer)| {
             let _ = reply.send(Ok(answer));
         }),
-        Err(failure) => waiting.into_iter().for_each(|(_place, reply)| {
+        Err(failure) => waiting.into_iter().for_each(|(_permit, reply)| {
             let _ = reply.send(Err(failure.clone()));
         }),
     }
 }
 
-/// An error or a panic of the engine is an answer, not the end. What it says goes to the log, not to the client.
-fn run<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, Failure> {
-    let failure = || Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the network could not be run; the log says why");
+/// Runs the engine and turns its error or panic into a 500 response. The cause is logged and not sent to the client.
+fn run<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, ApiError> {
+    let failure = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the network failed; see the server's log");
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
-            log::error!("the network could not be run: {error:#}");
+            log::error!("the network failed: {error:#}");
             Err(failure())
         }
         Err(_) => {

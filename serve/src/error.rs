@@ -1,4 +1,4 @@
-//! Answers that are errors: always JSON, `{"error": {"status", "message"}}`.
+//! Error responses, always JSON: `{"error": {"status", "message"}}`.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -6,28 +6,28 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::Refusal;
+use crate::RejectReason;
 
-/// A status and what to say with it.
+/// An error response: a status and a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
+pub struct ApiError {
     pub status: StatusCode,
     pub message: String,
 }
 
-/// As JSON.
+/// The JSON form of an [`ApiError`].
 #[derive(Debug, Serialize)]
-pub struct Told<'a> {
+pub struct ErrorBody<'a> {
     status: u16,
     message: &'a str,
 }
 
-impl Failure {
+impl ApiError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
     }
 
-    /// There is no room; it passes.
+    /// No permit is available; retrying may succeed.
     pub fn busy() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is busy: try again in a second")
     }
@@ -36,24 +36,24 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    pub fn told(&self) -> Told<'_> {
-        Told { status: self.status.as_u16(), message: &self.message }
+    pub fn body(&self) -> ErrorBody<'_> {
+        ErrorBody { status: self.status.as_u16(), message: &self.message }
     }
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
+impl From<RejectReason> for ApiError {
+    fn from(refusal: RejectReason) -> Self {
         match refusal {
-            Refusal::TooLarge(message) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
-            Refusal::Unsupported(message) => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message),
-            Refusal::Damaged(message) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+            RejectReason::TooLarge(message) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
+            RejectReason::Unsupported(message) => Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message),
+            RejectReason::Damaged(message) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
         }
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, json(&serde_json::json!({ "error": self.told() }))).into_response();
+        let mut response = (self.status, json(&serde_json::json!({ "error": self.body() }))).into_response();
         let headers = response.headers_mut();
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
@@ -62,7 +62,7 @@ impl IntoResponse for Failure {
             StatusCode::UNAUTHORIZED => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            // The rest of the body is not read: the connection cannot go on.
+            // The rest of the body is not read, so the connection cannot be reused.
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -72,7 +72,7 @@ impl IntoResponse for Failure {
     }
 }
 
-/// A value as an answer.
+/// Returns a value as a JSON response.
 pub fn json(value: &impl Serialize) -> Response {
     match serde_json::to_string(value) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),

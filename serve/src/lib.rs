@@ -1,19 +1,20 @@
-//! An image classifier over HTTP: JSON, metrics and a page for people, over anything that is an [`Engine`].
+//! An HTTP server for image classifiers: a JSON API, metrics and a web page over any [`Engine`].
 //!
 //! ```text
 //! connection (bounded) → limits: time, rate, token → body (bounded, and all bodies together)
 //!   → admission (bounded: at once 503) → decode on a few threads → queue → one engine thread: batches → answer
 //! ```
 //!
-//! Nothing grows under load: what does not fit is refused at once, with a status that says what to do.
+//! Everything that could grow under load is bounded; a request that exceeds a bound is rejected immediately, with a
+//! status that tells the client what to do.
 
 #![forbid(unsafe_code)]
 
 mod admission;
 mod batch;
 mod error;
-mod limits;
 mod metrics;
+mod middleware;
 mod page;
 mod routes;
 mod server;
@@ -27,91 +28,92 @@ use image::RgbImage;
 pub use routes::ROUTES;
 pub use server::{run, serve};
 
-/// What is served. [`prepare`](Engine::prepare) is called on several threads at once, the rest on one.
+/// The model behind the server. [`prepare`](Engine::prepare) is called from several threads at once, the other methods
+/// from one.
 pub trait Engine: Send + Sync + 'static {
-    /// Decodes an encoded image and prepares it as the network wants it: resized, cropped, small.
+    /// Decodes an image, resizes and crops it to the network's input.
     ///
     /// # Errors
-    /// What is wrong with the image.
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, Refusal>;
+    /// Returns why the image is rejected.
+    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason>;
 
-    /// The probability of each class, for each image.
+    /// Returns the probability of each class for each image.
     ///
     /// # Errors
-    /// Where the network cannot be run.
+    /// Fails if the network cannot be run.
     fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>>;
 
-    /// A picture of where a class is seen; of the most probable one if `class` is `None`.
+    /// Returns a saliency map of a class; of the most probable class if `class` is `None`.
     ///
     /// # Errors
-    /// Where the network cannot be run.
+    /// Fails if the network cannot be run.
     fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation>;
 
-    /// The names of the classes, in the order of the probabilities.
+    /// Returns the class names, in the order of the probabilities.
     fn classes(&self) -> &[String];
 
-    /// A blank image as [`prepare`](Engine::prepare) gives them, to warm up with.
+    /// Returns a blank image of the size that [`prepare`](Engine::prepare) returns, for warming up.
     fn blank(&self) -> RgbImage;
 
-    /// The model's name.
+    /// Returns the model's name.
     fn name(&self) -> String;
 
-    /// What `GET /v1/model` answers, an object.
+    /// Returns the JSON object that `GET /v1/model` responds with.
     fn model(&self) -> serde_json::Value;
 }
 
-/// Why an image is not classified.
+/// Why an image is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// More pixels or bytes than any image may have (413).
+pub enum RejectReason {
+    /// More pixels or bytes than allowed (413).
     TooLarge(String),
-    /// Of no format that is read (415).
+    /// Not a supported format (415).
     Unsupported(String),
     /// Damaged (422).
     Damaged(String),
 }
 
-/// Where a class is seen.
+/// An explanation of one class.
 #[derive(Debug, Clone)]
 pub struct Explanation {
     /// The class's index.
     pub class: usize,
     /// Its probability.
     pub probability: f64,
-    /// The picture, a PNG file.
+    /// The image with the saliency map over it, as a PNG file.
     pub png: Vec<u8>,
 }
 
-/// How it is served.
+/// Settings of the server.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free port.
     pub addr: SocketAddr,
-    /// Images that the network takes at a time, at most.
+    /// The largest number of images in a batch.
     pub max_batch: usize,
     /// How long the first image of a batch waits for others.
     pub max_wait: Duration,
-    /// Images in the house at once: decoding, waiting, running. More are refused with 503.
+    /// The largest number of images in flight: decoding, queued or running. More are rejected with 503.
     pub max_images: usize,
-    /// Bytes of a request's body.
+    /// The largest size of a request body in bytes.
     pub max_body: usize,
-    /// Bytes of all bodies together.
+    /// The largest size of all request bodies together in bytes.
     pub max_bodies: usize,
-    /// Images of one request.
+    /// The largest number of images in a request.
     pub max_images_per_request: usize,
-    /// From a request's head to its answer.
+    /// The time limit from a request's head to its response.
     pub request_timeout: Duration,
-    /// Connections at once; others wait to be accepted.
+    /// The largest number of open connections; others wait to be accepted.
     pub max_connections: usize,
-    /// Requests a second from one address; none by default.
+    /// The largest number of requests per second from one address. Default: no limit.
     pub rate_limit: Option<u32>,
-    /// A bearer token that `/v1/` asks for; none by default.
+    /// The bearer token that `/v1/` requires. Default: none.
     pub token: Option<String>,
-    /// Origins whose pages may call; none by default.
+    /// Origins whose pages may call the API. Default: none.
     pub cors_origins: Vec<String>,
-    /// Threads that decode.
+    /// The number of decoding threads.
     pub workers: usize,
-    /// How long requests in flight may take after a shutdown began.
+    /// How long requests in flight may take once shutdown begins.
     pub grace: Duration,
 }
 

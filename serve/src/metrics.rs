@@ -1,4 +1,4 @@
-//! What `/metrics` tells, in Prometheus's text format.
+//! The metrics behind `/metrics`, in OpenMetrics text.
 
 use std::sync::atomic::AtomicU64;
 
@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Which requests.
+/// The labels of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Request {
     method: String,
@@ -31,7 +31,7 @@ struct Cause {
     status: u16,
 }
 
-/// Everything that is counted.
+/// The server's metrics.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -40,7 +40,7 @@ pub struct Metrics {
     batches: Histogram,
     images: Counter,
     refused: Family<Cause, Counter>,
-    in_house: Gauge,
+    in_flight: Gauge,
     bodies: Gauge<i64, std::sync::atomic::AtomicI64>,
     connections: Gauge,
     engine_up: Gauge<u64, AtomicU64>,
@@ -53,23 +53,23 @@ impl Metrics {
         registry.register("requests", "Requests answered, by method, route and status", requests.clone());
         let seconds =
             Family::<Route, Histogram>::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16)));
-        let text = "From a request's head to its answer, by route";
+        let text = "Time from a request's head to its response, by route";
         registry.register_with_unit("request_duration", text, Unit::Seconds, seconds.clone());
         let batches = Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]);
-        registry.register("batch_images", "Images that the network took at a time", batches.clone());
+        registry.register("batch_images", "Images per forward pass", batches.clone());
         let images = Counter::default();
-        registry.register("images", "Images that the network classified", images.clone());
+        registry.register("images", "Images classified", images.clone());
         let refused = Family::default();
-        registry.register("images_refused", "Images that were not classified, by status", refused.clone());
-        let in_house = Gauge::default();
-        registry.register("images_in_house", "Images that are decoded, wait or run now", in_house.clone());
+        registry.register("images_refused", "Images rejected, by status", refused.clone());
+        let in_flight = Gauge::default();
+        registry.register("images_in_flight", "Images that are decoded, queued or running", in_flight.clone());
         let bodies = Gauge::default();
-        registry.register("bodies_bytes", "Bytes of requests' bodies that are held now", bodies.clone());
+        registry.register("bodies_bytes", "Bytes of request bodies held", bodies.clone());
         let connections = Gauge::default();
-        registry.register("connections", "Connections that are open now", connections.clone());
+        registry.register("connections", "Open connections", connections.clone());
         let engine_up = Gauge::default();
-        registry.register("ready", "1 when the network has run and the server takes requests", engine_up.clone());
-        Self { registry, requests, seconds, batches, images, refused, in_house, bodies, connections, engine_up }
+        registry.register("ready", "1 once the network has run and until shutdown", engine_up.clone());
+        Self { registry, requests, seconds, batches, images, refused, in_flight, bodies, connections, engine_up }
     }
 
     pub fn request(&self, method: &str, route: &str, status: u16, seconds: f64) {
@@ -91,9 +91,9 @@ impl Metrics {
         &self.connections
     }
 
-    /// The text, with what is measured at this moment.
-    pub fn text(&self, in_house: usize, bodies: usize, ready: bool) -> String {
-        self.in_house.set(in_house as i64);
+    /// Returns the metrics as text, with the current values of the gauges.
+    pub fn text(&self, in_flight: usize, bodies: usize, ready: bool) -> String {
+        self.in_flight.set(in_flight as i64);
         self.bodies.set(bodies as i64);
         self.engine_up.set(u64::from(ready));
         let mut text = String::new();

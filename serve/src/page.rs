@@ -1,11 +1,11 @@
-//! The page for people: three files, nothing from elsewhere.
+//! The web page: three files without external resources.
 
 use axum::{
     http::{HeaderName, header},
     response::{IntoResponse, Response},
 };
 
-/// What the page may load: itself.
+/// The content security policy: the page may load its own files only.
 const POLICY: &str = "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; \
                       connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";

@@ -1,4 +1,4 @@
-//! What is answered where.
+//! Routes and handlers.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use axum::{
     body::Body,
     extract::{DefaultBodyLimit, Query, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware,
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -25,16 +25,16 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
     Engine, Options,
-    admission::Places,
+    admission::Permits,
     batch::Queue,
-    error::{self, Failure},
-    limits::{self, Rates},
+    error::{self, ApiError},
     metrics::Metrics,
+    middleware::{self, Rates},
     page,
     upload::{self, Uploads},
 };
 
-/// The routes of the interface, as the OpenAPI document lists them.
+/// The routes of the API, as the OpenAPI document lists them.
 pub const ROUTES: [(&str, &str); 7] = [
     ("post", "/v1/classify"),
     ("post", "/v1/explain"),
@@ -45,35 +45,35 @@ pub const ROUTES: [(&str, &str); 7] = [
     ("get", "/openapi.json"),
 ];
 
-/// What every request needs.
-pub struct House<E> {
+/// The state that all handlers share.
+pub struct AppState<E> {
     pub engine: Arc<E>,
     pub queue: Queue,
     pub options: Options,
     pub metrics: Arc<Metrics>,
-    /// Places for images.
-    pub images: Places,
-    /// Places for the bytes of bodies.
-    pub bodies: Places,
-    /// One decodes at a time for each.
+    /// Permits for images.
+    pub images: Permits,
+    /// Permits for bytes of request bodies.
+    pub bodies: Permits,
+    /// Permits for concurrent decoding.
     pub decoders: Arc<Semaphore>,
     pub rates: Rates,
     pub closing: AtomicBool,
 }
 
-impl<E> House<E> {
+impl<E> AppState<E> {
     fn is_ready(&self) -> bool {
         self.queue.is_ready() && !self.closing.load(Ordering::Acquire)
     }
 }
 
-pub fn router<E: Engine>(house: Arc<House<E>>) -> Router {
+pub fn router<E: Engine>(state: Arc<AppState<E>>) -> Router {
     let interface = Router::new()
         .route("/v1/classify", post(classify::<E>))
         .route("/v1/explain", post(explain::<E>))
         .route("/v1/model", get(model::<E>))
-        .layer(middleware::from_fn_with_state(Arc::clone(&house), limits::token::<E>))
-        .layer(middleware::from_fn_with_state(Arc::clone(&house), limits::rate::<E>));
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::token::<E>))
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::rate::<E>));
     let router = Router::new()
         .merge(interface)
         .route("/healthz", get(async || "ok\n"))
@@ -83,22 +83,22 @@ pub fn router<E: Engine>(house: Arc<House<E>>) -> Router {
         .route("/", get(page::html))
         .route("/page.css", get(page::css))
         .route("/page.js", get(page::js))
-        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is nothing here: /openapi.json lists what is"))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no such path; see /openapi.json"))
         .method_not_allowed_fallback(async || {
-            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not by this method: /openapi.json lists which")
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed; see /openapi.json")
         })
         .layer(DefaultBodyLimit::disable()); // `upload` has its own.
-    let router = match cors(&house.options) {
+    let router = match cors(&state.options) {
         Some(layer) => router.layer(layer),
         None => router,
     };
     router
-        .layer(middleware::from_fn_with_state(Arc::clone(&house), limits::timeout::<E>))
-        .layer(middleware::from_fn_with_state(Arc::clone(&house), limits::record::<E>))
-        .with_state(house)
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::timeout::<E>))
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::record::<E>))
+        .with_state(state)
 }
 
-/// Pages of the origins that were named may call, and no others.
+/// Returns the CORS layer for the configured origins.
 fn cors(options: &Options) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = options.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
     let allowed = match options.cors_origins.iter().any(|origin| origin == "*") {
@@ -116,7 +116,7 @@ fn cors(options: &Options) -> Option<CorsLayer> {
     )
 }
 
-/// One image's part of an answer.
+/// The result of one image.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
     name: Option<String>,
@@ -140,41 +140,45 @@ struct Class<'a> {
 
 type Asked = Query<HashMap<String, String>>;
 
-async fn classify<E: Engine>(State(house): State<Arc<House<E>>>, query: Asked, request: Request) -> Response {
-    match classified(&house, &query, request).await {
+async fn classify<E: Engine>(State(state): State<Arc<AppState<E>>>, query: Asked, request: Request) -> Response {
+    match classified(&state, &query, request).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     }
 }
 
-async fn classified<E: Engine>(house: &Arc<House<E>>, query: &Asked, request: Request) -> Result<Response, Failure> {
+async fn classified<E: Engine>(
+    state: &Arc<AppState<E>>,
+    query: &Asked,
+    request: Request,
+) -> Result<Response, ApiError> {
     let k = match query.get("topk").map(|k| k.parse::<usize>()) {
         None => 5,
         Some(Ok(k)) if k > 0 => k,
-        Some(_) => return Err(Failure::bad_request("topk is a number from 1")),
+        Some(_) => return Err(ApiError::bad_request("`topk` must be a number of at least 1")),
     };
     let (headers, body) = split(request);
-    let Uploads { files, place } = upload::read(&headers, body, &house.options, &house.bodies).await?;
+    let Uploads { files, permit } = upload::read(&headers, body, &state.options, &state.bodies).await?;
     let count = files.len();
-    let mut places = house.images.take(count)?;
-    // All decode and run at the same time, and are answered in their order.
+    let mut permits = state.images.take(count)?;
+    // All images are decoded and run concurrently; results keep their order.
     let mut running = Vec::with_capacity(count);
     for file in files {
-        let place = places.split(1).ok_or_else(Failure::busy)?;
-        let house = Arc::clone(house);
-        running.push((file.name, tokio::spawn(async move { one(&house, file.bytes, place).await })));
+        let permit = permits.split(1).ok_or_else(ApiError::busy)?;
+        let state = Arc::clone(state);
+        running.push((file.name, tokio::spawn(async move { one(&state, file.bytes, permit).await })));
     }
     let mut watch = Abort(running.iter().map(|(_, task)| task.abort_handle()).collect());
     let mut outcomes = Vec::with_capacity(count);
     for (name, task) in running {
-        let panicked = || Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding ended early; the log says why");
+        let panicked = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding failed; see the server's log");
         outcomes.push((name, task.await.unwrap_or_else(|_| Err(panicked()))));
     }
     watch.0.clear();
-    drop(place);
+    drop(permit);
     for (_, outcome) in &outcomes {
         if let Err(failure) = outcome {
-            house.metrics.refused(failure.status.as_u16());
+            state.metrics.refused(failure.status.as_u16());
         }
     }
     if let Some((_, Err(first))) = outcomes.iter().find(|(_, outcome)| outcome.is_err())
@@ -182,21 +186,21 @@ async fn classified<E: Engine>(house: &Arc<House<E>>, query: &Asked, request: Re
     {
         return Err(first.clone());
     }
-    let classes = house.engine.classes();
+    let classes = state.engine.classes();
     let answers: Vec<Answer<'_>> = outcomes
         .into_iter()
         .map(|(name, outcome)| {
             let outcome = match outcome {
                 Ok(probabilities) => Outcome::Top(top(classes, &probabilities, k)),
-                Err(failure) => Outcome::Error(json!(failure.told())),
+                Err(failure) => Outcome::Error(json!(failure.body())),
             };
             Answer { name, outcome }
         })
         .collect();
-    Ok(error::json(&json!({ "model": house.engine.name(), "results": answers })))
+    Ok(error::json(&json!({ "model": state.engine.name(), "results": answers })))
 }
 
-/// The work of a request whose client has gone is not done.
+/// Aborts the tasks of a request whose client has disconnected.
 struct Abort(Vec<tokio::task::AbortHandle>);
 
 impl Drop for Abort {
@@ -206,19 +210,19 @@ impl Drop for Abort {
 }
 
 async fn one<E: Engine>(
-    house: &Arc<House<E>>,
+    state: &Arc<AppState<E>>,
     bytes: Vec<u8>,
-    place: OwnedSemaphorePermit,
-) -> Result<Vec<f64>, Failure> {
-    let image = prepared(house, bytes).await?;
-    house.queue.classify(image, place).await
+    permit: OwnedSemaphorePermit,
+) -> Result<Vec<f64>, ApiError> {
+    let image = prepared(state, bytes).await?;
+    state.queue.classify(image, permit).await
 }
 
-/// Decodes on a thread that may block, as many at a time as there are workers.
-async fn prepared<E: Engine>(house: &Arc<House<E>>, bytes: Vec<u8>) -> Result<RgbImage, Failure> {
-    let gone = |_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down");
-    let turn = Arc::clone(&house.decoders).acquire_owned().await.map_err(gone)?;
-    let engine = Arc::clone(&house.engine);
+/// Decodes an image on a blocking thread, with at most `workers` at a time.
+async fn prepared<E: Engine>(state: &Arc<AppState<E>>, bytes: Vec<u8>) -> Result<RgbImage, ApiError> {
+    let gone = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down");
+    let turn = Arc::clone(&state.decoders).acquire_owned().await.map_err(gone)?;
+    let engine = Arc::clone(&state.engine);
     let decoded = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         engine.prepare(&bytes)
@@ -227,7 +231,7 @@ async fn prepared<E: Engine>(house: &Arc<House<E>>, bytes: Vec<u8>) -> Result<Rg
         Ok(image) => Ok(image?),
         Err(error) => {
             log::error!("decoding an image panicked: {error}");
-            Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the image could not be decoded; the log says why"))
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "decoding failed; see the server's log"))
         }
     }
 }
@@ -239,27 +243,27 @@ fn top<'a>(classes: &'a [String], probabilities: &[f64], k: usize) -> Vec<Class<
     order.into_iter().take(k).map(class).collect()
 }
 
-async fn explain<E: Engine>(State(house): State<Arc<House<E>>>, query: Asked, request: Request) -> Response {
-    match explained(&house, &query, request).await {
+async fn explain<E: Engine>(State(state): State<Arc<AppState<E>>>, query: Asked, request: Request) -> Response {
+    match explained(&state, &query, request).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     }
 }
 
-async fn explained<E: Engine>(house: &Arc<House<E>>, query: &Asked, request: Request) -> Result<Response, Failure> {
-    let classes = house.engine.classes();
+async fn explained<E: Engine>(state: &Arc<AppState<E>>, query: &Asked, request: Request) -> Result<Response, ApiError> {
+    let classes = state.engine.classes();
     let class = query.get("class").map(|asked| wanted(classes, asked)).transpose()?;
     let (headers, body) = split(request);
-    let Uploads { mut files, place: _place } = upload::read(&headers, body, &house.options, &house.bodies).await?;
+    let Uploads { mut files, permit: _permit } = upload::read(&headers, body, &state.options, &state.bodies).await?;
     let (Some(file), true) = (files.pop(), files.is_empty()) else {
-        return Err(Failure::bad_request("one image is explained at a time"));
+        return Err(ApiError::bad_request("send exactly one image"));
     };
-    let place = house.images.take(1)?;
-    let image = prepared(house, file.bytes).await.inspect_err(|failure| {
-        house.metrics.refused(failure.status.as_u16());
+    let permit = state.images.take(1)?;
+    let image = prepared(state, file.bytes).await.inspect_err(|failure| {
+        state.metrics.refused(failure.status.as_u16());
     })?;
-    let explanation = house.queue.explain(image, class, place).await?;
-    // A header holds visible ASCII: other letters of a name are left out.
+    let explanation = state.queue.explain(image, class, permit).await?;
+    // A header value must be visible ASCII; other characters of the name are dropped.
     let name = classes.get(explanation.class).map_or("", String::as_str);
     let ascii: String = name.chars().filter(|letter| (' '..='~').contains(letter)).collect();
     let mut response = explanation.png.into_response();
@@ -277,14 +281,17 @@ async fn explained<E: Engine>(house: &Arc<House<E>>, query: &Asked, request: Req
     Ok(response)
 }
 
-/// A class by its index or name.
-fn wanted(classes: &[String], asked: &str) -> Result<usize, Failure> {
+/// Finds a class by index or name.
+fn wanted(classes: &[String], asked: &str) -> Result<usize, ApiError> {
     let found = match asked.parse::<usize>() {
         Ok(index) => Some(index).filter(|&index| index < classes.len()),
         Err(_) => classes.iter().position(|class| class.eq_ignore_ascii_case(asked)),
     };
     found.ok_or_else(|| {
-        Failure::bad_request(format!("no class {asked}: give an index from 0 to {} or a name", classes.len() - 1))
+        ApiError::bad_request(format!(
+            "unknown class `{asked}`; give an index from 0 to {} or a name",
+            classes.len() - 1
+        ))
     })
 }
 
@@ -293,19 +300,19 @@ fn split(request: Request) -> (HeaderMap, Body) {
     (parts.headers, body)
 }
 
-async fn model<E: Engine>(State(house): State<Arc<House<E>>>) -> Response {
-    error::json(&house.engine.model())
+async fn model<E: Engine>(State(state): State<Arc<AppState<E>>>) -> Response {
+    error::json(&state.engine.model())
 }
 
-async fn ready<E: Engine>(State(house): State<Arc<House<E>>>) -> Response {
-    match house.is_ready() {
+async fn ready<E: Engine>(State(state): State<Arc<AppState<E>>>) -> Response {
+    match state.is_ready() {
         true => "ready\n".into_response(),
-        false => Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not ready").into_response(),
+        false => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not ready").into_response(),
     }
 }
 
-async fn metrics<E: Engine>(State(house): State<Arc<House<E>>>) -> Response {
-    let text = house.metrics.text(house.images.taken(), house.bodies.taken(), house.is_ready());
+async fn metrics<E: Engine>(State(state): State<Arc<AppState<E>>>) -> Response {
+    let text = state.metrics.text(state.images.taken(), state.bodies.taken(), state.is_ready());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
 }
 

@@ -1,4 +1,4 @@
-//! Connections: how many, how slow, and how they end.
+//! Accepting connections, their limits, and graceful shutdown.
 
 use std::{
     future::Future,
@@ -25,23 +25,23 @@ use tower::ServiceExt;
 
 use crate::{
     Engine, Options,
-    admission::Places,
+    admission::Permits,
     batch,
-    limits::{Peer, Rates},
     metrics::Metrics,
-    routes::{self, House},
+    middleware::{Peer, Rates},
+    routes::{self, AppState},
 };
 
-/// How long a client may take for a request's head.
+/// The time limit for receiving a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections that the system holds before they are accepted.
+/// The size of the listener's backlog.
 const BACKLOG: u32 = 1024;
 
-/// Serves until `shutdown` resolves; then takes no more connections, answers what is in flight and returns. `ready` is
-/// called with the address once it listens.
+/// Serves until `shutdown` resolves, then stops accepting connections, answers the requests in flight and returns.
+/// `ready` is called with the address once the server listens.
 ///
 /// # Errors
-/// Where the address cannot be bound.
+/// Fails if the address cannot be bound.
 pub async fn serve<E: Engine>(
     engine: Arc<E>,
     options: Options,
@@ -51,18 +51,18 @@ pub async fn serve<E: Engine>(
     let listener = listen(options.addr)?;
     let metrics = Arc::new(Metrics::new());
     let (queue, engine_thread) = batch::start(Arc::clone(&engine), &options, Arc::clone(&metrics));
-    let house = Arc::new(House {
+    let state = Arc::new(AppState {
         engine,
         queue,
-        images: Places::new(options.max_images),
-        bodies: Places::new(options.max_bodies),
+        images: Permits::new(options.max_images),
+        bodies: Permits::new(options.max_bodies),
         decoders: Arc::new(Semaphore::new(options.workers.max(1))),
         rates: Rates::default(),
         closing: AtomicBool::new(false),
         metrics: Arc::clone(&metrics),
         options: options.clone(),
     });
-    let router = routes::router(Arc::clone(&house));
+    let router = routes::router(Arc::clone(&state));
     ready(listener.local_addr()?);
 
     let mut protocol = http1::Builder::new();
@@ -72,17 +72,17 @@ pub async fn serve<E: Engine>(
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = async {
-            let place = Arc::clone(&connections).acquire_owned().await;
-            (listener.accept().await, place)
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (listener.accept().await, permit)
         };
-        let (accepted, place) = tokio::select! {
+        let (accepted, permit) = tokio::select! {
             () = &mut shutdown => break,
             accepted = accepted => accepted,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Of one connection, or of too many open files, which passes.
+                // The error concerns one connection, or too many open files, which is transient.
                 log::warn!("a connection could not be accepted: {error}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -102,19 +102,19 @@ pub async fn serve<E: Engine>(
                 log::debug!("{peer}: {error}");
             }
             metrics.connections().dec();
-            drop(place);
+            drop(permit);
         });
     }
 
     drop(listener);
-    house.closing.store(true, Ordering::Release);
-    log::info!("shutting down: {} images in flight", house.images.taken());
+    state.closing.store(true, Ordering::Release);
+    log::info!("shutting down: {} images in flight", state.images.taken());
     if tokio::time::timeout(options.grace, graceful.shutdown()).await.is_err() {
         log::warn!("some requests were not answered within {} s", options.grace.as_secs_f64());
     }
     drop(router);
-    drop(house);
-    // Idle connections may hold the queue for a moment more; an engine that hangs does not keep the program.
+    drop(state);
+    // Idle connections may hold the queue a moment longer. An engine that hangs must not keep the process alive.
     let ended = tokio::task::spawn_blocking(move || engine_thread.join());
     let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
     Ok(())
@@ -123,25 +123,25 @@ pub async fn serve<E: Engine>(
 fn listen(addr: SocketAddr) -> Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.context("cannot open a socket")?;
-    // A server that restarts need not wait for the connections of the last.
+    // Allows a restart while connections of the previous process are in TIME_WAIT.
     #[cfg(unix)]
     socket.set_reuseaddr(true).context("cannot prepare the socket")?;
     let bound = socket.bind(addr).and_then(|()| socket.listen(BACKLOG));
     bound.with_context(|| {
         let why = match addr.port() {
-            0..1024 => "is the port taken, or reserved for the system?",
-            _ => "does another program use the port?",
+            0..1024 => "is the port in use, or reserved for the system?",
+            _ => "is the port in use?",
         };
-        format!("cannot listen on {addr} ({why} --addr takes another address, port 0 any free one)")
+        format!("cannot listen on {addr} ({why} Choose another address with --addr; port 0 takes a free port)")
     })
 }
 
-/// [`serve`] on threads of its own, until Ctrl-C or SIGTERM.
+/// Runs [`serve`] on its own threads until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// Those of [`serve`], and where the system gives no threads or signals.
+/// Fails like [`serve`], and if threads or signal handlers cannot be created.
 pub fn run<E: Engine>(engine: Arc<E>, options: Options, ready: impl FnOnce(SocketAddr)) -> Result<()> {
-    // Blocking threads are those that decode, and one that waits for the engine's end.
+    // The blocking threads are the decoders and one that joins the engine thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(options.workers.max(1) + 1)

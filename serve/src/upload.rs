@@ -1,4 +1,4 @@
-//! From a request's body to encoded images: the body itself, or the files of a form.
+//! Extracts encoded images from a request: the body itself, or the files of a form.
 
 use axum::{
     body::Body,
@@ -7,85 +7,88 @@ use axum::{
 use http_body_util::BodyExt;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::{Options, admission::Places, error::Failure};
+use crate::{Options, admission::Permits, error::ApiError};
 
-/// An encoded image, with the name that the form gives it.
+/// An encoded image and its file name in the form.
 #[derive(Debug)]
 pub struct Upload {
     pub name: Option<String>,
     pub bytes: Vec<u8>,
 }
 
-/// The images of a request, and the place that their bytes take.
+/// The images of a request, and the permit for their bytes.
 #[derive(Debug)]
 pub struct Uploads {
     pub files: Vec<Upload>,
-    pub place: Option<OwnedSemaphorePermit>,
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Reads a body.
+/// Reads a request body.
 ///
 /// # Errors
-/// 400 for a broken form or none of an image, 413 for too much, 415 for a type that is no image, 503 where the bodies of
-/// all requests leave no room.
-pub async fn read(headers: &HeaderMap, body: Body, options: &Options, room: &Places) -> Result<Uploads, Failure> {
+/// 400 for a malformed form or one without an image, 413 for a body that is too large, 415 for a content type that is
+/// not an image, 503 if the bodies in flight leave no room.
+pub async fn read(headers: &HeaderMap, body: Body, options: &Options, room: &Permits) -> Result<Uploads, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?").to_ascii_lowercase());
     let essence = kind.as_deref().map(|kind| kind.split(';').next().unwrap_or_default().trim().to_string());
     let is_form = essence.as_deref() == Some("multipart/form-data");
     match essence.as_deref() {
-        // Without a type the content tells.
+        // Without a specific type the format is detected from the content.
         None | Some("application/octet-stream" | "application/x-www-form-urlencoded") => {}
         Some(kind) if is_form || kind.starts_with("image/") => {}
         Some(kind) => {
-            let message = format!("{kind} is no image: send image/…, application/octet-stream or multipart/form-data");
-            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+            let message = format!(
+                "content type {kind} is not an image; send image/…, application/octet-stream or multipart/form-data"
+            );
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
     }
-    let (bytes, place) = collect(headers, body, options, room).await?;
+    let (bytes, permit) = collect(headers, body, options, room).await?;
     if bytes.is_empty() {
-        return Err(Failure::bad_request("the body is empty: send an image, or a form with files"));
+        return Err(ApiError::bad_request("the body is empty; send an image, or a form with files"));
     }
     let files = match is_form {
         false => vec![Upload { name: None, bytes }],
         true => form(headers, &bytes, options).await?,
     };
-    Ok(Uploads { files, place })
+    Ok(Uploads { files, permit })
 }
 
-/// All of a body, its room taken as it comes: what is announced but never sent takes none.
+/// Reads a whole body and takes permits for its bytes as they arrive: a declared length that is never sent takes none.
 async fn collect(
     headers: &HeaderMap,
     mut body: Body,
     options: &Options,
-    room: &Places,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Failure> {
+    room: &Permits,
+) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
     let limit = options.max_body;
-    let too_large = || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body may have {limit} bytes, not more"));
+    let too_large =
+        || ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds the limit of {limit} bytes"));
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
-    let mut place: Option<OwnedSemaphorePermit> = None;
+    let mut permit: Option<OwnedSemaphorePermit> = None;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::bad_request(format!("the body breaks off: {error}")))?;
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("the body is incomplete: {error}")))?;
         let Some(data) = frame.data_ref() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(too_large());
         }
         let more = room.take(data.len())?;
-        match &mut place {
-            Some(place) => place.merge(more),
-            None => place = Some(more),
+        match &mut permit {
+            Some(permit) => permit.merge(more),
+            None => permit = Some(more),
         }
         bytes.extend_from_slice(data);
     }
-    Ok((bytes, place))
+    Ok((bytes, permit))
 }
 
-/// The files of a form; fields that are no files are passed over.
-async fn form(headers: &HeaderMap, bytes: &[u8], options: &Options) -> Result<Vec<Upload>, Failure> {
-    let broken = |error: multer::Error| Failure::bad_request(format!("the form is broken: {error}"));
+/// Returns the files of a form; other fields are ignored.
+async fn form(headers: &HeaderMap, bytes: &[u8], options: &Options) -> Result<Vec<Upload>, ApiError> {
+    let broken = |error: multer::Error| ApiError::bad_request(format!("malformed form: {error}"));
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let boundary = multer::parse_boundary(kind).map_err(broken)?;
     let mut form = multer::Multipart::with_reader(bytes, boundary);
@@ -96,13 +99,13 @@ async fn form(headers: &HeaderMap, bytes: &[u8], options: &Options) -> Result<Ve
             continue;
         }
         if files.len() == options.max_images_per_request {
-            let message = format!("a request may have {} images, not more", options.max_images_per_request);
-            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+            let message = format!("a request may have at most {} images", options.max_images_per_request);
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
         }
         files.push(Upload { name, bytes: field.bytes().await.map_err(broken)?.to_vec() });
     }
     match files.is_empty() {
-        true => Err(Failure::bad_request("the form has no file")),
+        true => Err(ApiError::bad_request("the form has no files")),
         false => Ok(files),
     }
 }

@@ -1,7 +1,7 @@
-//! The interface, over loopback.
+//! Tests of the HTTP API over loopback.
 #![allow(clippy::unwrap_used)]
 
-mod stand;
+mod harness;
 
 use std::{
     collections::BTreeSet,
@@ -11,40 +11,40 @@ use std::{
     time::{Duration, Instant},
 };
 
+use harness::{Harness, encoded, form, photo};
 use image::ImageFormat;
 use serde_json::Value;
 use serve::{Options, ROUTES};
-use stand::{Stand, encoded, form, photo};
 
 const RED: [u8; 3] = [250, 10, 10];
 const BLUE: [u8; 3] = [10, 10, 250];
 
 #[test]
-fn an_image_is_classified_whatever_its_type_is_called() {
-    let stand = Stand::new();
+fn an_image_is_classified_whatever_its_content_type() {
+    let server = Harness::new();
     for kind in ["image/jpeg", "image/png", "application/octet-stream", "IMAGE/JPEG; q=1"] {
-        let answer = stand.classify(kind, &photo(BLUE));
+        let answer = server.classify(kind, &photo(BLUE));
         assert_eq!(answer.status, 200, "{kind}: {}", answer.text());
         let json = answer.json();
-        assert_eq!((&json["model"], &json["results"][0]["name"]), (&"colours".into(), &Value::Null));
+        assert_eq!((&json["model"], &json["results"][0]["name"]), (&"colors".into(), &Value::Null));
         let top = &json["results"][0]["top"];
         assert_eq!((&top[0]["class"], &top[0]["index"]), (&"blue".into(), &2.into()));
         assert!(top[0]["probability"].as_f64().unwrap() > 0.8);
         assert_eq!(top.as_array().unwrap().len(), 3, "topk is 5, but there are three");
     }
-    let two = stand.ask("POST", "/v1/classify?topk=2", &[], &photo(RED));
+    let two = server.ask("POST", "/v1/classify?topk=2", &[], &photo(RED));
     assert_eq!(two.json()["results"][0]["top"].as_array().unwrap().len(), 2, "and without any type");
     for wrong in ["0", "-1", "many", ""] {
-        stand.ask("POST", &format!("/v1/classify?topk={wrong}"), &[], &photo(RED)).fails_with(400);
+        server.ask("POST", &format!("/v1/classify?topk={wrong}"), &[], &photo(RED)).fails_with(400);
     }
 }
 
 #[test]
-fn a_form_has_several_and_a_damaged_one_does_not_spoil_the_others() {
-    let stand = Stand::new();
+fn a_damaged_image_in_a_form_does_not_affect_the_others() {
+    let server = Harness::new();
     let (red, blue) = (photo(RED), photo(BLUE));
     let (kind, body) = form(&[("a.jpg", &red), ("b.jpg", &blue[..200]), ("c.txt", b"text"), ("d.jpg", &blue)]);
-    let answer = stand.classify(&kind, &body);
+    let answer = server.classify(&kind, &body);
     assert_eq!(answer.status, 200);
     let json = answer.json();
     let results = json["results"].as_array().unwrap();
@@ -55,41 +55,41 @@ fn a_form_has_several_and_a_damaged_one_does_not_spoil_the_others() {
     assert!(results[1]["top"].is_null());
 
     let (kind, body) = form(&[("b.jpg", &blue[..200]), ("c.txt", b"text")]);
-    stand.classify(&kind, &body).fails_with(422);
-    stand.classify(&kind, b"no form at all").fails_with(400);
-    stand.classify("multipart/form-data", &body).fails_with(400);
-    stand.classify(&kind, b"--line--\r\n").fails_with(400);
+    server.classify(&kind, &body).fails_with(422);
+    server.classify(&kind, b"no form at all").fails_with(400);
+    server.classify("multipart/form-data", &body).fails_with(400);
+    server.classify(&kind, b"--line--\r\n").fails_with(400);
 }
 
 #[test]
-fn what_cannot_be_classified_gets_the_status_that_says_why() {
+fn unclassifiable_bodies_get_the_documented_status() {
     let small = |options: Options| Options { max_body: 50_000, max_images_per_request: 2, ..options };
-    let stand = Stand::with(Duration::ZERO, small);
+    let server = Harness::with(Duration::ZERO, small);
     let red = photo(RED);
-    stand.classify("image/jpeg", &red[..red.len() / 2]).fails_with(422);
-    stand.classify("image/jpeg", b"\x00\x01 no image").fails_with(415);
-    assert!(stand.classify("text/html", &red).fails_with(415).contains("text/html is no image"));
-    assert!(stand.classify("image/jpeg", b"").fails_with(400).contains("empty"));
-    stand.classify("image/jpeg", &vec![0; 50_001]).fails_with(413);
+    server.classify("image/jpeg", &red[..red.len() / 2]).fails_with(422);
+    server.classify("image/jpeg", b"\x00\x01 no image").fails_with(415);
+    assert!(server.classify("text/html", &red).fails_with(415).contains("text/html is not an image"));
+    assert!(server.classify("image/jpeg", b"").fails_with(400).contains("empty"));
+    server.classify("image/jpeg", &vec![0; 50_001]).fails_with(413);
     let (kind, body) = form(&[("a", &red), ("b", &red), ("c", &red)]);
-    assert!(stand.classify(&kind, &body).fails_with(413).contains("2 images"));
-    // A length that lies, and chunks without any.
+    assert!(server.classify(&kind, &body).fails_with(413).contains("2 images"));
+    // A false length, and chunks without a length.
     let lie = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 999999999999\r\n\r\nx";
-    stand.raw(lie).fails_with(413);
+    server.raw(lie).fails_with(413);
     let chunk = format!("{:x}\r\n{}\r\n", 60_000, "x".repeat(60_000));
     let head = "POST /v1/classify HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
-    stand.raw(format!("{head}{chunk}0\r\n\r\n").as_bytes()).fails_with(413);
-    // A header that announces a bomb: 60,000 × 60,000 pixels in a few bytes.
+    server.raw(format!("{head}{chunk}0\r\n\r\n").as_bytes()).fails_with(413);
+    // A decompression bomb: a header that declares 60,000 × 60,000 pixels.
     let mut bomb = encoded(&image::RgbImage::new(1, 1), ImageFormat::Bmp);
     bomb[18..26].copy_from_slice(&[0x60, 0xea, 0, 0, 0x60, 0xea, 0, 0]);
-    stand.classify("image/bmp", &bomb).fails_with(413);
-    assert_eq!(stand.classify("image/jpeg", &red).status, 200, "and it still serves");
+    server.classify("image/bmp", &bomb).fails_with(413);
+    assert_eq!(server.classify("image/jpeg", &red).status, 200, "and it still serves");
 }
 
 #[test]
-fn an_explanation_is_a_picture_with_its_class_in_the_headers() {
-    let stand = Stand::new();
-    let explain = |query: &str, body: &[u8]| stand.ask("POST", &format!("/v1/explain{query}"), &[], body);
+fn an_explanation_is_a_png_with_its_class_in_the_headers() {
+    let server = Harness::new();
+    let explain = |query: &str, body: &[u8]| server.ask("POST", &format!("/v1/explain{query}"), &[], body);
     let answer = explain("", &photo(BLUE));
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
     assert_eq!((answer.header("x-class"), answer.header("x-class-index")), (Some("blue"), Some("2")));
@@ -100,37 +100,37 @@ fn an_explanation_is_a_picture_with_its_class_in_the_headers() {
     explain("?class=yellow", &photo(BLUE)).fails_with(400);
     explain("", b"text").fails_with(415);
     let (kind, body) = form(&[("a", &photo(RED)), ("b", &photo(RED))]);
-    stand.ask("POST", "/v1/explain", &[("content-type", &kind)], &body).fails_with(400);
+    server.ask("POST", "/v1/explain", &[("content-type", &kind)], &body).fails_with(400);
 }
 
 #[test]
-fn images_that_arrive_together_run_together() {
+fn concurrent_images_are_batched() {
     let wait = |options: Options| Options { max_batch: 8, max_wait: Duration::from_millis(200), ..options };
-    let stand = Stand::with(Duration::from_millis(20), wait);
+    let server = Harness::with(Duration::from_millis(20), wait);
     thread::scope(|scope| {
         for n in 0..16 {
-            let stand = &stand;
+            let server = &server;
             scope.spawn(move || {
-                let colour = if n % 2 == 0 { RED } else { BLUE };
-                let json = stand.classify("image/jpeg", &photo(colour)).json();
+                let color = if n % 2 == 0 { RED } else { BLUE };
+                let json = server.classify("image/jpeg", &photo(color)).json();
                 let class = &json["results"][0]["top"][0]["class"];
                 assert_eq!(class, if n % 2 == 0 { "red" } else { "blue" }, "each gets its own answer");
             });
         }
     });
-    let batches = stand.engine.batches.lock().unwrap().clone();
+    let batches = server.engine.batches.lock().unwrap().clone();
     assert_eq!(batches.iter().sum::<usize>(), 16);
     assert!(batches.len() <= 6 && batches.iter().all(|&size| size <= 8), "{batches:?}");
 }
 
 #[test]
-fn a_full_house_refuses_at_once_and_recovers() {
+fn a_full_server_rejects_immediately_and_recovers() {
     let narrow = |options: Options| Options { max_images: 2, max_batch: 1, ..options };
-    let stand = Stand::with(Duration::from_millis(300), narrow);
+    let server = Harness::with(Duration::from_millis(300), narrow);
     let start = Instant::now();
     let statuses: Vec<u16> = thread::scope(|scope| {
         let ask = || {
-            let answer = stand.classify("image/jpeg", &photo(RED));
+            let answer = server.classify("image/jpeg", &photo(RED));
             if answer.status == 503 {
                 assert_eq!(answer.header("retry-after"), Some("1"));
                 assert!(start.elapsed() < Duration::from_millis(290), "refused at once");
@@ -142,21 +142,21 @@ fn a_full_house_refuses_at_once_and_recovers() {
     });
     let count = |wanted: u16| statuses.iter().filter(|&&status| status == wanted).count();
     assert_eq!((count(200), count(503)), (2, 8), "{statuses:?}");
-    assert_eq!(stand.classify("image/jpeg", &photo(RED)).status, 200);
+    assert_eq!(server.classify("image/jpeg", &photo(RED)).status, 200);
     let (kind, body) = form(&[("a", &photo(RED)), ("b", &photo(RED)), ("c", &photo(RED))]);
-    stand.classify(&kind, &body).fails_with(503);
-    assert!(stand.get("/metrics").text().contains("hearth_images_in_house 0\n"), "places are given back");
+    server.classify(&kind, &body).fails_with(503);
+    assert!(server.get("/metrics").text().contains("hearth_images_in_flight 0\n"), "permits are given back");
 }
 
 #[test]
-fn who_has_gone_is_not_waited_for() {
+fn work_of_disconnected_clients_is_dropped() {
     let slow = |options: Options| Options { max_batch: 1, ..options };
-    let stand = Stand::with(Duration::from_millis(100), slow);
+    let server = Harness::with(Duration::from_millis(100), slow);
     let body = photo(RED);
     let head = format!("POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     let streams: Vec<TcpStream> = (0..20)
         .map(|_| {
-            let mut stream = TcpStream::connect(stand.addr).unwrap();
+            let mut stream = TcpStream::connect(server.addr).unwrap();
             stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
             stream
         })
@@ -165,23 +165,23 @@ fn who_has_gone_is_not_waited_for() {
     drop(streams);
     thread::sleep(Duration::from_millis(100));
     let start = Instant::now();
-    assert_eq!(stand.classify("image/jpeg", &body).status, 200);
+    assert_eq!(server.classify("image/jpeg", &body).status, 200);
     assert!(start.elapsed() < Duration::from_secs(1), "twenty forgotten images would take two seconds");
 }
 
 #[test]
-fn a_network_that_panics_costs_its_batch_and_not_the_server() {
-    let stand = Stand::new();
-    let message = stand.classify("image/jpeg", &photo([0, 0, 0])).fails_with(500);
+fn an_engine_panic_fails_its_batch_and_not_the_server() {
+    let server = Harness::new();
+    let message = server.classify("image/jpeg", &photo([0, 0, 0])).fails_with(500);
     assert!(!message.contains("black"), "what went wrong inside stays in the log: {message}");
-    assert_eq!(stand.classify("image/jpeg", &photo(RED)).status, 200);
+    assert_eq!(server.classify("image/jpeg", &photo(RED)).status, 200);
 }
 
 #[test]
-fn a_token_is_asked_for_where_there_is_one() {
+fn a_configured_token_is_required() {
     let with = |options: Options| Options { token: Some("s3cret".into()), ..options };
-    let stand = Stand::with(Duration::ZERO, with);
-    let ask = |value: &str| stand.ask("GET", "/v1/model", &[("authorization", value)], b"");
+    let server = Harness::with(Duration::ZERO, with);
+    let ask = |value: &str| server.ask("GET", "/v1/model", &[("authorization", value)], b"");
     assert_eq!(ask("Bearer s3cret").status, 200);
     assert_eq!(ask("bearer s3cret").status, 200);
     for wrong in ["Bearer s3cre", "Bearer s3cretx", "Basic s3cret", "s3cret", ""] {
@@ -189,20 +189,20 @@ fn a_token_is_asked_for_where_there_is_one() {
         answer.fails_with(401);
         assert_eq!(answer.header("www-authenticate"), Some("bearer"));
     }
-    stand.classify("image/jpeg", &photo(RED)).fails_with(401);
-    assert_eq!(stand.engine.prepared.load(std::sync::atomic::Ordering::SeqCst), 0, "nothing was decoded");
+    server.classify("image/jpeg", &photo(RED)).fails_with(401);
+    assert_eq!(server.engine.prepared.load(std::sync::atomic::Ordering::SeqCst), 0, "nothing was decoded");
     for open in ["/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/page.js"] {
-        assert_eq!(stand.get(open).status, 200, "{open}");
+        assert_eq!(server.get(open).status, 200, "{open}");
     }
 }
 
 #[test]
-fn other_origins_are_shut_out_unless_named() {
+fn other_origins_are_rejected_unless_configured() {
     let origin = [("origin", "https://example.org")];
-    let closed = Stand::new();
+    let closed = Harness::new();
     assert_eq!(closed.ask("GET", "/v1/model", &origin, b"").header("access-control-allow-origin"), None);
     let named = |options: Options| Options { cors_origins: vec!["https://example.org".into()], ..options };
-    let open = Stand::with(Duration::ZERO, named);
+    let open = Harness::with(Duration::ZERO, named);
     let answer = open.ask("GET", "/v1/model", &origin, b"");
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://example.org"));
     let other = open.ask("GET", "/v1/model", &[("origin", "https://example.com")], b"");
@@ -214,110 +214,113 @@ fn other_origins_are_shut_out_unless_named() {
 }
 
 #[test]
-fn a_rate_is_kept() {
-    let stand = Stand::with(Duration::ZERO, |options| Options { rate_limit: Some(3), ..options });
-    let answers: Vec<_> = (0..6).map(|_| stand.get("/v1/model")).collect();
+fn the_rate_limit_is_enforced() {
+    let server = Harness::with(Duration::ZERO, |options| Options { rate_limit: Some(3), ..options });
+    let answers: Vec<_> = (0..6).map(|_| server.get("/v1/model")).collect();
     assert!(answers[..3].iter().all(|answer| answer.status == 200));
     assert!(answers[3..].iter().any(|answer| answer.status == 429 && answer.header("retry-after") == Some("1")));
-    assert_eq!(stand.get("/healthz").status, 200, "probes are not counted");
+    assert_eq!(server.get("/healthz").status, 200, "probes are not counted");
 }
 
 #[test]
-fn slow_clients_are_let_go_and_others_served_meanwhile() {
+fn slow_clients_time_out_while_others_are_served() {
     let short = |options: Options| Options { request_timeout: Duration::from_millis(500), ..options };
-    let stand = Stand::with(Duration::ZERO, short);
-    // A body that never comes.
-    let mut slow = TcpStream::connect(stand.addr).unwrap();
+    let server = Harness::with(Duration::ZERO, short);
+    // A body that never arrives.
+    let mut slow = TcpStream::connect(server.addr).unwrap();
     slow.write_all(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nabc").unwrap();
-    // Heads that never end.
+    // Request heads that never end.
     let dripping: Vec<TcpStream> = (0..50)
         .map(|_| {
-            let mut stream = TcpStream::connect(stand.addr).unwrap();
+            let mut stream = TcpStream::connect(server.addr).unwrap();
             stream.write_all(b"GET / HTTP/1.1\r\nx-a: ").unwrap();
             stream
         })
         .collect();
-    assert_eq!(stand.classify("image/jpeg", &photo(RED)).status, 200);
+    assert_eq!(server.classify("image/jpeg", &photo(RED)).status, 200);
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     drop(dripping);
-    assert_eq!(stand.get("/healthz").status, 200);
+    assert_eq!(server.get("/healthz").status, 200);
 }
 
 #[test]
-fn bodies_share_their_room() {
+fn request_bodies_share_one_bound() {
     let narrow = |options: Options| Options { max_bodies: 100_000, ..options };
-    let stand = Stand::with(Duration::ZERO, narrow);
-    let mut holding = TcpStream::connect(stand.addr).unwrap();
+    let server = Harness::with(Duration::ZERO, narrow);
+    let mut holding = TcpStream::connect(server.addr).unwrap();
     holding.write_all(b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n").unwrap();
     holding.write_all(&[0; 99_900]).unwrap();
     thread::sleep(Duration::from_millis(200));
-    stand.classify("image/jpeg", &photo(RED)).fails_with(503);
+    server.classify("image/jpeg", &photo(RED)).fails_with(503);
     drop(holding);
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(stand.classify("image/jpeg", &photo(RED)).status, 200);
+    assert_eq!(server.classify("image/jpeg", &photo(RED)).status, 200);
 }
 
 #[test]
-fn a_thousand_malformed_requests_leave_it_serving() {
-    let stand = Stand::with(Duration::ZERO, |options| Options { max_body: 100_000, ..options });
+fn the_server_survives_a_thousand_malformed_requests() {
+    let server = Harness::with(Duration::ZERO, |options| Options { max_body: 100_000, ..options });
     let good = photo(RED);
     let png = encoded(&image::RgbImage::new(30, 30), ImageFormat::Png);
     let mut seen = BTreeSet::new();
     for n in 0..1000usize {
         let answer = match n % 8 {
-            0 => stand.classify("image/jpeg", &good[..n * 7 % good.len()]),
-            1 => stand.classify("image/png", &png[..8 + n % 60]),
+            0 => server.classify("image/jpeg", &good[..n * 7 % good.len()]),
+            1 => server.classify("image/png", &png[..8 + n % 60]),
             2 => {
                 let mut bytes = good.clone();
                 (0..20).for_each(|i| bytes[20 + (n * 31 + i * 17) % (good.len() - 20)] ^= (n + i) as u8);
-                stand.classify("image/jpeg", &bytes)
+                server.classify("image/jpeg", &bytes)
             }
-            3 => stand.classify("application/json", b"{}"),
-            4 => stand.classify("multipart/form-data; boundary=x", &vec![b'-'; n]),
-            5 => stand.raw(&[b"POST /v1/classify HTTP/1.1\r\ncontent-length: abc\r\n\r\n", &good[..]].concat()),
-            6 => stand.raw(&good),
-            _ => stand.ask("POST", &format!("/v1/explain?class={n}"), &[("content-type", "image/gif")], &good),
+            3 => server.classify("application/json", b"{}"),
+            4 => server.classify("multipart/form-data; boundary=x", &vec![b'-'; n]),
+            5 => server.raw(&[b"POST /v1/classify HTTP/1.1\r\ncontent-length: abc\r\n\r\n", &good[..]].concat()),
+            6 => server.raw(&good),
+            _ => server.ask("POST", &format!("/v1/explain?class={n}"), &[("content-type", "image/gif")], &good),
         };
         assert!(answer.status < 500, "{n}: {}", answer.text());
         seen.insert(answer.status);
     }
     assert!([400, 415, 422].iter().all(|status| seen.contains(status)), "{seen:?}");
-    assert_eq!(stand.classify("image/jpeg", &good).status, 200);
-    let metrics = stand.get("/metrics").text();
-    assert!(metrics.contains("hearth_images_in_house 0\n") && metrics.contains("hearth_bodies_bytes 0\n"), "{metrics}");
+    assert_eq!(server.classify("image/jpeg", &good).status, 200);
+    let metrics = server.get("/metrics").text();
+    assert!(
+        metrics.contains("hearth_images_in_flight 0\n") && metrics.contains("hearth_bodies_bytes 0\n"),
+        "{metrics}"
+    );
 }
 
 #[test]
-fn what_is_in_flight_is_answered_before_the_end() {
-    let mut stand = Stand::with(Duration::from_millis(500), |options| options);
+fn requests_in_flight_are_answered_before_shutdown() {
+    let mut server = Harness::with(Duration::from_millis(500), |options| options);
     let body = photo(RED);
-    let mut stream = TcpStream::connect(stand.addr).unwrap();
+    let mut stream = TcpStream::connect(server.addr).unwrap();
     let head = format!("POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
     thread::sleep(Duration::from_millis(150));
-    stand.begin_to_stop();
+    server.begin_to_stop();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"red\""), "{answer}");
-    stand.stop().unwrap();
-    assert!(TcpStream::connect(stand.addr).is_err(), "it no longer listens");
+    server.stop().unwrap();
+    assert!(TcpStream::connect(server.addr).is_err(), "it no longer listens");
 }
 
 #[test]
-fn a_port_in_use_is_told() {
-    let stand = Stand::new();
-    let options = Options { addr: stand.addr, ..Options::default() };
-    let engine = std::sync::Arc::new(stand::Colours::new(Duration::ZERO));
+fn a_port_in_use_is_an_error_with_the_address() {
+    let server = Harness::new();
+    let options = Options { addr: server.addr, ..Options::default() };
+    let engine = std::sync::Arc::new(harness::Colors::new(Duration::ZERO));
     let error = format!("{:#}", serve::run(engine, options, |_| panic!("it cannot listen")).unwrap_err());
-    assert!(error.contains(&stand.addr.to_string()) && error.contains("--addr"), "{error}");
+    assert!(error.contains(&server.addr.to_string()) && error.contains("--addr"), "{error}");
 }
 
 #[test]
-fn the_document_lists_the_routes_and_answers_are_as_it_says() {
-    let stand = Stand::new();
-    let document = stand.get("/openapi.json").json();
+fn responses_match_the_openapi_document() {
+    let server = Harness::new();
+    let document = server.get("/openapi.json").json();
     let paths = document["paths"].as_object().unwrap();
     let documented: BTreeSet<(&str, &str)> = paths
         .iter()
@@ -325,34 +328,34 @@ fn the_document_lists_the_routes_and_answers_are_as_it_says() {
         .collect();
     assert_eq!(documented, BTreeSet::from(ROUTES));
     for (method, path) in ROUTES {
-        let status = stand.ask(&method.to_uppercase(), path, &[], &photo(RED)).status;
+        let status = server.ask(&method.to_uppercase(), path, &[], &photo(RED)).status;
         assert_eq!(status, 200, "{method} {path}");
         let other = if method == "get" { "POST" } else { "GET" };
-        stand.ask(other, path, &[], b"").fails_with(405);
+        server.ask(other, path, &[], b"").fails_with(405);
     }
-    stand.get("/v2/classify").fails_with(404);
+    server.get("/v2/classify").fails_with(404);
 
-    let model = stand.get("/v1/model").json();
+    let model = server.get("/v1/model").json();
     for field in document["components"]["schemas"]["Model"]["required"].as_array().unwrap() {
         assert!(!model[field.as_str().unwrap()].is_null(), "{field}");
     }
-    let class = &stand.classify("image/jpeg", &photo(RED)).json()["results"][0]["top"][0];
+    let class = &server.classify("image/jpeg", &photo(RED)).json()["results"][0]["top"][0];
     for field in document["components"]["schemas"]["Class"]["required"].as_array().unwrap() {
         assert!(!class[field.as_str().unwrap()].is_null(), "{field}");
     }
 }
 
 #[test]
-fn a_request_s_name_comes_back_and_the_page_may_load_only_itself() {
-    let stand = Stand::new();
-    let named = stand.ask("GET", "/healthz", &[("x-request-id", "my-id-7")], b"");
+fn request_ids_are_echoed_and_the_page_loads_no_outside_resource() {
+    let server = Harness::new();
+    let named = server.ask("GET", "/healthz", &[("x-request-id", "my-id-7")], b"");
     assert_eq!(named.header("x-request-id"), Some("my-id-7"));
-    assert!(stand.get("/healthz").header("x-request-id").is_some());
-    let page = stand.get("/");
+    assert!(server.get("/healthz").header("x-request-id").is_some());
+    let page = server.get("/");
     assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
     assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
-    for file in [page.text(), stand.get("/page.css").text(), stand.get("/page.js").text()] {
-        // The name of SVG's language is no address.
+    for file in [page.text(), server.get("/page.css").text(), server.get("/page.js").text()] {
+        // The SVG namespace is not a resource.
         let file = file.replace("http://www.w3.org/2000/svg", "");
         assert!(file.len() > 500 && !file.contains("http://") && !file.contains("https://"), "no outside resource");
     }

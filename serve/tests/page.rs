@@ -1,10 +1,11 @@
-//! The page, end to end, in headless Chromium by its DevTools protocol. Skipped, with a word, where there is no Chromium.
+//! End-to-end tests of the page in headless Chromium through the DevTools protocol. They are skipped with a message if
+//! there is no Chromium.
 //!
-//! `HEARTH_SCREENSHOTS=DIR` keeps pictures of it; `HEARTH_PAGE=http://…` and `HEARTH_PHOTO=FILE` look at a server that
-//! runs already.
+//! `HEARTH_SCREENSHOTS=DIR` saves screenshots; `HEARTH_PAGE=http://…` and `HEARTH_PHOTO=FILE` use a running server and
+//! another photograph.
 #![allow(clippy::unwrap_used)]
 
-mod stand;
+mod harness;
 
 use std::{
     fs,
@@ -14,12 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use harness::{Harness, photo};
 use serde_json::{Value, json};
 use serve::Options;
-use stand::{Stand, photo};
 use tungstenite::{Message, WebSocket};
 
-/// A process that ends with the test, whatever becomes of it.
+/// A child process that is killed when the test ends.
 struct Process(Child);
 
 impl Drop for Process {
@@ -34,7 +35,7 @@ struct Browser {
     _process: Process,
     socket: WebSocket<TcpStream>,
     next: u64,
-    /// Requests to anywhere, and errors that the page logged.
+    /// URLs that the page requested, and errors that it logged.
     requested: Vec<String>,
     errors: Vec<String>,
     _profile: tempfile::TempDir,
@@ -103,7 +104,7 @@ impl Browser {
         }
     }
 
-    /// The value of an expression in the page.
+    /// Evaluates an expression in the page.
     fn eval(&mut self, expression: &str) -> Value {
         let asked =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true });
@@ -159,7 +160,7 @@ impl Browser {
     fn screenshot(&mut self, name: &str) {
         let Some(folder) = std::env::var_os("HEARTH_SCREENSHOTS").map(PathBuf::from) else { return };
         let shot = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
-        // The page itself decodes nothing here: base64 is undone by hand, four letters at a time.
+        // Decodes base64 by hand, to avoid a dependency.
         let letters = shot["data"].as_str().unwrap().bytes().filter(|&letter| letter != b'=');
         let (mut bits, mut held, mut bytes) = (0u32, 0, Vec::new());
         for letter in letters {
@@ -193,9 +194,9 @@ fn http_get(port: u16, path: &str) -> Option<Value> {
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
-    // Chromium may keep the connection open: what came until then counts.
+    // Chromium may keep the connection open, so a timeout ends the response.
     let _ = stream.read_to_end(&mut answer);
-    serde_json::from_slice(&stand::Answer::parse(&answer).body).ok()
+    serde_json::from_slice(&harness::Answer::parse(&answer).body).ok()
 }
 
 fn browser() -> Option<Browser> {
@@ -207,15 +208,15 @@ fn browser() -> Option<Browser> {
 }
 
 #[test]
-fn a_photograph_is_chosen_classified_and_explained() {
+fn a_chosen_photograph_is_classified_and_explained() {
     let Some(mut browser) = browser() else { return };
-    let stand = Stand::new();
+    let server = Harness::new();
     let folder = tempfile::tempdir().unwrap();
     let [red, blue, broken] = ["red.jpg", "blue.jpg", "broken.jpg"].map(|name| folder.path().join(name));
     fs::write(&red, photo([250, 10, 10])).unwrap();
     fs::write(&blue, photo([10, 10, 250])).unwrap();
     fs::write(&broken, &photo([10, 10, 250])[..150]).unwrap();
-    let url = std::env::var("HEARTH_PAGE").unwrap_or_else(|_| format!("http://{}/", stand.addr));
+    let url = std::env::var("HEARTH_PAGE").unwrap_or_else(|_| format!("http://{}/", server.addr));
     let own = std::env::var_os("HEARTH_PHOTO").map(PathBuf::from);
 
     browser.size(1100, 900);
@@ -265,7 +266,7 @@ fn a_photograph_is_chosen_classified_and_explained() {
 
     browser.eval("document.getElementById('clear').click()");
     assert_eq!(browser.eval("document.querySelectorAll('.card').length"), 0);
-    let origin = format!("http://{}", stand.addr);
+    let origin = format!("http://{}", server.addr);
     let outside = |url: &&String| !url.starts_with(&origin) && !url.starts_with("blob:") && !url.starts_with("data:");
     assert_eq!(browser.requested.iter().find(outside), None, "it asks nobody else");
     // The damaged photograph's 422 is logged by the browser itself.
@@ -274,10 +275,10 @@ fn a_photograph_is_chosen_classified_and_explained() {
 }
 
 #[test]
-fn the_keyboard_reaches_everything_and_the_camera_takes_a_photograph() {
+fn the_page_works_by_keyboard_and_with_the_camera() {
     let Some(mut browser) = browser() else { return };
-    let stand = Stand::new();
-    browser.open(&format!("http://{}/", stand.addr));
+    let server = Harness::new();
+    browser.open(&format!("http://{}/", server.addr));
     let active = "document.activeElement.id || document.activeElement.className";
     browser.press("Tab", 9);
     assert_eq!(browser.eval(active), "files");
@@ -291,25 +292,25 @@ fn the_keyboard_reaches_everything_and_the_camera_takes_a_photograph() {
     assert_eq!(browser.eval(active), "shut");
     browser.press("Enter", 13);
     browser.until("document.getElementById('viewfinder').hidden");
-    // Names for those who hear the page.
+    // Every control has an accessible name.
     let named = "[...document.querySelectorAll('button, input, img, summary')].every(e => e.labels?.length || \
                  e.textContent.trim() || e.ariaLabel || e.alt || e.closest('[hidden]') || e.hidden)";
     assert_eq!(browser.eval(named), true);
 }
 
 #[test]
-fn a_token_is_asked_for_once() {
+fn the_page_asks_for_a_token_once() {
     let Some(mut browser) = browser() else { return };
-    let stand = Stand::with(Duration::ZERO, |options| Options { token: Some("s3cret".into()), ..options });
+    let server = Harness::with(Duration::ZERO, |options| Options { token: Some("s3cret".into()), ..options });
     let folder = tempfile::tempdir().unwrap();
     let red = folder.path().join("red.jpg");
     fs::write(&red, photo([250, 10, 10])).unwrap();
-    browser.open(&format!("http://{}/", stand.addr));
+    browser.open(&format!("http://{}/", server.addr));
     browser.until("!document.getElementById('entry').hidden");
     browser.choose(&[&red]);
     browser.until("!document.querySelector('.again').hidden");
     browser.eval("document.getElementById('token').value = 's3cret'");
     browser.eval("document.querySelector('#entry button').click()");
     browser.until("document.querySelectorAll('.bar').length === 3 && document.getElementById('entry').hidden");
-    assert_eq!(browser.eval("document.getElementById('model').textContent"), "colours");
+    assert_eq!(browser.eval("document.getElementById('model').textContent"), "colors");
 }

@@ -85,7 +85,7 @@ impl Task {
     /// A batch as the network's input `[n, 3, h, w]`, in the type that the network computes in.
     pub fn images(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
         let [mean, std] = self.statistics;
-        let images = batch.normalise(mean, std, device);
+        let images = batch.normalize(mean, std, device);
         let images = if self.bgr { images.flip([1]) } else { images };
         match self.compute {
             Some(dtype) => images.cast(dtype),

@@ -1,6 +1,7 @@
-//! Where networks and images meet: weights by name, and pixels as a model card wants them.
+//! Loading networks by name, and preprocessing images as a model card specifies.
 //!
-//! `models` knows no image files and `datasets` no network; `train` and `infer` need both at once, and find it here.
+//! `models` knows nothing of image files and `datasets` nothing of networks; this crate connects them for `train` and
+//! `infer`.
 
 #![forbid(unsafe_code)]
 

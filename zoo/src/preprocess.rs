@@ -1,4 +1,4 @@
-//! From encoded bytes to the network's input, as the model card says.
+//! Preprocessing from encoded bytes to a network's input, as the model card specifies.
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor};
@@ -9,7 +9,7 @@ use datasets::{
 use image::{RgbImage, imageops};
 use models::{Card, ChannelOrder, Preprocess};
 
-/// A card's preprocessing, ready to run.
+/// The preprocessing of a model card.
 #[derive(Debug, Clone)]
 pub struct CardPreprocess {
     card: Preprocess,
@@ -17,34 +17,34 @@ pub struct CardPreprocess {
     limits: Limits,
 }
 
-/// Resize and crop.
+/// The resize and crop steps.
 #[derive(Debug, Clone)]
 enum Steps {
-    /// Torchvision's, of squares; what the crop drops is not computed.
+    /// torchvision's resize and square crop; pixels outside the crop are not computed.
     Square(Pipeline),
-    /// Of rectangles.
+    /// Resize and crop to a rectangle.
     Rectangle(Resizing),
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Resizing {
-    /// Torchvision's: the shorter side, or both to the same length.
+    /// torchvision's: the shorter side, or both sides to the same length.
     Rule(Resize),
-    /// To this height and width.
+    /// Resize to this height and width.
     Squash([u32; 2], Interpolation, bool),
 }
 
 impl CardPreprocess {
-    /// The preprocessing that `card` names.
+    /// Creates the preprocessing that `card` specifies.
     ///
     /// # Errors
-    /// Where a size is beyond any image.
+    /// Fails if a size is too large.
     pub fn new(card: &Card) -> Result<Self> {
-        Self::build(card.preprocess.clone()).context("the model card's preprocessing cannot be done")
+        Self::build(card.preprocess.clone()).context("the model card's preprocessing is not supported")
     }
 
     fn build(card: Preprocess) -> Result<Self> {
-        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
+        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too large a size"));
         let interpolation = match card.interpolation {
             models::Interpolation::Nearest => Interpolation::Nearest,
             models::Interpolation::Bilinear => Interpolation::Bilinear,
@@ -83,7 +83,7 @@ impl CardPreprocess {
     pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
         let image = decode(bytes, &self.limits)?;
         Ok(match &self.steps {
-            // Neither transform draws anything.
+            // Neither transform is random.
             Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
             Steps::Rectangle(resizing) => {
                 let resized = match *resizing {
@@ -97,10 +97,10 @@ impl CardPreprocess {
         })
     }
 
-    /// Images of the input size as a batch on the host, `[n, 3, h, w]` bytes, RGB.
+    /// Packs images of the input size into a batch on the host: `[n, 3, h, w]` bytes, RGB.
     ///
     /// # Panics
-    /// Where an image is not what [`decode`](Self::decode) returned.
+    /// Panics if an image does not have the size that [`decode`](Self::decode) returns.
     pub fn batch(&self, images: &[&RgbImage]) -> ImageBatch {
         let [height, width] = self.card.input_size;
         let mut pixels = Vec::with_capacity(images.len() * 3 * height * width);
@@ -115,23 +115,24 @@ impl CardPreprocess {
         ImageBatch { images: pixels, shape, labels: None, mix: None, indices, epoch: 0, number: 0 }
     }
 
-    /// A batch of bytes as the network's input `[n, 3, h, w]`: channels in the card's order, normalised on the device.
-    pub fn normalise(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
+    /// Converts a batch of bytes to the network's input `[n, 3, h, w]`: channels in the card's order, normalized on the
+    /// device.
+    pub fn normalize(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
         let Preprocess { mut mean, mut std, channel_order, .. } = self.card;
         match channel_order {
-            ChannelOrder::Rgb => batch.normalise(mean, std, device),
+            ChannelOrder::Rgb => batch.normalize(mean, std, device),
             ChannelOrder::Bgr => {
-                // Bytes are RGB; the card's numbers are in the order of the network's channels.
+                // The bytes are RGB; mean and deviation of the card are in the network's channel order.
                 mean.reverse();
                 std.reverse();
-                batch.normalise(mean, std, device).flip([1])
+                batch.normalize(mean, std, device).flip([1])
             }
         }
     }
 }
 
-/// The central `height × width` pixels; an image that is too small is padded with black. As torchvision's
-/// `CenterCrop`: halves round to the even number, an odd pixel of padding goes to the right and bottom.
+/// Crops the central `height × width` pixels and pads an image that is too small with black, like torchvision's
+/// `CenterCrop`: halves round to even, and an odd pixel of padding goes to the right and bottom.
 fn center_crop(image: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
     let start = |side: u32, wanted: u32| match side >= wanted {
         true => (f64::from(side - wanted) / 2.0).round_ties_even() as i64,
@@ -189,14 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn bgr_input_is_normalised_by_the_card_s_order() {
+    fn bgr_input_is_normalized_by_the_card_s_order() {
         let mut card = card(models::Resize::Squash([1, 1]), [1, 1]);
         card.preprocess.channel_order = ChannelOrder::Bgr;
         card.preprocess.mean = [10.0 / 255.0, 20.0 / 255.0, 30.0 / 255.0];
         card.preprocess.std = [1.0 / 255.0; 3];
         let preprocess = CardPreprocess::new(&card).unwrap();
         let batch = preprocess.batch(&[&RgbImage::from_pixel(1, 1, image::Rgb([1, 2, 3]))]);
-        let input = preprocess.normalise(&batch, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
+        let input = preprocess.normalize(&batch, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
         let expected = [3.0 - 10.0, 2.0 - 20.0, 1.0 - 30.0];
         assert!(input.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{input:?}");
     }

@@ -1,4 +1,4 @@
-//! What `--weights W` stands for: a run folder, a file, or a published name; and the model card that goes with it.
+//! Resolves `--weights W`, which is a run folder, a file, or a published name, and finds its model card.
 
 use std::{
     fs,
@@ -13,24 +13,24 @@ use models::{
 };
 use runtime::progress::{Output, Progress, Unit};
 
-/// The file of weights in a run folder; its card is in it.
+/// The weight file of a run folder; it contains the card.
 pub const RUN_WEIGHTS: &str = "weights.safetensors";
 
-/// How weights are looked for and read. A group of command-line arguments.
+/// How weights are found and read: a group of command-line arguments.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct LoadOptions {
-    /// The architecture of a file that carries no model card
+    /// Architecture of a weight file without a model card
     #[arg(short, long = "arch", value_name = "ARCH")]
     pub architecture: Option<Architecture>,
-    /// A model card (JSON) for a file that carries none, or instead of its own
+    /// Model card (JSON) for a weight file without one, or in place of its own
     #[arg(long, value_name = "FILE")]
     pub card: Option<PathBuf>,
-    /// Where published weights are kept
+    /// Cache folder of published weights
     ///
-    /// By default `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
+    /// Default: `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Download nothing: published weights must be in the cache folder
+    /// Never download: published weights must be in the cache folder
     #[arg(long)]
     pub offline: bool,
 }
@@ -40,17 +40,17 @@ pub struct LoadOptions {
 pub struct Opened {
     /// The weights.
     pub weights: Weights,
-    /// The card: given, the file's own, built in for published weights, or the architecture's usual one.
+    /// The card: the given one, the file's own, the published weights' built-in one, or the architecture's default.
     pub card: Card,
 }
 
 impl Opened {
-    /// The network with the weights, on `device`; with the file's auxiliary classifiers, which only training uses, if
-    /// `aux`.
+    /// Builds the network with the weights on `device`; with the file's auxiliary classifiers, which only training
+    /// uses, if `aux`.
     ///
     /// # Errors
-    /// Where the weights are not the network's, with the table of differences, or the card names another number of
-    /// classes.
+    /// Fails if the weights do not match the network (with a table of the differences), or if the card has another
+    /// number of classes.
     pub fn network(&self, aux: bool, device: &Device) -> Result<Network> {
         let Self { weights, card } = self;
         let config = weights.config(card.architecture, device).with_transform_input(card.transform_input);
@@ -61,7 +61,7 @@ impl Opened {
         let (network, _) = weights.load(network, card.architecture, Strictness::Exact)?;
         ensure!(
             network.num_classes() == card.classes.len(),
-            "the model card of {} contradicts its weights: it names {} classes, the last layer has {}",
+            "the model card of {} contradicts its weights: it has {} classes, the last layer has {}",
             weights.path().display(),
             card.classes.len(),
             network.num_classes()
@@ -70,16 +70,16 @@ impl Opened {
     }
 }
 
-/// Opens the weights that `name` stands for. What exists as a path is taken as one; published weights are downloaded
-/// where they are not in the cache folder, with progress going to `output`. Nothing is put on `device`, which only
-/// helps to look at the shapes.
+/// Opens the weights that `name` refers to. An existing path takes precedence over a published name; published weights
+/// are downloaded if they are not in the cache folder, with progress shown on `output`. Nothing is moved to `device`,
+/// which is only used to inspect shapes.
 ///
-/// The card is, in this order: `options.card`; the one that the file carries; that of the published weights, also for
-/// a file that has their checksum; for a file without any, the usual one of `options.architecture`.
+/// The card is, in this order: `options.card`; the one in the file; that of the published weights, also for a file with
+/// their checksum; the default card of `options.architecture`.
 ///
 /// # Errors
-/// Where there is no such file or name, where the file cannot be read, where no card can be had, or where card, file
-/// and `options` contradict each other.
+/// Fails if there is no such file or name, if the file cannot be read, if there is no card, or if card, file and
+/// `options` contradict each other.
 pub fn open(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
     let (path, published) = locate(name, options, output)?;
     let weights = Weights::open(&path)?;
@@ -88,7 +88,7 @@ pub fn open(name: &str, options: &LoadOptions, device: &Device, output: Output) 
     if let Some(asked) = options.architecture {
         ensure!(
             asked == card.architecture,
-            "--arch {asked} contradicts the model card of {shown}, which says {}; leave --arch out, or name other weights",
+            "--arch {asked} contradicts the model card of {shown}, which is for {}; omit --arch, or choose other weights",
             card.architecture
         );
     }
@@ -96,7 +96,7 @@ pub fn open(name: &str, options: &LoadOptions, device: &Device, output: Output) 
     Ok(Opened { weights, card })
 }
 
-/// The file, and the published weights that it is known to be.
+/// Returns the path, and the published weights if `name` is one of their names.
 fn locate(name: &str, options: &LoadOptions, output: Output) -> Result<(PathBuf, Option<&'static Published>)> {
     let path = Path::new(name);
     if path.is_dir() {
@@ -137,7 +137,7 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
         return Ok(path);
     }
     let shown = folder.display();
-    // `--weights artifacts` is an easy slip for the run in it.
+    // `--weights artifacts` is an easy mistake for a run in that folder.
     let mut runs: Vec<PathBuf> = fs::read_dir(folder)
         .with_context(|| format!("cannot list the folder {shown}"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -145,15 +145,15 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
         .collect();
     runs.sort();
     match runs.last() {
-        Some(run) => bail!("{shown} is no run folder but holds some: did you mean --weights {}?", run.display()),
+        Some(run) => bail!("{shown} is not a run folder but contains some; did you mean --weights {}?", run.display()),
         None => bail!(
-            "{shown} is no run folder: it holds no {RUN_WEIGHTS}; give the folder that `train` named at its end, or \
-             a file of weights"
+            "{shown} is not a run folder: it has no {RUN_WEIGHTS}; give the folder that `train` printed, or a weight \
+             file"
         ),
     }
 }
 
-/// Whether someone who writes this means a path rather than a published name.
+/// Whether `name` looks like a path rather than a published name.
 fn is_path_like(name: &str) -> bool {
     const EXTENSIONS: [&str; 8] = ["pth", "pt", "th", "bin", "safetensors", "bpk", "mpk", "caffemodel"];
     let extension = Path::new(name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
@@ -166,7 +166,7 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
         let card = Card::read(file)?;
         if let Some(own) = weights.card().filter(|own| own.architecture != card.architecture) {
             bail!(
-                "--card {} says {}, but {} carries the model card of {}",
+                "--card {} is for {}, but {} has a model card for {}",
                 file.display(),
                 card.architecture,
                 path.display(),
@@ -188,7 +188,7 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
         }
         ensure!(
             !published.features_only,
-            "{} has no classifier that was trained, only features: it can be fine-tuned, but says nothing of classes",
+            "{} has no trained classifier, only features: it can be fine-tuned, but cannot classify",
             published.name()
         );
         return Ok(published.card());
@@ -198,7 +198,7 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
     };
     let classes = weights.config(architecture, device).num_classes;
     log::info!(
-        "{} carries no model card: images are prepared as {architecture} usually wants them (--card says otherwise)",
+        "{} carries no model card: using the default preprocessing of {architecture} (--card sets another)",
         path.display()
     );
     Ok(Card::of(architecture, classes, path.display().to_string()))
@@ -249,11 +249,11 @@ mod tests {
         let options = LoadOptions { card: Some(folder.path().join("card.json")), ..LoadOptions::default() };
         let opened = open_quietly(&path, &options).unwrap();
         let error = opened.network(true, &Device::flex()).unwrap_err().to_string();
-        assert!(error.contains("names 7 classes, the last layer has 4"), "{error}");
+        assert!(error.contains("has 7 classes, the last layer has 4"), "{error}");
 
         Card::of(Architecture::Plain20, 4, "a test").write(folder.path().join("card.json")).unwrap();
         let error = open_quietly(&path, &options).unwrap_err().to_string();
-        assert!(error.contains("says plain20, but"), "{error}");
+        assert!(error.contains("is for plain20, but"), "{error}");
     }
 
     #[test]

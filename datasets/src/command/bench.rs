@@ -1,4 +1,4 @@
-//! `datasets bench`: images a second.
+//! `datasets bench`: measures loading speed.
 
 use std::time::Instant;
 
@@ -25,16 +25,16 @@ struct Bench {
     batch_size: u32,
     samples: usize,
     images_per_pass: usize,
-    /// The median over the passes but the first.
+    /// The median over all passes but the first.
     images_per_s: f64,
-    /// All passes, the first too.
+    /// All passes, including the first.
     passes: Vec<f64>,
-    /// Shares of the workers' busy time over the passes that count.
+    /// Fractions of the workers' busy time over the counted passes.
     reading: f64,
     decoding: f64,
     transforming: f64,
     collating: f64,
-    /// Shares of the elapsed time: the consumer's wait, and each worker's wait for room.
+    /// Fractions of the elapsed time: the consumer's wait, and each worker's wait for memory.
     waiting: f64,
     idle: f64,
     bytes_per_image: f64,
@@ -48,7 +48,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         .workers(workers)
         .memory_bytes(usize::try_from(args.memory).unwrap_or(usize::MAX))
         .seed(args.data.seed)
-        .allow_unlabelled(true);
+        .allow_unlabeled(true);
     if args.pipeline == PipelineName::Train {
         builder = builder.shuffle();
     }
@@ -61,7 +61,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-/// As asked; 0 means the consumer's own thread.
+/// The number of workers; 0 is the consumer's own thread.
 fn threads_or_none(asked: Option<usize>) -> usize {
     if asked == Some(0) { 0 } else { threads(asked) }
 }
@@ -116,7 +116,7 @@ fn measure(args: &BenchArgs, workers: usize, loader: &ImageLoader, output: Outpu
     })
 }
 
-/// Epoch after epoch without end.
+/// Endless epochs.
 struct Stream<'a> {
     loader: &'a ImageLoader,
     batches: Option<datasets::loader::Batches>,
@@ -125,7 +125,7 @@ struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// Loads a batch, throws it away and says how many images it held.
+    /// Loads and discards a batch. Returns its number of images.
     fn next_batch(&mut self) -> Result<usize> {
         let mut fresh = false;
         loop {

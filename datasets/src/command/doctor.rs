@@ -1,4 +1,4 @@
-//! `datasets doctor`: what is wrong with the data.
+//! `datasets doctor`: checks every sample.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,10 +27,10 @@ use super::{
 };
 use crate::cli::{self, DoctorArgs, QuarantineWhat};
 
-/// How many of each kind of finding the text shows; JSON holds all.
+/// The number of findings of each kind shown as text; JSON has all.
 const SHOWN: usize = 10;
 
-/// A class is rare if it has less than this share of the median class's samples.
+/// A class is rare if it has less than this fraction of the median class's samples.
 const RARE: f64 = 0.1;
 
 #[derive(Debug, Serialize)]
@@ -38,13 +38,13 @@ struct Report {
     data: String,
     kind: String,
     splits: Vec<SplitReport>,
-    /// SHA-256 over the class identifiers in label order, one a line: equal fingerprints mean equal label maps.
+    /// SHA-256 over the class identifiers in label order, one per line: equal fingerprints mean equal label maps.
     label_map: String,
     /// Per sample, by split and index.
     findings: Vec<Finding>,
     /// Groups of samples with the same bytes.
     duplicates: Vec<Vec<Sample>>,
-    /// Groups of samples that look alike.
+    /// Groups of near duplicates.
     near_duplicates: Vec<Vec<Sample>>,
     /// Groups, of both kinds, that hold samples of `train` and of `val`.
     leaks: Vec<Leak>,
@@ -95,7 +95,7 @@ impl Kind {
         match self {
             Self::Undecodable => "undecodable",
             Self::Truncated => "truncated",
-            Self::WrongExtension => "another format than the extension says",
+            Self::WrongExtension => "format differs from the extension",
             Self::Cmyk => "CMYK",
             Self::OddExif => "odd EXIF",
             Self::Tiny => "tiny",
@@ -115,12 +115,12 @@ struct Sample {
 
 #[derive(Debug, Serialize)]
 struct Leak {
-    /// Whether the bytes are the same, not only the looks.
+    /// Whether the bytes are equal, not only the perceptual hash.
     exact: bool,
     samples: Vec<Sample>,
 }
 
-/// What was seen of one sample.
+/// The findings on one sample.
 #[derive(Debug)]
 struct Seen {
     bytes: u64,
@@ -129,7 +129,7 @@ struct Seen {
     findings: Vec<(Kind, String)>,
 }
 
-/// A split and what was seen of it.
+/// A split and its findings.
 struct Examined {
     split: Split,
     source: Arc<dyn Source>,
@@ -155,11 +155,11 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
 
 type Splits = Vec<(Split, Arc<dyn Source>)>;
 
-/// Both splits, or everything where the data has none.
+/// Opens both splits, or everything if the data has none.
 fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>)> {
     let (mut kind, mut splits, mut notes) = (None, Splits::new(), Vec::new());
     for split in [Split::Train, Split::Val] {
-        // Unlabelled images come whole, whatever the split.
+        // Unlabeled images are opened whole for every split.
         if kind == Some(SourceKind::Images) {
             break;
         }
@@ -169,13 +169,13 @@ fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>)> {
                 notes.extend(opened.notes);
                 splits.push((split, opened.source));
             }
-            Err(Error::MissingSplit { .. }) => notes.push(format!("there is no {split} split")),
+            Err(Error::MissingSplit { .. }) => notes.push(format!("no {split} split")),
             Err(error) => return Err(error.into()),
         }
     }
     match kind {
         Some(kind) => Ok((kind, splits, notes)),
-        // Neither: say so in the words of the source.
+        // There is neither: return the source's error.
         None => Err(open_split(&args.data, Split::All).err().map_or_else(|| anyhow::anyhow!("no split"), Into::into)),
     }
 }
@@ -193,7 +193,7 @@ fn examine(args: &DoctorArgs, split: Split, source: Arc<dyn Source>, output: Out
     Examined { split, source, seen }
 }
 
-/// Looks at one sample's bytes.
+/// Examines one sample's bytes.
 fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
     let mut findings = Vec::new();
     let mut perceptual = None;
@@ -203,7 +203,7 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
         Ok(image) => {
             perceptual = Some(PerceptualHash::of(&image)).filter(|hash| hash.is_telling());
             if !complete {
-                findings.push((Kind::Truncated, "there is no end-of-image marker".into()));
+                findings.push((Kind::Truncated, "no end-of-image marker".into()));
             }
         }
         Err(error) if header.is_ok() && !complete => findings.push((Kind::Truncated, error.to_string())),
@@ -244,16 +244,16 @@ fn extension(key: &str) -> Option<String> {
     extension.bytes().all(|byte| byte.is_ascii_alphabetic()).then_some(extension)
 }
 
-/// Whether a JPEG holds its end-of-image marker, padding behind it allowed.
+/// Whether a JPEG has its end-of-image marker; padding may follow it.
 fn has_end_of_image(bytes: &[u8]) -> bool {
     let end = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-    // Cameras and sites append data of their own; a marker in the last part counts.
+    // Cameras and web sites append data; a marker in the last part counts.
     let tail = &bytes[end.saturating_sub(64 << 10)..end];
     tail.windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
 fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec<String>) -> Report {
-    // One number for each sample of all splits.
+    // Samples of all splits are numbered consecutively.
     let all: Vec<(&Examined, usize)> =
         examined.iter().flat_map(|split| (0..split.seen.len()).map(move |index| (split, index))).collect();
     let seen = |item: usize| &all[item].0.seen[all[item].1];
@@ -261,7 +261,7 @@ fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec
     let samples = |group: &[usize]| group.iter().map(|&item| sample(item)).collect::<Vec<_>>();
 
     let exact = equal_groups((0..all.len()).filter_map(|item| Some((item, seen(item).hash?))));
-    // Of exact duplicates the first stands for all.
+    // The first of exact duplicates represents all.
     let copies: BTreeSet<usize> = exact.iter().flat_map(|group| &group[1..]).copied().collect();
     let hashes: Vec<_> = (0..all.len())
         .filter(|item| !copies.contains(item))

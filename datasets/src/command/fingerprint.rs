@@ -1,16 +1,16 @@
-//! Which images are the same: exactly, by their bytes, or nearly, by a perceptual hash.
+//! Duplicates: exact ones by bytes, near ones by a perceptual hash.
 
 use std::collections::HashMap;
 
 use image::RgbImage;
 
-/// A perceptual hash of 128 bits: the difference hash (dHash) along rows and along columns. A smaller copy or one of
-/// lower quality changes a few bits.
+/// A perceptual hash of 128 bits: the difference hash (dHash) along rows and columns. A smaller copy or one of lower
+/// quality differs in a few bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PerceptualHash(u128);
 
 impl PerceptualHash {
-    /// Shrinks the image to 9 × 9 cells of mean brightness; a bit tells whether a cell is brighter than the one to its
+    /// Shrinks the image to 9 × 9 cells of mean brightness; a bit is set if a cell is brighter than the one to its
     /// right (64 bits) or below (64 bits).
     pub fn of(image: &RgbImage) -> Self {
         let cells = mean_brightness::<9>(image);
@@ -24,12 +24,12 @@ impl PerceptualHash {
         Self(bits)
     }
 
-    /// Bits that differ.
+    /// Returns the Hamming distance.
     pub fn distance(self, other: Self) -> u32 {
         (self.0 ^ other.0).count_ones()
     }
 
-    /// Whether the image has enough structure to be told from others: a blank page looks like any other blank page.
+    /// Whether the image has enough structure to be distinguished: all blank pages look alike.
     pub fn is_telling(self) -> bool {
         (16..=112).contains(&self.0.count_ones())
     }
@@ -84,8 +84,8 @@ pub fn near_groups(items: &[(usize, PerceptualHash)], distance: u32) -> Vec<Vec<
             buckets.entry(hash.0 & mask).or_default().push(i);
         }
         for bucket in buckets.values() {
-            for (place, &a) in bucket.iter().enumerate() {
-                for &b in &bucket[place + 1..] {
+            for (index, &a) in bucket.iter().enumerate() {
+                for &b in &bucket[index + 1..] {
                     if items[a].1.distance(items[b].1) <= distance {
                         links.join(a, b);
                     }

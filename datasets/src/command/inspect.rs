@@ -1,4 +1,4 @@
-//! `datasets inspect`: what the data is.
+//! `datasets inspect`: describes the data.
 
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -25,18 +25,18 @@ struct Inspection {
     samples: usize,
     /// Samples of each class, in label order.
     classes: Vec<ClassCount>,
-    unlabelled: usize,
+    unlabeled: usize,
     notes: Vec<String>,
-    /// How many samples the rest was measured on.
+    /// The number of samples that the following fields are measured on.
     measured: usize,
-    /// Of the measured, those whose header cannot be read.
+    /// The number of measured samples whose header cannot be read.
     unreadable: usize,
     bytes: Spread,
     width: Spread,
     height: Spread,
     formats: BTreeMap<String, usize>,
     colors: BTreeMap<String, usize>,
-    /// Images by their shorter side.
+    /// A histogram of the shorter sides.
     shorter_side: Vec<Bar>,
 }
 
@@ -75,11 +75,11 @@ pub fn run(args: &InspectArgs, output: Output) -> Result<ExitCode> {
 fn inspect(args: &InspectArgs, opened: &Opened, output: Output) -> Inspection {
     let source = &opened.source;
     let mut per_class = vec![0; source.classes().len()];
-    let mut unlabelled = 0;
+    let mut unlabeled = 0;
     for index in 0..source.len() {
         match source.label(index).and_then(|label| per_class.get_mut(label as usize)) {
             Some(samples) => *samples += 1,
-            None => unlabelled += 1,
+            None => unlabeled += 1,
         }
     }
     let classes = source.classes().iter().zip(per_class);
@@ -105,7 +105,7 @@ fn inspect(args: &InspectArgs, opened: &Opened, output: Output) -> Inspection {
         split: opened.split.to_string(),
         samples: source.len(),
         classes: classes.collect(),
-        unlabelled,
+        unlabeled,
         notes: opened.notes.clone(),
         measured: indices.len(),
         unreadable: indices.len() - headers.len(),
@@ -127,7 +127,7 @@ fn spread_of(values: impl Iterator<Item = u64> + Clone) -> Spread {
     }
 }
 
-/// Counts by powers of two and halfway between, from the first bar with an image to the last.
+/// Counts by powers of two and halfway between, from the first non-empty bar to the last.
 fn histogram(sides: impl Iterator<Item = u32>) -> Vec<Bar> {
     let edges: Vec<u32> = (3..16).flat_map(|power| [1 << power, 3 << (power - 1)]).collect();
     let mut counts = vec![0; edges.len() + 1];
@@ -153,8 +153,8 @@ fn text(inspection: &Inspection) -> String {
     };
     line(format!("{data}: {kind}, split {split}"));
     line(format!("  {} of {}", count(*samples, "sample"), count(classes.len(), "class")));
-    if inspection.unlabelled > 0 {
-        line(format!("  {} without a label", inspection.unlabelled));
+    if inspection.unlabeled > 0 {
+        line(format!("  {} without a label", inspection.unlabeled));
     }
     let by_size = |class: &&ClassCount| class.samples;
     if let (Some(smallest), Some(largest)) = (classes.iter().min_by_key(by_size), classes.iter().max_by_key(by_size)) {
@@ -171,7 +171,7 @@ fn text(inspection: &Inspection) -> String {
         line(format!("    {} unreadable: `datasets doctor` names them", inspection.unreadable));
     }
     line(format!("    format  {}", list(&inspection.formats)));
-    line(format!("    colour  {}", list(&inspection.colors)));
+    line(format!("    color  {}", list(&inspection.colors)));
     let Spread { min, mean, max } = inspection.bytes;
     line(format!("    bytes   {} to {}, mean {}", human_bytes(min), human_bytes(max), human_bytes(mean as u64)));
     for (name, Spread { min, mean, max }) in [("width ", &inspection.width), ("height", &inspection.height)] {

@@ -1,4 +1,4 @@
-//! `datasets preview`: a grid of samples as the network sees them.
+//! `datasets preview`: draws a grid of transformed samples.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::cli::PreviewArgs;
 const GAP: u32 = 8;
 /// Height and width of a glyph.
 const GLYPH: u32 = 8;
-/// From one line of text to the next.
+/// The line height.
 const LINE: u32 = GLYPH + 3;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 const INK: Rgb<u8> = Rgb([30, 30, 30]);
@@ -30,7 +30,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         .repeats(args.repeats as usize)
         .seed(args.data.seed)
         .bad_samples(BadSamples::Skip)
-        .allow_unlabelled(true)
+        .allow_unlabeled(true)
         .build()?;
     loader.start_at(args.epoch, 0)?;
     let Some(batch) = loader.batches().next() else { bail!("{} holds no sample", args.data.data) };
@@ -50,7 +50,7 @@ fn write(path: &Path, grid: &RgbImage) -> Result<()> {
     files::write_atomic_bytes(path, png.get_ref())
 }
 
-/// The grid: each image with its class and its key below.
+/// Draws the grid: each image with its class and its key below.
 fn draw(batch: &ImageBatch, source: &dyn Source, columns: u32) -> RgbImage {
     let [n, _, height, width] = batch.shape;
     let (width, height) = (width as u32, height as u32);
@@ -63,8 +63,8 @@ fn draw(batch: &ImageBatch, source: &dyn Source, columns: u32) -> RgbImage {
         let (left, top) = (GAP + i as u32 % columns * cell_width, GAP + i as u32 / columns * cell_height);
         for y in 0..height {
             for x in 0..width {
-                let place = (y * width + x) as usize;
-                grid.put_pixel(left + x, top + y, Rgb([0, 1, 2].map(|channel| pixels[channel * plane + place])));
+                let index = (y * width + x) as usize;
+                grid.put_pixel(left + x, top + y, Rgb([0, 1, 2].map(|channel| pixels[channel * plane + index])));
             }
         }
         let label = batch.labels.as_ref().map(|labels| labels[i] as usize);
@@ -76,7 +76,7 @@ fn draw(batch: &ImageBatch, source: &dyn Source, columns: u32) -> RgbImage {
     grid
 }
 
-/// One line of text; where it is too long for `width`, its end, which tells most in a key, is kept.
+/// Draws a line of text; if it is too long for `width`, its end is kept, which is the most informative part of a key.
 fn write_text(picture: &mut RgbImage, text: &str, left: u32, top: u32, width: u32, ink: Rgb<u8>) {
     let fits = (width / GLYPH) as usize;
     let mut glyphs: Vec<char> = text.chars().collect();

@@ -1,4 +1,4 @@
-//! Every sample, read in parallel.
+//! Reading samples in parallel.
 
 use std::{
     any::Any,
@@ -9,7 +9,7 @@ use std::{
 use datasets::Source;
 use runtime::progress::Progress;
 
-/// Reads the samples `indices` on `threads` threads and looks at each. Results come in the order of `indices`.
+/// Reads the samples `indices` on `threads` threads and examines each. Results are in the order of `indices`.
 pub fn scan<T: Send>(
     source: &dyn Source,
     indices: &[usize],
@@ -20,11 +20,11 @@ pub fn scan<T: Send>(
     let next = AtomicUsize::new(0);
     let work = || {
         let (mut buffer, mut results) = (Vec::new(), Vec::new());
-        while let place = next.fetch_add(1, Relaxed)
-            && let Some(&index) = indices.get(place)
+        while let position = next.fetch_add(1, Relaxed)
+            && let Some(&index) = indices.get(position)
         {
             let bytes = source.read(index, &mut buffer).map(|()| buffer.as_slice());
-            results.push((place, look(index, bytes)));
+            results.push((position, look(index, bytes)));
             progress.inc(1);
         }
         results
@@ -34,11 +34,11 @@ pub fn scan<T: Send>(
         let join = |payload: Box<dyn Any + Send>| resume_unwind(payload);
         workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(join)).collect()
     });
-    results.sort_unstable_by_key(|&(place, _)| place);
+    results.sort_unstable_by_key(|&(position, _)| position);
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// `n` indices evenly spread over `0..len`; all of them where `n` is 0 or too many.
+/// Returns `n` indices evenly spread over `0..len`; all of them if `n` is 0 or too large.
 pub fn spread(len: usize, n: usize) -> Vec<usize> {
     if n == 0 || n >= len { (0..len).collect() } else { (0..n).map(|i| i * len / n).collect() }
 }

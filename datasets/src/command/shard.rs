@@ -1,4 +1,4 @@
-//! `datasets shard`: WebDataset shards.
+//! `datasets shard`: packs data into WebDataset shards.
 
 use anyhow::Result;
 use datasets::{
@@ -53,14 +53,14 @@ pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-/// The last part of a path, without what cannot stand in a shard's name.
+/// Returns the last part of a path, without characters that a shard's name cannot have.
 fn default_name(data: &str) -> String {
     let last = data.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let name: String = last.chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).collect();
     if name.is_empty() { "data".into() } else { name }
 }
 
-/// Shrinks an image whose shorter side is longer than `side`; another one keeps its bytes.
+/// Shrinks an image whose shorter side is longer than `side`; other images keep their bytes.
 fn shrink(bytes: &[u8], side: u32, quality: u8) -> Result<Vec<u8>, DecodeError> {
     let header = decode::probe(bytes)?;
     let shorter = header.width.min(header.height);
@@ -71,7 +71,7 @@ fn shrink(bytes: &[u8], side: u32, quality: u8) -> Result<Vec<u8>, DecodeError> 
     let scale = |length: u32| (u64::from(length) * u64::from(side) / u64::from(shorter)) as u32;
     let image = resize(&image, scale(header.width), scale(header.height), FilterType::CatmullRom);
     let mut jpeg = Vec::new();
-    // A side beyond 65,535 pixels is all that can be wrong.
+    // The only possible error is a side beyond 65,535 pixels.
     JpegEncoder::new_with_quality(&mut jpeg, quality)
         .encode_image(&image)
         .map_err(|error| DecodeError::Unsupported { format: Format::Jpeg, cause: error.to_string() })?;

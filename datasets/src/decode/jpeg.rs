@@ -1,11 +1,11 @@
 //! JPEG (ITU-T T.81): baseline, extended and progressive, Huffman coded, 8 bits a sample.
 //!
 //! The arithmetic is that of libjpeg's default settings, which Pillow uses: the accurate integer inverse DCT, the
-//! triangle ("fancy") upsampling of subsampled colour and the fixed-point conversion to RGB. The pixels are equal.
+//! triangle ("fancy") upsampling of subsampled color and the fixed-point conversion to RGB. The pixels are equal.
 //!
-//! Only what a [`Window`] of the image needs is decoded: entropy coding leaves no choice but to parse all that comes
-//! before, yet blocks outside are neither dequantised nor transformed, rows below are not even parsed, and a window
-//! that is to be shrunk can be transformed at 1/2, 1/4 or 1/8 of its size right away.
+//! Only what a [`Window`] of the image needs is decoded: entropy coding requires parsing everything before it, but
+//! blocks outside are neither dequantized nor transformed, rows below are not even parsed, and a window that is to be
+//! shrunk can be transformed at 1/2, 1/4 or 1/8 of its size right away.
 
 mod color;
 mod entropy;
@@ -54,20 +54,20 @@ impl Window {
     }
 }
 
-/// One colour component of a frame.
+/// One color component of a frame.
 struct Component {
     id: u8,
     /// Sampling factors.
     h: usize,
     v: usize,
     quant_slot: usize,
-    /// The quantisation table (zigzag order) at the component's first scan.
+    /// The quantization table (zigzag order) at the component's first scan.
     quant: Option<[u16; 64]>,
     /// Blocks that hold pixels: what a scan of this component alone codes.
     blocks: (usize, usize),
     /// The side of a block after the inverse DCT.
     size: usize,
-    /// How many output pixels one sample stands for.
+    /// The number of output pixels per sample.
     expand: (usize, usize),
     plane: Plane,
     /// Progressive only: all coefficients, padded to whole MCUs, in natural order.
@@ -84,7 +84,7 @@ struct Plane {
     /// The needed blocks: columns and rows.
     columns: std::ops::Range<usize>,
     rows: std::ops::Range<usize>,
-    /// The first sample's place in the component.
+    /// The position of the first sample in the component.
     left: usize,
     top: usize,
     /// The component's true size in samples.
@@ -166,7 +166,7 @@ pub(super) fn decode(
         at += 2 + length.max(2);
         match marker {
             0xc4 => tables.huffman(segment)?,
-            0xdb => tables.quantisation(segment)?,
+            0xdb => tables.quantization(segment)?,
             0xdd => {
                 let &[high, low, ..] = segment else { return Err(broken("a short restart interval")) };
                 tables.restart_interval = usize::from(u16::from_be_bytes([high, low]));
@@ -238,11 +238,11 @@ impl Tables {
     }
 
     /// A DQT segment.
-    fn quantisation(&mut self, mut rest: &[u8]) -> Result<()> {
+    fn quantization(&mut self, mut rest: &[u8]) -> Result<()> {
         while let [precision_and_slot, tail @ ..] = rest {
             let wide = precision_and_slot >> 4 != 0;
             let Some((values, tail)) = tail.split_at_checked(if wide { 128 } else { 64 }) else {
-                return Err(broken("a short quantisation table"));
+                return Err(broken("a short quantization table"));
             };
             let mut table = [0; 64];
             if wide {
@@ -252,7 +252,7 @@ impl Tables {
                 table.iter_mut().zip(values).for_each(|(to, value)| *to = u16::from(*value));
             }
             let slot = self.quant.get_mut(usize::from(precision_and_slot & 15));
-            *slot.ok_or_else(|| broken("a fifth quantisation table"))? = Some(table);
+            *slot.ok_or_else(|| broken("a fifth quantization table"))? = Some(table);
             rest = tail;
         }
         Ok(())
@@ -273,7 +273,7 @@ impl Frame {
             return Err(broken(format_args!("{width} × {height} pixels")));
         }
         if !matches!(count, 1 | 3 | 4) {
-            return Err(unsupported(format_args!("{count} colour components")));
+            return Err(unsupported(format_args!("{count} color components")));
         }
         let components: Vec<Component> = list
             .chunks_exact(3)
@@ -370,7 +370,7 @@ impl Frame {
         Ok(())
     }
 
-    /// A SOS segment and the entropy-coded data behind it.
+    /// A SOS segment and the entropy-coded data after it.
     fn scan(&mut self, header: &[u8], tables: &Tables, segments: &Segments, to_the_end: bool) -> Result<()> {
         let short = || broken("a short scan header");
         let (&count, list) = header.split_first().ok_or_else(short)?;
@@ -388,7 +388,7 @@ impl Frame {
             if component.quant.is_none() {
                 component.quant = tables.quant[component.quant_slot];
                 if component.quant.is_none() {
-                    return Err(broken("a missing quantisation table"));
+                    return Err(broken("a missing quantization table"));
                 }
             }
             scan.push(ScanComponent { index, dc, ac });
@@ -519,7 +519,7 @@ fn baseline(parts: &mut [Part<'_>], mcus: (usize, usize), interval: usize, segme
 }
 
 impl Plane {
-    /// Transforms one block of dequantised coefficients into its place; `last` is the last zigzag position in use.
+    /// Transforms one block of dequantized coefficients into the output; `last` is the last zigzag position in use.
     #[inline(always)]
     fn put(&mut self, row: usize, column: usize, size: usize, block: &[i16; 64], last: usize) {
         let start = (row - self.rows.start) * size * self.stride + (column - self.columns.start) * size;
@@ -535,7 +535,7 @@ impl Plane {
 }
 
 impl Bits<'_> {
-    /// Fails where more bits were taken than the data holds.
+    /// Fails if more bits were read than the data has.
     fn check(&self) -> Result<()> {
         if self.overrun() { Err(broken("its entropy-coded data ends early")) } else { Ok(()) }
     }

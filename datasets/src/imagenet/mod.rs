@@ -1,9 +1,9 @@
-//! What is known of ImageNet (ILSVRC 2012) beforehand: its classes and the labels of its validation images.
+//! Built-in facts about ImageNet (ILSVRC 2012): its classes and the labels of its validation images.
 //!
-//! The official validation archive holds 50,000 images in no order and without labels; the labels come in a devkit
-//! of their own. They are built in here, so that the archive alone is enough. Beside them lie the *ReaL* labels of
-//! Beyer et al. 2020, [Are we done with ImageNet?](https://arxiv.org/abs/2006.07159): for each validation image all
-//! classes that a person would accept, which may be none.
+//! The official validation archive holds 50,000 images in no order and without labels; the labels come in a devkit of
+//! their own. They are built in here, so that the archive alone is enough. The *ReaL* labels of Beyer et al. 2020, [Are
+//! we done with ImageNet?](https://arxiv.org/abs/2006.07159): for each validation image all classes that a person would
+//! accept, which may be none.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -81,8 +81,8 @@ pub fn val_label(number: u32) -> Option<u32> {
     Some(u32::from(u16::from_le_bytes([pair[0], pair[1]])))
 }
 
-/// The ReaL labels of validation image `number` (from 1, as in its file name), none to nine of them; `None` outside
-/// 1 ..= 50,000. An image with an empty list takes no part in the ReaL accuracy.
+/// The ReaL labels of validation image `number` (from 1, as in its file name), none to nine of them; `None` outside 1
+/// ..= 50,000. An image with an empty list does not count for the ReaL accuracy.
 pub fn real_labels(number: u32) -> Option<&'static [u16]> {
     let (labels, starts) = &*PARSED_REAL_LABELS;
     let image = (number as usize).checked_sub(1)?;

@@ -1,4 +1,4 @@
-//! One epoch: workers fill the places of batches in order, the consumer takes finished batches in order.
+//! One epoch: workers fill the slots of batches in order, the consumer receives finished batches in order.
 
 use std::{
     any::Any,
@@ -24,24 +24,24 @@ use crate::{
     sampler::{Draw, EpochOrder, hash},
 };
 
-/// How many other samples are tried in place of a bad one before the epoch stops.
+/// The number of substitutes tried for a bad sample before the epoch fails.
 const SUBSTITUTES: u64 = 16;
 
-/// A worker's read buffer that grew beyond this for one huge sample is given back.
+/// A worker's read buffer that grew beyond this for one huge sample is freed.
 const KEPT_BUFFER: usize = 16 << 20;
 
 /// The batches of one epoch, in order. Dropping it stops the workers.
 pub struct Batches {
     epoch: Arc<Epoch>,
     workers: Vec<JoinHandle<()>>,
-    /// The consumer's own, for a loader without workers.
+    /// The consumer's worker, for a loader without workers.
     buffer: Vec<u8>,
     progress: Progress,
     delivered: bool,
     finished: bool,
 }
 
-/// What the workers and the consumer of one epoch share.
+/// The state shared by the workers and the consumer of an epoch.
 struct Epoch {
     context: Arc<Context>,
     number: u64,
@@ -57,34 +57,34 @@ struct Epoch {
 
 #[derive(Default)]
 struct State {
-    /// Batches that are begun and not yet taken, in order.
+    /// Batches that are begun and not yet consumed, in order.
     queue: VecDeque<Pending>,
     /// The number of the next batch to begin.
     next: usize,
     /// Bytes of pixels in `queue`.
     bytes: usize,
-    /// No more samples are to be taken up.
+    /// No more samples are to be processed.
     stopped: bool,
     /// A worker died outside of a sample's processing.
     failed: Option<Error>,
 }
 
-/// A batch in the making.
+/// A batch under construction.
 struct Pending {
     number: usize,
-    /// Places not yet taken up, the next one last.
-    free: Vec<Place>,
-    /// Places that are filled, or could not be.
+    /// Slots not yet assigned, the next one last.
+    free: Vec<Slot>,
+    /// Slots that are filled, or whose sample failed.
     done: Vec<(usize, Outcome)>,
     size: usize,
     finished: Option<Result<ImageBatch>>,
 }
 
-/// One image's place in a batch.
-struct Place {
-    /// Among the images that this loader loads of the batch.
-    slot: usize,
-    /// Among all images of the batch.
+/// The slot of one image in a batch.
+struct Slot {
+    /// The index among the images that this loader loads.
+    index: usize,
+    /// The index among all images of the batch.
     offset: usize,
     pixels: BytesMut,
 }
@@ -95,11 +95,11 @@ enum Outcome {
     Failed(Error),
 }
 
-/// A place to fill, and where its sample stands in the epoch.
+/// A slot to fill, and its sample's position in the epoch.
 struct Job {
     batch: usize,
     position: usize,
-    place: Place,
+    slot: Slot,
 }
 
 impl Batches {
@@ -124,19 +124,19 @@ impl Batches {
             let epoch = batches.epoch.clone();
             match std::thread::Builder::new().name(format!("loader-{worker}")).spawn(move || epoch.work()) {
                 Ok(handle) => batches.workers.push(handle),
-                // The others, or the consumer, do its work: the batches are the same.
+                // The other workers, or the consumer, do its work.
                 Err(error) => log::warn!("loader: cannot start worker {worker} of {workers}: {error}"),
             }
         }
         batches
     }
 
-    /// Samples of the epoch that were passed so far, and how many it has.
+    /// Returns the number of samples processed so far, and the number in the epoch.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
     }
 
-    /// The next finished batch; `None` after the last.
+    /// Returns the next finished batch; `None` after the last.
     fn take(&mut self) -> Option<Result<ImageBatch>> {
         if self.workers.is_empty() {
             while !self.epoch.front_is_finished() {
@@ -161,7 +161,8 @@ impl Iterator for Batches {
                 Some(Ok(batch)) => {
                     let batch_size = self.epoch.context.settings.batch_size;
                     self.progress.items_processed = ((batch.number + 1) * batch_size).min(self.progress.items_total);
-                    // All its samples were skipped: go on to the next. A part of a batch has others to keep step with.
+                    // All its samples were skipped: continue with the next batch. A part of a batch must be yielded to
+                    // keep the ranks in step.
                     if batch.is_empty() && self.epoch.context.settings.part.1 == 1 {
                         continue;
                     }
@@ -219,7 +220,7 @@ impl DataLoaderIterator<ImageBatch> for BurnBatches {
 }
 
 impl Epoch {
-    /// A worker's life.
+    /// The worker loop.
     fn work(&self) {
         let died = catch_unwind(AssertUnwindSafe(|| {
             let mut buffer = Vec::new();
@@ -240,7 +241,7 @@ impl Epoch {
         lock(&self.state)
     }
 
-    /// The next place to fill, once there is room for it; `None` when the epoch needs no more work.
+    /// Waits for the next slot to fill; `None` when the epoch needs no more work.
     fn claim(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
@@ -256,7 +257,7 @@ impl Epoch {
         }
     }
 
-    /// The next place to fill, if there is one now.
+    /// Returns the next slot to fill, if there is one now.
     fn claim_now(&self) -> Option<Job> {
         self.next_job(&mut self.lock())
     }
@@ -269,7 +270,7 @@ impl Epoch {
         if state.stopped {
             return None;
         }
-        // Batches are begun one after the other: only the last can have free places. A part of one may hold nothing.
+        // Batches are begun in order, so only the last can have free slots. A part may be empty.
         while state.queue.back().is_none_or(|batch| batch.free.is_empty()) {
             if self.is_exhausted(state) {
                 return None;
@@ -282,14 +283,14 @@ impl Epoch {
             state.next += 1;
             state.bytes += bytes;
             state.queue.push_back(batch);
-            // The others can help with it, or take it as it is.
+            // Other workers can help with it, or it is complete.
             self.room.notify_all();
             self.ready.notify_one();
         }
         let batch = state.queue.back_mut()?;
-        let place = batch.free.pop()?;
-        let position = self.range.start + batch.number * self.context.settings.batch_size + place.offset;
-        Some(Job { batch: batch.number, position, place })
+        let slot = batch.free.pop()?;
+        let position = self.range.start + batch.number * self.context.settings.batch_size + slot.offset;
+        Some(Job { batch: batch.number, position, slot })
     }
 
     /// Bytes of one image's pixels.
@@ -298,7 +299,7 @@ impl Epoch {
         3 * height * width
     }
 
-    /// Lays out a batch: one buffer, cut into places that are filled each on its own and joined again without a copy.
+    /// Allocates a batch: one buffer, split into slots that are filled independently and joined again without copying.
     fn begin(&self, number: usize) -> Pending {
         let own = self.own(number);
         let offsets = own.clone().chain(self.partner(number));
@@ -306,50 +307,50 @@ impl Epoch {
         let mut pixels = BytesMut::zeroed(size * self.image_bytes());
         let mut free: Vec<_> = offsets
             .enumerate()
-            .map(|(slot, offset)| Place { slot, offset, pixels: pixels.split_to(self.image_bytes()) })
+            .map(|(index, offset)| Slot { index, offset, pixels: pixels.split_to(self.image_bytes()) })
             .collect();
         free.reverse();
         let finished = (size == 0).then(|| self.finish(number, Vec::new()));
         Pending { number, free, done: Vec::with_capacity(size), size, finished }
     }
 
-    /// Images of a batch, over all parts.
+    /// The number of images of a batch, over all parts.
     fn whole(&self, number: usize) -> usize {
         let batch_size = self.context.settings.batch_size;
         batch_size.min(self.range.len() - number * batch_size)
     }
 
-    /// Those of this loader's part.
+    /// The range of images of this loader's part.
     fn own(&self, number: usize) -> Range<usize> {
         let (rank, ranks) = self.context.settings.part;
         let whole = self.whole(number);
         rank * whole / ranks..(rank + 1) * whole / ranks
     }
 
-    /// The image of another part that the first of this part is mixed with.
+    /// The image of another part that the first image of this part is mixed with.
     fn partner(&self, number: usize) -> Option<usize> {
         let (whole, own) = (self.whole(number), self.own(number));
         let mixes = !self.context.settings.mix.choices().is_empty();
         (mixes && !own.is_empty() && own.len() < whole).then(|| (own.start + whole - 1) % whole)
     }
 
-    /// Fills a place, and finishes the batch if it was its last.
+    /// Fills a slot, and finishes the batch if it was the last.
     fn run(&self, job: Job, buffer: &mut Vec<u8>) {
-        let Job { batch, position, place } = job;
-        let slot = place.slot;
-        let outcome = self.fill(position, place.pixels, buffer);
+        let Job { batch, position, slot } = job;
+        let index = slot.index;
+        let outcome = self.fill(position, slot.pixels, buffer);
         if buffer.capacity() > KEPT_BUFFER {
             *buffer = Vec::new();
         }
 
         let mut state = self.lock();
         if matches!(outcome, Outcome::Failed(_)) {
-            // The epoch ends with this batch: begin no other.
+            // The epoch ends with this batch.
             state.next = usize::MAX / self.context.settings.batch_size;
             self.room.notify_all();
         }
         let Some(pending) = state.queue.iter_mut().find(|pending| pending.number == batch) else { return };
-        pending.done.push((slot, outcome));
+        pending.done.push((index, outcome));
         if pending.done.len() < pending.size {
             return;
         }
@@ -366,7 +367,7 @@ impl Epoch {
         self.ready.notify_one();
     }
 
-    /// Reads, decodes and transforms the sample at `position` into `pixels`, or what the policy puts in its place.
+    /// Reads, decodes and transforms the sample at `position`, or its substitute, into `pixels`.
     fn fill(&self, position: usize, mut pixels: BytesMut, buffer: &mut Vec<u8>) -> Outcome {
         let settings = &self.context.settings;
         let order = self.context.sampler.epoch(self.number);
@@ -381,7 +382,7 @@ impl Epoch {
                     return Outcome::Filled { index: draw.index, label, pixels };
                 }
                 Ok(Err(error)) => error,
-                // A defect of ours, not of the data: no policy hides it.
+                // A bug, not a problem of the data: no policy hides it.
                 Err(payload) => {
                     let what = source.location(draw.index).to_string();
                     return Outcome::Failed(Error::WorkerPanicked { what, message: message(&*payload) });
@@ -399,7 +400,7 @@ impl Epoch {
         }
     }
 
-    /// Another sample of this share, drawn from the seed.
+    /// Returns another sample of this shard, drawn from the seed.
     fn substitute(&self, order: &EpochOrder<'_>, position: usize, attempt: u64) -> Draw {
         let drawn = hash(&[self.context.settings.sampler.seed, self.number, position as u64, attempt]);
         order.at((drawn % self.context.sampler.len() as u64) as usize)
@@ -433,7 +434,7 @@ impl Epoch {
         Ok(())
     }
 
-    /// Joins the places to a batch.
+    /// Joins the slots to a batch.
     fn finish(&self, number: usize, mut done: Vec<(usize, Outcome)>) -> Result<ImageBatch> {
         let settings = &self.context.settings;
         let mut watch = Stopwatch::start();
@@ -447,7 +448,7 @@ impl Epoch {
                 Outcome::Filled { index, label, pixels } => {
                     indices.push(index);
                     labels.push(label);
-                    // Neighbours in memory are joined in O(1); after a skipped sample the rest moves up.
+                    // Adjacent slots are joined in O(1); after a skipped sample the rest is moved up.
                     images.unsplit(pixels);
                 }
                 Outcome::Skipped => {}
@@ -458,11 +459,11 @@ impl Epoch {
         let shape = [indices.len(), 3, height, width];
         let labels = labels.into_iter().collect();
         let images = Vec::from(images);
-        // Each rank and slice mixes in its own way.
+        // Each rank and slice mixes differently.
         let seed = hash(&[settings.sampler.seed, settings.sampler.rank as u64, self.range.start as u64]);
         let mut mix = settings.mix.draw((seed, self.number, number as u64), indices.len(), width as u32, height as u32);
         if let Some(mix) = mix.as_mut().filter(|_| own < self.whole(number)) {
-            // Each with the one before it, the first with the partner that comes after all.
+            // Each image is mixed with the previous one, the first with the appended partner.
             let count = indices.len() - usize::from(has_partner);
             let first = if has_partner { count } else { 0 };
             mix.permutation = (0..count).map(|i| i.checked_sub(1).unwrap_or(first) as u32).collect();
@@ -476,7 +477,7 @@ impl Epoch {
         self.lock().queue.front().is_some_and(|batch| batch.finished.is_some())
     }
 
-    /// Waits for the first batch of the queue; `None` when none is left.
+    /// Waits for the first batch of the queue; `None` if none is left.
     fn take(&self) -> Option<Result<ImageBatch>> {
         let mut state = self.lock();
         loop {

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::lock;
 use crate::{Error, Source};
 
-/// What to do with a sample that cannot be read or decoded. Never silent: each is logged, counted in the epoch's
-/// meters and listed.
+/// The policy for samples that cannot be read or decoded. Each is logged, counted in the epoch's meters and listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BadSamples {
@@ -17,7 +16,7 @@ pub enum BadSamples {
     Strict,
     /// Leave it out: its batch is one image shorter. An epoch of nothing but bad samples is an error.
     Skip,
-    /// Put another sample, drawn from the seed, in its place, with that sample's label: batches stay full.
+    /// Replace it by another sample, drawn from the seed, with that sample's label: batches stay full.
     Substitute,
 }
 
@@ -28,9 +27,9 @@ pub struct BadSample {
     pub index: usize,
     /// Its key, by which a quarantine file names it.
     pub key: String,
-    /// Where its bytes lie: archive → member @ offset.
+    /// The location of its bytes: archive → member @ offset.
     pub location: String,
-    /// What is wrong with it.
+    /// The cause.
     pub cause: String,
     /// How often it was met.
     pub times: u64,

@@ -70,7 +70,7 @@ impl Source for Counting {
     }
 }
 
-/// Paints the sample's number and a random colour; takes longer for some samples than for others.
+/// Paints the sample's number and a random color; some samples take longer than others.
 pub(crate) struct Paint {
     /// Height and width.
     pub size: [usize; 2],

@@ -48,8 +48,8 @@ fn batches_are_the_same_with_any_number_of_workers() {
         for workers in [1, 2, 16] {
             assert_eq!(load(workers), [first.clone(), second.clone()], "{order:?} with {workers} workers");
         }
-        let colours = |batches: &[ImageBatch]| batches.iter().map(|batch| batch.images[6]).collect::<Vec<_>>();
-        assert_ne!(colours(&first), colours(&second), "epochs differ in their random choices");
+        let colors = |batches: &[ImageBatch]| batches.iter().map(|batch| batch.images[6]).collect::<Vec<_>>();
+        assert_ne!(colors(&first), colors(&second), "epochs differ in their random choices");
     }
 }
 
@@ -108,14 +108,14 @@ fn shares_have_equal_counts_and_together_hold_each_sample() {
     }
 }
 
-/// Rows of images as the device has them, with their targets, whatever their part.
+/// Returns rows of images on the device with their targets, over all parts.
 fn mixed(batches: &[ImageBatch]) -> Vec<(Vec<f32>, Vec<f32>)> {
     let device = Device::flex();
     let rows = |batch: &ImageBatch| -> Vec<(Vec<f32>, Vec<f32>)> {
         if batch.is_empty() {
             return Vec::new();
         }
-        let images: Vec<f32> = batch.normalise([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>().collect();
+        let images: Vec<f32> = batch.normalize([0.0; 3], [1.0; 3], &device).into_data().iter::<f32>().collect();
         let targets: Vec<f32> = batch.soft_targets(3, &device).into_data().iter::<f32>().collect();
         assert_eq!([images.len() / 18, targets.len() / 3], [batch.mixed_len(); 2]);
         images.chunks(18).zip(targets.chunks(3)).map(|(image, target)| (image.to_vec(), target.to_vec())).collect()
@@ -184,8 +184,8 @@ fn repeats_are_transformed_anew() {
     let loader = builder(Counting::new(8)).shuffle().repeats(4).build().unwrap();
     for batch in epoch(&loader) {
         assert!(batch.indices.iter().all(|&index| index == batch.indices[0]));
-        let colours: HashSet<_> = batch.images.chunks_exact(18).map(|image| image[6]).collect();
-        assert!(colours.len() > 1, "{colours:?}");
+        let colors: HashSet<_> = batch.images.chunks_exact(18).map(|image| image[6]).collect();
+        assert!(colors.len() > 1, "{colors:?}");
     }
 }
 
@@ -206,7 +206,7 @@ fn skip_leaves_bad_samples_out_counts_and_lists_them() {
     let source = Counting::new(16).broken_at(&[1, 4, 5, 6, 7]);
     let loader = builder(source).bad_samples(BadSamples::Skip).build().unwrap();
     let batches = epoch(&loader);
-    // The second batch has no good sample and is passed over.
+    // The second batch has no good sample and is skipped.
     assert_eq!(batches.iter().map(|batch| batch.number).collect::<Vec<_>>(), [0, 2, 3]);
     assert_eq!(batches[0].indices, [0, 2, 3]);
     assert_eq!(batches[0].shape, [3, 3, 2, 3]);
@@ -298,8 +298,8 @@ fn dropping_an_iterator_stops_its_workers() {
                 drop(batches);
                 let read = source.reads.load(Relaxed);
                 std::thread::sleep(Duration::from_millis(5));
-                assert_eq!(source.reads.load(Relaxed), read, "nobody reads on");
-                assert_eq!(Arc::strong_count(&loader.context), 1, "nobody holds the loader");
+                assert_eq!(source.reads.load(Relaxed), read, "nothing reads on");
+                assert_eq!(Arc::strong_count(&loader.context), 1, "nothing holds the loader");
             }
         }
     });
@@ -319,7 +319,7 @@ fn a_hundred_epochs_leave_nothing_behind() {
     }
     assert_eq!(loader.bad_samples().len(), 1);
     assert_eq!(loader.bad_samples()[0].times, 100);
-    // Other tests run beside this one, with at most 16 workers each; 99 epochs would have left 396 threads.
+    // Other tests run concurrently with at most 16 workers each; 99 epochs would have left 396 threads.
     assert!(most < 300, "{most} threads");
 }
 
@@ -345,18 +345,18 @@ fn burn_s_slices_split_each_epoch_and_count_epochs_by_themselves() {
 }
 
 #[test]
-fn unlabelled_sources_are_refused_unless_allowed() {
-    let source = Unlabelled(Counting::new(3));
+fn unlabeled_sources_are_refused_unless_allowed() {
+    let source = Unlabeled(Counting::new(3));
     let builder = ImageLoader::builder(Arc::new(source), Arc::new(Paint::default())).workers(0);
     let message = builder.clone().build().unwrap_err().to_string();
     assert!(message.contains("counting → 0 @ 0 has no label"), "{message}");
-    let loader = builder.allow_unlabelled(true).build().unwrap();
+    let loader = builder.allow_unlabeled(true).build().unwrap();
     assert_eq!(epoch(&loader)[0].labels, None);
 }
 
-struct Unlabelled(Counting);
+struct Unlabeled(Counting);
 
-impl Source for Unlabelled {
+impl Source for Unlabeled {
     fn len(&self) -> usize {
         self.0.len()
     }

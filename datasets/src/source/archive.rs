@@ -24,10 +24,10 @@ use crate::{Error, Result, imagenet};
 /// The file names of the official archives: training images, validation images.
 pub(super) const OFFICIAL_NAMES: [&str; 2] = ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"];
 
-/// The training and the validation archive, where there is one.
+/// The training and the validation archive, if present.
 pub(super) type Archives = [Option<Arc<dyn ReadAt>>; 2];
 
-/// The archives that a folder holds; `None` where it holds neither.
+/// Returns the archives in a folder; `None` if there are none.
 pub(super) fn local_archives(folder: &Path) -> Result<Option<Archives>> {
     let mut archives = [None, None];
     for (archive, name) in archives.iter_mut().zip(OFFICIAL_NAMES) {
@@ -39,8 +39,8 @@ pub(super) fn local_archives(folder: &Path) -> Result<Option<Archives>> {
     Ok(archives.iter().any(Option::is_some).then_some(archives))
 }
 
-/// Which official archive a tar is by its first member: of archives, or of validation images; `None` where neither.
-pub(super) fn recognise(file: &Arc<dyn ReadAt>) -> Result<Option<Archives>> {
+/// Recognizes an official archive by its first member: an archive, or a validation image; `None` if it is neither.
+pub(super) fn recognize(file: &Arc<dyn ReadAt>) -> Result<Option<Archives>> {
     let Some(first) = Tar::new(file).next_file()? else { return Ok(None) };
     Ok(match () {
         () if class_of(&first.name).is_some() => Some([Some(file.clone()), None]),
@@ -61,7 +61,7 @@ pub(super) fn find<'a>(container: String, [train, val]: Archives, options: &'a O
 }
 
 impl Packed {
-    /// The samples of an official training archive, wherever it lies.
+    /// Opens an official training archive, local or remote.
     ///
     /// # Errors
     /// [`Error::Corrupt`] where the archive or one inside is broken, [`Error::Layout`] where it has no images or, unless
@@ -71,7 +71,7 @@ impl Packed {
         Ok(open_train(Arc::new(file), &cache, options.allow_empty_classes)?.0)
     }
 
-    /// The samples of an official validation archive, labelled in all 1000 classes.
+    /// Opens an official validation archive, labeled with all 1000 classes.
     ///
     /// # Errors
     /// As [`official_train`](Packed::official_train), and [`Error::Layout`] for an image without a known label.
@@ -122,7 +122,7 @@ fn open_val(
     let label = |index| {
         let name = table.names.get(index);
         let wnid = builtin_wnid(&name).ok_or_else(|| {
-            Error::layout(file.name(), format!("{name} is no official validation image, so no label is known for it"))
+            Error::layout(file.name(), format!("{name} is not an official validation image, so its label is unknown"))
         })?;
         by_id.get(wnid.as_str()).copied().ok_or_else(|| {
             Error::layout(file.name(), format!("{name} is of class {wnid}, which the training archive lacks"))
@@ -142,16 +142,16 @@ fn class_list(file: &Arc<dyn ReadAt>, cache: &IndexCache) -> Result<Vec<Class>> 
     Ok(table.label_names.iter().map(|id| imagenet::named_class(id)).collect())
 }
 
-/// The class that an inner archive is of: `n01440764` for `n01440764.tar`.
+/// Returns the class of an inner archive: `n01440764` for `n01440764.tar`.
 fn class_of(member: &str) -> Option<&str> {
     let name = member.rsplit('/').next()?;
     name.strip_suffix(".tar").filter(|class| !class.is_empty() && !class.starts_with('.'))
 }
 
-/// Archives by the class they are of.
+/// Archives by class.
 type ClassArchives = Vec<(String, Member)>;
 
-/// The inner archives of a training archive, sorted by class, and what is to be noted.
+/// Returns the inner archives of a training archive, sorted by class, and the notes.
 fn class_archives(file: &Arc<dyn ReadAt>) -> Result<(ClassArchives, Vec<String>)> {
     let mut tar = Tar::new(file);
     let mut archives = Vec::new();
@@ -169,7 +169,7 @@ fn class_archives(file: &Arc<dyn ReadAt>) -> Result<(ClassArchives, Vec<String>)
     }
     let mut notes = Vec::new();
     if left_out > 0 {
-        notes.push(format!("{}: {left_out} members are no class archives and are left out", file.name()));
+        notes.push(format!("{}: {left_out} members are not class archives and are skipped", file.name()));
     }
     if !tar.marked_end {
         notes.push(unmarked(file.name()));
@@ -209,7 +209,7 @@ fn index_val(file: &Arc<dyn ReadAt>) -> Result<Table> {
 
 fn note_left_out(notes: &mut Vec<String>, name: &str, count: usize) {
     if count > 0 {
-        notes.push(format!("{name}: {count} members are no images and are left out"));
+        notes.push(format!("{name}: {count} members are not images and are skipped"));
     }
 }
 
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn one_archive_alone_is_recognised_by_what_it_holds() {
+    fn one_archive_alone_is_recognized_by_what_it_holds() {
         let data = small();
         let path = |name| data.folder.path().join(name);
         fs::rename(path(OFFICIAL_NAMES[1]), path("renamed.tar")).unwrap();
@@ -362,7 +362,7 @@ mod tests {
         assert!(matches!(data.open(Split::Val), Err(Error::MissingSplit { .. })));
     }
 
-    /// Every archive of the corpus is refused with an error that says where and why.
+    /// Every archive of the corpus is rejected with an error that names the location and the cause.
     #[test]
     fn broken_archives_are_refused_with_archive_member_and_offset() {
         let train_says = |train: &[u8], expected: &[&str]| {
@@ -376,16 +376,16 @@ mod tests {
         assert!(Data::new(Some(&good), None).open(Split::Train).is_ok());
 
         train_says(&good[..300], &["@ 0", "inside a header"]);
-        train_says(&good[..1000], &["a.tar", "@ 0", "bytes but only 488 are left"]);
+        train_says(&good[..1000], &["a.tar", "@ 0", "bytes, but only 488 are left"]);
         train_says(&pack(&[("a", one[..1024 + 100].to_vec())]), &["a.tar", "@ 1536", "inside a header"]);
         train_says(&pack(&[("a", one[..1024 + 512].to_vec())]), &["a.tar → a_2.JPEG", "@ 1536", "only 0 are left"]);
 
         let mut lying = good.clone();
         testing::set_size(&mut lying, 512 + 1024, b"00000077777");
-        train_says(&lying, &["a.tar → a_2.JPEG", "@ 1536", "says 32767 bytes"]);
+        train_says(&lying, &["a.tar → a_2.JPEG", "@ 1536", "declares 32767 bytes"]);
         let mut huge = good.clone();
         testing::set_size(&mut huge, 0, b"77777777777");
-        train_says(&huge, &["a.tar", "says 8589934591 bytes"]);
+        train_says(&huge, &["a.tar", "declares 8589934591 bytes"]);
 
         let twice = class(&[("a_1.JPEG", "first"), ("a_1.JPEG", "again")]);
         train_says(&pack(&[("a", twice)]), &["a.tar → a_1.JPEG", "is there twice, also at 1024"]);

@@ -7,8 +7,8 @@
 //! DATA/ILSVRC/Data/CLS-LOC/val/IMAGE with DATA/LOC_val_solution.csv
 //! ```
 //!
-//! Classes sort by name, byte by byte, and so do the images of a class. Names that begin with a dot are passed over.
-//! Symbolic links are followed; a folder that was seen already in the same class is not entered again, so loops end.
+//! Classes sort by name, byte by byte, and so do the images of a class. Hidden files are skipped. Symbolic links are
+//! followed; a folder is entered once per class, so loops end.
 
 use std::{
     borrow::Cow,
@@ -30,10 +30,10 @@ use crate::{Error, Result, imagenet};
 /// The names a training split's folder may have.
 const TRAIN_NAMES: [&str; 2] = ["train", "training"];
 
-/// The names a validation split's folder may have, the first one that is there counts.
+/// The names a validation split's folder may have; the first existing one counts.
 const VAL_NAMES: [&str; 4] = ["val", "valid", "validation", "test"];
 
-/// Images that lie in a folder as files. Opening one lists the files and opens none.
+/// Images as files in a folder. Opening it lists the files without opening them.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
@@ -86,7 +86,7 @@ impl Folder {
         Ok(Self { root: PathBuf::new(), classes: Vec::new(), names, labels: Labels::Absent })
     }
 
-    /// The official validation images in one folder, `root/split/*`, each labelled by the wnid that `wnid_of` knows
+    /// The official validation images in one folder, `root/split/*`, each labeled by the wnid that `wnid_of` knows
     /// for its file name.
     fn official_val(
         root: &Path,
@@ -165,13 +165,13 @@ fn read_file(path: &Path, buffer: &mut Vec<u8>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Recognises a folder with splits or with one level of classes; `None` where it is neither.
+/// Recognizes a folder with splits or with one level of classes; `None` if it is neither.
 pub(super) fn find_classes<'a>(root: &'a Path, options: &'a OpenOptions) -> Result<Option<Found<'a>>> {
     let train = TRAIN_NAMES.iter().copied().find(|name| root.join(name).is_dir());
     let val = VAL_NAMES.iter().copied().find(|name| root.join(name).is_dir());
     let train_classes = train.map(|name| subfolders(&root.join(name))).transpose()?.unwrap_or_default();
     let val_classes = val.map(|name| subfolders(&root.join(name))).transpose()?.unwrap_or_default();
-    // A lone `test` or `val` may well be a class; with class folders inside it is a split.
+    // A lone `test` or `val` may be a class; with class folders inside it is a split.
     if !train_classes.is_empty() || !val_classes.is_empty() {
         return divided(root, train.zip(Some(train_classes)), val.zip(Some(val_classes)), options).map(Some);
     }
@@ -196,7 +196,7 @@ pub(super) fn find_classes<'a>(root: &'a Path, options: &'a OpenOptions) -> Resu
     }))))
 }
 
-/// A folder with `train`, `val` or both. The classes are the training split's where there is one.
+/// Opens a folder with `train`, `val` or both. The classes are the training split's if there is one.
 fn divided<'a>(
     root: &'a Path,
     train: Option<(&'static str, Vec<String>)>,
@@ -286,7 +286,7 @@ pub(super) fn builtin_wnid(file_name: &str) -> Option<String> {
 }
 
 /// Reads `LOC_val_solution.csv` (`ImageId,PredictionString`, where the string begins with the wnid) from the folders
-/// above `CLS-LOC`; empty where there is none.
+/// above `CLS-LOC`; empty if there is none.
 fn read_solution(root: &Path) -> Result<HashMap<String, String>> {
     let found = root.ancestors().take(4).map(|folder| folder.join("LOC_val_solution.csv")).find(|path| path.is_file());
     let Some(path) = found else { return Ok(HashMap::new()) };
@@ -305,7 +305,7 @@ fn read_solution(root: &Path) -> Result<HashMap<String, String>> {
     Ok(solution)
 }
 
-/// Refuses a part without samples, and one with empty classes unless they are allowed; then notes them.
+/// Rejects a split without samples, and one with empty classes unless they are allowed, which are then noted.
 fn check_classes(container: &str, folder: &Folder, allow_empty: bool) -> Result<Vec<String>> {
     if folder.is_empty() {
         return Err(Error::layout(container, format!("no images; looked for {}", super::IMAGE_EXTENSIONS.join(", "))));
@@ -323,7 +323,7 @@ fn check_classes(container: &str, folder: &Folder, allow_empty: bool) -> Result<
     Err(Error::layout(container, format!("{finding}; remove the empty folders or allow empty classes")))
 }
 
-/// The names of the folders in a folder, sorted; links to folders count, names that begin with a dot do not.
+/// Returns the names of the subfolders, sorted; links to folders count, hidden folders do not.
 fn subfolders(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for (name, entry) in entries(folder)? {
@@ -364,7 +364,7 @@ fn images_below(folder: &Path) -> Result<Vec<String>> {
     Ok(images)
 }
 
-/// Calls `visit` with each image below a folder. Each real folder is entered once, by whatever link it is reached.
+/// Calls `visit` with each image below a folder. Each folder is entered once, even if several links lead to it.
 fn walk(top: &Path, visit: &mut dyn FnMut(String) -> ControlFlow<()>) -> Result<()> {
     let mut seen = HashSet::new();
     let mut open = vec![String::new()];
@@ -410,7 +410,7 @@ enum EntryKind {
     Other,
 }
 
-/// What an entry is, links followed; a link that leads nowhere is an error if it is named like an image.
+/// Returns the type of an entry, following links; a dangling link is an error if it is named like an image.
 fn kind_of(entry: &fs::DirEntry) -> Result<EntryKind> {
     let path = entry.path();
     let mut kind = entry.file_type().map_err(|source| Error::io(&path, source))?;
@@ -441,7 +441,7 @@ mod tests {
         *,
     };
 
-    /// A folder with the given files; each holds its own path.
+    /// Creates a folder with the given files; each contains its own path.
     fn tree(files: &[&str]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for file in files {
@@ -543,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn kaggles_layout_is_labelled_by_its_solution_file() {
+    fn kaggles_layout_is_labeled_by_its_solution_file() {
         let data = "ILSVRC/Data/CLS-LOC";
         let root = tree(&[
             &format!("{data}/train/n02085620/n02085620_1.JPEG"),

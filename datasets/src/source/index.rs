@@ -1,8 +1,8 @@
 //! What an archive holds, as a table of offsets; built once by reading headers, then kept in the cache folder.
 //!
-//! A cached index is a file of its own for each archive. It states which archive it is of, by path, length and time, so
-//! that a changed archive is indexed anew, and ends in a checksum, so that a damaged file is too. It is written beside
-//! its place, synced and renamed: two processes that index at once each write a whole file, and the later one stays.
+//! Each archive has its own index file. It identifies the archive by path, length and time, so that a changed archive is
+//! indexed again, and ends with a checksum, so that a damaged index is rebuilt too. It is written to a temporary name,
+//! synced and renamed: if two processes index concurrently, each writes a complete file, and the later one is kept.
 
 use std::{
     env, fs,
@@ -31,7 +31,7 @@ pub(crate) struct Table {
     pub labels: Vec<u32>,
     /// The labels' identifiers where the archive names them rather than numbers them.
     pub label_names: Vec<String>,
-    /// What a user should know of the archive.
+    /// Notes on the archive for the user.
     pub notes: Vec<String>,
 }
 
@@ -81,18 +81,18 @@ impl Table {
 pub(crate) struct IndexCache(Option<PathBuf>);
 
 impl IndexCache {
-    /// The given folder, or `hearth/index` in the user's cache folder; where there is none, nothing is kept.
+    /// The given folder, or `hearth/index` in the user's cache folder; without one, nothing is cached.
     pub(crate) fn new(folder: Option<&Path>) -> Self {
         Self(folder.map(Path::to_owned).or_else(|| Some(user_cache()?.join("hearth").join("index"))))
     }
 
-    /// The table of `file` from the cache, or else as `build` makes it, which is then kept. `layout` tells apart the
-    /// tables that different kinds of source make of one file.
+    /// Returns the table of `file` from the cache, or builds and caches it. `layout` distinguishes the tables that
+    /// different kinds of source build of one file.
     pub(crate) fn get(&self, file: &dyn ReadAt, layout: &str, build: impl FnOnce() -> Result<Table>) -> Result<Table> {
         let key = format!("{layout}\n{}\n{}", file.identity(), file.version());
         let path = self.0.as_ref().map(|folder| {
-            let place = fnv(format!("{layout}\n{}", file.identity()).as_bytes());
-            folder.join(format!("{place:016x}.index"))
+            let name = fnv(format!("{layout}\n{}", file.identity()).as_bytes());
+            folder.join(format!("{name:016x}.index"))
         });
         if let Some(path) = &path
             && let Some(table) = load(path, &key, file.len())
@@ -148,7 +148,7 @@ fn store(path: &Path, key: &str, table: &Table) -> io::Result<()> {
     write_atomically(path, &out.0)
 }
 
-/// Writes a file beside its place, syncs it and renames it there, so that nobody ever reads half of it.
+/// Writes a file atomically: to a temporary name, synced and renamed, so that it is never read incomplete.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     if let Some(folder) = path.parent() {
@@ -169,7 +169,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-/// FNV-1a, 64 bits: enough to tell paths apart, and the key inside decides.
+/// FNV-1a, 64 bits: sufficient to distinguish paths; the key in the file is authoritative.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }

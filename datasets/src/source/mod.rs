@@ -1,6 +1,6 @@
-//! Where samples come from: an index of a sample's bytes and its label.
+//! Sources of samples: where a sample's bytes are, and its label.
 //!
-//! [`open`] recognises what a path, a pattern or a URL holds; one module a kind does the reading.
+//! [`open`] recognizes what a path, a pattern or a URL holds; one module a kind does the reading.
 
 mod archive;
 mod folder;
@@ -55,7 +55,7 @@ pub struct Class {
     pub name: String,
 }
 
-/// Where a sample's bytes lie, for error messages and reports: `archive → member @ offset`.
+/// The location of a sample's bytes, for error messages and reports: `archive → member @ offset`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
     /// The file, archive or URL that holds the sample.
@@ -100,7 +100,7 @@ pub trait Source: Send + Sync {
     /// A stable key: the same sample has the same key in every process and on every machine.
     fn key(&self, index: usize) -> Cow<'_, str>;
 
-    /// Where the bytes lie, for messages.
+    /// Returns the location of the bytes, for messages.
     fn location(&self, index: usize) -> Location;
 
     /// Replaces the content of `buffer` by the encoded bytes of sample `index`.
@@ -161,7 +161,7 @@ pub(crate) fn parallel<T: Send>(
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// The check that every [`Source`] makes of an index that comes from outside.
+/// Checks an index that a caller passed to a [`Source`].
 pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
     if index < len { Ok(()) } else { Err(crate::Error::OutOfRange { index, len }) }
 }

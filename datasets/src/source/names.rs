@@ -24,7 +24,7 @@ impl Names {
     /// Appends a group: every name is `base` followed by one of `names`.
     ///
     /// # Errors
-    /// Where the packed names pass 4 GiB or the samples 4 billion.
+    /// Fails if the packed names pass 4 GiB or the samples 4 billion.
     pub(crate) fn push_group<S: AsRef<str>>(&mut self, base: &str, names: &[S]) -> Result<()> {
         let (prefix, suffix) = common_ends(names);
         let first = u32::try_from(self.ends.len()).map_err(|_| too_many())?;
@@ -130,7 +130,7 @@ fn too_many() -> Error {
     Error::layout("index", "more than 4 GiB of sample names; split the data set")
 }
 
-/// The longest text that all names begin with, and the longest one that all end with beside it.
+/// Returns the longest common prefix of all names, and the longest common suffix after it.
 fn common_ends<S: AsRef<str>>(names: &[S]) -> (&str, &str) {
     let Some((first, rest)) = names.split_first() else { return ("", "") };
     let first = first.as_ref();
@@ -163,7 +163,7 @@ pub(crate) enum Labels {
     Absent,
     /// All samples of a group of [`Names`] share one.
     PerGroup(Vec<u32>),
-    /// Each sample has its own.
+    /// One label per sample.
     PerSample(Vec<u32>),
 }
 
@@ -178,7 +178,7 @@ impl Labels {
     }
 }
 
-/// Compares names as people sort them: `image2` before `image10`; by bytes where that says nothing.
+/// Compares names in natural order: `image2` before `image10`; by bytes if they are equal.
 pub fn natural_order(a: &str, b: &str) -> std::cmp::Ordering {
     let (mut left, mut right) = (a, b);
     while let (Some(x), Some(y)) = (left.chars().next(), right.chars().next()) {

@@ -1,4 +1,4 @@
-//! From a path, a pattern or a URL to the source it stands for.
+//! Opening a data set from a path, a pattern or a URL.
 
 use std::{
     fmt,
@@ -17,12 +17,12 @@ use crate::{Digits, Error, Result};
 /// Which part of a data set to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Split {
-    /// What a network is trained on.
+    /// The training split.
     #[default]
     Train,
-    /// What it is measured on.
+    /// The validation split.
     Val,
-    /// Everything there is, train first.
+    /// Both splits, train first.
     All,
 }
 
@@ -50,7 +50,7 @@ impl FromStr for Split {
         [Split::Train, Split::Val, Split::All]
             .into_iter()
             .find(|split| split.name() == text)
-            .ok_or_else(|| format!("`{text}` is no split; there are train, val and all"))
+            .ok_or_else(|| format!("unknown split `{text}`; expected train, val or all"))
     }
 }
 
@@ -86,7 +86,7 @@ impl SourceKind {
         SourceKind::Images,
     ];
 
-    /// The name, as `--source` takes it.
+    /// Returns the name that `--source` accepts.
     pub fn name(self) -> &'static str {
         match self {
             SourceKind::Archive => "archive",
@@ -112,20 +112,20 @@ impl FromStr for SourceKind {
     fn from_str(text: &str) -> Result<Self, String> {
         SourceKind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
             let names: Vec<_> = SourceKind::ALL.iter().map(|kind| kind.name()).collect();
-            format!("`{text}` is no kind of source; there are {}", names.join(", "))
+            format!("unknown kind of source `{text}`; expected one of {}", names.join(", "))
         })
     }
 }
 
-/// How [`open`] opens a data set. `OpenOptions::default()` opens the training split of whatever it finds.
+/// Options of [`open`]. `OpenOptions::default()` opens the training split of any kind of data.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// The part to open.
     pub split: Split,
-    /// The kind, where recognising it is not wanted.
+    /// The kind; by default it is detected.
     pub kind: Option<SourceKind>,
-    /// The share of the training data that becomes the validation split where the data has none of its own, drawn by
-    /// class (see [`Subset::split`]). `None`: such data has no validation split.
+    /// The fraction of the training data that becomes the validation split if the data has none, drawn by class (see
+    /// [`Subset::split`]). `None`: such data has no validation split.
     pub val_fraction: Option<f64>,
     /// The seed of that draw.
     pub seed: u64,
@@ -140,11 +140,11 @@ pub struct OpenOptions {
 /// How files on servers are read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
-    /// How often a request that failed is made again, with pauses of 0.1 s, 0.2 s, 0.4 s, … 20 s between.
+    /// The number of retries of a failed request, with pauses of 0.1 s, 0.2 s, 0.4 s, … 20 s.
     pub retries: u32,
-    /// A folder on disk that keeps what was fetched; `None` keeps nothing.
+    /// A disk cache of fetched data; `None` caches nothing.
     pub cache_folder: Option<PathBuf>,
-    /// The most bytes that it keeps.
+    /// The largest size of the disk cache in bytes.
     pub cache_bytes: u64,
 }
 
@@ -170,7 +170,7 @@ pub struct Opened {
     pub kind: SourceKind,
     /// The split that was opened.
     pub split: Split,
-    /// What a user should know but need not stop for, a sentence each: empty classes, files left out.
+    /// Notes for the user, one sentence each: empty classes, skipped files.
     pub notes: Vec<String>,
 }
 
@@ -186,26 +186,26 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// A source and what is to be noted about it.
+/// A source and notes about it.
 pub(super) struct Part {
     pub source: Arc<dyn Source>,
     pub notes: Vec<String>,
 }
 
-/// Opens a part when it is asked for: nobody indexes the training archive to read the validation images.
+/// Opens a split lazily: the training archive is not indexed to read the validation images.
 pub(super) type OpenPart<'a> = Box<dyn FnOnce() -> Result<Part> + 'a>;
 
-/// What a kind finds at a path, before a split is chosen.
+/// What is found at a path, before a split is selected.
 pub(super) enum Found<'a> {
-    /// Data with splits of its own, or at least one of them.
+    /// Data with splits, or at least one of them.
     Divided { container: String, train: Option<OpenPart<'a>>, val: Option<OpenPart<'a>> },
     /// Data without.
     Whole(OpenPart<'a>),
 }
 
-/// Opens the data set that `spec` stands for.
+/// Opens the data set `spec`.
 ///
-/// A path is looked at in this order, and the first that fits is opened; `options.kind` asks for one:
+/// The kinds are tried in this order, and the first match is opened; `options.kind` selects one:
 ///
 /// | kind | path |
 /// |---|---|
@@ -220,22 +220,22 @@ pub(super) enum Found<'a> {
 /// A URL (`http://`, `https://`, `s3://`, `gs://`, `az://`; cargo feature `remote`) is one `.tar` or `.parquet`, a
 /// pattern of them, or a folder: of any of these where the store can list it, of the official archives elsewhere.
 ///
-/// Data with a `train` and a `val` part opens the one that `options.split` names, and both for [`Split::All`]. Data
-/// without parts is opened whole for `Train` and `All`, and has no `Val`, unless `options.val_fraction` splits it; the
-/// same goes for data that has a `train` part alone. Images without labels are opened whole whatever the split.
+/// Data with a `train` and a `val` split opens the one that `options.split` names, and both for [`Split::All`]. Data
+/// without splits is opened whole for `Train` and `All`, and has no `Val`, unless `options.val_fraction` splits it;
+/// likewise for data with a `train` split alone. Images without labels are opened whole for every split.
 ///
 /// # Errors
-/// [`Error::Unrecognised`] names what was looked for; [`Error::MissingSplit`], [`Error::Layout`] (no samples, empty
+/// [`Error::Unrecognized`] names the accepted layouts; [`Error::MissingSplit`], [`Error::Layout`] (no samples, empty
 /// classes, classes that only `val` knows), [`Error::Io`].
 pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
     let path = Path::new(spec);
-    let (kind, found) = recognise(spec, path, options)?;
+    let (kind, found) = recognize(spec, path, options)?;
     let part = select(spec, found, options, kind)?;
     log::debug!("{spec}: {kind}, {} samples of {} classes", part.source.len(), part.source.classes().len());
     Ok(Opened { source: part.source, kind, split: options.split, notes: part.notes })
 }
 
-fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
+fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
     let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
     let mut looked_for = Vec::new();
 
@@ -266,14 +266,14 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             return Ok((SourceKind::Images, whole(move || folder::Folder::files(&files))));
         }
         looked_for.push("images among the files that match the pattern");
-        return Err(unrecognised(spec, &looked_for));
+        return Err(unrecognized(spec, &looked_for));
     }
 
     let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if metadata.is_file() {
         if wanted(SourceKind::Archive) && spec.ends_with(".tar") {
             let file: Arc<dyn ReadAt> = Arc::new(LocalFile::open(path)?);
-            if let Some(archives) = archive::recognise(&file)? {
+            if let Some(archives) = archive::recognize(&file)? {
                 return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
             }
             looked_for.push("a tar of one tar a class, or of ILSVRC2012_val_….JPEG");
@@ -290,7 +290,7 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             return Ok((SourceKind::Images, whole(move || folder::Folder::files(&[path.to_owned()]))));
         }
         looked_for.push("an image file (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
-        return Err(unrecognised(spec, &looked_for));
+        return Err(unrecognized(spec, &looked_for));
     }
 
     if wanted(SourceKind::Archive) {
@@ -334,7 +334,7 @@ fn recognise<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         }
         looked_for.push("images (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
     }
-    Err(unrecognised(spec, &looked_for))
+    Err(unrecognized(spec, &looked_for))
 }
 
 #[cfg(not(feature = "remote"))]
@@ -342,11 +342,11 @@ fn find_remote<'a>(spec: &str, _options: &'a OpenOptions) -> Result<(SourceKind,
     Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "remote" })
 }
 
-/// Opens what lies behind a URL: archives by their names or content, shards, tables.
+/// Opens a URL: archives by their names or content, shards, tables.
 #[cfg(feature = "remote")]
 fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
     if !super::remote::is_remote(spec) {
-        return Err(unrecognised(spec, &["http://, https://, s3://, gs://, az://"]));
+        return Err(unrecognized(spec, &["http://, https://, s3://, gs://, az://"]));
     }
     let wanted = |kind| options.kind.is_none_or(|asked| asked == kind);
     let (files, manifest) = super::remote::files(spec, &options.remote)?;
@@ -356,7 +356,7 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
             .map(|name| files.iter().find(|file| file.name().rsplit('/').next() == Some(name)).cloned());
         let found = match files.as_slice() {
             _ if official.iter().any(Option::is_some) => Some(official),
-            [file] => archive::recognise(file)?,
+            [file] => archive::recognize(file)?,
             _ => None,
         };
         if let Some(archives) = found {
@@ -381,7 +381,7 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
     if wanted(SourceKind::Parquet) && all_end(".parquet") {
         return Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "parquet" });
     }
-    Err(unrecognised(spec, &["the official archives", "shards (*.tar)", "Parquet tables (*.parquet)"]))
+    Err(unrecognized(spec, &["the official archives", "shards (*.tar)", "Parquet tables (*.parquet)"]))
 }
 
 #[cfg(feature = "parquet")]
@@ -395,8 +395,8 @@ fn find_parquet<'a>(spec: &str, _files: &[PathBuf], _options: &'a OpenOptions) -
     Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "parquet" })
 }
 
-fn unrecognised(spec: &str, looked_for: &[&str]) -> Error {
-    Error::Unrecognised { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
+fn unrecognized(spec: &str, looked_for: &[&str]) -> Error {
+    Error::Unrecognized { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
 }
 
 fn whole<'a, S: Source + 'static>(open: impl FnOnce() -> Result<S> + 'a) -> Found<'a> {
@@ -423,7 +423,7 @@ fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind)
     match (options.split, train, val) {
         (Split::Train, Some(train), Some(_)) => train(),
         (Split::Train | Split::Val, Some(train), None) => draw_split(&container, train()?, options),
-        (Split::Train, None, _) => Err(missing(Split::Train, "there is validation data alone")),
+        (Split::Train, None, _) => Err(missing(Split::Train, "there is only validation data")),
         (Split::Val, _, Some(val)) => val(),
         (Split::All, Some(train), Some(val)) => {
             let (train, val) = (train()?, val()?);
@@ -435,7 +435,7 @@ fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind)
     }
 }
 
-/// The split of data that has none of its own.
+/// Splits data that has no splits.
 fn draw_split(container: &str, part: Part, options: &OpenOptions) -> Result<Part> {
     let Part { source, notes } = part;
     let source: Arc<dyn Source> = match (options.split, options.val_fraction) {

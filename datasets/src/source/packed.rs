@@ -1,4 +1,4 @@
-//! Samples that lie in archives, each at an offset of one.
+//! Samples in archives, each at an offset.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// The samples of one archive or of many shards, read where they lie.
+/// The samples of one archive or of many shards, read in place.
 ///
-/// In memory a sample takes 16 bytes, 4 more where samples have labels of their own, and the part of its name that it
-/// shares with no neighbour: about 21 bytes for ImageNet's training archive, 28 for its validation archive.
+/// A sample needs 16 bytes of memory, 4 more if samples have individual labels, and the part of its name that it shares
+/// with no neighbor: about 21 bytes for ImageNet's training archive, 28 for its validation archive.
 #[derive(Debug)]
 pub struct Packed {
     files: Vec<Arc<dyn ReadAt>>,

@@ -2,8 +2,8 @@
 //! `path`, and a column `label` of numbers or names.
 //!
 //! The labels and paths of all rows are read when a table is opened, and kept like an archive's index. A sample's bytes
-//! are read from its row group: at first from the pages that hold the row; where a row group is asked for again soon,
-//! as when samples come in order, it is decoded whole and kept, up to [`Table::CACHE_BYTES`] of them.
+//! are read from its row group: at first from the pages that hold the row; a row group that is requested again soon, as
+//! for samples in order, is decoded whole and cached, up to [`Table::CACHE_BYTES`] of them.
 //!
 //! Classes are those of the table's own `huggingface` metadata, else as for [WebDataset shards](super::webdataset).
 
@@ -63,7 +63,7 @@ impl ChunkReader for Chunks {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
-        // A damaged table may ask for more than there is: nothing is allocated for that.
+        // A damaged table may request more than there is: nothing is allocated for that.
         let left = self.0.len().saturating_sub(start);
         if length as u64 > left {
             return Err(ParquetError::EOF(format!("{length} bytes wanted at {start}, {left} are left")));
@@ -198,7 +198,7 @@ impl Part {
     }
 }
 
-/// Puts values back where their levels say they are, nulls between; `None` where they do not match.
+/// Expands values by their definition levels, with nulls in between; `None` if they do not match.
 fn spread<T>(values: Vec<T>, levels: &[i16], most: i16, count: usize) -> Option<Vec<Option<T>>> {
     let mut values = values.into_iter();
     let spread: Vec<_> = if most == 0 {
@@ -240,7 +240,7 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
     let base = format!("{}/", name.strip_suffix(".parquet").unwrap_or(name));
     let rows = part.starts[part.starts.len() - 1];
     if rows > file.len() {
-        return Err(Error::layout(file.name(), format!("says {rows} rows, more than it has bytes")));
+        return Err(Error::layout(file.name(), format!("declares {rows} rows, more than it has bytes")));
     }
     let mut table = index::Table { offsets: (0..rows).collect(), sizes: vec![0; rows as usize], ..Default::default() };
     let (mut paths, mut labels, mut names): (Vec<String>, Vec<Option<u32>>, Vec<String>) = Default::default();
@@ -331,7 +331,7 @@ impl Table {
     }
 
     /// The file, row group and row in it of a sample.
-    fn place(&self, index: usize) -> (usize, usize, usize) {
+    fn locate(&self, index: usize) -> (usize, usize, usize) {
         let part = self.starts.partition_point(|&start| start <= index) - 1;
         let row = (index - self.starts[part]) as u64;
         let starts = &self.parts[part].starts;
@@ -348,7 +348,7 @@ impl Table {
     fn row(&self, (part, group, row): (usize, usize, usize)) -> Result<Option<ByteArray>> {
         let whole = {
             let mut cache = self.cache();
-            let kept = cache.groups.iter().position(|(place, ..)| *place == (part, group));
+            let kept = cache.groups.iter().position(|(position, ..)| *position == (part, group));
             if let Some(found) = kept.and_then(|at| cache.groups.remove(at)) {
                 let value = found.1.get(row).cloned().flatten();
                 cache.groups.push_back(found);
@@ -372,7 +372,7 @@ impl Table {
         let rows: Rows = Arc::new(source.texts(group, source.bytes, 0, source.rows(group))?);
         let value = rows.get(row).cloned().flatten();
         let mut cache = self.cache();
-        if !cache.groups.iter().any(|(place, ..)| *place == (part, group)) {
+        if !cache.groups.iter().any(|(position, ..)| *position == (part, group)) {
             cache.bytes += size;
             cache.groups.push_back(((part, group), rows, size));
             while cache.bytes > Self::CACHE_BYTES
@@ -399,7 +399,7 @@ impl Source for Table {
         Cow::Owned(self.names.get(index))
     }
     fn location(&self, index: usize) -> Location {
-        let (part, group, row) = self.place(index);
+        let (part, group, row) = self.locate(index);
         let part = &self.parts[part];
         let member = format!("row {} ({})", part.starts[group] + row as u64, self.names.get(index));
         Location { container: part.file.name().to_owned(), member: Some(member), offset: None }
@@ -407,8 +407,8 @@ impl Source for Table {
     fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
         check_index(index, self.len())?;
         let failed = |cause: String| Error::Corrupt { location: self.location(index), cause };
-        let place = self.place(index);
-        let bytes = guarded(&self.parts[place.0].file, || self.row(place))?
+        let position = self.locate(index);
+        let bytes = guarded(&self.parts[position.0].file, || self.row(position))?
             .ok_or_else(|| failed("has no image bytes".to_owned()))?;
         sample_size(bytes.len() as u64).map_err(failed)?;
         buffer.clear();
@@ -519,8 +519,8 @@ mod tests {
     fn rows_without_path_label_or_image_are_seen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.parquet");
-        let unlabelled: Vec<Row> = rows(3).into_iter().map(|row| (row.0, None, Some(-1))).collect();
-        write(&path, &unlabelled, 2, None, Compression::SNAPPY);
+        let unlabeled: Vec<Row> = rows(3).into_iter().map(|row| (row.0, None, Some(-1))).collect();
+        write(&path, &unlabeled, 2, None, Compression::SNAPPY);
         let opened = open_at(&path, Split::Train).unwrap();
         assert_eq!((opened.source.label(2), opened.source.key(2).as_ref()), (None, "t/2"));
         let mut mixed = rows(3);

@@ -9,12 +9,12 @@ use crate::{Error, Result};
 /// The most names that braces may expand to.
 const MAX_EXPANSION: usize = 1 << 20;
 
-/// Whether a specification that is no existing path is meant as a pattern.
+/// Whether a specification that is not an existing path is a pattern.
 pub(crate) fn is_pattern(spec: &str) -> bool {
     spec.contains(['{', '*', '?', '['])
 }
 
-/// Expands `{0000..1023}` and `{train,val}`, nested and repeated; text without braces comes back as it is.
+/// Expands `{0000..1023}` and `{train,val}`, nested and repeated; text without braces is returned unchanged.
 ///
 /// # Errors
 /// [`Error::Layout`] for more than a million names.
@@ -26,7 +26,7 @@ pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>> {
             None => done.push(pattern),
             Some((before, choices, after)) => {
                 if open.len() + done.len() + choices.len() > MAX_EXPANSION {
-                    return Err(Error::layout(pattern, format!("stands for more than {MAX_EXPANSION} files")));
+                    return Err(Error::layout(pattern, format!("expands to more than {MAX_EXPANSION} files")));
                 }
                 open.extend(choices.iter().rev().map(|choice| format!("{before}{choice}{after}")));
             }
@@ -71,8 +71,8 @@ fn choices(inside: &str) -> Option<Vec<String>> {
     inside.contains(',').then(|| inside.split(',').map(str::to_owned).collect())
 }
 
-/// The files that a local pattern names, in the pattern's order; wildcards expand in the order of names. A name
-/// without wildcards is kept whether it exists or not, so that a missing shard is told by its name.
+/// The files that a local pattern names, in the pattern's order; wildcards expand in the order of names. A name without
+/// wildcards is kept even if it does not exist, so that a missing shard is reported by name.
 ///
 /// # Errors
 /// [`Error::Layout`] for a pattern that is malformed or matches nothing, [`Error::Io`] for an unreadable folder.

@@ -1,4 +1,4 @@
-//! Bytes at an offset: the one thing archives, shards and tables ask of a file, wherever it lies.
+//! Random access to bytes, the interface that archives, shards and tables need of a local or remote file.
 
 use std::{
     fmt,
@@ -13,12 +13,12 @@ use std::{
 use crate::{Error, Result};
 
 /// A file of fixed length that many threads read at any offset.
-#[allow(clippy::len_without_is_empty, reason = "an empty file is no special case to any caller")]
+#[allow(clippy::len_without_is_empty, reason = "no caller treats an empty file specially")]
 pub trait ReadAt: Send + Sync + fmt::Debug {
     /// The path or URL as the user gave it, for messages.
     fn name(&self) -> &str;
 
-    /// What tells this file from all others: an absolute path, a URL.
+    /// A unique identifier of the file: an absolute path, a URL.
     fn identity(&self) -> &str;
 
     /// What changes when the content does: size and time, an entity tag.
@@ -35,7 +35,7 @@ pub trait ReadAt: Send + Sync + fmt::Debug {
     /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] where the file ends before, and whatever the system says.
+    /// [`io::ErrorKind::UnexpectedEof`] if the file ends before, and any error of the system.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
@@ -68,7 +68,7 @@ pub struct LocalFile {
     identity: String,
     version: String,
     len: u64,
-    /// `None` where there are more files than a process may hold open: then each read opens it.
+    /// `None` if there are more files than a process may hold open; then each read opens the file.
     file: Option<File>,
 }
 
@@ -76,7 +76,7 @@ impl LocalFile {
     /// Opens a file and keeps it open.
     ///
     /// # Errors
-    /// [`Error::Io`] for a path that is no readable file.
+    /// [`Error::Io`] for a path that is not a readable file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::io(path, source))?;
         Self::describe(path, Some(file))
@@ -85,7 +85,7 @@ impl LocalFile {
     /// A file that each read opens and closes: for shards by the thousand.
     ///
     /// # Errors
-    /// [`Error::Io`] for a path that is no file.
+    /// [`Error::Io`] for a path that is not a file.
     pub fn reopened(path: &Path) -> Result<Self> {
         Self::describe(path, None)
     }

@@ -1,8 +1,8 @@
 //! Files on servers and in object stores: `http(s)://`, `s3://`, `gs://`, `az://`.
 //!
-//! Every read is a request for a range of bytes, and where reads follow each other closely, for [`READ_AHEAD`] bytes at
-//! once. A request that fails is repeated with growing pauses; what is not there or not allowed is not. Credentials and
-//! regions come from the environment variables that the stores' own tools use.
+//! Every read is a request for a range of bytes, with [`READ_AHEAD`] bytes of read-ahead for sequential reads. Failed
+//! requests are retried with growing pauses, except for missing or forbidden objects. Credentials and regions come from
+//! the environment variables that the stores' own tools use.
 //!
 //! A folder can be given where the store can list it, which a plain web server cannot: there the official archives'
 //! names are tried.
@@ -31,13 +31,13 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// What is fetched at once where reads follow each other, in bytes.
+/// The read-ahead for sequential reads, in bytes.
 pub const READ_AHEAD: u64 = 4 << 20;
 
-/// Reads this close behind the last one count as following it, in bytes.
+/// The largest gap between sequential reads, in bytes.
 const NEAR: u64 = 8 << 10;
 
-/// How many places in one file are read ahead at a time.
+/// The number of read-ahead windows per file.
 const WINDOWS: usize = 8;
 
 /// The first pause before a request is repeated; each further one is twice as long.
@@ -104,7 +104,7 @@ fn wait<T: Send + 'static>(request: impl Future<Output = T> + Send + 'static) ->
 }
 
 impl Store {
-    /// The store that a URL lies in, and the URL's path there.
+    /// Returns the store of a URL, and the path in the store.
     fn of(url: &str, options: &RemoteOptions) -> Result<(Self, String)> {
         let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -282,7 +282,7 @@ impl ReadAt for RemoteFile {
                 return Ok(());
             }
             let before = windows.iter().position(|w| w.start < offset && offset <= window_end(w) + NEAR);
-            // A window that is read past makes room for the one that follows it.
+            // A consumed window is replaced by the next one.
             before.map(|at| windows.remove(at)).is_some()
         };
         let wanted = if follows { end.max((offset + READ_AHEAD).min(self.len)) } else { end };
@@ -470,8 +470,8 @@ mod tests {
         *,
     };
 
-    /// A server of a few files that behaves badly: of each `badness` requests one is answered 503, one breaks off
-    /// inside the body and one comes slowly.
+    /// A faulty server of a few files: of each `badness` requests one gets 503, one is cut off inside the body and one
+    /// is slow.
     struct Server {
         address: String,
         requests: Arc<AtomicUsize>,
@@ -601,8 +601,8 @@ mod tests {
         assert_eq!(texts(&val.source), [("val".to_owned(), Some(0))]);
     }
 
-    /// Shards in a store, three ranks: each asks the store for its own samples alone; together they have each sample
-    /// once, in every epoch and after a start in the middle of one.
+    /// Shards in a store, three ranks: each requests its own samples only; together they load each sample once, in
+    /// every epoch and after a start within one.
     #[test]
     fn ranks_share_shards_in_a_store() {
         use crate::{ImageBatch, ImageLoader, loader::testing::Paint};
@@ -649,7 +649,7 @@ mod tests {
                 assert_eq!(together, batch.indices, "no sample twice, none lost, in the order of one process");
             }
         }
-        // Another number of ranks goes on from the middle of the second epoch.
+        // Another number of ranks continues from the middle of the second epoch.
         let mut indices = vec![Vec::new(); whole[1].len() - 4];
         for rank in 0..2 {
             let loader = loader(rank, 2);

@@ -55,7 +55,7 @@ impl Subset {
     }
 }
 
-/// A number drawn for a key: FNV-1a over its bytes, then SplitMix64's finaliser so that all bits count.
+/// A number drawn for a key: FNV-1a over its bytes, then SplitMix64's finalizer so that all bits count.
 pub(crate) fn draw(seed: u64, key: &str) -> u64 {
     let hash = key
         .bytes()

@@ -1,7 +1,7 @@
-//! The headers of a tar archive, read in place: names, offsets and sizes of its members, never their content.
+//! Reads the headers of a tar archive in place: names, offsets and sizes of its members, not their content.
 //!
-//! Understood are POSIX ustar, the long names and large sizes of GNU, and the `path` and `size` records of pax. Sparse
-//! members are refused: their bytes do not lie in one piece. Layouts: POSIX.1-2017 `pax`, the GNU tar manual.
+//! Supported are POSIX ustar, GNU's long names and large sizes, and the `path` and `size` records of pax. Sparse
+//! members are rejected: their bytes are not contiguous. Layouts: POSIX.1-2017 `pax`, the GNU tar manual.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use crate::{Error, Location, Result};
 
 const BLOCK: u64 = 512;
 
-/// How much is read at once: a header and, where members are small, the next ones with it.
+/// The read size: a header and, for small members, the following ones.
 const WINDOW: usize = 4096;
 
 /// The longest name or pax record block that is read; a longer one is an error rather than an allocation.
@@ -30,7 +30,7 @@ pub(crate) struct Member {
     pub size: u64,
 }
 
-/// Reads the members of one archive, which may lie inside another.
+/// Reads the members of an archive, which may be inside another.
 pub(crate) struct Tar<'a> {
     file: &'a dyn ReadAt,
     /// The name of the inner archive, for messages.
@@ -39,7 +39,7 @@ pub(crate) struct Tar<'a> {
     end: u64,
     window: Vec<u8>,
     window_start: u64,
-    /// Whether the archive ended with the zero block that the format asks for.
+    /// Whether the archive ended with the required zero block.
     pub marked_end: bool,
 }
 
@@ -64,7 +64,7 @@ impl<'a> Tar<'a> {
     /// [`Error::Corrupt`] naming archive, member and offset: a header that is none, cut off or sparse, a member that
     /// reaches beyond the end, a path with `..`. [`Error::Io`].
     pub(crate) fn next_file(&mut self) -> Result<Option<Member>> {
-        // What extension headers say of the member that follows them.
+        // The contents of extension headers for the next member.
         let mut path: Option<Vec<u8>> = None;
         let mut pax_size = None;
         let mut extensions = 0;
@@ -86,22 +86,25 @@ impl<'a> Tar<'a> {
                 return Ok(None);
             }
             if !checksum_holds(&header) {
-                return Err(self.corrupt(path, at, "is not a tar header (its checksum is wrong): damaged, or no tar"));
+                return Err(self.corrupt(
+                    path,
+                    at,
+                    "is not a tar header (wrong checksum): damaged, or not a tar archive",
+                ));
             }
             let kind = header[156];
             let is_extension = matches!(kind, b'x' | b'g' | b'L' | b'K');
             let name = || path.clone().unwrap_or_else(|| header_name(&header).into());
             let size = match pax_size {
                 Some(size) if !is_extension => size,
-                _ => number(&header[124..136])
-                    .ok_or_else(|| self.corrupt(Some(name()), at, "has a size that is no number"))?,
+                _ => number(&header[124..136]).ok_or_else(|| self.corrupt(Some(name()), at, "has an invalid size"))?,
             };
             let offset = at + BLOCK;
-            // Links, devices and folders have no content whatever their size says.
+            // Links, devices and folders have no content, regardless of their size field.
             let stored = if matches!(kind, b'1'..=b'6') { 0 } else { size };
             if stored > self.end - offset {
                 let left = self.end - offset;
-                let cause = format!("says {size} bytes but only {left} are left: truncated, or a wrong size");
+                let cause = format!("declares {size} bytes, but only {left} are left: truncated, or a wrong size");
                 return Err(self.corrupt(Some(name()), at, cause));
             }
             // The padding of the very last member may be missing.
@@ -117,7 +120,7 @@ impl<'a> Tar<'a> {
                             b"path" => path = Some(until_zero(value).to_vec()),
                             b"size" => {
                                 let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-                                let none = || self.corrupt(path.clone(), at, "has a pax size that is no number");
+                                let none = || self.corrupt(path.clone(), at, "has an invalid pax size");
                                 pax_size = Some(size.ok_or_else(none)?);
                             }
                             _ if key.starts_with(b"GNU.sparse.") => return Err(self.sparse(at, path)),
@@ -151,7 +154,7 @@ impl<'a> Tar<'a> {
         Ok(files)
     }
 
-    /// Reads bytes of the archive; the caller has checked that they lie inside it.
+    /// Reads bytes of the archive; the caller has checked that they are inside it.
     pub(crate) fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let inside = offset.checked_sub(self.window_start).filter(|&skip| {
             skip.checked_add(buffer.len() as u64).is_some_and(|needed| needed <= self.window.len() as u64)
@@ -215,7 +218,7 @@ impl<'a> Tar<'a> {
     }
 }
 
-/// The 512 bytes that stand before a regular file of `size` bytes in a tar archive of the ustar format.
+/// Returns the 512-byte ustar header of a regular file of `size` bytes.
 ///
 /// # Errors
 /// The reason, for a name of more than 100 bytes, an empty one, or a size of 8 GiB or more.
@@ -460,7 +463,7 @@ mod tests {
             }
         };
         let good = archive(&[("a.jpg", [1; 600]), ("b.jpg", [2; 600])]);
-        says(&good[..700], &["a.jpg", "@ 0", "says 600 bytes but only 188 are left"]);
+        says(&good[..700], &["a.jpg", "@ 0", "declares 600 bytes, but only 188 are left"]);
         says(&good[..1536 + 100], &["@ 1536", "inside a header"]);
         let mut damaged = good.clone();
         damaged[1536 + 3] ^= 1;
@@ -468,13 +471,13 @@ mod tests {
         says(b"no tar at all", &["@ 0", "inside a header"]);
         let mut lying = good.clone();
         set_size(&mut lying, 1536, b"77777777777");
-        says(&lying, &["b.jpg", "@ 1536", "says 8589934591 bytes"]);
+        says(&lying, &["b.jpg", "@ 1536", "declares 8589934591 bytes"]);
         set_size(&mut lying, 1536, &[0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
-        says(&lying, &["b.jpg", "says 18446744073709551615 bytes"]);
+        says(&lying, &["b.jpg", "declares 18446744073709551615 bytes"]);
         set_size(&mut lying, 1536, &[0xff; 12]);
-        says(&lying, &["b.jpg", "no number"]);
+        says(&lying, &["b.jpg", "an invalid size"]);
         set_size(&mut lying, 1536, b"12x");
-        says(&lying, &["b.jpg", "no number"]);
+        says(&lying, &["b.jpg", "an invalid size"]);
         for path in ["../a.jpg", "a/../../b.jpg", "/etc/a.jpg", "a/..", "..\\a.jpg"] {
             says(&member(path, b'0', b""), &[path, "out of the archive"]);
         }
@@ -505,7 +508,7 @@ mod tests {
         }
     }
 
-    /// Mutated archives: whatever comes, no panic, no endless loop, and what is listed lies inside the file.
+    /// Mutated archives cause no panic and no endless loop, and listed members are inside the file.
     #[test]
     fn mutated_archives_never_panic_or_reach_outside() {
         let base = [

@@ -10,8 +10,8 @@
 //! `imagenet-train-0000/n01440764_10026.jpg`.
 //!
 //! Classes are, in this order: those of `manifest.json` beside the shards, as [`shard`](crate::shard) writes it; all
-//! 1000 of ImageNet, where the samples' names prove that the numbers are its labels; the names in `.json`, sorted;
-//! the numbers from 0 to the largest label.
+//! 1000 of ImageNet, if the samples' names prove that the numbers are its labels; the names in `.json`, sorted; the
+//! numbers from 0 to the largest label.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -36,7 +36,7 @@ use crate::{Error, Result, imagenet};
 /// The longest `.cls` or `.json` that is read.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
 
-/// With more shards than this each read opens its own.
+/// With more shards than this, each read opens its shard.
 const MAX_OPEN_FILES: usize = 64;
 
 /// The shards of a set with what is known of their classes.
@@ -81,7 +81,7 @@ pub(super) fn manifest_classes(name: &str, bytes: &[u8]) -> Result<Option<Vec<Cl
         Ok(manifest) if manifest.classes.is_empty() => Ok(None),
         Ok(manifest) => Ok(Some(manifest.classes.into_iter().map(|c| Class { id: c.id, name: c.name }).collect())),
         Err(error) if error.is_data() => {
-            log::debug!("{name}: is no manifest of shards: {error}");
+            log::debug!("{name}: is not a manifest of shards: {error}");
             Ok(None)
         }
         Err(error) => Err(Error::layout(name, format!("is not valid JSON: {error}"))),
@@ -102,7 +102,7 @@ pub(super) fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(shards)
 }
 
-/// The split that a file's name speaks of: a part `train` of it, or `val`, `valid`, `validation`, `test`.
+/// Returns the split in a file's name: a part `train`, or `val`, `valid`, `validation`, `test`.
 pub(super) fn split_of(name: &str) -> Option<Split> {
     let file = name.rsplit(['/', '\\']).next()?.to_lowercase();
     file.split(|c: char| !c.is_alphanumeric()).find_map(|part| match part {
@@ -117,7 +117,7 @@ pub(super) type Indexed = Vec<(Arc<dyn ReadAt>, Table)>;
 
 type BuildSource = fn(Indexed, Vec<Class>, Labels) -> Result<Arc<dyn Source>>;
 
-/// What tells one kind of shard from another.
+/// A kind of shard.
 #[derive(Clone, Copy)]
 pub(super) struct Format {
     /// The layout of its tables in the index cache.
@@ -135,7 +135,7 @@ pub(super) const WEBDATASET: Format = Format {
     build: |tables, classes, labels| Ok(Arc::new(Packed::new(tables, classes, labels)?)),
 };
 
-/// The splits of a set of shards by their names; shards that speak of none are whole.
+/// Returns the splits of a set of shards by their names; shards without a split in their names are whole.
 pub(super) fn find<'a>(container: String, shards: Shards, format: Format, options: &'a OpenOptions) -> Found<'a> {
     let part_of = |split| shards.files.iter().filter(|file| split_of(file.name()) == split).cloned().collect();
     let parts: [Vec<_>; 3] = [Some(Split::Train), Some(Split::Val), None].map(part_of);
@@ -162,7 +162,7 @@ pub(super) fn find<'a>(container: String, shards: Shards, format: Format, option
     Found::Divided { container, train: train_part, val: val_part }
 }
 
-/// Opens some shards. Where only the labels tell the classes, those of the `others` count too.
+/// Opens some shards. If only the labels define the classes, those of the `others` count too.
 fn open_part(
     container: &str,
     files: Vec<Arc<dyn ReadAt>>,
@@ -224,7 +224,7 @@ fn are_of_imagenet(tables: &[Table]) -> bool {
     proved
 }
 
-/// The classes that the labels themselves tell of.
+/// Returns the classes defined by the labels.
 fn classes_of<'a>(container: &str, tables: impl Iterator<Item = &'a Table>) -> Result<Vec<Class>> {
     let (mut names, mut count, mut are_numbers) = (BTreeSet::new(), 0, false);
     for table in tables.filter(|table| !table.labels.is_empty()) {
@@ -245,7 +245,7 @@ fn label_all(files: &[Arc<dyn ReadAt>], tables: &[Table], classes: &[Class]) -> 
     let mut labels = Vec::with_capacity(tables.iter().map(|table| table.labels.len()).sum());
     for (file, table) in files.iter().zip(tables) {
         let unknown = |label: &dyn std::fmt::Display| {
-            Error::layout(file.name(), format!("label {label} is none of the {} classes", classes.len()))
+            Error::layout(file.name(), format!("label {label} is out of range for {} classes", classes.len()))
         };
         let map = |name: &String| by_id.get(name.as_str()).copied().ok_or_else(|| unknown(name));
         let names: Vec<u32> = table.label_names.iter().map(map).collect::<Result<_>>()?;
@@ -387,7 +387,9 @@ fn content(tar: &mut Tar<'_>, member: &Member) -> Result<Vec<u8>> {
 fn cls_label(tar: &mut Tar<'_>, member: &Member) -> Result<Label> {
     let bytes = content(tar, member)?;
     let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-    number.map(Label::Number).ok_or_else(|| at(tar, member, "is no label: not a number from 0 on".to_owned()))
+    number
+        .map(Label::Number)
+        .ok_or_else(|| at(tar, member, "is not a label: expected a number of at least 0".to_owned()))
 }
 
 /// The field `label` of a `.json`; none where it has no such field.
@@ -397,7 +399,8 @@ fn json_label(tar: &mut Tar<'_>, member: &Member) -> Result<Option<Label>> {
         label: Option<serde_json::Value>,
     }
     let bytes = content(tar, member)?;
-    let json: Json = serde_json::from_slice(&bytes).map_err(|e| at(tar, member, format!("is no JSON object: {e}")))?;
+    let json: Json =
+        serde_json::from_slice(&bytes).map_err(|e| at(tar, member, format!("is not a JSON object: {e}")))?;
     let Some(value) = json.label.filter(|value| !value.is_null()) else { return Ok(None) };
     let number = value.as_u64().and_then(|number| u32::try_from(number).ok()).map(Label::Number);
     let label = number.or_else(|| value.as_str().map(|name| Label::Name(name.to_owned())));
@@ -490,10 +493,10 @@ mod tests {
         fs::write(shifted.path().join("manifest.json"), r#"{"classes":[{"id":"a","name":"A"},{"id":"b","name":"B"}]}"#)
             .unwrap();
         let error = open_set(&shifted, "", Split::All).unwrap_err().to_string();
-        assert!(error.contains("label 2 is none of the 2 classes"), "{error}");
+        assert!(error.contains("label 2 is out of range for 2 classes"), "{error}");
 
-        let unlabelled = set(&[("s.tar", &[("a.jpg", ""), ("b.webp", "")])]);
-        let opened = open_set(&unlabelled, "", Split::Train).unwrap();
+        let unlabeled = set(&[("s.tar", &[("a.jpg", ""), ("b.webp", "")])]);
+        let opened = open_set(&unlabeled, "", Split::Train).unwrap();
         assert_eq!((opened.source.len(), opened.source.label(0), opened.source.classes().len()), (2, None, 0));
     }
 
@@ -506,9 +509,9 @@ mod tests {
                 assert!(error.contains(expected), "{error} should contain {expected}");
             }
         };
-        says(&[("a.jpg", ""), ("a.cls", "x")], &["a.cls @ 1024", "not a number"]);
-        says(&[("a.jpg", ""), ("a.cls", "-1")], &["not a number"]);
-        says(&[("a.jpg", ""), ("a.json", "{")], &["a.json @ 1024", "no JSON object"]);
+        says(&[("a.jpg", ""), ("a.cls", "x")], &["a.cls @ 1024", "is not a label"]);
+        says(&[("a.jpg", ""), ("a.cls", "-1")], &["is not a label"]);
+        says(&[("a.jpg", ""), ("a.json", "{")], &["a.json @ 1024", "not a JSON object"]);
         says(&[("a.jpg", ""), ("a.json", r#"{"label":1.5}"#)], &["label 1.5"]);
         says(&[("a.jpg", ""), ("a.png", "")], &["a.png @ 1024", "second image"]);
         says(&[("a.jpg", ""), ("b.jpg", ""), ("a.jpg", "")], &["a.jpg", "twice"]);
@@ -524,6 +527,6 @@ mod tests {
         let bytes = archive(&[("a.jpg", "0123456789")]);
         fs::write(empty.path().join("s.tar"), &bytes[..515]).unwrap();
         let error = open_set(&empty, "", Split::Train).unwrap_err().to_string();
-        assert!(error.contains("a.jpg @ 0: says 10 bytes but only 3 are left"), "{error}");
+        assert!(error.contains("a.jpg @ 0: declares 10 bytes, but only 3 are left"), "{error}");
     }
 }

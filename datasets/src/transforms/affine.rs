@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::Interpolation;
 
-/// Maps output to input: `x = m[0]·X + m[1]·Y + m[2]`, `y = m[3]·X + m[4]·Y + m[5]`, pixel centres at halves.
+/// Maps output to input: `x = m[0]·X + m[1]·Y + m[2]`, `y = m[3]·X + m[4]·Y + m[5]`, pixel centers at halves.
 pub(crate) type Matrix = [f64; 6];
 
 /// The inverse of the affine map of torchvision's `affine` at scale 1 without rotation: a shear (radians along x and
@@ -37,7 +37,7 @@ pub fn translate(image: &RgbImage, x: i32, y: i32, interpolation: Interpolation)
     transform(image, inverse_affine(center, [f64::from(x), f64::from(y)], [0.0; 2]), interpolation)
 }
 
-/// Rotates counter-clockwise about the centre; the size stays.
+/// Rotates counter-clockwise about the center; the size stays.
 pub fn rotate(image: &RgbImage, degrees: f64, interpolation: Interpolation) -> RgbImage {
     let turned = degrees.rem_euclid(360.0);
     if turned == 0.0 {
@@ -85,7 +85,7 @@ fn nearest(image: &RgbImage, m: Matrix, out: &mut RgbImage) {
     }
 }
 
-/// Each output pixel from its place in the input, by `sample(image, x, y, channel)`.
+/// Computes each output pixel from its position in the input by `sample(image, x, y, channel)`.
 fn interpolate(image: &RgbImage, m: Matrix, out: &mut RgbImage, sample: fn(&RgbImage, f64, f64, usize) -> f64) {
     let (width, height) = (f64::from(image.width()), f64::from(image.height()));
     for (x, y, pixel) in out.enumerate_pixels_mut() {
@@ -97,7 +97,7 @@ fn interpolate(image: &RgbImage, m: Matrix, out: &mut RgbImage, sample: fn(&RgbI
     }
 }
 
-/// The value at a pixel, the nearest one of the edge where it lies outside.
+/// Returns the value at a pixel, or the nearest edge pixel outside the image.
 fn clamped(image: &RgbImage, x: f64, y: f64, channel: usize) -> f64 {
     let at = |position: f64, side: u32| position.clamp(0.0, f64::from(side) - 1.0) as u32;
     f64::from(image.get_pixel(at(x, image.width()), at(y, image.height()))[channel])

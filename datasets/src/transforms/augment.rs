@@ -1,4 +1,4 @@
-//! Augmentations: colour jitter, lighting, erasing, and the automatic policies.
+//! Augmentations: color jitter, lighting, erasing, and the automatic policies.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl ColorJitter {
 }
 
 /// The PCA lighting of AlexNet (Krizhevsky et al., 2012): adds to all pixels the principal components of ImageNet's
-/// colours, each times its eigenvalue and a normal draw of deviation `std`.
+/// colors, each times its eigenvalue and a normal draw of deviation `std`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lighting {
@@ -65,7 +65,7 @@ const EIGENVECTORS: [[f64; 3]; 3] =
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]];
 
 impl Lighting {
-    /// Shifts the colours of the image.
+    /// Shifts the colors of the image.
     pub fn apply(&self, image: &mut RgbImage, rng: &mut SampleRng) {
         let weights = EIGENVALUES.map(|value| value * rng.normal() * self.std);
         let tables = EIGENVECTORS.map(|row| {
@@ -80,13 +80,13 @@ impl Lighting {
     }
 }
 
-/// What [`RandomErasing`] leaves behind.
+/// What [`RandomErasing`] writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Erased {
-    /// ImageNet's mean colour: the 0 of torchvision, which erases after normalisation.
+    /// ImageNet's mean color: the 0 of torchvision, which erases after normalization.
     Mean,
-    /// One colour.
+    /// One color.
     Rgb([u8; 3]),
     /// Noise with ImageNet's mean and deviation: torchvision's `"random"`.
     Random,
@@ -94,17 +94,17 @@ pub enum Erased {
 
 /// torchvision's `RandomErasing` (Zhong et al., 2020): blanks a rectangle of random area and aspect ratio.
 ///
-/// **NOTE.** torchvision erases in normalised tensors and this in u8 images, hence the values of [`Erased`].
+/// **NOTE.** torchvision erases in normalized tensors and this in u8 images, hence the values of [`Erased`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RandomErasing {
     /// The probability.
     pub p: f64,
-    /// The range of the rectangle's share of the area.
+    /// The range of the rectangle's fraction of the area.
     pub scale: [f64; 2],
     /// The range of the rectangle's aspect ratio, height over width.
     pub ratio: [f64; 2],
-    /// What is left behind.
+    /// What is written into the rectangle.
     pub value: Erased,
 }
 
@@ -114,7 +114,7 @@ impl Default for RandomErasing {
     }
 }
 
-/// Mean and standard deviation of ImageNet's colours, in grey levels.
+/// Mean and standard deviation of ImageNet's colors, in gray levels.
 const IMAGENET: [(f64, f64); 3] =
     [(0.485 * 255.0, 0.229 * 255.0), (0.456 * 255.0, 0.224 * 255.0), (0.406 * 255.0, 0.225 * 255.0)];
 
@@ -358,7 +358,7 @@ pub struct AugMix {
     pub chain_depth: i32,
     /// The parameter of the distributions of the weights.
     pub alpha: f64,
-    /// Whether brightness, colour, contrast and sharpness are among the operations.
+    /// Whether brightness, color, contrast and sharpness are among the operations.
     pub all_ops: bool,
     /// The filter of the geometric operations.
     pub interpolation: Interpolation,

@@ -1,6 +1,6 @@
 //! Mixing the samples of a batch: Mixup, CutMix, and a random choice of them.
 //!
-//! Batches stay u8 on the host. What is drawn here is a recipe, [`BatchMix`]: the device mixes the normalised floats,
+//! Batches stay u8 on the host. What is drawn here is a recipe, [`BatchMix`]: the device mixes the normalized floats,
 //! which loses nothing to rounding, and [`BatchMix::targets`] mixes the targets.
 
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ pub struct Mixup {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CutMix {
-    /// The share of the area that stays is drawn from Beta(alpha, alpha).
+    /// The remaining fraction of the area is drawn from Beta(alpha, alpha).
     pub alpha: f64,
 }
 
@@ -47,7 +47,7 @@ impl Default for CutMix {
     }
 }
 
-/// Ways of mixing, of which each batch gets one, drawn uniformly: torchvision's `RandomChoice`.
+/// Batch transforms of which one is drawn uniformly for each batch, like torchvision's `RandomChoice`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Vec<BatchTransform>", into = "Vec<BatchTransform>")]
 pub struct BatchTransforms(Vec<BatchTransform>);
@@ -106,7 +106,7 @@ impl BatchTransforms {
         }
         let mut rng = SampleRng::new(seed, epoch, BATCH_STREAM | batch);
         let choice = self.0[rng.below(self.0.len() as u64) as usize];
-        // torchvision's partner: the neighbour. The order of samples is random already.
+        // torchvision's partner: the neighbor. The order of samples is random already.
         let permutation = (0..samples).map(|i| ((i + samples - 1) % samples) as u32).collect();
         Some(match choice {
             BatchTransform::Mixup(Mixup { alpha }) => {
@@ -129,10 +129,10 @@ impl BatchTransforms {
     }
 }
 
-/// How a batch is mixed. With `x` the normalised images `[n, c, h, w]` and `x'` those in the order of `permutation`:
+/// How a batch is mixed. With `x` the normalized images `[n, c, h, w]` and `x'` those in the order of `permutation`:
 ///
 /// - `region` is `None` (Mixup): `lambda · x + (1 − lambda) · x'`;
-/// - `region` is a box (CutMix): `x'` inside the box, `x` outside; `lambda` is the share of the area outside.
+/// - `region` is a box (CutMix): `x'` inside the box, `x` outside; `lambda` is the fraction of the area outside.
 ///
 /// Targets are mixed by `lambda` in both cases.
 #[derive(Debug, Clone, PartialEq)]
@@ -150,7 +150,7 @@ impl BatchMix {
     /// The mixed targets. `targets` and the result are `[n, classes]`, row by row; others alone have a row in `targets`.
     ///
     /// # Panics
-    /// Where `targets` has fewer rows than the permutation.
+    /// Panics if `targets` has fewer rows than the permutation.
     pub fn targets(&self, targets: &[f32], classes: usize) -> Vec<f32> {
         assert!(targets.len() >= self.permutation.len() * classes, "one row of targets for each sample");
         let mut mixed = Vec::with_capacity(targets.len());
@@ -165,7 +165,7 @@ impl BatchMix {
     /// are `[n, 3, height, width]`.
     ///
     /// # Panics
-    /// Where `images` is not of that size.
+    /// Panics if `images` is not of that size.
     pub fn images(&self, images: &[u8], width: u32, height: u32) -> Vec<u8> {
         let (width, height) = (width as usize, height as usize);
         let sample = 3 * width * height;
@@ -198,7 +198,7 @@ impl BatchMix {
 /// Targets `[n, classes]` of 0 and 1 from labels.
 ///
 /// # Panics
-/// Where a label is not below `classes`.
+/// Panics if a label is not below `classes`.
 pub fn one_hot(labels: &[u32], classes: usize) -> Vec<f32> {
     let mut targets = vec![0.0; labels.len() * classes];
     for (row, &label) in targets.chunks_exact_mut(classes.max(1)).zip(labels) {

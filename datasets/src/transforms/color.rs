@@ -1,4 +1,4 @@
-//! Operations on colours: Pillow's `ImageEnhance` and `ImageOps`, and torchvision's `adjust_hue`, pixel for pixel.
+//! Operations on colors: Pillow's `ImageEnhance` and `ImageOps`, and torchvision's `adjust_hue`, pixel for pixel.
 
 use image::RgbImage;
 
@@ -13,7 +13,7 @@ fn blend(from: u8, to: u8, factor: f32) -> u8 {
     (f32::from(from) + factor * f32::from(i16::from(to) - i16::from(from))).clamp(0.0, 255.0) as u8
 }
 
-/// Moves the image away from (`factor` > 1) or towards (`factor` < 1) the pixel that `degenerate` gives for each.
+/// Moves each pixel away from (`factor` > 1) or toward (`factor` < 1) the pixel that `degenerate` returns for it.
 fn enhance(image: &mut RgbImage, factor: f64, degenerate: impl Fn(&[u8]) -> [u8; 3]) {
     for pixel in image.chunks_exact_mut(3) {
         let from = degenerate(pixel);
@@ -28,7 +28,7 @@ pub fn adjust_brightness(image: &mut RgbImage, factor: f64) {
     enhance(image, factor, |_| [0; 3]);
 }
 
-/// Contrast: 0 is the mean grey, 1 the image itself.
+/// Contrast: 0 is the mean gray, 1 the image itself.
 pub fn adjust_contrast(image: &mut RgbImage, factor: f64) {
     let sum: u64 = image.chunks_exact(3).map(|pixel| u64::from(luma(pixel))).sum();
     let pixels = (image.len() / 3).max(1);
@@ -36,7 +36,7 @@ pub fn adjust_contrast(image: &mut RgbImage, factor: f64) {
     enhance(image, factor, |_| [mean; 3]);
 }
 
-/// Saturation: 0 is greyscale, 1 the image itself.
+/// Saturation: 0 is grayscale, 1 the image itself.
 pub fn adjust_saturation(image: &mut RgbImage, factor: f64) {
     enhance(image, factor, |pixel| [luma(pixel); 3]);
 }
@@ -57,7 +57,7 @@ pub fn adjust_sharpness(image: &mut RgbImage, factor: f64) {
     }
 }
 
-/// Hue: turns the colour circle by `shift` turns, −0.5 to 0.5, in HSV of 8 bits.
+/// Hue: turns the color circle by `shift` turns, −0.5 to 0.5, in HSV of 8 bits.
 pub fn adjust_hue(image: &mut RgbImage, shift: f64) {
     let turn = (shift * 255.0) as i32 as u8;
     for pixel in image.chunks_exact_mut(3) {
@@ -106,7 +106,7 @@ fn hsv_to_rgb([h, s, v]: [u8; 3]) -> [u8; 3] {
     }
 }
 
-/// Maps each channel by a table of its own, made from the channel's histogram.
+/// Maps each channel by a table derived from the channel's histogram.
 fn map_by_histogram(image: &mut RgbImage, table: impl Fn(&[u64; 256]) -> Option<[u8; 256]>) {
     for channel in 0..3 {
         let mut histogram = [0; 256];

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::resample::{Interpolation, Rect, Resampling, resample, resample_part};
 use crate::{SampleRng, decode::Region};
 
-/// What the size of a [`Resize`] means.
+/// The meaning of the size of a [`Resize`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResizeRule {
@@ -23,10 +23,10 @@ pub enum ResizeRule {
 pub struct Resize {
     /// The length of a side in pixels.
     pub size: u32,
-    /// Which side.
+    /// Which side has that length.
     #[serde(default)]
     pub rule: ResizeRule,
-    /// The filter.
+    /// The resize filter.
     #[serde(default)]
     pub interpolation: Interpolation,
     /// Whether the filter widens with the reduction; `true` is what Pillow always does.
@@ -79,7 +79,7 @@ impl Resize {
     }
 }
 
-/// torchvision's `CenterCrop`: a square around the centre; an image that is too small is padded with black.
+/// torchvision's `CenterCrop`: a square around the center; an image that is too small is padded with black.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CenterCrop {
@@ -118,7 +118,7 @@ fn pad_to(image: &RgbImage, size: u32) -> RgbImage {
     padded
 }
 
-/// Four corners and the centre: torchvision's `FiveCrop`, for evaluation over several views. An image that is too
+/// Four corners and the center: torchvision's `FiveCrop`, for evaluation over several views. An image that is too
 /// small is first padded with black, as [`CenterCrop`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,7 +128,7 @@ pub struct FiveCrop {
 }
 
 impl FiveCrop {
-    /// The crops: upper left, upper right, lower left, lower right, centre.
+    /// The crops: upper left, upper right, lower left, lower right, center.
     pub fn apply(&self, image: &RgbImage) -> [RgbImage; 5] {
         let image = &pad_to(image, self.size);
         let (right, bottom) = (image.width() - self.size, image.height() - self.size);
@@ -172,7 +172,7 @@ pub struct RandomCrop {
 }
 
 impl RandomCrop {
-    /// Crops the image at a place drawn uniformly.
+    /// Crops the image at a random position.
     pub fn apply(&self, image: &RgbImage, rng: &mut SampleRng) -> RgbImage {
         let (left, top) = self.draw(image.width(), image.height(), rng);
         let mut crop = RgbImage::new(self.size, self.size);
@@ -182,17 +182,17 @@ impl RandomCrop {
 
     /// The upper left corner in pixels of the image; negative in the padding, which is never stored.
     fn draw(&self, width: u32, height: u32, rng: &mut SampleRng) -> (i64, i64) {
-        let mut place = |side: u32| {
+        let mut offset = |side: u32| {
             let around = 2 * u64::from(self.padding) + u64::from(side);
             let missing = u64::from(self.size).saturating_sub(around);
             let before = i64::from(self.padding) + (missing / 2) as i64;
             rng.below(around + missing - u64::from(self.size) + 1) as i64 - before
         };
-        let top = place(height);
-        (place(width), top)
+        let top = offset(height);
+        (offset(width), top)
     }
 
-    /// Draws the crop's place in an image that needs no padding; `None`, and nothing is drawn, in any other.
+    /// Draws the crop's position in an image that needs no padding; `None`, without drawing, otherwise.
     pub(super) fn window_within(&self, width: u32, height: u32, rng: &mut SampleRng) -> Option<Rect> {
         if self.padding > 0 || width < self.size || height < self.size {
             return None;
@@ -202,20 +202,20 @@ impl RandomCrop {
     }
 }
 
-/// torchvision's `RandomResizedCrop`: a part of random area and aspect ratio, resized to a square (Inception-style
+/// torchvision's `RandomResizedCrop`: a crop of random area and aspect ratio, resized to a square (Inception-style
 /// crops: Szegedy et al., 2015).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RandomResizedCrop {
     /// The length of a side of the result in pixels.
     pub size: u32,
-    /// The range of the part's share of the area.
+    /// The range of the crop's fraction of the area.
     #[serde(default = "whole")]
     pub scale: [f64; 2],
-    /// The range of the part's aspect ratio, width over height.
+    /// The range of the crop's aspect ratio, width over height.
     #[serde(default = "three_to_four")]
     pub ratio: [f64; 2],
-    /// The filter.
+    /// The resize filter.
     #[serde(default)]
     pub interpolation: Interpolation,
     /// Whether the filter widens with the reduction; `true` is what Pillow always does.
@@ -271,7 +271,7 @@ impl RandomResizedCrop {
         self.resize(image, self.draw(image.width(), image.height(), rng))
     }
 
-    /// Resizes a part that was decoded by itself.
+    /// Resizes a separately decoded part.
     pub(super) fn resize_region(&self, region: &Region) -> RgbImage {
         let part = [region.left, region.top, region.width, region.height];
         resample_part(&region.image, part, (self.size, self.size), self.interpolation, self.antialias)
@@ -323,7 +323,7 @@ pub struct RandomShorterSide {
     pub min: u32,
     /// The longest shorter side in pixels.
     pub max: u32,
-    /// The filter.
+    /// The resize filter.
     #[serde(default)]
     pub interpolation: Interpolation,
 }

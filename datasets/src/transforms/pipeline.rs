@@ -1,4 +1,4 @@
-//! Transforms by name, and in a row.
+//! Transforms by name, and pipelines of transforms.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ impl Transform {
         image
     }
 
-    /// Says what is wrong with the parameters.
+    /// Checks the parameters.
     fn check(&self) -> Result<(), &'static str> {
         let size = |size: u32| (1..=LARGEST).contains(&size).then_some(()).ok_or("size must be 1 to 16384 pixels");
         let range = |[low, high]: [f64; 2], most: f64, what: &'static str| {
@@ -148,7 +148,7 @@ pub struct EvalTransform {
     pub rule: ResizeRule,
     /// The side of the central crop in pixels.
     pub crop: u32,
-    /// The filter.
+    /// The resize filter.
     #[serde(default)]
     pub interpolation: Interpolation,
     /// Whether the filter widens with the reduction.
@@ -156,7 +156,7 @@ pub struct EvalTransform {
     pub antialias: bool,
 }
 
-/// Transforms in a row, from a decoded image to one of the network's input size. Its parameters are valid.
+/// A sequence of transforms from a decoded image to the network's input size. Its parameters are valid.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Transform>", into = "Vec<Transform>")]
 pub struct Pipeline(Vec<Transform>);
@@ -176,7 +176,7 @@ impl From<Pipeline> for Vec<Transform> {
 }
 
 impl Pipeline {
-    /// The transforms, applied in this order.
+    /// Creates a pipeline of transforms in this order.
     ///
     /// # Errors
     /// [`Error::Transform`] where a parameter is out of its range.
@@ -299,7 +299,7 @@ impl Pipeline {
         }
     }
 
-    /// Height and width of what comes out, where they are the same for every image.
+    /// Returns the output height and width, if they are the same for every image.
     pub fn output_size(&self) -> Option<[usize; 2]> {
         self.0.iter().fold(None, |size, transform| match transform {
             Transform::CenterCrop(CenterCrop { size, .. })

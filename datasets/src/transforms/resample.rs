@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::simd;
 
-/// How pixels between pixels are found.
+/// The interpolation method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
@@ -50,7 +50,7 @@ pub fn resize(image: &RgbImage, width: u32, height: u32, interpolation: Interpol
 /// Crops `crop` out of the image and resizes it to `width × height`: torchvision's `resized_crop`.
 ///
 /// # Panics
-/// Where `crop` is empty or reaches beyond the image.
+/// Panics if `crop` is empty or reaches beyond the image.
 pub fn resized_crop(image: &RgbImage, crop: Rect, width: u32, height: u32, interpolation: Interpolation) -> RgbImage {
     resample(image, crop, (width, height), Rect { left: 0, top: 0, width, height }, interpolation, true)
 }
@@ -72,14 +72,13 @@ pub(crate) fn resample_part(
 }
 
 /// Pillow 13 takes the vertical pass first where it removes more than twice as many rows as the other removes columns;
-/// pixels between the passes are rounded, so the order shows.
+/// pixels between the passes are rounded, so the order matters.
 fn vertical_first(input: (f64, f64), size: (u32, u32), antialias: bool) -> bool {
     let (fewer_columns, fewer_rows) = (input.0 - f64::from(size.0), input.1 - f64::from(size.1));
     antialias && fewer_rows > 0.0 && fewer_rows > 2.0 * fewer_columns
 }
 
-/// The part `out` of what resizing the part `crop` of `image` to `size` (width, height) gives. Nothing else is
-/// computed.
+/// Returns the part `out` of the part `crop` of `image` resized to `size` (width, height), computing nothing else.
 pub(crate) fn resample(
     image: &RgbImage,
     crop: Rect,
@@ -174,8 +173,8 @@ impl Taps {
         Self::new(side, (0.0, f64::from(side)), side, 0..side, filter)
     }
 
-    /// The weights for the positions `wanted` of `output` positions, which lie over `length` of the `input` positions
-    /// from `start` on.
+    /// The weights for the positions `wanted` of `output` positions, which cover `length` of the `input` positions from
+    /// `start`.
     fn new(
         input: u32,
         (start, length): (f64, f64),
@@ -191,7 +190,7 @@ impl Taps {
             Interpolation::Bilinear => stretch,
             Interpolation::Bicubic => 2.0 * stretch,
         };
-        // A filter that reaches beyond the input needs no more weights than there are positions.
+        // A filter that extends past the input needs no more weights than there are positions.
         let count = (radius.ceil() as usize * 2 + 1).min(input as usize);
         let (mut first, mut weights) = (Vec::with_capacity(wanted.len()), vec![0; wanted.len() * count]);
         let mut exact = vec![0.0; count];

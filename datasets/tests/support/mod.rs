@@ -4,7 +4,7 @@
 
 use std::{fs, path::PathBuf};
 
-/// The folder named by the environment, or its default place; `None`, said aloud, where it is missing.
+/// Returns the folder named by the environment, or its default; prints a message and returns `None` if it is missing.
 fn folder(variable: &str, default: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable)
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(default), PathBuf::from);

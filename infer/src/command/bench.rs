@@ -1,7 +1,7 @@
-//! `infer bench`: how fast a network runs, and in how much memory.
+//! `infer bench`: measures inference speed and memory.
 //!
-//! Each row is measured in a process of its own (`--in-process`): the largest memory of a process can only grow, the
-//! number of threads is set once, and a backend that crashes costs its row and nothing else.
+//! Each row is measured in a process of its own (`--in-process`): the peak memory of a process can only grow, the
+//! number of threads is set once, and a backend that crashes fails its row only.
 
 use std::{
     process::{Command, Stdio},
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::{announce, failure_reason};
 use crate::cli::{BenchArgs, Format};
 
-/// What is timed when nothing is named: one of each family, as the peers' benchmarks time them.
+/// The architectures measured by default: one of each family.
 const USUAL: [Architecture; 5] = [
     Architecture::ResNet18,
     Architecture::ResNet50,
@@ -33,7 +33,7 @@ const USUAL: [Architecture; 5] = [
     Architecture::AlexNet,
 ];
 
-/// One measurement. The names are those of `bench_model.py` and `bench_onnx.py` of the peers.
+/// One measurement. The field names are those of the scripts that measure PyTorch and onnxruntime.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Row {
     peer: String,
@@ -41,7 +41,7 @@ struct Row {
     model: String,
     mode: String,
     batch: usize,
-    /// The side of the image in pixels, or its height and width.
+    /// The side of the image in pixels, or `HEIGHTxWIDTH`.
     size: Size,
     device: String,
     threads: usize,
@@ -62,7 +62,7 @@ struct Row {
     max_s: f64,
     p99_s: f64,
     images_per_s: f64,
-    /// The most memory that the process held, and before the network was made; null where the system does not tell.
+    /// Peak memory of the process, and its memory before the network was built; null if the system does not report it.
     peak_rss_mb: Option<f64>,
     import_rss_mb: Option<f64>,
     cpu: String,
@@ -85,7 +85,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     };
     let subjects: Vec<Vec<String>> = match &args.weights {
         Some(weights) => {
-            // An error of the weights belongs to the whole, not to each row.
+            // An error in the weights fails the command, not each row.
             zoo::weights::open(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
             vec![[vec!["--weights".to_string(), weights.clone()], load_arguments(args)].concat()]
         }
@@ -94,7 +94,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let selected = backend::select_all(&args.backends)?;
     announce(&selected);
     let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
-    let folds: &[bool] = match (args.keep_batchnorm, args.both) {
+    let folds: &[bool] = match (args.keep_batchnorm, args.compare_folding) {
         (_, true) => &[false, true],
         (true, _) => &[false],
         _ => &[true],
@@ -140,7 +140,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     })
 }
 
-/// The options of `--weights` for a child.
+/// The options of `--weights` as arguments for a child process.
 fn load_arguments(args: &BenchArgs) -> Vec<String> {
     let mut arguments = vec!["--offline".to_string()]; // The parent has downloaded what there was to download.
     let mut push = |name: &str, value: Option<String>| {
@@ -159,7 +159,7 @@ fn in_child(
     batch: u32,
     fold: bool,
 ) -> Result<Result<Row, String>> {
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut command = Command::new(program);
     command.arg("bench").args(subject).args(["--in-process", "--backend", &backend.to_string()]);
     command.args(["--batch-sizes", &batch.to_string(), "--iters", &args.iters.to_string()]);
@@ -177,7 +177,7 @@ fn in_child(
     }
     command.args(["--dtype", args.dtype.name(), "--kernels", &kernels::kernel_mode().to_string()]);
     command.env("RAYON_NUM_THREADS", threads(args).to_string());
-    let output = command.stdin(Stdio::null()).output().context("cannot start this program anew for a measurement")?;
+    let output = command.stdin(Stdio::null()).output().context("cannot start a child process for a measurement")?;
     Ok(match serde_json::from_slice(&output.stdout) {
         Ok(row) if output.status.success() => Ok(row),
         _ => Err(failure_reason(&String::from_utf8_lossy(&output.stderr), output.status)),
@@ -188,13 +188,13 @@ fn threads(args: &BenchArgs) -> usize {
     args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// The one measurement asked for.
+/// Makes one measurement in this process.
 fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let ([BackendChoice::Named(backend)], [batch]) = (&args.backends[..], &args.batch_sizes[..]) else {
         bail!("--in-process takes one --backend and one batch size");
     };
     let device = backend.device()?;
-    let dtype = args.dtype.half();
+    let dtype = args.dtype.compute_dtype();
     if let Some(dtype) = dtype {
         runtime::dtype::check(backend, &device, dtype)?;
     }
@@ -213,8 +213,8 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let iters = args.iters as usize;
     let time_batch = || -> Result<f64> {
         let start = Instant::now();
-        // Reading the logits waits for the device.
-        let logits = network.forward(images.clone()).try_into_data().context("the device could not run the network")?;
+        // Reading the logits synchronizes with the device.
+        let logits = network.forward(images.clone()).try_into_data().context("running the network failed")?;
         let seconds = start.elapsed().as_secs_f64();
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
         Ok(seconds)
@@ -260,7 +260,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-/// The architecture, the network and its usual size of input.
+/// Returns the architecture, the network and its default input size.
 fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Architecture, Network, [usize; 2])> {
     if let Some(weights) = &args.weights {
         let opened = zoo::weights::open(weights, &args.load, device, output)?;

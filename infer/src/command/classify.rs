@@ -1,4 +1,4 @@
-//! `infer classify`: what is on images.
+//! `infer classify`: classifies images.
 
 use std::io::{self, BufWriter, Write};
 
@@ -13,13 +13,13 @@ use serde::Serialize;
 use super::select;
 use crate::cli::{AnswerFormat, ClassifyArgs};
 
-/// From how many images on progress is shown.
+/// The number of images from which progress is shown.
 const MANY: usize = 20;
 
-/// What is said of one image: a line of JSON.
+/// The result of one image: a line of JSON.
 #[derive(Debug, Serialize)]
 struct Answer {
-    /// As given on the command line.
+    /// The path as given on the command line.
     path: String,
     #[serde(flatten)]
     outcome: Outcome,
@@ -28,9 +28,9 @@ struct Answer {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Outcome {
-    /// The most probable classes, the best first.
+    /// The most probable classes, in descending order.
     Top(Vec<Prediction>),
-    /// Why the image has no answer.
+    /// Why the image has no result.
     Error(String),
 }
 
@@ -38,7 +38,7 @@ pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);
@@ -77,7 +77,7 @@ fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) 
     let outcome = |image: &Result<image::RgbImage>| match image {
         Err(error) => Ok(Outcome::Error(format!("{error:#}"))),
         Ok(_) => {
-            let probabilities = probabilities.next().context("the network answered for fewer images than it got")?;
+            let probabilities = probabilities.next().context("the network returned fewer results than images")?;
             Ok(Outcome::Top(model.top(&probabilities, k)))
         }
     };
@@ -86,7 +86,7 @@ fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) 
     Ok(answers.map(|((input, _), outcome)| Answer { path: input.name(), outcome }).collect())
 }
 
-/// Prints answers as they come.
+/// Prints results as they arrive.
 struct Printer {
     format: AnswerFormat,
     stdout: BufWriter<io::Stdout>,
@@ -114,7 +114,7 @@ impl Printer {
             (AnswerFormat::Csv, outcome) => write!(self.stdout, "{}", csv(&answer.path, outcome)),
             (AnswerFormat::Text, Outcome::Top(top)) => write!(self.stdout, "{}", text(&answer.path, top)),
             (AnswerFormat::Text, Outcome::Error(error)) => {
-                // In its place among the answers, where both go to a terminal.
+                // Flushes, so that errors and results keep their order on a terminal.
                 self.stdout.flush()?;
                 writeln!(io::stderr(), "error: {}: {error}", answer.path)
             }
@@ -122,7 +122,7 @@ impl Printer {
     }
 }
 
-/// The path, and a line for each class.
+/// Formats the path, and a line for each class.
 fn text(path: &str, top: &[Prediction]) -> String {
     let width = top.iter().map(|prediction| prediction.index.to_string().len()).max().unwrap_or(0);
     let line = |Prediction { class, index, probability }: &Prediction| {
@@ -131,7 +131,7 @@ fn text(path: &str, top: &[Prediction]) -> String {
     format!("{path}\n{}", top.iter().map(line).collect::<String>())
 }
 
-/// A row for each class, or one with the error.
+/// Formats a row for each class, or one with the error.
 fn csv(path: &str, outcome: &Outcome) -> String {
     let path = field(path);
     match outcome {
@@ -145,7 +145,7 @@ fn csv(path: &str, outcome: &Outcome) -> String {
     }
 }
 
-/// A field of a CSV file, quoted where it must be (RFC 4180).
+/// Formats a field of a CSV file, quoted if necessary (RFC 4180).
 fn field(text: &str) -> String {
     match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),

@@ -1,4 +1,4 @@
-//! `infer diagram`: a network as a picture.
+//! `infer diagram`: draws a network.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::cli::DiagramArgs;
 
 pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::host()?.device()?;
-    // An architecture's name means the architecture, unless a file or run is called so.
+    // The name of an architecture means the architecture, unless a file or run has that name.
     let named = args.network.parse::<Architecture>().ok().filter(|_| !Path::new(&args.network).exists());
     let (architecture, network, usual_size) = match named {
         Some(architecture) => {

@@ -1,4 +1,4 @@
-//! `infer evaluate` and `infer merge`: how right a network is.
+//! `infer evaluate` and `infer merge`: accuracy on labeled images.
 
 use std::{
     collections::BTreeMap,
@@ -34,11 +34,15 @@ use runtime::{
 use super::{announce, grouped, print_json, select};
 use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
 
-/// From so many classes on only the worst are printed.
+/// The largest number of classes printed; the worst are printed first.
 const PRINTED_CLASSES: usize = 20;
 
 pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<ExitCode> {
-    ensure!(world.is_alone() || args.of == 1, "{} processes share the work: leave --rank and --of out", world.size());
+    ensure!(
+        world.is_alone() || args.num_shards == 1,
+        "{} processes divide the work: omit --shard-index and --num-shards",
+        world.size()
+    );
     if let Some(out) = args.out.as_ref().filter(|_| world.is_root()) {
         ensure_empty(out)?;
     }
@@ -48,7 +52,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let opened = zoo::weights::open(name, &args.load, &device, output)?;
-        Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())
+        Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let settings = Settings {
@@ -68,7 +72,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
             BadSamplesArg::Strict => BadSamples::Strict,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
-        share: if world.is_alone() { (args.rank, args.of) } else { (world.rank(), world.size()) },
+        shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
     };
     let spec = EvaluationSpec {
         weights: names.iter().map(|name| name.to_string()).collect(),
@@ -82,11 +86,11 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         protocol: settings.protocol.to_string(),
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
-        // The same on every process, whatever its device.
+        // The same on every process, regardless of its device.
         backend: if args.devices.is_some() { own.spec().backend().to_string() } else { own.spec().to_string() },
     };
-    let views = evaluation::num_views(&models, source.len(), &settings)?;
-    let progress = Progress::new("evaluate", Unit::Items("views"), Some(views), output);
+    let crops = evaluation::num_crops(&models, source.len(), &settings)?;
+    let progress = Progress::new("evaluate", Unit::Items("crops"), Some(crops), output);
     let evaluation = evaluation::evaluate(&models, &source, &settings, spec, &progress)?;
     progress.finish();
     let evaluation = gather(world, evaluation)?;
@@ -102,8 +106,8 @@ fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
     let own = devices.of(world.local_rank(), world.local_size())?;
     ensure!(
         own.len() == 1,
-        "--devices names {n} devices for one process, which evaluates on one: start a process for each, with a build \
-         with `--features mpi`: mpirun -n {n} infer evaluate …",
+        "--devices names {n} devices for one process, which evaluates on one; build with `--features mpi` and start one \
+         process per device: mpirun -n {n} infer evaluate …",
         n = own.len()
     );
     let selected = backend::select_named(&own)?;
@@ -111,7 +115,7 @@ fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
     selected.into_iter().next().context("no device is named")
 }
 
-/// The judgement of all images from every process's share.
+/// Gathers the shards of all processes into one evaluation.
 fn gather(world: &World, own: Evaluation) -> Result<Evaluation> {
     if world.is_alone() {
         return Ok(own);
@@ -119,11 +123,12 @@ fn gather(world: &World, own: Evaluation) -> Result<Evaluation> {
     let mut parts = Vec::new();
     let mut seconds = 0f64;
     for (rank, bytes) in world.gather(serde_json::to_vec(&own)?).iter().enumerate() {
-        let part: Evaluation = serde_json::from_slice(bytes).with_context(|| format!("what process {rank} sent"))?;
+        let part: Evaluation =
+            serde_json::from_slice(bytes).with_context(|| format!("invalid data from process {rank}"))?;
         seconds = seconds.max(part.seconds);
         parts.push((format!("process {rank}"), part));
     }
-    // They worked side by side.
+    // The processes ran concurrently.
     Ok(Evaluation { seconds, ..evaluation::merge(parts)? })
 }
 
@@ -137,7 +142,7 @@ pub fn merge(args: &MergeArgs) -> Result<ExitCode> {
 
 fn ensure_empty(folder: &Path) -> Result<()> {
     let occupied = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-    ensure!(!occupied, "the folder {} is not empty: give another --out", folder.display());
+    ensure!(!occupied, "the folder {} is not empty; choose another --out", folder.display());
     ensure!(!folder.is_file(), "--out {} is a file; it must be a folder, new or empty", folder.display());
     Ok(())
 }
@@ -151,7 +156,7 @@ fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
     let open =
         |split| datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, ..OpenOptions::split(split) });
     let (opened, split) = match open(split) {
-        // Data without parts is judged whole.
+        // Data without splits is evaluated as a whole.
         Err(datasets::Error::MissingSplit { .. }) if split == Split::Val => (open(Split::All)?, Split::All),
         opened => (opened?, split),
     };
@@ -161,11 +166,11 @@ fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
     let mut source = opened.source;
     if let Some(path) = &args.without {
         let (kept, left_out) = Quarantine::load(path)?.apply(source)?;
-        log::info!("{} leaves {left_out} images out", path.display());
+        log::info!("{}: {left_out} images are left out", path.display());
         source = kept;
     }
     if source.classes().is_empty() || source.label(0).is_none() {
-        bail!("{} has no labels: `infer classify` says what is on images without them", args.data);
+        bail!("{} has no labels; use `infer classify` for unlabeled images", args.data);
     }
     Ok((source, split))
 }
@@ -187,7 +192,7 @@ fn conclude(
         eprintln!("result: {}", out.display());
     }
     if !evaluation.bad.is_empty() {
-        log::warn!("{} images could not be read or decoded and are not counted", evaluation.bad.len());
+        log::warn!("{} images could not be read or decoded and do not count", evaluation.bad.len());
         return Ok(ExitCode::SomeInputsFailed);
     }
     Ok(ExitCode::Success)
@@ -201,7 +206,11 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         grouped(top1.of),
         spec.split,
         spec.data,
-        if summary.of > 1 { format!("share {} of {}", summary.rank, summary.of) } else { "all".into() },
+        if summary.num_shards > 1 {
+            format!("shard {} of {}", summary.shard_index, summary.num_shards)
+        } else {
+            "all".into()
+        },
         spec.protocol,
     );
     let rate = |name: &str, rate: &Proportion| {
@@ -243,7 +252,7 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         for class in classes.iter().take(shown) {
             let name = &evaluation.class_names[class.label];
             let taken = class.taken_for.map_or(String::new(), |(other, count)| {
-                format!("   {count} taken for {}", evaluation.class_names[other])
+                format!("   {count} mistaken for {}", evaluation.class_names[other])
             });
             text += &format!(
                 "  {:6.2} %  {:>4} of {:<4} {name}{taken}\n",
@@ -256,7 +265,7 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
     text
 }
 
-/// A header and a row.
+/// Formats a header and a row.
 fn csv_line(summary: &EvaluationSummary) -> Result<String> {
     let EvaluationSummary { spec, top1, top5, loss, .. } = summary;
     let cell = |rate: &Option<Proportion>| rate.as_ref().map_or(String::new(), |rate| format!("{:.3}", rate.percent));
@@ -311,7 +320,7 @@ fn csv_line(summary: &EvaluationSummary) -> Result<String> {
     Ok(String::from_utf8(table.into_inner()?)?)
 }
 
-/// The result's files, tables, pictures and page.
+/// Writes the tables, pictures and report page of an evaluation.
 fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card: Option<String>) -> Result<()> {
     evaluation.write(out)?;
     let predictions = &evaluation.rows;
@@ -349,7 +358,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     })?;
     write_atomic_bytes(&out.join("confusion.csv"), &pairs)?;
 
-    // Of a thousand classes, only those that occur make a picture.
+    // The picture shows only the classes that occur.
     let mut occurring: Vec<usize> = confusion.keys().flat_map(|&(label, predicted)| [label, predicted]).collect();
     occurring.sort_unstable();
     occurring.dedup();
@@ -363,7 +372,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
         write_atomic_bytes(&out.join("calibration.svg"), chart.to_svg().as_bytes())?;
     }
 
-    // What the report reads beside the predictions.
+    // The files that the report reads besides the predictions.
     if let Some(card) = card {
         write_atomic_bytes(&out.join(CARD), card.as_bytes())?;
     }
@@ -398,7 +407,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     Ok(())
 }
 
-/// How often the first prediction is right, by its probability.
+/// Returns the calibration chart: accuracy of the first prediction by its probability.
 fn calibration(predictions: &[PredictionRow]) -> Option<Chart> {
     let calibration = stats::calibration(predictions)?;
     let filled = calibration.bins.iter().filter(|bin| bin.right.of > 0);

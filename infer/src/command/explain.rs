@@ -1,4 +1,4 @@
-//! `infer explain`: where a network looks, what it makes of an image, what it finds alike.
+//! `infer explain`: saliency maps, activations of stages, feature vectors, nearest neighbors.
 
 use std::{
     collections::BTreeSet,
@@ -27,13 +27,13 @@ use serde::Serialize;
 use super::{png, select};
 use crate::cli::{ExplainArgs, Format, MethodArg};
 
-/// Rows of a contact sheet; more images get more sheets.
+/// Rows of a contact sheet; more images need more sheets.
 const SHEET_ROWS: usize = 24;
-/// The strongest channels of a stage that its picture shows, and the side of each in pixels.
+/// The number of channels shown for a stage, and the side of each in pixels.
 const CHANNELS: usize = 8;
 const CHANNEL_SIDE: u32 = 96;
 
-/// What is said of an image on standard output: a line of JSON.
+/// The result of one image: a line of JSON.
 #[derive(Debug, Serialize)]
 struct Said {
     path: String,
@@ -42,13 +42,13 @@ struct Said {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     classes: Vec<infer::Prediction>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    neighbours: Vec<Neighbour>,
+    neighbors: Vec<Neighbor>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Neighbour {
+struct Neighbor {
     path: String,
     /// The cosine of the angle between the two vectors.
     similarity: f64,
@@ -58,16 +58,16 @@ pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    // Filters are shown as they were trained.
+    // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
-    let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.half())?;
+    let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
     if args.filters {
         filters(args, &model)?;
     }
-    let failed = match (&args.features, &args.neighbours) {
+    let failed = match (&args.features, &args.neighbors) {
         _ if inputs.is_empty() => 0,
         (Some(path), _) => vectors(args, &model, &inputs, path, output)?,
-        (None, Some(among)) => neighbours(args, &model, &inputs, among, output)?,
+        (None, Some(among)) => neighbors(args, &model, &inputs, among, output)?,
         (None, None) => pictures(args, &model, &inputs, output)?,
     };
     if failed > 0 && inputs.len() > 1 {
@@ -92,9 +92,9 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
                 .classes
                 .iter()
                 .map(|class| format!("  {:>6.2} %  {:>4}  {}\n", class.probability * 100.0, class.index, class.class));
-            let neighbours = said.neighbours.iter().map(|near| format!("  {:.4}  {}\n", near.similarity, near.path));
+            let neighbors = said.neighbors.iter().map(|near| format!("  {:.4}  {}\n", near.similarity, near.path));
             let picture = said.picture.iter().map(|path| format!("  picture: {path}\n"));
-            format!("{}\n{}", said.path, classes.chain(neighbours).chain(picture).collect::<String>())
+            format!("{}\n{}", said.path, classes.chain(neighbors).chain(picture).collect::<String>())
         }
     };
     progress::suspend(|| print!("{text}"));
@@ -107,11 +107,11 @@ fn failed(input: &Input, error: &anyhow::Error) -> Said {
 
 impl Said {
     fn of(path: String) -> Self {
-        Self { path, picture: None, classes: vec![], neighbours: vec![], error: None }
+        Self { path, picture: None, classes: vec![], neighbors: vec![], error: None }
     }
 }
 
-/// Heat, or the stages' maps, of each image; the number that could not be read.
+/// Writes the saliency maps or the stages' activations of each image. Returns the number of unreadable images.
 fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output) -> Result<usize> {
     let method = match args.method {
         MethodArg::GradCam => Method::GradCam,
@@ -168,9 +168,9 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
     Ok(unreadable)
 }
 
-/// For each stage its shape and its strongest channels.
+/// Draws the strongest channels of each stage, with its shape.
 fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
-    let input = model.preprocess().normalise(&model.preprocess().batch(&[image]), model.device());
+    let input = model.preprocess().normalize(&model.preprocess().batch(&[image]), model.device());
     let mut maps: Vec<(String, Tensor<4>)> = Vec::new();
     model.network().forward_with_hook(input, &mut |stage: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
@@ -181,7 +181,7 @@ fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
     let mut rows = Vec::with_capacity(maps.len());
     for (number, (title, map)) in maps.into_iter().enumerate() {
         let [_, _, height, width] = map.dims();
-        let values: Vec<f32> = map.try_into_data().context("the device could not run the network")?.iter().collect();
+        let values: Vec<f32> = map.try_into_data().context("running the network failed")?.iter().collect();
         let mut channels: Vec<(f32, &[f32], usize)> = values
             .chunks_exact(height * width)
             .enumerate()
@@ -215,7 +215,7 @@ fn filters(args: &ExplainArgs, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Writes the images' vectors; the number that could not be read.
+/// Writes the images' feature vectors. Returns the number of unreadable images.
 fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, output: Output) -> Result<usize> {
     ensure!(path.extension().is_some_and(|e| e == "npy"), "--features {} must be a .npy file", path.display());
     let progress = Progress::new("features", Unit::Items("images"), Some(inputs.len() as u64), output);
@@ -238,8 +238,8 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
     Ok(unreadable)
 }
 
-/// Finds the images most like each; the number of images that could not be read.
-fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, output: Output) -> Result<usize> {
+/// Finds the nearest neighbors of each image. Returns the number of unreadable images.
+fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, output: Output) -> Result<usize> {
     let batch_size = args.batch_size as usize;
     let mut queries: Vec<(&Input, Vec<f32>, Nearest)> = Vec::new();
     let mut unreadable = 0;
@@ -261,7 +261,7 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
         for (input, own, nearest) in &mut queries {
             ensure!(
                 own.len() == vector.len(),
-                "{} holds vectors of {} values, this network's have {}: were they made with other weights?",
+                "{} has vectors of {} values, this network has {}: were they written with other weights?",
                 among.display(),
                 vector.len(),
                 own.len()
@@ -276,7 +276,7 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
         features::read_npy(among, |name, vector| see(&name, &vector))?;
     } else {
         let candidates = inputs::expand(&[among.to_path_buf()])?;
-        let progress = Progress::new("neighbours", Unit::Items("images"), Some(candidates.len() as u64), output);
+        let progress = Progress::new("neighbors", Unit::Items("images"), Some(candidates.len() as u64), output);
         features::each(model, &candidates, batch_size, |input, vector| {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
@@ -291,11 +291,11 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
     let mut sheet = Sheet::new(queries.len() > 1);
     for (input, _, nearest) in queries {
         let found = nearest.into_found();
-        ensure!(!found.is_empty(), "{} holds no other image that could be read", among.display());
+        ensure!(!found.is_empty(), "{} has no other readable image", among.display());
         let read = |path: &str| Input::File(PathBuf::from(path)).read().ok();
         let image = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| model.preprocess().decode(&bytes).ok());
         let mut panels = Vec::new();
-        // Standard input was read; its picture is left out.
+        // Standard input was already read, so its picture is omitted.
         if let Input::File(path) = input {
             panels.extend(image(read(&path.display().to_string())).map(|image| Panel { image, text: String::new() }));
         }
@@ -305,10 +305,10 @@ fn neighbours(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path,
             panels.extend(image(read(path)).map(|image| Panel { image, text }));
         }
         let picture = picture::row(&input.name(), &panels);
-        let path = out.write(&input.name(), "neighbours", &picture)?;
+        let path = out.write(&input.name(), "neighbors", &picture)?;
         sheet.add(picture, &mut out)?;
-        let neighbours = found.into_iter().map(|(similarity, path)| Neighbour { path, similarity }).collect();
-        say(args, &Said { picture: Some(path.display().to_string()), neighbours, ..Said::of(input.name()) })?;
+        let neighbors = found.into_iter().map(|(similarity, path)| Neighbor { path, similarity }).collect();
+        say(args, &Said { picture: Some(path.display().to_string()), neighbors, ..Said::of(input.name()) })?;
     }
     sheet.finish(&mut out)?;
     Ok(unreadable)
@@ -318,7 +318,7 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Where pictures go, each under a name of its own.
+/// The output folder; every picture gets a unique name.
 struct OutFolder {
     folder: PathBuf,
     taken: BTreeSet<String>,
@@ -330,7 +330,7 @@ impl OutFolder {
         Ok(Self { folder: folder.to_path_buf(), taken: BTreeSet::new() })
     }
 
-    /// Writes a picture of the image called `name`: `dog.jpg` becomes `dog.explained.png`.
+    /// Writes the picture of image `name`: `dog.jpg` becomes `dog.explained.png`.
     fn write(&mut self, name: &str, suffix: &str, picture: &RgbImage) -> Result<PathBuf> {
         let stem = match Path::new(name).file_stem() {
             Some(stem) if name != "-" => stem.to_string_lossy().into_owned(),
@@ -349,7 +349,7 @@ impl OutFolder {
     }
 }
 
-/// A contact sheet that grows row by row; a new one begins when it is full.
+/// A contact sheet that grows row by row; when it is full, a new one begins.
 struct Sheet {
     wanted: bool,
     rows: Vec<RgbImage>,

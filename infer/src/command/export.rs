@@ -1,4 +1,4 @@
-//! `infer export`: a network for other programs.
+//! `infer export`: writes a network for other programs.
 
 use std::path::PathBuf;
 
@@ -23,9 +23,9 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
     let shown = out.display();
     ensure!(!out.is_dir(), "{shown} is a folder; --out names a file");
     if out.exists() && !args.force {
-        bail!("{shown} exists already; --force replaces it, --out gives another name");
+        bail!("{shown} exists already; replace it with --force, or choose another --out");
     }
-    // ONNX is for use; other files keep the auxiliary classifiers, so that training may go on.
+    // ONNX files are for inference; others keep the auxiliary classifiers, so that training can continue.
     let network = opened.network(args.to != ExportFormat::Onnx, &device)?;
     let network = match args.fold_batchnorm {
         true => {
@@ -43,12 +43,12 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
             write_atomic_bytes(&out, &onnx::encode(&graph, &card)?)?;
             let [height, width] = size;
             eprintln!(
-                "input: float32 [batch, 3, {height}, {width}], normalised as the card says (metadata hearth.card)"
+                "input: float32 [batch, 3, {height}, {width}], normalized as the card says (metadata hearth.card)"
             );
             eprintln!("logits: float32 [batch, {}]; opset {}", card.classes.len(), onnx::OPSET);
         }
     }
-    let bytes = std::fs::metadata(&out).with_context(|| format!("cannot look at {shown}"))?.len();
+    let bytes = std::fs::metadata(&out).with_context(|| format!("cannot read the size of {shown}"))?.len();
     println!(
         "{}, {} parameters, {} bytes: {shown}",
         card.architecture,

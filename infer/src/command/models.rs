@@ -1,4 +1,4 @@
-//! `infer models`: the architectures and their published weights.
+//! `infer models`: lists the architectures and their published weights.
 
 use anyhow::Result;
 use models::{Architecture, NetworkConfig, hub};
@@ -11,19 +11,19 @@ use crate::cli::{Format, ModelsArgs};
 #[derive(Debug, Serialize)]
 struct Listed {
     architecture: Architecture,
-    /// Auxiliary classifiers not counted.
+    /// The number of parameters without auxiliary classifiers.
     parameters: usize,
     classes: usize,
-    /// Height and width in pixels that the network was designed for.
+    /// The default input height and width in pixels.
     input_size: [usize; 2],
     published: Vec<PublishedWeights>,
 }
 
 #[derive(Debug, Serialize)]
 struct PublishedWeights {
-    /// As `--weights` takes it.
+    /// The name that `--weights` accepts.
     name: String,
-    /// Whether the bare name of the architecture means these.
+    /// Whether the architecture's name alone refers to these weights.
     default: bool,
     /// Top-1 accuracy on ImageNet's validation images in percent, as published.
     acc1: Option<f64>,
@@ -35,7 +35,7 @@ struct PublishedWeights {
 }
 
 pub fn run(args: &ModelsArgs) -> Result<ExitCode> {
-    // Nothing is computed: parameters are only counted.
+    // No network runs; parameters are only counted.
     let device = BackendSpec::host()?.device()?;
     let listed = |&architecture: &Architecture| Listed {
         architecture,
@@ -73,7 +73,7 @@ fn text(list: &[Listed]) -> String {
     let mut text =
         format!("{:<18}{:>12}{:>7}  {}\n", "architecture", "parameters", "input", "published weights (top-1 %)");
     for Listed { architecture, parameters, input_size: [size, _], published, .. } in list {
-        // The default first: the bare name of the architecture means it.
+        // The default first, which the architecture's name alone refers to.
         let mut published: Vec<_> = published.iter().collect();
         published.sort_by_key(|weights| !weights.default);
         let weights = |weights: &&PublishedWeights| {

@@ -1,4 +1,4 @@
-//! `infer serve`: a network over HTTP.
+//! `infer serve`: serves a network over HTTP.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,25 +12,27 @@ use infer::{
 };
 use runtime::{exit::ExitCode, progress::Output};
 use serde_json::json;
-use serve::{Engine, Explanation, Options, Refusal};
+use serve::{Engine, Explanation, Options, RejectReason};
 
 use super::{png, select};
 use crate::cli::ServeArgs;
 
-/// A model as the server wants it.
+/// A model as the server's engine.
 struct Served {
     model: Model,
     backend: String,
 }
 
 impl Engine for Served {
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, Refusal> {
+    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason> {
         self.model.preprocess().decode(bytes).map_err(|error| {
             let message = error.to_string();
             match error {
-                DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => Refusal::Unsupported(message),
-                DecodeError::TooManyPixels { .. } | DecodeError::TooManyBytes { .. } => Refusal::TooLarge(message),
-                _ => Refusal::Damaged(message),
+                DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => {
+                    RejectReason::Unsupported(message)
+                }
+                DecodeError::TooManyPixels { .. } | DecodeError::TooManyBytes { .. } => RejectReason::TooLarge(message),
+                _ => RejectReason::Damaged(message),
             }
         })
     }
@@ -72,11 +74,11 @@ impl Engine for Served {
 }
 
 pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
-    ensure!(args.token.as_deref() != Some(""), "the token is empty: leave it out, or give one");
+    ensure!(args.token.as_deref() != Some(""), "the token is empty; omit it, or give one");
     let selected = select(&args.run.backend)?;
     let device = selected.device().clone();
     let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.half())?;
+    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
     let defaults = Options::default();
     let options = Options {
         addr: args.addr,
@@ -95,11 +97,11 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
         ..defaults
     };
     if !args.addr.ip().is_loopback() && args.token.is_none() {
-        log::warn!("{} can be reached from other machines, and no token is asked for (--token)", args.addr.ip());
+        log::warn!("{} can be reached from other machines, and no token is required (--token)", args.addr.ip());
     }
     let served = Served { model, backend: selected.spec().to_string() };
     let name = served.name();
     serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
-    eprintln!("served to the end");
+    eprintln!("stopped");
     Ok(ExitCode::Success)
 }

@@ -1,4 +1,4 @@
-//! `infer summary`: a network's stages, shapes, parameters and multiply-adds.
+//! `infer summary`: prints a network's stages, shapes, parameters and multiply-adds.
 
 use anyhow::{Context, Result};
 use models::{Architecture, Card, ChannelOrder, NetworkConfig, Resize, Summary};
@@ -12,11 +12,11 @@ use crate::cli::{Format, SummaryArgs};
 struct Described<'a> {
     architecture: Architecture,
     input_size: [usize; 2],
-    /// Auxiliary classifiers included.
+    /// The number of parameters with auxiliary classifiers.
     parameters: usize,
     multiply_adds: u64,
     stages: Vec<Stage<'a>>,
-    /// Of the weights; null for an architecture.
+    /// The model card of the weights; null for an architecture.
     card: Option<&'a Card>,
 }
 
@@ -37,7 +37,7 @@ pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
             (opened.card.architecture, opened.network(true, &device)?, Some(opened.card))
         }
         (None, architecture) => {
-            let architecture = architecture.context("name an architecture, or --weights")?;
+            let architecture = architecture.context("give an architecture, or --weights")?;
             let mut config = NetworkConfig::new(architecture);
             if let Some(classes) = args.classes {
                 config = config.with_num_classes(classes as usize);
@@ -76,7 +76,7 @@ fn described<'a>(summary: &'a Summary, card: Option<&'a Card>) -> Described<'a> 
     }
 }
 
-/// How many classes a card's text names.
+/// The number of classes named in a card's text.
 const CLASSES_SHOWN: usize = 6;
 
 fn card_text(card: &Card) -> String {
@@ -99,7 +99,7 @@ fn card_text(card: &Card) -> String {
     format!(
         "origin      {origin}\n\
          classes     {}: {}{more}\n\
-         image       {resize} ({filter}, {antialias}), centre crop {height} × {width}\n\
+         image       {resize} ({filter}, {antialias}), center crop {height} × {width}\n\
          input       {order}, mean {}, deviation {}{inside}\n",
         classes.len(),
         shown.join("; "),

@@ -73,7 +73,7 @@ struct Row {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
 enum Outcome {
-    /// Every difference is within the tolerance.
+    /// All differences are within the tolerance.
     Equal(Differences),
     /// At least one difference exceeds the tolerance.
     Differs(Differences),
@@ -81,7 +81,8 @@ enum Outcome {
     NotRun { reason: String },
 }
 
-/// Largest differences to flex, relative to the largest value there; null where the backend's values are not finite.
+/// The largest difference of the logits to flex, relative to the largest value there; null if the backend's values are
+/// not finite.
 #[derive(Debug, Serialize, Deserialize)]
 struct Differences {
     /// The difference of the logits, or in training of the loss.
@@ -99,7 +100,7 @@ struct Differences {
 pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     ensure!(
         Backend::Flex.is_compiled(),
-        "verify compares with flex, which this binary was built without; add `--features flex` to the cargo command"
+        "verify compares with flex, which this binary was built without; build with `--features flex`"
     );
     if args.in_process {
         return in_process(args);
@@ -112,8 +113,8 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     };
     ensure!(
         !backends.is_empty(),
-        "flex is the only backend of this binary, so there is nothing to compare it with; build with others, as in \
-         `cargo run -p infer --features ndarray,wgpu -- verify`"
+        "flex is the only backend of this binary, so there is nothing to compare; build with others, as in `cargo run \
+         -p infer --features ndarray,wgpu -- verify`"
     );
     for backend in &backends {
         if !backend.backend().is_compiled() {
@@ -182,7 +183,7 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
         bail!("--in-process takes one --arch, one --backend, one --pass and a --size");
     };
     let (spec, device) = open(*backend)?;
-    // Drivers report errors by panics, also on threads that nobody joins. The first ends the process.
+    // Drivers report errors by panicking, also on threads that are never joined. The first panic ends the process.
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("the backend panicked without a message");
         eprintln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -201,7 +202,7 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-/// Opens a backend's device; where it is a graphics backend without a GPU, its software adapter.
+/// Opens a backend's device; for a graphics backend without a GPU, its software adapter.
 fn open(spec: BackendSpec) -> Result<(BackendSpec, Device)> {
     let graphics = matches!(spec.backend(), Backend::Wgpu | Backend::Vulkan);
     spec.device().map(|device| (spec, device)).or_else(|error| {
@@ -209,7 +210,7 @@ fn open(spec: BackendSpec) -> Result<(BackendSpec, Device)> {
             return Err(error);
         }
         let software: BackendSpec = format!("{spec}:cpu").parse()?;
-        // The first error says more to someone who has a GPU.
+        // The first error is more useful to someone with a GPU.
         software.device().map(|device| (software, device)).map_err(|_| error)
     })
 }
@@ -445,7 +446,7 @@ fn largest(mut values: impl Iterator<Item = f64>) -> Option<f64> {
 fn weights(architecture: Architecture, network: &Network) -> Weights {
     let tensors = network.entries().into_iter().map(|entry| {
         let (low, high) = match entry.shape[..] {
-            // He's variance for a uniform distribution.
+            // Kaiming variance for a uniform distribution.
             [_, ref inputs @ ..] if !inputs.is_empty() => {
                 let bound = (6.0 / inputs.iter().product::<usize>() as f32).sqrt();
                 (-bound, bound)

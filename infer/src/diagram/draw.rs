@@ -1,4 +1,4 @@
-//! The drawing as SVG 1.1.
+//! Writes the drawing as SVG 1.1.
 
 use std::fmt::Write;
 
@@ -10,18 +10,18 @@ use super::{
 };
 
 const PAPER: &str = "#ffffff";
-/// The ground of a stage.
+/// The background of a stage.
 const GROUND: &str = "#f4f5f7";
 const INK: &str = "#1d1f22";
 /// Secondary text.
 const MUTED: &str = "#555a62";
 const LINES: &str = "#62676f";
-/// What shares are measured against.
+/// The track of the bars of shares.
 const TRACK: &str = "#dcdfe3";
 
 impl Kind {
-    /// The colours of its boxes and their borders: tints and tones of Okabe and Ito's palette.
-    fn colours(self) -> [&'static str; 2] {
+    /// The colors of boxes and their borders: tints and shades of Okabe and Ito's palette.
+    fn colors(self) -> [&'static str; 2] {
         match self {
             Kind::Convolution => ["#d5e6f4", "#0072b2"],
             Kind::Pooling => ["#fbdfce", "#d55e00"],
@@ -33,7 +33,7 @@ impl Kind {
     }
 }
 
-/// The page as an SVG file on a light ground.
+/// Returns the page as an SVG file on a light background.
 pub(super) fn draw(page: &Page) -> String {
     let (width, height) = (page.width.ceil(), page.height.ceil());
     let mut svg = format!(
@@ -62,7 +62,7 @@ fn draw_item(svg: &mut String, item: &Item) {
             draw_rect(svg, at, 8.0, &format!(r#"fill="none" stroke="{LINES}" stroke-dasharray="4 3""#));
         }
         Item::Box { at, kind, texts, about } => {
-            let [fill, stroke] = kind.colours();
+            let [fill, stroke] = kind.colors();
             let _ = write!(svg, "<g><title>{}</title>", escape(about));
             draw_rect(svg, at, 5.0, &format!(r#"fill="{fill}" stroke="{stroke}""#));
             texts.iter().for_each(|text| draw_text(svg, text));
@@ -73,7 +73,7 @@ fn draw_item(svg: &mut String, item: &Item) {
             draw_text(svg, text);
         }
         Item::Sum { x, y, about } => {
-            let [fill, stroke] = Kind::Join.colours();
+            let [fill, stroke] = Kind::Join.colors();
             let arm = SUM - 4.0;
             let _ = write!(
                 svg,
@@ -92,7 +92,7 @@ fn draw_item(svg: &mut String, item: &Item) {
             draw_rect(svg, &filled, 0.0, &format!(r#"fill="{LINES}""#));
         }
         Item::Swatch { at, kind } => {
-            let [fill, stroke] = kind.colours();
+            let [fill, stroke] = kind.colors();
             draw_rect(svg, at, 3.0, &format!(r#"fill="{fill}" stroke="{stroke}""#));
         }
     }
@@ -125,7 +125,7 @@ fn draw_text(svg: &mut String, text: &Text) {
     let _ = write!(svg, r#"<text x="{x:.1}" y="{y:.1}"{anchor}{style} fill="{fill}">{}</text>"#, escape(&text.text));
 }
 
-/// A line with round corners, and a head where it ends.
+/// Draws a line with rounded corners, and an arrowhead at its end.
 fn draw_line(svg: &mut String, points: &[(f64, f64)], round: f64, head: bool) {
     let mut points = points.to_vec();
     points.dedup();
@@ -146,7 +146,7 @@ fn draw_line(svg: &mut String, points: &[(f64, f64)], round: f64, head: bool) {
     let _ = write!(path, "L{end_x:.1} {end_y:.1}");
     let _ = write!(svg, r#"<path d="{path}" fill="none" stroke="{LINES}"/>"#);
     if head {
-        // Lines end downwards, or to the left.
+        // Lines end downward, or to the left.
         let (x, y) = points[points.len() - 2];
         let wings = if (x - end_x).abs() > (y - end_y).abs() { "l6 -3.5v7z" } else { "l-3.5 -6h7z" };
         let _ = write!(svg, r#"<path d="M{end_x:.1} {end_y:.1}{wings}" fill="{LINES}"/>"#);

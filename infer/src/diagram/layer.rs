@@ -1,11 +1,11 @@
-//! The layers of a graph as papers count them: norms and activations belong to the convolution before them, local
-//! response normalisation is one layer, and flattening is none.
+//! The layers of a graph as papers count them: norms and activations belong to the preceding convolution, local
+//! response normalization is one layer, and flattening is none.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use models::graph::{Graph, Node, Op, Value};
 
-/// What a layer is; each kind has a colour.
+/// The kind of a layer, which determines its color.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Convolution,
@@ -16,30 +16,30 @@ pub(super) enum Kind {
     Other,
 }
 
-/// What layers hold and what they take.
+/// Parameters and multiply-adds of layers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cost {
     pub parameters: u64,
-    /// For one image.
+    /// Multiply-adds for one image.
     pub multiply_adds: u64,
 }
 
-/// A layer. Two are equal where they are drawn alike.
+/// A layer. Two layers are equal if they are drawn alike.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub kind: Kind,
-    /// As papers write it: `3×3 conv, 64, /2`.
+    /// The label, as papers write it: `3×3 conv, 64, /2`.
     pub label: String,
-    /// What follows at once: `BN`, `ReLU`.
+    /// The operations that follow directly: `BN`, `ReLU`.
     pub notes: Vec<&'static str>,
-    /// The module's name where it has parameters: `layer1.0.conv1`. Otherwise that of its stage.
+    /// The module's name if it has parameters (`layer1.0.conv1`), else its stage's.
     pub name: String,
-    /// The stage in which it begins.
+    /// The stage in which the layer begins.
     pub stage: String,
-    /// The shape of the output for one image, without the axis of the batch.
+    /// The shape of the output for one image, without the batch axis.
     pub shape: Vec<usize>,
     pub cost: Cost,
-    /// What it reads, constants apart.
+    /// The inputs, without constants.
     pub inputs: Vec<Value>,
     pub output: Value,
 }
@@ -65,7 +65,7 @@ impl Cost {
     }
 }
 
-/// The layers of a graph in its order.
+/// Returns the layers of a graph, in its order.
 pub(super) fn layers(graph: &Graph) -> Vec<Layer> {
     let mut uses: HashMap<Value, usize> = HashMap::from([(graph.output, 1)]);
     for input in graph.nodes.iter().flat_map(|node| &node.inputs) {
@@ -83,7 +83,7 @@ pub(super) fn layers(graph: &Graph) -> Vec<Layer> {
         }
         let inputs: Vec<Value> = node.inputs.iter().copied().filter(|input| !constants.contains(input)).collect();
         let before = match inputs[..] {
-            // Zeros, and what is made of constants only, are constants themselves.
+            // Zeros, and what depends only on constants, are constants.
             [] => {
                 constants.insert(node.output);
                 continue;
@@ -126,19 +126,19 @@ impl Layer {
         }
     }
 
-    /// Makes a node that alone reads this layer's output part of the layer, where it is no layer of its own.
+    /// Merges a node into this layer if it is the only reader of the layer's output and not a layer of its own.
     fn absorb(&mut self, graph: &Graph, node: &Node) -> bool {
         match &node.op {
             Op::BatchNorm { .. } => self.notes.push("BN"),
             Op::Relu => self.notes.push("ReLU"),
-            // Flattening: the shape before it says more.
+            // Flattening: the shape before it is more informative.
             Op::Reshape => {}
-            // The shortcut without parameters: a picture made smaller, then channels of zeros around it.
+            // The shortcut without parameters (option A): subsampling, then zero-padded channels.
             Op::Concat { .. } if self.kind == Kind::Other => {
                 self.label += ", zeros";
                 self.shape = sizes(node);
             }
-            // An input normalised anew.
+            // A renormalized input.
             Op::Add if self.label == "scale" => self.label += " and shift",
             _ => return false,
         }
@@ -148,12 +148,12 @@ impl Layer {
     }
 }
 
-/// The output's shape for one image.
+/// Returns the output's shape for one image.
 fn sizes(node: &Node) -> Vec<usize> {
     node.shape.iter().skip(1).map(|size| size.of_one()).collect()
 }
 
-/// The kind and the label of a node that reads so many values beside constants.
+/// Returns the kind and the label of a node with this number of non-constant inputs.
 fn describe(graph: &Graph, node: &Node, inputs: usize) -> (Kind, String) {
     let channels = node.shape.get(1).map_or(0, |size| size.of_one());
     let other = |label: &str| (Kind::Other, label.to_string());
@@ -199,12 +199,12 @@ fn describe(graph: &Graph, node: &Node, inputs: usize) -> (Kind, String) {
     }
 }
 
-/// `3×3`.
+/// Formats a kernel size as `3×3`.
 fn window(sizes: &[usize]) -> String {
     sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
 }
 
-/// `, /2`, and nothing where every place is visited.
+/// Formats the stride as `, /2`, or as nothing for stride 1.
 fn strides(strides: &[usize]) -> String {
     match strides {
         _ if strides.iter().all(|&stride| stride == 1) => String::new(),
@@ -213,13 +213,13 @@ fn strides(strides: &[usize]) -> String {
     }
 }
 
-/// A local response normalisation: all its nodes, and what it reads.
+/// A local response normalization: its nodes and its input.
 struct Response {
     nodes: BTreeSet<usize>,
     input: Value,
 }
 
-/// The local response normalisations of a graph by the node that ends each.
+/// Returns the local response normalizations of a graph by their last node.
 fn responses(graph: &Graph, uses: &HashMap<Value, usize>) -> HashMap<usize, Response> {
     let writers: HashMap<Value, usize> =
         graph.nodes.iter().enumerate().map(|(index, node)| (node.output, index)).collect();
@@ -227,7 +227,7 @@ fn responses(graph: &Graph, uses: &HashMap<Value, usize>) -> HashMap<usize, Resp
         let [input, mut value] = graph.nodes[end].inputs[..] else { return None };
         let mut nodes = BTreeSet::new();
         let mut powers = 0;
-        // From the divisor back to the square of what is divided.
+        // Walks from the divisor back to the square of the dividend.
         loop {
             let writer = *writers.get(&value)?;
             let node = &graph.nodes[writer];
@@ -255,7 +255,7 @@ mod tests {
     use crate::diagram::recorded::graph;
 
     #[test]
-    fn norms_and_activations_belong_to_their_convolution() {
+    fn norms_and_activations_merge_into_their_convolution() {
         let layers = layers(&graph("resnet18"));
         let Layer { kind, label, notes, name, shape, cost, .. } = &layers[0];
         assert_eq!((*kind, &label[..], &notes[..]), (Kind::Convolution, "7×7 conv, 64, /2", &["BN", "ReLU"][..]));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn response_normalisation_is_a_layer() {
+    fn local_response_normalization_is_one_layer() {
         let layers = layers(&graph("googlenet_2014"));
         let responses: Vec<&Layer> = layers.iter().filter(|layer| layer.kind == Kind::Norm).collect();
         assert_eq!(responses.iter().map(|layer| &layer.label[..]).collect::<Vec<_>>(), ["LRN", "LRN"]);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_and_strides() {
+    fn labels_show_kernel_and_stride() {
         assert_eq!(window(&[1, 7]), "1×7");
         assert_eq!([strides(&[1, 1]), strides(&[2, 2]), strides(&[2, 1])], ["", ", /2", ", /2×1"]);
     }

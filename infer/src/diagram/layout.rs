@@ -1,4 +1,4 @@
-//! Where the parts of a stage stand: boxes in columns, branches side by side, shortcuts around their blocks.
+//! The layout of a stage: boxes in columns, branches side by side, shortcuts around their blocks.
 
 use super::{
     layer::{Cost, Kind, Layer},
@@ -6,31 +6,31 @@ use super::{
     text,
 };
 
-/// The size of text, in the drawing's pixels.
+/// The font size in pixels of the drawing.
 pub(super) const TEXT: f64 = 12.0;
-/// From the middle of a line of text to its base.
+/// The distance from the middle of a line of text to its baseline.
 pub(super) const BASE: f64 = 4.3;
-/// The size of notes.
+/// The font size of notes.
 const SMALL: f64 = 10.0;
-/// From a line of text to the next.
+/// The line height.
 pub(super) const LINE: f64 = 16.0;
-/// The height of a box with one line of text, and with room for a line of notes under it.
+/// The height of a box with one line of text, and with a line of notes under it.
 const LINES: [f64; 2] = [24.0, 36.0];
-/// From a box to the next in a column.
+/// The gap between boxes in a column.
 const GAP: f64 = 15.0;
-/// From a branch to the next.
+/// The gap between branches.
 const BETWEEN: f64 = 14.0;
-/// From a fork to its branches.
+/// The distance from a fork to its branches.
 const FORK: f64 = 22.0;
-/// From the branches to their join; the numbers of channels stand there.
+/// The distance from the branches to their join, which leaves room for the numbers of channels.
 const JOIN: f64 = 26.0;
-/// The radius of the sign for a sum.
+/// The radius of the sum sign.
 pub(super) const SUM: f64 = 9.0;
-/// From a body to its shortcut, and from a block to its caption.
+/// The distance from a body to its shortcut, and from a block to its caption.
 const ASIDE: f64 = 16.0;
-/// The roundness of shortcuts.
+/// The corner radius of shortcuts.
 const CURVE: f64 = 20.0;
-/// Between repeated parts and their frame.
+/// The padding between repeated parts and their frame.
 const FRAME: f64 = 9.0;
 
 /// A rectangle.
@@ -42,7 +42,7 @@ pub(super) struct Rect {
     pub height: f64,
 }
 
-/// What stands at a text's place.
+/// The anchor of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Anchor {
     Start,
@@ -50,7 +50,7 @@ pub(super) enum Anchor {
     End,
 }
 
-/// How a text looks.
+/// The style of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Title,
@@ -60,7 +60,7 @@ pub(super) enum Style {
     Note,
 }
 
-/// A line of text; `y` is its base line.
+/// A line of text; `y` is its baseline.
 #[derive(Debug, Clone)]
 pub(super) struct Text {
     pub x: f64,
@@ -70,85 +70,85 @@ pub(super) struct Text {
     pub text: String,
 }
 
-/// A piece of the drawing.
+/// A drawing command.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
-    /// A group begins, with what it is about.
+    /// Begins a group with a title.
     Open(String),
-    /// The group ends.
+    /// Ends the group.
     Close,
-    /// The ground of a stage.
+    /// The background of a stage.
     Panel(Rect),
-    /// Around what is repeated.
+    /// The frame around a repeated part.
     Frame(Rect),
-    /// A layer with its texts.
+    /// The box of a layer with its texts.
     Box {
         at: Rect,
         kind: Kind,
         texts: Vec<Text>,
         about: String,
     },
-    /// The input and the classes.
+    /// The boxes of the input and the classes.
     End {
         at: Rect,
         text: Text,
     },
-    /// The sign for a sum.
+    /// The sum sign.
     Sum {
         x: f64,
         y: f64,
         about: String,
     },
-    /// From point to point, with corners so round, and perhaps a head at the end.
+    /// A polyline with a corner radius, optionally with an arrowhead.
     Line {
         points: Vec<(f64, f64)>,
         round: f64,
         head: bool,
     },
     Text(Text),
-    /// A share of the whole, from 0 to 1.
+    /// A bar of a share, from 0 to 1.
     Share {
         at: Rect,
         share: f64,
     },
-    /// A colour of the legend.
+    /// A color sample of the legend.
     Swatch {
         at: Rect,
         kind: Kind,
     },
 }
 
-/// Items around the axis `x = 0`, on which the column's line enters at `y = 0` and leaves at the bottom.
+/// Items around the axis `x = 0`, on which the line of the column enters at `y = 0` and leaves at the bottom.
 #[derive(Debug, Default)]
 pub(super) struct Block {
     pub items: Vec<Item>,
-    /// How far it reaches on both sides of the axis.
+    /// The extent on both sides of the axis.
     pub left: f64,
     pub right: f64,
     pub height: f64,
-    /// Whether it begins with a line and not with a box.
+    /// Whether it begins with a line rather than a box.
     pub open: bool,
-    /// The places on the bottom where it ends, and with how many channels, where that is not the axis alone.
+    /// The positions at the bottom where it ends, with their numbers of channels, if that is not the axis alone.
     exits: Vec<(f64, Option<usize>)>,
 }
 
 impl Text {
-    /// A text around the point.
+    /// A text centered at the point.
     pub fn middle(x: f64, y: f64, style: Style, text: impl Into<String>) -> Self {
         Self { x, y, anchor: Anchor::Middle, style, text: text.into() }
     }
 
-    /// A text that begins there.
+    /// A text that begins at the point.
     pub fn start(x: f64, y: f64, style: Style, text: impl Into<String>) -> Self {
         Self { x, y, anchor: Anchor::Start, style, text: text.into() }
     }
 
-    /// A text that ends there.
+    /// A text that ends at the point.
     pub fn end(x: f64, y: f64, style: Style, text: impl Into<String>) -> Self {
         Self { x, y, anchor: Anchor::End, style, text: text.into() }
     }
 
-    /// How wide it may be.
+    /// Limits the width of the text.
     pub fn width(&self) -> f64 {
         self.style.width(&self.text)
     }
@@ -163,26 +163,26 @@ impl Style {
         }
     }
 
-    /// How wide a text of this style may be.
+    /// Returns the width of a text in this style.
     pub fn width(self, text: &str) -> f64 {
-        // Strong letters are wider.
+        // Bold letters are wider.
         let strong = if matches!(self, Style::Title | Style::Strong) { 1.06 } else { 1.0 };
         text::width(text, self.size()) * strong
     }
 }
 
 impl Item {
-    /// A straight line down.
+    /// A vertical line.
     pub fn down(x: f64, from: f64, to: f64, head: bool) -> Self {
         Item::Line { points: vec![(x, from), (x, to)], round: 0.0, head }
     }
 
-    /// A line with the corners of a shortcut.
+    /// A line with the corner radius of shortcuts.
     fn curve<const N: usize>(points: [(f64, f64); N], head: bool) -> Self {
         Item::Line { points: points.to_vec(), round: CURVE, head }
     }
 
-    /// Moves it.
+    /// Moves the item.
     fn shift(&mut self, dx: f64, dy: f64) {
         let rect = |at: &mut Rect| (at.x, at.y) = (at.x + dx, at.y + dy);
         let text = |text: &mut Text| (text.x, text.y) = (text.x + dx, text.y + dy);
@@ -204,7 +204,7 @@ impl Item {
     }
 }
 
-/// How wide the boxes of a column want to be; branches are columns of their own.
+/// Returns the preferred box width of a column; branches are columns of their own.
 pub(super) fn column_width(parts: &[Part], narrow: bool) -> f64 {
     let width = |part: &Part| match part {
         Part::Layer(layer) => box_width(layer, narrow),
@@ -215,19 +215,19 @@ pub(super) fn column_width(parts: &[Part], narrow: bool) -> f64 {
     parts.iter().map(width).fold(0.0, f64::max)
 }
 
-/// How parts are drawn.
+/// Options for drawing parts.
 #[derive(Clone, Copy)]
 pub(super) struct Column {
-    /// How wide boxes are at least.
+    /// The minimum width of boxes.
     pub width: f64,
-    /// Whether notes stand under the label, to save width.
+    /// Whether notes are placed under the label, to save width.
     pub narrow: bool,
-    /// Whether lines join the parts.
+    /// Whether lines connect the parts.
     pub chained: bool,
 }
 
 impl Column {
-    /// Parts one below the other.
+    /// Stacks parts vertically.
     pub fn series(&self, parts: &[Part]) -> Block {
         let mut block = Block::default();
         for (index, part) in parts.iter().enumerate() {
@@ -270,7 +270,7 @@ impl Column {
         }
     }
 
-    /// A body, its shortcut on the right, and the sum of both below.
+    /// Draws a body, its shortcut on the right, and their sum below.
     fn residual(&self, body: &[Part], shortcut: &[Part], join: &Layer) -> Block {
         let mut block = Block { open: true, height: GAP + 5.0, ..Block::default() };
         let body = self.series(body);
@@ -282,7 +282,7 @@ impl Column {
         let leave = 5.0;
         let beside = Column { width: 0.0, ..*self }.series(shortcut);
         let x = block.right + ASIDE + beside.left;
-        // Both end in the sum, whichever is longer.
+        // Both end at the sum.
         let sum = (bottom + GAP).max(leave + GAP + beside.height) + SUM;
         block.items.push(Item::down(0.0, bottom, sum - SUM, true));
         if shortcut.is_empty() {
@@ -306,7 +306,7 @@ impl Column {
         block
     }
 
-    /// One of the equal parts in a frame, with their number.
+    /// Draws one of several equal parts in a frame, with their number.
     fn repeat(&self, whole: &Part, parts: &[Part]) -> Block {
         let inner = match &parts[0] {
             Part::Residual { body, shortcut, join } => self.residual(body, shortcut, join),
@@ -335,7 +335,7 @@ impl Column {
 }
 
 impl Block {
-    /// Adds a block on the axis below what is there.
+    /// Appends a block below, on the axis.
     fn add(&mut self, mut block: Block) {
         let top = self.height;
         self.left = self.left.max(block.left);
@@ -345,7 +345,7 @@ impl Block {
         self.items.extend(block.moved(0.0, top));
     }
 
-    /// Its items elsewhere.
+    /// Returns the items, moved.
     pub fn moved(self, dx: f64, dy: f64) -> impl Iterator<Item = Item> {
         self.items.into_iter().map(move |mut item| {
             item.shift(dx, dy);
@@ -354,7 +354,7 @@ impl Block {
     }
 }
 
-/// Branches side by side between a fork and the bar that joins them.
+/// Draws branches side by side between a fork and the bar that joins them.
 fn branch_block(branches: &[Vec<Part>], join: Option<&Layer>) -> Block {
     let block_of = |branch: &Vec<Part>| {
         let mut block = Column { width: column_width(branch, true), narrow: true, chained: true }.series(branch);
@@ -380,7 +380,7 @@ fn branch_block(branches: &[Vec<Part>], join: Option<&Layer>) -> Block {
     let mut left = -inner / 2.0;
     for block in blocks {
         let x = left + block.left;
-        // Like in the papers, branches end side by side.
+        // As in the papers, branches end at the same height.
         let top = bottom - block.height;
         let (points, head) = (vec![(0.0, fork), (x, fork), (x, top)], !block.open && block.height > 0.0);
         whole.items.push(Item::Line { points, round: (FORK - fork) / 2.0, head });
@@ -407,7 +407,7 @@ fn branch_block(branches: &[Vec<Part>], join: Option<&Layer>) -> Block {
     whole
 }
 
-/// A block with lines of text on its left.
+/// Adds lines of text to the left of a block.
 fn captioned(mut block: Block, lines: &[(Style, String)]) -> Block {
     let x = -block.left - ASIDE / 2.0;
     let mut y = (block.height - LINE * (lines.len() as f64 - 1.0)) / 2.0 + BASE;
@@ -420,7 +420,7 @@ fn captioned(mut block: Block, lines: &[(Style, String)]) -> Block {
     block
 }
 
-/// The width that a layer's texts need.
+/// Returns the width that a layer's texts need.
 fn box_width(layer: &Layer, narrow: bool) -> f64 {
     let label = Style::Plain.width(&layer.label);
     let notes = Style::Note.width(&layer.notes.join(" "));
@@ -432,7 +432,7 @@ fn box_width(layer: &Layer, narrow: bool) -> f64 {
     texts + 18.0
 }
 
-/// The box of a layer with its label and notes in the middle.
+/// Draws the box of a layer with its label and notes centered.
 fn layer_box(layer: &Layer, at: Rect, narrow: bool) -> Item {
     let (middle, base) = (at.x + at.width / 2.0, at.y + at.height / 2.0 + BASE);
     let notes = layer.notes.join(" ");
@@ -444,7 +444,7 @@ fn layer_box(layer: &Layer, at: Rect, narrow: bool) -> Item {
             Text::middle(middle, base + 7.0, Style::Note, notes),
         ]
     } else {
-        // Both centred together.
+        // Label and notes are centered together.
         let (label, note) = (Style::Plain.width(&layer.label), Style::Note.width(&notes));
         let left = middle - (label + 8.0 + note) / 2.0;
         vec![
@@ -455,14 +455,14 @@ fn layer_box(layer: &Layer, at: Rect, narrow: bool) -> Item {
     Item::Box { at, kind: layer.kind, texts, about: about(layer) }
 }
 
-/// What there is to know about a layer.
+/// Returns the tooltip of a layer.
 fn about(layer: &Layer) -> String {
     let mut lines = vec![layer.name.clone(), [&[&*layer.label], &layer.notes[..]].concat().join(" ")];
     lines.extend(facts(&layer.shape, layer.cost));
     lines.join("\n")
 }
 
-/// Output, parameters and multiply-adds in words.
+/// Formats output shape, parameters and multiply-adds.
 pub(super) fn facts(shape: &[usize], cost: Cost) -> [String; 3] {
     [
         format!("output {}", text::shape(shape)),

@@ -1,7 +1,7 @@
-//! A network drawn as the papers draw theirs: a column of stages, an Inception module's branches side by side, a
-//! residual block with its shortcut, and beside each stage its shape, its parameters and its multiply-adds.
+//! Draws a network in the style of the papers: a column of stages, an Inception module's branches side by side, a
+//! residual block with its shortcut, and beside each stage its shape, parameters and multiply-adds.
 //!
-//! The drawing is made from the recorded graph alone: no architecture has code of its own here.
+//! The drawing is derived from the recorded graph alone; there is no code for single architectures.
 
 mod draw;
 mod layer;
@@ -14,7 +14,7 @@ mod text;
 
 use models::graph::Graph;
 
-/// Draws the network as an SVG file that stands alone, under a title.
+/// Draws the network as a self-contained SVG file with a title.
 pub fn svg(title: &str, graph: &Graph) -> String {
     draw::draw(&page::Page::of(title, graph))
 }
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
     use crate::diagram::recorded::{graph, names};
 
-    /// The names of all elements, in a well-formed document.
+    /// Returns the names of all elements; panics if the document is not well-formed.
     fn elements(svg: &str) -> Vec<String> {
         let mut reader = Reader::from_str(svg);
         let mut elements = Vec::new();
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn drawings_are_well_formed_and_the_same_every_time() {
+    fn drawings_are_well_formed_and_deterministic() {
         for name in names() {
             let graph = graph(&name);
             let drawing = svg(&name, &graph);

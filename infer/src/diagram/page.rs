@@ -1,4 +1,4 @@
-//! The whole drawing: a row for each stage with its name, its layers and its numbers.
+//! The page: a row for each stage with its name, layers and numbers.
 
 use super::{
     layer::{Cost, Kind},
@@ -8,19 +8,19 @@ use super::{
 };
 use models::graph::Graph;
 
-/// Around everything.
+/// The outer margin.
 const MARGIN: f64 = 20.0;
-/// Within the ground of a stage.
+/// The padding within a stage.
 const PADDING: f64 = 12.0;
-/// From a stage to the next.
+/// The gap between stages.
 const APART: f64 = 16.0;
-/// Between columns of numbers.
+/// The gap between columns of numbers.
 const COLUMNS: f64 = 24.0;
-/// The lowest stage.
+/// The minimum height of a stage.
 const LOWEST: f64 = 26.0;
-/// Stages with longer names have them cut.
+/// The maximum width of stage names; longer names are cut.
 const LONGEST_NAME: f64 = 180.0;
-/// The narrowest column of numbers, for the bars of shares.
+/// The minimum width of a column of numbers, for the bars of shares.
 const NARROWEST: f64 = 72.0;
 /// The height of the boxes of the input and the classes.
 const END: f64 = 26.0;
@@ -31,20 +31,20 @@ pub(super) struct Page {
     pub width: f64,
     pub height: f64,
     pub title: String,
-    /// The drawing in words.
+    /// A text description of the drawing.
     pub description: String,
     pub items: Vec<Item>,
 }
 
-/// Where columns stand.
+/// The positions of the columns.
 struct Columns {
-    /// The axis of the layers.
+    /// The x coordinate of the layers' axis.
     axis: f64,
     /// The width of the boxes of the input and the classes.
     end: f64,
     /// The right ends of the columns of numbers, and their widths.
     numbers: [(f64, f64); 3],
-    /// The right end of everything within the grounds of stages.
+    /// The right end of the content of stages.
     right: f64,
 }
 
@@ -88,7 +88,7 @@ impl Page {
         page
     }
 
-    /// The title, and a legend of the colours that the drawing has.
+    /// Draws the title, and a legend of the colors in use.
     fn head(&mut self, structure: &Structure, width: f64) {
         let room = (width - 2.0 * MARGIN) / 1.06;
         let title = text::shorten(&self.title, Style::Title.size(), room);
@@ -98,7 +98,7 @@ impl Page {
         let kinds = [
             (Kind::Convolution, "convolution"),
             (Kind::Pooling, "pooling"),
-            (Kind::Norm, "normalisation"),
+            (Kind::Norm, "normalization"),
             (Kind::Linear, "fully connected"),
             (Kind::Join, "join"),
             (Kind::Other, "other"),
@@ -117,7 +117,7 @@ impl Page {
         self.height += LINE + 12.0;
     }
 
-    /// A box for the input or the classes; returns where it ends.
+    /// Draws a box for the input or the classes. Returns its bottom.
     fn end(&mut self, columns: &Columns, text: String) -> f64 {
         let at = Rect { x: columns.axis - columns.end / 2.0, y: self.height, width: columns.end, height: END };
         let text = Text::middle(columns.axis, self.height + END / 2.0 + BASE, Style::Plain, text);
@@ -126,7 +126,7 @@ impl Page {
         self.height
     }
 
-    /// A stage's row, with a line from the row above; returns where its layers end.
+    /// Draws the row of a stage, with a line from the row above. Returns the bottom of its layers.
     fn stage(&mut self, stage: &Stage, block: Block, columns: &Columns, total: Cost, line: Option<f64>) -> f64 {
         let top = self.height;
         let height = block.height.max(LOWEST) + 2.0 * PADDING;
@@ -159,7 +159,7 @@ impl Page {
         end
     }
 
-    /// The sums, beside the box of the classes.
+    /// Draws the totals, beside the box of the classes.
     fn total(&mut self, columns: &Columns, total: Cost) {
         let base = self.height + END / 2.0 + BASE;
         let [_, parameters, multiply_adds] = numbers(&[], total);
@@ -193,12 +193,12 @@ fn widest(widths: impl IntoIterator<Item = f64>) -> f64 {
     widths.into_iter().fold(0.0, f64::max)
 }
 
-/// The name as it is written.
+/// Returns the display name.
 fn name(stage: &Stage) -> String {
     text::shorten(&stage.name, Style::Strong.size(), LONGEST_NAME)
 }
 
-/// A row of numbers.
+/// Draws a row of numbers.
 fn numbers(shape: &[usize], cost: Cost) -> [String; 3] {
     let count = |count: u64| if count == 0 { "–".to_string() } else { text::short(count) };
     [text::shape(shape), count(cost.parameters), count(cost.multiply_adds)]
@@ -208,7 +208,7 @@ fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// The drawing in words.
+/// A text description of the drawing.
 fn describe(structure: &Structure, input: &str, classes: &str) -> String {
     let total = structure.cost();
     let mut lines = vec![format!(
@@ -229,7 +229,7 @@ mod tests {
         diagram::recorded::{graph, names},
     };
 
-    /// The least rectangle around a text.
+    /// Returns the bounding box of a text.
     fn around(text: &Text) -> Rect {
         let (width, height) = (text.width(), text.style.size());
         let left = match text.anchor {

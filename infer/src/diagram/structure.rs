@@ -1,5 +1,5 @@
-//! A network's stages, and the series-parallel structure of its layers: what forks and joins again is a residual block
-//! or branches side by side.
+//! A network's stages, and the series-parallel structure of its layers: a fork with its join is a residual block or a
+//! set of branches.
 
 use std::collections::HashMap;
 
@@ -9,14 +9,14 @@ use super::{
 };
 use models::graph::{Graph, Value};
 
-/// Fewer layers that are alike are drawn one by one.
+/// The number of equal layers from which they are drawn as one repeated layer.
 const FEW_LAYERS: usize = 4;
 
-/// A network as it is drawn.
+/// A network as stages of parts.
 #[derive(Debug)]
 pub(super) struct Structure {
     pub stages: Vec<Stage>,
-    /// Whether each part reads what the one before it wrote. If not, the parts are all layers, in the graph's order.
+    /// Whether each part reads the output of the previous one. If not, the parts are all layers, in the graph's order.
     pub chained: bool,
 }
 
@@ -26,27 +26,27 @@ pub(super) struct Stage {
     /// torchvision's name, or the first and the last of several: `features.0–4`.
     pub name: String,
     pub parts: Vec<Part>,
-    /// The shape of its output for one image.
+    /// The shape of the output for one image.
     pub shape: Vec<usize>,
     pub cost: Cost,
 }
 
-/// A piece of a network.
+/// A part of a network.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Part {
     Layer(Layer),
-    /// Parts that read the same value. Without a join of their own they all end in that of the branches around them.
+    /// Branches that read the same value. Without a join of their own they end in the join of the enclosing branches.
     Branches {
         branches: Vec<Vec<Part>>,
         join: Option<Layer>,
     },
-    /// A body and its shortcut, perhaps empty, added.
+    /// The sum of a body and its shortcut, which may be empty.
     Residual {
         body: Vec<Part>,
         shortcut: Vec<Part>,
         join: Layer,
     },
-    /// Equal parts one after the other.
+    /// Consecutive equal parts.
     Repeat(Vec<Part>),
 }
 
@@ -86,7 +86,7 @@ impl Stage {
 }
 
 impl Part {
-    /// All layers in the part, the join after what it joins.
+    /// Returns all layers of the part, a join after its branches.
     pub fn layers(&self) -> Vec<&Layer> {
         match self {
             Part::Layer(layer) => vec![layer],
@@ -98,7 +98,7 @@ impl Part {
         }
     }
 
-    /// The module's name: what the names of its layers begin with.
+    /// Returns the module's name: the common prefix of its layers' names.
     pub fn name(&self) -> String {
         if let Part::Repeat(parts) = self {
             let name = |part: Option<&Part>| part.map(Part::name).unwrap_or_default();
@@ -115,7 +115,7 @@ impl Part {
     }
 }
 
-/// Whether a part goes on with a stage. Networks that only number their layers have a stage up to each pooling.
+/// Whether a part continues a stage. In networks that only number their layers, each pooling ends a stage.
 fn belongs(stage: &[Part], part: &Part) -> bool {
     let (Some(before), Some(layer)) =
         (stage.last().and_then(|part| part.layers().pop()), part.layers().first().copied())
@@ -128,13 +128,13 @@ fn belongs(stage: &[Part], part: &Part) -> bool {
     }
 }
 
-/// What stands before the number: `features` of `features.12`.
+/// Returns the prefix before the number: `features` of `features.12`.
 fn numbered(stage: &str) -> Option<&str> {
     let (name, number) = stage.rsplit_once('.')?;
     number.parse::<usize>().is_ok().then_some(name)
 }
 
-/// The same parts with runs of equal ones taken together; a few layers in a row stay as they are.
+/// Merges runs of equal parts; short runs of layers are kept.
 fn repeats(parts: Vec<Part>) -> Vec<Part> {
     let mut taken = Vec::new();
     for run in parts.chunk_by(|a, b| a == b) {
@@ -148,15 +148,15 @@ fn repeats(parts: Vec<Part>) -> Vec<Part> {
     taken
 }
 
-/// The layers and who reads them. Layers are numbered in the graph's order; the number after the last is the exit,
-/// which reads the network's output.
+/// The layers and their readers. Layers are numbered in the graph's order; the number after the last is the exit, which
+/// reads the network's output.
 struct Dag {
     layers: Vec<Layer>,
-    /// For each layer the layers that read it, once for every time that they do.
+    /// For each layer, the layers that read it, once per read.
     readers: Vec<Vec<usize>>,
     /// The layers that read the input.
     first: Vec<usize>,
-    /// For each layer the next one through which all ways to the exit lead.
+    /// For each layer, the next one that all paths to the exit pass through (its immediate postdominator).
     next: Vec<usize>,
 }
 
@@ -181,10 +181,10 @@ impl Dag {
         dag
     }
 
-    /// The first layer through which all ways from these lead.
+    /// Returns the first layer that all paths from these layers pass through.
     fn meeting(&self, from: &[usize]) -> usize {
         let both = |mut a: usize, mut b: usize| {
-            // Ways only lead to higher numbers.
+            // Paths only lead to higher numbers.
             while a != b {
                 if a < b { a = self.next[a] } else { b = self.next[b] }
             }
@@ -193,8 +193,8 @@ impl Dag {
         from.iter().copied().reduce(both).unwrap_or(self.layers.len())
     }
 
-    /// The parts from the value that `readers` read up to the layer `end`, and how often `end` reads them; `None` where
-    /// the layers are not series-parallel.
+    /// Returns the parts from the value that `readers` read up to the layer `end`, and how often `end` reads them;
+    /// `None` if the layers are not series-parallel.
     fn series<'a>(&'a self, mut readers: &'a [usize], end: usize) -> Option<(Vec<Part>, usize)> {
         let mut parts = Vec::new();
         loop {
@@ -228,7 +228,7 @@ impl Dag {
     }
 }
 
-/// Branches with their join: a residual block where two are added of which one is shorter.
+/// Combines branches with their join: a residual block if two branches are added of which one is shorter.
 fn joined(mut branches: Vec<Vec<Part>>, join: Layer) -> Part {
     if let [a, b] = &mut branches[..]
         && join.label == "add"
@@ -254,7 +254,7 @@ mod tests {
         stages.find(|stage| stage.name == name).unwrap_or_else(|| panic!("no {name} in {names:?}"))
     }
 
-    /// The parts in a line of text: `(a b | c > join)`, `[body + shortcut]`, `2 × part`.
+    /// Formats the parts as a line of text: `(a b | c > join)`, `[body + shortcut]`, `2 × part`.
     fn text(parts: &[Part]) -> String {
         let layer = |layer: &Layer| [&[&*layer.label], &layer.notes[..]].concat().join(" ");
         let part = |part: &Part| match part {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_lost() {
+    fn every_layer_of_every_architecture_is_drawn_once() {
         for name in names() {
             let graph = graph(&name);
             let structure = Structure::of(&graph);
@@ -352,7 +352,8 @@ mod tests {
         }
     }
 
-    /// A graph of ReLUs and sums: what each reads, where 0 is the input and `n` the output of the n-th.
+    /// Builds a graph of ReLUs and sums from the inputs of each, where 0 is the network's input and `n` the output of
+    /// the n-th node.
     fn sums(nodes: &[&[u64]]) -> Graph {
         let node = |(index, inputs): (usize, &&[u64])| Node {
             op: if inputs.len() == 1 { Op::Relu } else { Op::Add },
@@ -366,12 +367,12 @@ mod tests {
     }
 
     #[test]
-    fn other_graphs_are_lists() {
+    fn graphs_that_are_not_series_parallel_become_lists() {
         // A bridge between two branches.
         let bridge = sums(&[&[0], &[0], &[1, 2], &[1], &[3, 4]]);
-        // A layer that nothing reads.
+        // A layer without readers.
         let dead = sums(&[&[0], &[0]]);
-        // The output read again.
+        // The output is also read.
         let mut inner = sums(&[&[0], &[1]]);
         inner.output = 1;
         for graph in [bridge, dead, inner] {
@@ -381,7 +382,7 @@ mod tests {
         }
         let empty = Graph { nodes: Vec::new(), output: 0, ..sums(&[]) };
         assert!(Structure::of(&empty).chained);
-        // Twice the same value.
+        // The same value twice.
         let twice = Structure::of(&sums(&[&[0], &[1, 1]]));
         assert_eq!(text(&twice.stages[0].parts), "ReLU; ( |  > add)");
     }

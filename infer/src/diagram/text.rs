@@ -1,11 +1,11 @@
-//! How the diagram writes numbers and shapes, and how wide a text is.
+//! Formatting of numbers and shapes, and text widths.
 
-/// A shape as papers write it: `256 × 56 × 56`.
+/// Formats a shape as papers do: `256 × 56 × 56`.
 pub(super) fn shape(sizes: &[usize]) -> String {
     sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" × ")
 }
 
-/// A count in three digits: `1.33 M`, `138 M`, `0.69 G`.
+/// Formats a count in three digits: `1.33 M`, `138 M`, `0.69 G`.
 pub(super) fn short(count: u64) -> String {
     if count < 1000 {
         return count.to_string();
@@ -22,7 +22,7 @@ pub(super) fn short(count: u64) -> String {
     format!("{value:.decimals$} {letter}")
 }
 
-/// A count with commas between its thousands.
+/// Formats a count with thousands separators.
 pub(super) fn exact(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -35,7 +35,7 @@ pub(super) fn exact(count: u64) -> String {
     text
 }
 
-/// The names from `first` to `last`: `layer1.1–3` for `layer1.1` and `layer1.3`.
+/// Formats the range of names from `first` to `last`: `layer1.1–3` for `layer1.1` and `layer1.3`.
 pub(super) fn range(first: &str, last: &str) -> String {
     match (first.rsplit_once('.'), last.rsplit_once('.')) {
         _ if first == last => first.to_string(),
@@ -44,7 +44,7 @@ pub(super) fn range(first: &str, last: &str) -> String {
     }
 }
 
-/// About how wide a text is in any of the usual sans-serif faces, and rather too wide than too narrow.
+/// Estimates the width of a text in common sans-serif fonts; rather too wide than too narrow.
 pub(super) fn width(text: &str, size: f64) -> f64 {
     let of = |character: char| match character {
         'i' | 'j' | 'l' | '.' | ',' | ':' | ';' | '\'' | '|' | '!' | ' ' => 0.36,
@@ -57,7 +57,7 @@ pub(super) fn width(text: &str, size: f64) -> f64 {
     text.chars().map(of).sum::<f64>() * size
 }
 
-/// The text, cut with an ellipsis where it is wider than that.
+/// Cuts the text with an ellipsis if it is wider than `width`.
 pub(super) fn shorten(text: &str, size: f64, room: f64) -> String {
     if width(text, size) <= room {
         return text.to_string();
@@ -72,7 +72,7 @@ pub(super) fn shorten(text: &str, size: f64, room: f64) -> String {
     short.trim_end().to_string() + "…"
 }
 
-/// The text as XML holds it; characters that XML cannot hold become replacement characters.
+/// Escapes the text for XML; characters that XML forbids become replacement characters.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -106,14 +106,14 @@ mod tests {
     }
 
     #[test]
-    fn ranges_name_what_differs() {
+    fn ranges_show_only_the_differing_part() {
         assert_eq!(range("features.0", "features.4"), "features.0–4");
         assert_eq!(range("fc", "fc"), "fc");
         assert_eq!(range("layer1.0.conv1", "layer1.2.conv2"), "layer1.0.conv1 – layer1.2.conv2");
     }
 
     #[test]
-    fn texts_are_cut_and_escaped() {
+    fn long_texts_are_cut_and_escaped() {
         let long = "a very long title that goes on and on";
         let cut = shorten(long, 12.0, 100.0);
         assert!(cut.ends_with('…') && width(&cut, 12.0) <= 100.0, "{cut}");

@@ -1,8 +1,8 @@
-//! A network as an ONNX file (opset 17), written from its recorded [`Graph`]: every architecture alike.
+//! Writes a network as an ONNX file (opset 17) from its recorded [`Graph`], with no code for single architectures.
 //!
-//! The model has one input `input`, normalised images `[batch, 3, h, w]` of one size and any number, and one output
-//! `logits`, `[batch, classes]`. The model card goes with it as metadata (`hearth.card`). Sizes that a window leaves
-//! open (`ceil_mode`) are written out as padding, so that no runtime has to interpret them.
+//! The model has one input `input`, normalized images `[batch, 3, h, w]` of a fixed size and any batch size, and one
+//! output `logits`, `[batch, classes]`. The model card is stored as metadata (`hearth.card`). `ceil_mode` is written
+//! out as padding, so that no runtime has to interpret it.
 
 mod proto;
 
@@ -15,13 +15,13 @@ use models::{
 };
 use prost::Message;
 
-/// The version of the operators.
+/// The version of the operator set.
 pub const OPSET: i64 = 17;
 
-/// The file's content.
+/// Encodes the network.
 ///
 /// # Errors
-/// Where an operation has no counterpart in ONNX, or the file would exceed the 2 GiB that a protocol buffer may have.
+/// Fails if an operation has no counterpart in ONNX, or if the file would exceed the 2 GiB limit of protocol buffers.
 pub fn encode(graph: &Graph, card: &Card) -> Result<Vec<u8>> {
     let mut writer = Writer::new(graph);
     for node in &graph.nodes {
@@ -65,18 +65,14 @@ pub fn encode(graph: &Graph, card: &Card) -> Result<Vec<u8>> {
             output: vec![info(LOGITS, &[card.classes.len()])],
         }),
     };
-    ensure!(
-        model.encoded_len() <= i32::MAX as usize,
-        "{} needs more than the 2 GiB that an ONNX file can hold",
-        card.architecture
-    );
+    ensure!(model.encoded_len() <= i32::MAX as usize, "{} exceeds the 2 GiB limit of ONNX files", card.architecture);
     Ok(model.encode_to_vec())
 }
 
 const INPUT: &str = "input";
 const LOGITS: &str = "logits";
 
-/// The name of an operation, for messages.
+/// Returns the name of an operation for error messages.
 fn name_of(op: &Op) -> String {
     let text = format!("{op:?}");
     text.split([' ', '(']).next().unwrap_or_default().to_string()
@@ -86,7 +82,7 @@ fn name_of(op: &Op) -> String {
 struct Writer<'a> {
     graph: &'a Graph,
     shapes: HashMap<Value, &'a [Size]>,
-    /// The names of values that are computed.
+    /// The names of computed values.
     names: HashMap<Value, String>,
     taken: BTreeSet<String>,
     nodes: Vec<proto::Node>,
@@ -129,7 +125,7 @@ impl<'a> Writer<'a> {
                 let pads = self.pads(node, kernel, stride, padding)?;
                 ensure!(
                     pads[..padding.len()] == pads[padding.len()..],
-                    "an average over windows that stick out of the map has no counterpart in ONNX {OPSET}"
+                    "an average over windows that extend past the feature map has no counterpart in ONNX {OPSET}"
                 );
                 let attributes = vec![
                     ints("kernel_shape", kernel),
@@ -180,7 +176,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Adaptive pooling is a mean, nothing, windows of one size, or else two products with matrices of weights.
+    /// Adaptive pooling becomes a mean, an identity, windows of one size, or two matrix products with weights.
     fn adaptive_pool(&mut self, node: &Node, output: [usize; 2]) -> Result<()> {
         let [height, width] = self.plane(node.inputs[0])?;
         let input = self.name(node.inputs[0]);
@@ -208,11 +204,11 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Zeros whose number follows the batch: the shape is computed.
+    /// Zeros with a batch axis: their shape is computed at run time.
     fn zeros(&mut self, node: &Node) -> Result<()> {
         let name = self.output(node);
         let [Size::PerImage(1), rest @ ..] = node.shape.as_slice() else {
-            bail!("zeros of the shape {:?} have no counterpart", node.shape);
+            bail!("zeros of shape {:?} have no counterpart", node.shape);
         };
         let rest: Vec<i64> = rest.iter().map(|size| size.of_one() as i64).collect();
         let rest = self.integers(&rest);
@@ -224,7 +220,7 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// The new shape: 0 keeps an axis that follows the batch, −1 is one that has to be computed.
+    /// Returns the new shape: 0 keeps the batch axis, −1 is computed at run time.
     fn reshape(&self, node: &Node) -> Result<Vec<i64>> {
         let from = self.shapes.get(&node.inputs[0]).copied().unwrap_or_default();
         let axis = |(axis, size): (usize, &Size)| match size {
@@ -233,13 +229,13 @@ impl<'a> Writer<'a> {
             Size::PerImage(_) => -1,
         };
         let shape: Vec<i64> = node.shape.iter().enumerate().map(axis).collect();
-        ensure!(shape.iter().filter(|&&size| size == -1).count() <= 1, "two axes follow the batch");
+        ensure!(shape.iter().filter(|&&size| size == -1).count() <= 1, "two axes depend on the batch");
         Ok(shape)
     }
 
-    /// Padding at the beginning of each axis and, so much that the windows give the output's size, at its end.
+    /// Returns the padding at the beginning of each axis, and at its end as much as the output size requires.
     fn pads(&self, node: &Node, spans: &[usize], stride: &[usize], padding: &[usize]) -> Result<Vec<usize>> {
-        let from = self.shapes.get(&node.inputs[0]).context("it reads what nothing computes")?;
+        let from = self.shapes.get(&node.inputs[0]).context("its input is not computed")?;
         let axes = spans.len();
         let (from, to) = (&from[from.len() - axes..], &node.shape[node.shape.len() - axes..]);
         let mut ends = Vec::with_capacity(axes);
@@ -247,27 +243,27 @@ impl<'a> Writer<'a> {
             let (from, to) = (from[axis].of_one(), to[axis].of_one());
             let reached = (to - 1) * stride[axis] + spans[axis];
             let open = reached.saturating_sub(from + padding[axis]);
-            // What windows do not reach is cut off with or without padding; the usual amount reads better.
+            // Pixels that no window reaches are cut off with or without padding; the usual amount is easier to read.
             ends.push(open.max(padding[axis].min(reached.saturating_sub(from))));
             let size = (from + padding[axis] + ends[axis] - spans[axis]) / stride[axis] + 1;
-            ensure!(size == to, "its windows give {size} in place of {to} pixels");
+            ensure!(size == to, "its windows yield {size} pixels, expected {to}");
         }
         Ok([padding, &ends].concat())
     }
 
-    /// Height and width of a value.
+    /// Returns height and width of a value.
     fn plane(&self, value: Value) -> Result<[usize; 2]> {
         match self.shapes.get(&value) {
             Some([_, _, height, width]) => Ok([height.of_one(), width.of_one()]),
-            _ => bail!("it reads no map"),
+            _ => bail!("its input is not a feature map"),
         }
     }
 
     fn constant(&self, value: Value) -> Result<&'a Constant> {
-        self.graph.constants.get(&value).context("it reads a weight that is computed")
+        self.graph.constants.get(&value).context("its weight is computed, not a constant")
     }
 
-    /// The names of a node's inputs; constants among them become initializers.
+    /// Returns the names of a node's inputs; constants become initializers.
     fn inputs(&mut self, node: &Node) -> Result<Vec<String>> {
         let input = |&value: &Value| match self.graph.constants.get(&value) {
             Some(constant) => Ok(self.initialize(&constant.name, &constant.shape, floats(constant)?)),
@@ -276,7 +272,7 @@ impl<'a> Writer<'a> {
         node.inputs.iter().map(input).collect()
     }
 
-    /// A linear map's weight as PyTorch has it, `[out, in]`.
+    /// Returns a linear layer's weight in PyTorch's layout, `[out, in]`.
     fn linear_weight(&mut self, value: Value) -> Result<String> {
         let Constant { name, shape, data } = self.constant(value)?;
         let [inputs, outputs] = shape[..] else { bail!("{name} is no matrix") };
@@ -288,7 +284,7 @@ impl<'a> Writer<'a> {
         self.names.get(&value).cloned().unwrap_or_else(|| format!("value.{value}"))
     }
 
-    /// Gives a node's output a name: that of its weight's module, or of its stage.
+    /// Names a node's output after its weight's module or its stage.
     fn output(&mut self, node: &Node) -> String {
         let weight = node.inputs.get(1).and_then(|weight| self.graph.constants.get(weight));
         let module = weight.and_then(|weight| weight.name.strip_suffix(".weight"));
@@ -341,7 +337,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The matrix `[output, input]` that averages as adaptive pooling does: output i is the mean of the inputs from
+/// Returns the matrix `[output, input]` of adaptive average pooling: output i is the mean of the inputs from
 /// ⌊i·input/output⌋ to ⌈(i+1)·input/output⌉.
 fn averaging(input: usize, output: usize) -> Vec<f32> {
     let mut matrix = vec![0.0; input * output];
@@ -352,7 +348,7 @@ fn averaging(input: usize, output: usize) -> Vec<f32> {
     matrix
 }
 
-/// A matrix with so many columns, transposed.
+/// Transposes a matrix with `columns` columns.
 fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
 }

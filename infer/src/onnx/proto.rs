@@ -1,4 +1,4 @@
-//! The part of ONNX's file format that a network needs (onnx.proto3, IR version 8): field numbers are the standard's.
+//! The part of ONNX's file format that networks need (onnx.proto3, IR version 8), with the standard's field numbers.
 
 use prost::Message;
 

@@ -1,4 +1,4 @@
-//! Heat on images, and what a network's weights and maps look like.
+//! Saliency maps over images, and pictures of filters and feature maps.
 
 use image::{
     Rgb, RgbImage,
@@ -9,7 +9,7 @@ use crate::explain::Heat;
 
 use super::PAPER;
 
-/// The colours of heat from 0 to 1.
+/// The color scale from 0 to 1.
 const RAMP: [[f32; 3]; 5] =
     [[40.0, 20.0, 90.0], [150.0, 30.0, 110.0], [225.0, 70.0, 50.0], [250.0, 160.0, 40.0], [255.0, 245.0, 120.0]];
 
@@ -20,25 +20,25 @@ fn ramp(heat: f32) -> [f32; 3] {
     [0, 1, 2].map(|channel| RAMP[low][channel] * (1.0 - share) + RAMP[low + 1][channel] * share)
 }
 
-/// The image where it is hot, and paler, nearly grey, where it is cold.
+/// Draws the saliency map over the image: colored where it is high, pale and nearly gray where it is low.
 ///
 /// # Panics
-/// Where the two have different sizes.
+/// Panics if the two have different sizes.
 pub fn overlay(image: &RgbImage, heat: &Heat) -> RgbImage {
     assert_eq!(image.dimensions(), heat.dimensions(), "heat belongs to an image of its size");
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let pixel = image.get_pixel(x, y).0.map(f32::from);
         let heat = heat.get_pixel(x, y).0[0];
-        let grey = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2];
-        let (colour, cover) = (ramp(heat), 0.65 * heat.sqrt());
+        let gray = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2];
+        let (color, cover) = (ramp(heat), 0.65 * heat.sqrt());
         Rgb([0, 1, 2].map(|channel| {
-            let cold = 0.25 * pixel[channel] + 0.75 * (40.0 + 0.7 * grey);
-            (cold * (1.0 - cover) + colour[channel] * cover).round() as u8
+            let cold = 0.25 * pixel[channel] + 0.75 * (40.0 + 0.7 * gray);
+            (cold * (1.0 - cover) + color[channel] * cover).round() as u8
         }))
     })
 }
 
-/// A map `[height, width]` of a network as a picture, its largest value the hottest.
+/// Draws a feature map `[height, width]`, scaled to its maximum.
 pub fn map(values: &[f32], width: u32, side: u32) -> RgbImage {
     let (low, high) = values.iter().fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
     let range = if high > low { high - low } else { 1.0 };
@@ -50,8 +50,7 @@ pub fn map(values: &[f32], width: u32, side: u32) -> RgbImage {
     imageops::resize(&picture, side, side, FilterType::Nearest)
 }
 
-/// The first layer's filters `[out, 3, kh, kw]`, colours in the order red, green, blue, each to its own scale with grey
-/// for 0.
+/// Draws the first layer's filters `[out, 3, kh, kw]` in RGB, each scaled on its own, with gray for 0.
 pub fn filters(weights: &[f32], [filters, height, width]: [usize; 3]) -> RgbImage {
     let columns = (filters as f64).sqrt().ceil() as usize;
     let rows = filters.div_ceil(columns.max(1));
@@ -63,9 +62,9 @@ pub fn filters(weights: &[f32], [filters, height, width]: [usize; 3]) -> RgbImag
         let (left, top) = (4 + index % columns * tile_width, 4 + index / columns * tile_height);
         for (y, x) in (0..height * cell).flat_map(|y| (0..width * cell).map(move |x| (y, x))) {
             let place = y / cell * width + x / cell;
-            let colour = [0, 1, 2].map(|channel| filter[channel * height * width + place]);
-            let colour = colour.map(|value| (127.5 + 127.5 * value / most).round() as u8);
-            picture.put_pixel((left + x) as u32, (top + y) as u32, Rgb(colour));
+            let color = [0, 1, 2].map(|channel| filter[channel * height * width + place]);
+            let color = color.map(|value| (127.5 + 127.5 * value / most).round() as u8);
+            picture.put_pixel((left + x) as u32, (top + y) as u32, Rgb(color));
         }
     }
     picture
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heat_is_bright_and_cold_is_grey() {
+    fn the_overlay_is_bright_where_the_map_is_high() {
         let image = RgbImage::from_pixel(2, 1, Rgb([0, 0, 200]));
         let heat = Heat::from_fn(2, 1, |x, _| Luma([x as f32]));
         let picture = overlay(&image, &heat);
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_stand_in_a_square() {
+    fn filters_are_arranged_in_a_square() {
         let mut weights = vec![0.0; 5 * 3 * 7 * 7];
         weights[0] = 2.0; // Red, upper left, of the first.
         let picture = filters(&weights, [5, 7, 7]);

@@ -1,4 +1,4 @@
-//! Pictures: tables, heat on images, filters and maps, rows of images with a line of text under each.
+//! Pictures: confusion matrices, saliency maps, filters and feature maps, rows of images with captions.
 
 mod confusion;
 mod heat;
@@ -12,32 +12,32 @@ use image::{
 pub use confusion::confusion;
 pub use heat::{filters, map, overlay};
 
-/// The colour of text.
+/// The color of text.
 const INK: Rgb<u8> = Rgb([40, 40, 40]);
-/// The colour of text that matters less.
+/// The color of secondary text.
 const FAINT: Rgb<u8> = Rgb([120, 120, 120]);
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 /// Images smaller than this are enlarged, pixel by pixel.
 const PANEL: u32 = 224;
-/// Between panels, in pixels.
+/// The gap between panels in pixels.
 const GAP: u32 = 8;
 
-/// An image with a line of text under it.
+/// An image with a caption.
 #[derive(Debug, Clone)]
 pub struct Panel {
     /// The image.
     pub image: RgbImage,
-    /// The text; what does not fit is cut off with dots.
+    /// The caption, cut with dots if it does not fit.
     pub text: String,
 }
 
-/// Panels side by side under a title, small images enlarged.
+/// Draws panels side by side under a title, with small images enlarged.
 pub fn row(title: &str, panels: &[Panel]) -> RgbImage {
     let enlarged = |panel: &Panel| Panel { image: enlarged(&panel.image), text: panel.text.clone() };
     small_row(title, &panels.iter().map(enlarged).collect::<Vec<_>>())
 }
 
-/// Panels side by side under a title, as large as they are.
+/// Draws panels side by side under a title, in their own size.
 pub fn small_row(title: &str, panels: &[Panel]) -> RgbImage {
     let images: Vec<&RgbImage> = panels.iter().map(|panel| &panel.image).collect();
     let width = images.iter().map(|image| image.width() + GAP).sum::<u32>() + GAP;
@@ -54,7 +54,7 @@ pub fn small_row(title: &str, panels: &[Panel]) -> RgbImage {
     picture
 }
 
-/// Pictures one below the other.
+/// Stacks pictures vertically.
 pub fn column(rows: &[RgbImage]) -> RgbImage {
     let width = rows.iter().map(RgbImage::width).max().unwrap_or(1);
     let height = rows.iter().map(RgbImage::height).sum::<u32>().max(1);
@@ -67,7 +67,7 @@ pub fn column(rows: &[RgbImage]) -> RgbImage {
     picture
 }
 
-/// At least as large as a panel, by a whole number.
+/// Enlarges an image to at least a panel's size by an integer factor.
 fn enlarged(image: &RgbImage) -> RgbImage {
     let (width, height) = image.dimensions();
     match PANEL / width.max(height).max(1) {
@@ -76,7 +76,7 @@ fn enlarged(image: &RgbImage) -> RgbImage {
     }
 }
 
-/// The text, or so many letters of it.
+/// Cuts the text to a number of characters.
 fn cut(text: &str, letters: u32) -> String {
     let letters = letters as usize;
     match text.chars().count() > letters {
@@ -85,8 +85,8 @@ fn cut(text: &str, letters: u32) -> String {
     }
 }
 
-/// Writes a line in letters of 8 × 8 pixels, the upper left corner at (x, y).
-fn write(picture: &mut RgbImage, text: &str, x: u32, y: u32, colour: Rgb<u8>) {
+/// Draws a line of text in an 8 × 8 pixel font with its upper left corner at (x, y).
+fn write(picture: &mut RgbImage, text: &str, x: u32, y: u32, color: Rgb<u8>) {
     for (place, letter) in text.chars().enumerate() {
         let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
         let Some(rows) = glyph.or_else(|| font8x8::BASIC_FONTS.get('?')) else { continue };
@@ -94,7 +94,7 @@ fn write(picture: &mut RgbImage, text: &str, x: u32, y: u32, colour: Rgb<u8>) {
             for column in (0..8).filter(|column| bits >> column & 1 == 1) {
                 let (x, y) = (x + 8 * place as u32 + column, y + row as u32);
                 if x < picture.width() && y < picture.height() {
-                    picture.put_pixel(x, y, colour);
+                    picture.put_pixel(x, y, color);
                 }
             }
         }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn panels_stand_side_by_side_and_small_ones_are_enlarged() {
+    fn panels_are_side_by_side_and_small_ones_enlarged() {
         let panel = |side: u32, shade: u8| Panel {
             image: RgbImage::from_pixel(side, side, Rgb([shade, 0, 0])),
             text: "a name that is far too long to stand under it".to_string(),

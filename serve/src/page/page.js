@@ -1,12 +1,12 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const AT_ONCE = 3; // Requests that are under way at the same time.
-const TOP = 5; // Classes that are shown of each photograph.
+const AT_ONCE = 3; // The largest number of concurrent requests.
+const TOP = 5; // The number of classes shown for each photograph.
 
 /* What the server says. */
 
-// The token lives as long as the tab; where nothing may be stored, as long as the page.
+// The token is kept for the tab, or for the page if the browser allows no storage.
 let token = null;
 try {
   token = sessionStorage.getItem("token");
@@ -439,7 +439,7 @@ function preparation({ resize, input_size: size, interpolation, antialias, chann
   if (resize?.shorter_side) steps.push(`shorter side to ${resize.shorter_side}`);
   if (resize?.squash) steps.push(`squashed to ${resize.squash.join(" × ")}`);
   if (steps.length && how) steps[0] += ` (${how})`;
-  if (size) steps.push(`centre ${size.join(" × ")}`);
+  if (size) steps.push(`center ${size.join(" × ")}`);
   if (order) steps.push(order.toUpperCase());
   const text = steps.join(", ");
   return text.charAt(0).toUpperCase() + text.slice(1);

@@ -144,7 +144,7 @@ impl Trained {
 
     fn series(&self, points: Vec<(f64, f64)>) -> Series {
         let name = self.architecture.name();
-        let series = Series::new(name, points).coloured(usize::from(name.ends_with("56")));
+        let series = Series::new(name, points).colored(usize::from(name.ends_with("56")));
         if name.starts_with("plain") { series.dashed() } else { series }
     }
 }

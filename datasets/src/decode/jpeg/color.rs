@@ -1,4 +1,4 @@
-//! From component planes to RGB: upsampling and colour conversion.
+//! From component planes to RGB: upsampling and color conversion.
 
 use super::{Component, Frame, Plane, Result, Window, unsupported};
 use crate::simd;
@@ -6,7 +6,7 @@ use crate::simd;
 /// What the components of a frame mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Model {
-    Grey,
+    Gray,
     Rgb,
     YCbCr,
     /// Inverted, as Adobe writes it and Pillow expects it.
@@ -41,14 +41,14 @@ impl Colors {
     pub fn of(frame: &Frame, jfif: bool, adobe: Option<u8>) -> Result<Self> {
         let names: Vec<u8> = frame.components.iter().map(|component| component.id).collect();
         let model = match (names.len(), adobe) {
-            (1, _) => Model::Grey,
+            (1, _) => Model::Gray,
             (3, _) if jfif => Model::YCbCr,
             (3, Some(0)) => Model::Rgb,
             (3, None) if names == *b"RGB" => Model::Rgb,
             (3, _) => Model::YCbCr,
             (4, None | Some(0)) => Model::Cmyk,
             (4, _) => Model::Ycck,
-            (count, _) => return Err(unsupported(format_args!("{count} colour components"))),
+            (count, _) => return Err(unsupported(format_args!("{count} color components"))),
         };
         let upsampling = frame.components.iter().map(Upsampling::of).collect();
         Ok(Self { model, upsampling })
@@ -58,7 +58,7 @@ impl Colors {
     #[inline(always)]
     fn convert(&self, frame: &Frame, window: &Window, pixels: &mut [u8]) {
         let width = window.right - window.left;
-        // A grey component repeated by its own sampling factors is expanded by (1, 1): `h_max` is its own.
+        // A gray component repeated by its own sampling factors is expanded by (1, 1): `h_max` is its own.
         let mut rows = vec![vec![0u8; width + 2]; frame.components.len()];
         let mut sums = vec![0u16; width + 4];
         for (y, out) in (window.top..window.bottom).zip(pixels.chunks_exact_mut(width * 3)) {
@@ -66,9 +66,9 @@ impl Colors {
                 upsampling.row(component, y, window.left, width, &mut sums, row);
             }
             match (self.model, rows.as_slice()) {
-                (Model::Grey, [grey, ..]) => {
-                    for (out, grey) in out.chunks_exact_mut(3).zip(grey) {
-                        out.fill(*grey);
+                (Model::Gray, [gray, ..]) => {
+                    for (out, gray) in out.chunks_exact_mut(3).zip(gray) {
+                        out.fill(*gray);
                     }
                 }
                 (Model::Rgb, [r, g, b, ..]) => {
@@ -166,7 +166,7 @@ impl Upsampling {
                 }
             }
             Self::Rows => {
-                let (far, bias) = plane.neighbour(y);
+                let (far, bias) = plane.neighbor(y);
                 let (near, far) = (&near[left - plane.left..][..width], &far[left - plane.left..][..width]);
                 for ((out, near), far) in out.iter_mut().zip(near).zip(far) {
                     *out =
@@ -174,13 +174,13 @@ impl Upsampling {
                 }
             }
             Self::Columns => {
-                plane.with_neighbours(left, width, sums, |at| u16::from(near[at]));
+                plane.with_neighbors(left, width, sums, |at| u16::from(near[at]));
                 expand_columns::<1, 2, 2>(sums, left, width, out);
             }
             Self::Both => {
-                let (far, _) = plane.neighbour(y);
+                let (far, _) = plane.neighbor(y);
                 let far = &far[..near.len()];
-                plane.with_neighbours(left, width, sums, |at| {
+                plane.with_neighbors(left, width, sums, |at| {
                     u16::from(near[at]).wrapping_mul(3).wrapping_add(u16::from(far[at]))
                 });
                 expand_columns::<8, 7, 4>(sums, left, width, out);
@@ -215,14 +215,14 @@ fn expand_columns<const EVEN: u16, const ODD: u16, const SHIFT: u32>(
 impl Plane {
     /// The row of samples on the other side of output row `y`, for twice as many output rows, and the rounding bias.
     #[inline(always)]
-    fn neighbour(&self, y: usize) -> (&[u8], u16) {
+    fn neighbor(&self, y: usize) -> (&[u8], u16) {
         if y.is_multiple_of(2) { (self.row((y / 2).saturating_sub(1)), 1) } else { (self.row(y / 2 + 1), 2) }
     }
 
     /// `value` of the samples behind output columns `left..left + width` (two a sample), and of one more on each
     /// side. Beyond the component's edge its last sample is repeated.
     #[inline(always)]
-    fn with_neighbours(&self, left: usize, width: usize, sums: &mut [u16], value: impl Fn(usize) -> u16) {
+    fn with_neighbors(&self, left: usize, width: usize, sums: &mut [u16], value: impl Fn(usize) -> u16) {
         let (first, last) = (left / 2, (left + width).div_ceil(2));
         let end = last.min(self.width) - self.left;
         let start = first - self.left;

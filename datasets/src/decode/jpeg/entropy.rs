@@ -50,7 +50,7 @@ impl Segments {
 /// Bits of a code that one look into the table decides.
 const LOOK: u32 = 10;
 
-/// A table entry that stands for a code without its value.
+/// A table entry of a code without its value.
 const NO_VALUE: u32 = 1 << 15;
 
 /// A run that ends any block.
@@ -58,7 +58,7 @@ const END_OF_BLOCK: u32 = 64;
 
 /// A Huffman table.
 pub(super) struct Huffman {
-    /// By the next [`LOOK`] bits: 0 where the code is longer; else bits 0–7 are the bits to take, bits 8–14 the run of
+    /// By the next [`LOOK`] bits: 0 if the code is longer; else bits 0–7 are the bits to consume, bits 8–14 the run of
     /// zeros, and bits 16–31 the value (signed); with [`NO_VALUE`], they are the value's number of bits.
     fast: Box<[u32; 1 << LOOK]>,
     /// By code length: the first code beyond it, aligned to 16 bits.
@@ -120,7 +120,7 @@ fn extend(bits: u32, size: u32) -> i32 {
     if size > 0 && bits < 1 << (size - 1) { bits - (1 << size) + 1 } else { bits }
 }
 
-/// A reader of bits, most significant first. Behind the end come zeros, and [`Bits::overrun`] tells.
+/// A reader of bits, most significant first. Past the end it returns zeros, which [`Bits::overrun`] reports.
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     /// The next byte that `buffer` does not hold in full.
@@ -189,7 +189,7 @@ impl Bits<'_> {
         self.take(1)
     }
 
-    /// Whether more bits were taken than there are.
+    /// Whether more bits were read than the data has.
     pub fn overrun(&self) -> bool {
         self.at * 8 > self.data.len() * 8 + self.count as usize
     }
@@ -245,7 +245,7 @@ impl Bits<'_> {
         Ok((run as usize, extend(self.take(size), size)))
     }
 
-    /// One baseline block: dequantised coefficients in natural order. Returns the last zigzag position in use.
+    /// One baseline block: dequantized coefficients in natural order. Returns the last zigzag position in use.
     #[inline(always)]
     pub fn block(
         &mut self,

@@ -10,7 +10,7 @@ const PASS1_BITS: u32 = 2;
 type Block = [[i32; 8]; 8];
 
 /// One dimension of the 8-point transform, down each of the eight columns. The loop over columns becomes one over
-/// vector lanes. Overflow wraps: it happens on broken data alone.
+/// vector lanes. Overflow wraps: it only happens for corrupt data.
 #[allow(clippy::needless_range_loop, reason = "one column of eight rows at once")]
 #[inline(always)]
 fn pass(v: &mut Block, shift: u32) {
@@ -75,7 +75,7 @@ fn sample(value: i32) -> u8 {
     value.wrapping_add(128).clamp(0, 255) as u8
 }
 
-/// Writes the `size × size` samples of a block of dequantised coefficients (row by row); `last` is the last zigzag
+/// Writes the `size × size` samples of a block of dequantized coefficients (row by row); `last` is the last zigzag
 /// position that is not zero.
 #[inline(always)]
 pub(super) fn transform(block: &[i16; 64], last: usize, size: usize, out: &mut [u8], stride: usize) {

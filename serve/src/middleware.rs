@@ -1,4 +1,4 @@
-//! What a request must pass: time, rate, token; and the line and the counts it leaves.
+//! Middleware: timeout, rate limit, bearer token, and a log line and metrics for each request.
 
 use std::{
     collections::HashMap,
@@ -17,16 +17,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::{error::Failure, routes::House};
+use crate::{error::ApiError, routes::AppState};
 
-/// Addresses that are remembered; beyond, all share one bucket.
+/// The largest number of addresses with a bucket of their own; the others share one.
 const REMEMBERED: usize = 10_000;
 
-/// Where a connection comes from.
+/// The peer address of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// A bucket for each address, which fills at the rate and holds a second's worth.
+/// A token bucket for each address, with a capacity of one second.
 #[derive(Debug, Default)]
 pub struct Rates(Mutex<HashMap<Option<IpAddr>, (f64, Instant)>>);
 
@@ -51,67 +51,67 @@ impl Rates {
 }
 
 pub async fn rate<E: Send + Sync + 'static>(
-    State(house): State<Arc<House<E>>>,
+    State(state): State<Arc<AppState<E>>>,
     request: Request,
     next: Next,
 ) -> Response {
     let address = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
-    match house.options.rate_limit {
-        Some(rate) if !house.rates.allows(rate, address, Instant::now()) => {
-            let message = format!("more than {rate} requests a second from one address");
-            Failure::new(StatusCode::TOO_MANY_REQUESTS, message).into_response()
+    match state.options.rate_limit {
+        Some(rate) if !state.rates.allows(rate, address, Instant::now()) => {
+            let message = format!("more than {rate} requests per second from one address");
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).into_response()
         }
         _ => next.run(request).await,
     }
 }
 
 pub async fn token<E: Send + Sync + 'static>(
-    State(house): State<Arc<House<E>>>,
+    State(state): State<Arc<AppState<E>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(token) = &house.options.token else { return next.run(request).await };
+    let Some(token) = &state.options.token else { return next.run(request).await };
     let given = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let (scheme, given) = given.split_at(given.len().min(7));
     match scheme.eq_ignore_ascii_case(b"bearer ") && equal(given, token.as_bytes()) {
         true => next.run(request).await,
         false => {
-            let message = "a token is needed: Authorization: Bearer …";
-            Failure::new(StatusCode::UNAUTHORIZED, message).into_response()
+            let message = "a bearer token is required: Authorization: Bearer …";
+            ApiError::new(StatusCode::UNAUTHORIZED, message).into_response()
         }
     }
 }
 
-/// Compares without telling by its time where two tokens of one length differ.
+/// Compares two tokens in a time that does not depend on where they differ.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
 pub async fn timeout<E: Send + Sync + 'static>(
-    State(house): State<Arc<House<E>>>,
+    State(state): State<Arc<AppState<E>>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let limit = house.options.request_timeout;
+    let limit = state.options.request_timeout;
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            let message = format!("no answer within {} s", limit.as_secs_f64());
-            Failure::new(StatusCode::REQUEST_TIMEOUT, message).into_response()
+            let message = format!("no response within {} s", limit.as_secs_f64());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, message).into_response()
         }
     }
 }
 
-/// Counts a request and writes its line: `method=POST path=/v1/classify status=200 ms=12.3 …`.
+/// Records a request in the metrics and the log: `method=POST path=/v1/classify status=200 ms=12.3 …`.
 pub async fn record<E: Send + Sync + 'static>(
-    State(house): State<Arc<House<E>>>,
+    State(state): State<Arc<AppState<E>>>,
     request: Request,
     next: Next,
 ) -> Response {
     let start = Instant::now();
     let method = request.method().to_string();
     let path = request.uri().path().to_string();
-    // Unknown paths share a name, so that nobody can grow the table of metrics; so do unknown methods.
+    // Unknown paths and methods share a label, so that clients cannot grow the table of metrics.
     let route = request.extensions().get::<MatchedPath>().map_or("other", |path| path.as_str()).to_string();
     let known = matches!(method.as_str(), "GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "PATCH");
     let peer = request.extensions().get::<Peer>().map_or("-".to_string(), |peer| peer.0.to_string());
@@ -121,7 +121,7 @@ pub async fn record<E: Send + Sync + 'static>(
     let mut response = next.run(request).await;
     let seconds = start.elapsed().as_secs_f64();
     let status = response.status().as_u16();
-    house.metrics.request(if known { &method } else { "other" }, &route, status, seconds);
+    state.metrics.request(if known { &method } else { "other" }, &route, status, seconds);
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
@@ -136,7 +136,7 @@ pub async fn record<E: Send + Sync + 'static>(
     response
 }
 
-/// The client's own, if it is short and plain, or a new one.
+/// Returns the client's request ID if it is short and plain, else a new one.
 fn request_id(request: &Request) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let own = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
@@ -150,7 +150,7 @@ fn request_id(request: &Request) -> String {
     )
 }
 
-/// A value of a line: as it is where it is plain, and so that it stays one value where not.
+/// Formats a value of a log line, quoted unless it is plain.
 fn quoted(value: &str) -> String {
     let plain = value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'='));
     if plain && value.len() <= 200 {
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_fills_at_its_rate_and_addresses_do_not_share() {
+    fn a_bucket_refills_at_the_rate_limit_and_is_per_address() {
         let (rates, start) = (Rates::default(), Instant::now());
         let [a, b] = [1u8, 2].map(|last| Some(IpAddr::from([10, 0, 0, last])));
         assert!((0..5).all(|_| rates.allows(5, a, start)));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_addresses_is_bounded() {
+    fn the_number_of_buckets_is_bounded() {
         let (rates, start) = (Rates::default(), Instant::now());
         for n in 0..2 * REMEMBERED as u32 {
             rates.allows(5, Some(IpAddr::from(n.to_be_bytes())), start);
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_compared_and_lines_stay_lines() {
+    fn tokens_are_compared_and_log_values_are_quoted() {
         assert!(equal(b"abc", b"abc") && !equal(b"abc", b"abd") && !equal(b"abc", b"ab"));
         assert_eq!(quoted("/v1/model"), "/v1/model");
         assert_eq!(quoted("/a b\n"), "\"/a b\\n\"");

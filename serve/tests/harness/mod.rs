@@ -1,4 +1,4 @@
-//! A server with a network that is none, and a client that says exactly what it is told to.
+//! A server with a fake engine, and a client that sends arbitrary bytes.
 #![allow(dead_code)] // Each test file uses a part.
 
 use std::{
@@ -15,20 +15,20 @@ use std::{
 
 use image::{ImageFormat, ImageReader, Limits, Rgb, RgbImage, imageops::FilterType};
 use serde_json::Value;
-use serve::{Engine, Explanation, Options, Refusal};
+use serve::{Engine, Explanation, Options, RejectReason};
 use tokio::sync::oneshot;
 
-/// Knows three classes: red, green and blue. An image of pure black makes it panic.
-pub struct Colours {
+/// An engine with three classes: red, green and blue. It panics on a black image.
+pub struct Colors {
     classes: Vec<String>,
-    /// How long it takes for a batch.
+    /// The time that a batch takes.
     pub delay: Duration,
     /// The sizes of the batches so far.
     pub batches: Mutex<Vec<usize>>,
     pub prepared: AtomicUsize,
 }
 
-impl Colours {
+impl Colors {
     pub fn new(delay: Duration) -> Self {
         let classes = ["red", "green, the \"grass\"", "blue"].map(String::from).to_vec();
         Self { classes, delay, batches: Mutex::default(), prepared: AtomicUsize::new(0) }
@@ -42,20 +42,20 @@ impl Colours {
     }
 }
 
-impl Engine for Colours {
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, Refusal> {
+impl Engine for Colors {
+    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason> {
         self.prepared.fetch_add(1, Ordering::SeqCst);
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().expect("memory is read");
         if reader.format().is_none() {
-            return Err(Refusal::Unsupported("no image".into()));
+            return Err(RejectReason::Unsupported("no image".into()));
         }
         let (mut limits, most) = (Limits::default(), 4096);
         (limits.max_image_width, limits.max_image_height) = (Some(most), Some(most));
         reader.limits(limits);
         match reader.decode() {
             Ok(image) => Ok(image.resize_exact(16, 16, FilterType::Triangle).to_rgb8()),
-            Err(image::ImageError::Limits(error)) => Err(Refusal::TooLarge(error.to_string())),
-            Err(error) => Err(Refusal::Damaged(error.to_string())),
+            Err(image::ImageError::Limits(error)) => Err(RejectReason::TooLarge(error.to_string())),
+            Err(error) => Err(RejectReason::Damaged(error.to_string())),
         }
     }
 
@@ -82,14 +82,14 @@ impl Engine for Colours {
     }
 
     fn name(&self) -> String {
-        "colours".into()
+        "colors".into()
     }
 
     fn model(&self) -> Value {
         serde_json::json!({
-            "name": "colours", "parameters": 0, "backend": "none", "hearth": "0",
+            "name": "colors", "parameters": 0, "backend": "none", "hearth": "0",
             "card": {
-                "architecture": "colours", "classes": self.classes, "origin": "a test",
+                "architecture": "colors", "classes": self.classes, "origin": "a test",
                 "preprocess": {
                     "resize": { "squash": [16, 16] }, "input_size": [16, 16], "interpolation": "bilinear",
                     "antialias": true, "channel_order": "rgb", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]
@@ -105,26 +105,26 @@ pub fn encoded(image: &RgbImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A JPEG of one colour.
-pub fn photo(colour: [u8; 3]) -> Vec<u8> {
-    encoded(&RgbImage::from_pixel(40, 30, Rgb(colour)), ImageFormat::Jpeg)
+/// A JPEG of one color.
+pub fn photo(color: [u8; 3]) -> Vec<u8> {
+    encoded(&RgbImage::from_pixel(40, 30, Rgb(color)), ImageFormat::Jpeg)
 }
 
 /// A server on a free port; it is shut down when dropped.
-pub struct Stand {
+pub struct Harness {
     pub addr: SocketAddr,
-    pub engine: Arc<Colours>,
+    pub engine: Arc<Colors>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
-impl Stand {
+impl Harness {
     pub fn new() -> Self {
         Self::with(Duration::ZERO, |options| options)
     }
 
     pub fn with(delay: Duration, options: impl FnOnce(Options) -> Options) -> Self {
-        let engine = Arc::new(Colours::new(delay));
+        let engine = Arc::new(Colors::new(delay));
         let options = options(Options { addr: ([127, 0, 0, 1], 0).into(), ..Options::default() });
         let (stop, stopped) = oneshot::channel::<()>();
         let (tell, told) = mpsc::channel();
@@ -141,15 +141,15 @@ impl Stand {
             ))
         });
         let addr = told.recv_timeout(Duration::from_secs(10)).expect("it listens");
-        let stand = Self { addr, engine, stop: Some(stop), thread: Some(thread) };
+        let server = Self { addr, engine, stop: Some(stop), thread: Some(thread) };
         for _ in 0..500 {
-            if stand.get("/readyz").status == 200 {
+            if server.get("/readyz").status == 200 {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        stand.engine.batches.lock().expect("no panic").clear();
-        stand
+        server.engine.batches.lock().expect("no panic").clear();
+        server
     }
 
     pub fn stop(&mut self) -> anyhow::Result<()> {
@@ -159,7 +159,7 @@ impl Stand {
         self.thread.take().map_or(Ok(()), |thread| thread.join().expect("the server does not panic"))
     }
 
-    /// Tells it to stop and does not wait.
+    /// Requests shutdown without waiting for it.
     pub fn begin_to_stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -181,11 +181,11 @@ impl Stand {
         self.raw(&[head.as_bytes(), body].concat())
     }
 
-    /// Sends bytes as they are and reads to the end.
+    /// Sends raw bytes and reads the response to its end.
     pub fn raw(&self, bytes: &[u8]) -> Answer {
         let mut stream = TcpStream::connect(self.addr).expect("it accepts");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        // A server that refuses may close before all is sent.
+        // A server that rejects a request may close the connection early.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
@@ -193,7 +193,7 @@ impl Stand {
     }
 }
 
-impl Drop for Stand {
+impl Drop for Harness {
     fn drop(&mut self) {
         let _ = self.stop();
     }
@@ -201,7 +201,7 @@ impl Drop for Stand {
 
 #[derive(Debug)]
 pub struct Answer {
-    /// 0 where there was none.
+    /// The status, or 0 if there was no response.
     pub status: u16,
     head: String,
     pub body: Vec<u8>,
@@ -227,7 +227,7 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// An error as the interface promises them.
+    /// Asserts that this is an error response of the documented form; returns its message.
     #[track_caller]
     pub fn fails_with(&self, status: u16) -> String {
         assert_eq!(self.status, status, "{}", self.text());
@@ -237,7 +237,7 @@ impl Answer {
     }
 }
 
-/// A form of files.
+/// Encodes files as a multipart form; returns its content type and body.
 pub fn form(files: &[(&str, &[u8])]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (name, bytes) in files {
