@@ -405,7 +405,7 @@ mod tests {
             let error = Data::new(None, Some(val)).open(Split::Val).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("ILSVRC2012_img_val.tar"), "{error}");
         };
-        val_says(&class(&[("mine.jpg", "x")]), "no official validation image");
+        val_says(&class(&[("mine.jpg", "x")]), "not an official validation image");
         val_says(&class(&[]), "no images at all");
         let val = class(&[("ILSVRC2012_val_00000003.JPEG", "a dog")]);
         let error = Data::new(Some(&good), Some(&val)).open(Split::Val).unwrap_err().to_string();
