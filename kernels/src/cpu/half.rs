@@ -27,7 +27,7 @@ pub fn is_available() -> bool {
 }
 
 /// Weights in panels of pairs along the sums: `[panel][tap][pairs][width][2]`, two bf16 values in the place of a float.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Nothing else multiplies them.
+#[cfg_attr(any(not(target_arch = "x86_64"), miri), allow(dead_code))] // Nothing else multiplies them.
 pub struct Packed {
     pub(super) data: Buffer,
     pub(super) taps: usize,

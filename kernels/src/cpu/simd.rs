@@ -26,11 +26,10 @@ pub fn name() -> &'static str {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64", not(miri)))]
 mod tests {
     use super::*;
 
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[test]
     fn the_name_is_what_the_processor_has() {
         let has = match name() {
