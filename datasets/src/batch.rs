@@ -91,26 +91,36 @@ impl ImageBatch {
         }
     }
 
+    /// Moves the pixels to a device, which normalizes them by `mean` and `std` per channel when it comes to that. A GPU
+    /// backend copies while it computes something else; on the CPU nothing is copied.
+    ///
+    /// Bytes are uploaded; a device without 8-bit integers receives floats from the host.
+    pub fn upload(mut self, mean: [f32; 3], std: [f32; 3], device: &Device) -> UploadedBatch {
+        let (shift, scale) = (mean.map(|mean| 255.0 * mean), std.map(|std| 1.0 / (255.0 * std)));
+        let pixels = if device.supports_dtype(DType::U8) {
+            let per_channel =
+                |values: [f32; 3]| Tensor::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), device);
+            let bytes = TensorData::new(std::mem::take(&mut self.images), self.shape);
+            let bytes = Tensor::from_data(bytes, (device, DType::U8));
+            Pixels::Bytes(Box::new((bytes, per_channel(shift), per_channel(scale))))
+        } else {
+            let floats = TensorData::new(self.normalized(shift, scale), self.shape);
+            Pixels::Normalized(Box::new(Tensor::from_data(floats, device)))
+        };
+        let permutation = self.mix.as_ref().map(|mix| {
+            let permutation: Vec<i64> = mix.permutation.iter().map(|&other| i64::from(other)).collect();
+            let n = permutation.len();
+            Tensor::from_data(TensorData::new(permutation, [n]), device)
+        });
+        UploadedBatch { pixels, mix: self.mix.zip(permutation) }
+    }
+
     /// Returns the network's input: `(x / 255 − mean) / std` per channel, `[n, 3, height, width]`, mixed according to
     /// [`mix`](ImageBatch::mix).
     ///
-    /// Bytes are uploaded and normalized on the device, in its default float type; a device without 8-bit integers
-    /// receives floats from the host.
+    /// See [`upload`](ImageBatch::upload), which does not copy the batch on the host.
     pub fn normalize(&self, mean: [f32; 3], std: [f32; 3], device: &Device) -> Tensor<4> {
-        let (shift, scale) = (mean.map(|mean| 255.0 * mean), std.map(|std| 1.0 / (255.0 * std)));
-        let images = if device.supports_dtype(DType::U8) {
-            let per_channel =
-                |values: [f32; 3]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), [1, 3, 1, 1]), device);
-            let bytes = TensorData::new(self.images.clone(), self.shape);
-            let pixels = Tensor::<4, Int>::from_data(bytes, (device, DType::U8)).float();
-            (pixels - per_channel(shift)) * per_channel(scale)
-        } else {
-            Tensor::from_data(TensorData::new(self.normalized(shift, scale), self.shape), device)
-        };
-        match &self.mix {
-            Some(mix) => mixed(images, mix),
-            None => images,
-        }
+        self.clone().upload(mean, std, device).normalize()
     }
 
     /// `(x − shift) · scale` per channel, on the host.
@@ -150,12 +160,43 @@ impl ImageBatch {
     }
 }
 
+/// The pixels of a batch on a device, or on their way to it.
+#[derive(Debug, Clone)]
+pub struct UploadedBatch {
+    pixels: Pixels,
+    /// How the images are to be mixed, and with which others.
+    mix: Option<(BatchMix, Tensor<1, Int>)>,
+}
+
+#[derive(Debug, Clone)]
+enum Pixels {
+    /// `(bytes − shift) · scale`.
+    Bytes(Box<(Tensor<4, Int>, Tensor<4>, Tensor<4>)>),
+    Normalized(Box<Tensor<4>>),
+}
+
+impl UploadedBatch {
+    /// Returns the network's input, `[n, 3, height, width]` in the device's default float type: normalized, and mixed
+    /// according to [`mix`](ImageBatch::mix).
+    pub fn normalize(self) -> Tensor<4> {
+        let images = match self.pixels {
+            Pixels::Bytes(pixels) => {
+                let (bytes, shift, scale) = *pixels;
+                (bytes.float() - shift) * scale
+            }
+            Pixels::Normalized(images) => *images,
+        };
+        match self.mix {
+            Some((mix, permutation)) => mixed(images, &mix, permutation),
+            None => images,
+        }
+    }
+}
+
 /// See [`BatchMix`] for the formula.
-fn mixed(images: Tensor<4>, mix: &BatchMix) -> Tensor<4> {
+fn mixed(images: Tensor<4>, mix: &BatchMix, permutation: Tensor<1, Int>) -> Tensor<4> {
     let [all, channels, _, _] = images.dims();
     let n = mix.permutation.len();
-    let permutation: Vec<i64> = mix.permutation.iter().map(|&other| i64::from(other)).collect();
-    let permutation = Tensor::<1, Int>::from_data(TensorData::new(permutation, [n]), &images.device());
     let own = |images: Tensor<4>| if n < all { images.narrow(0, 0, n) } else { images };
     match mix.region {
         None => {

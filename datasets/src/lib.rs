@@ -27,7 +27,7 @@ mod simd;
 pub mod source;
 pub mod transforms;
 
-pub use batch::ImageBatch;
+pub use batch::{ImageBatch, UploadedBatch};
 pub use dataset::{SourceDataset, SourceItem};
 pub use decode::{DecodeError, Limits, decode, probe};
 pub use digits::Digits;

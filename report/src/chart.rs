@@ -17,8 +17,8 @@ pub(crate) struct Theme {
     pub(crate) muted: &'static str,
     /// The color of grid lines.
     pub(crate) grid: &'static str,
-    /// Okabe and Ito's palette, distinguishable for the color-blind: blue, vermilion, green, purple, orange, sky, gray.
-    pub(crate) series: [&'static str; 7],
+    /// Okabe and Ito's palette, distinguishable for the color-blind: blue, vermilion, green, purple, orange, sky, gray, yellow.
+    pub(crate) series: [&'static str; 8],
 }
 
 const LIGHT: Theme = Theme {
@@ -26,7 +26,7 @@ const LIGHT: Theme = Theme {
     ink: "#1d1f22",
     muted: "#62676f",
     grid: "#e6e6e2",
-    series: ["#0072b2", "#d55e00", "#009e73", "#b8639a", "#d99000", "#56b4e9", "#84888f"],
+    series: ["#0072b2", "#d55e00", "#009e73", "#b8639a", "#d99000", "#56b4e9", "#84888f", "#a89b00"],
 };
 
 /// The colors that `page.css` defines.
@@ -35,7 +35,7 @@ pub(crate) const PAGE: Theme = Theme {
     ink: "var(--ink)",
     muted: "var(--muted)",
     grid: "var(--grid)",
-    series: ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)"],
+    series: ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)", "var(--s7)"],
 };
 
 /// The font size of charts in pixels of the drawing.

@@ -231,6 +231,9 @@ pub struct EpochRow {
     /// Waiting for the loader.
     #[serde(serialize_with = "decimals::<3, _>")]
     pub waiting: Option<f64>,
+    /// Copying batches to the device, where compute had to wait for that; 0 on the CPU.
+    #[serde(default, serialize_with = "decimals::<3, _>")]
+    pub transfer: Option<f64>,
     /// Forward and backward passes and the optimizer.
     #[serde(serialize_with = "decimals::<3, _>")]
     pub compute: Option<f64>,

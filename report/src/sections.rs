@@ -293,25 +293,34 @@ fn time(run: &Run) -> String {
     if epochs.is_empty() {
         return String::new();
     }
-    const PHASES: [Part; 7] = [
+    const PHASES: [Part; 8] = [
         ("compute", 0),
         ("waiting for data", 1),
         ("waiting for processes", 4),
         ("all-reduce", 5),
         ("validation", 2),
         ("checkpointing", 3),
+        ("transfer to the device", 7),
         ("other", 6),
     ];
     const THREADS: [Part; 5] = [("reading", 5), ("decoding", 0), ("transforming", 2), ("collating", 4), ("idle", 6)];
     let seconds = |value: Option<f64>| value.filter(|value| value.is_finite()).unwrap_or(0.0).max(0.0);
     // A single process does not wait for others.
     let several = epochs.iter().any(|(_, epoch)| seconds(epoch.all_reduce) > 0.0);
-    let shown: Vec<usize> = (0..PHASES.len()).filter(|part| several || !(2..4).contains(part)).collect();
+    // Nor does a CPU copy batches.
+    let copied = epochs.iter().any(|(_, epoch)| seconds(epoch.transfer) > 0.0);
+    let is_shown = |part: &usize| match part {
+        2 | 3 => several,
+        6 => copied,
+        _ => true,
+    };
+    let shown: Vec<usize> = (0..PHASES.len()).filter(is_shown).collect();
     let phases = |epoch: &EpochRow| {
         let of_ranks = [epoch.waiting_for_ranks, epoch.all_reduce];
         let mut parts = [epoch.compute, epoch.waiting, of_ranks[0], of_ranks[1], epoch.validation, epoch.checkpointing]
             .map(seconds)
             .to_vec();
+        parts.push(seconds(epoch.transfer));
         parts.push((seconds(epoch.seconds) - parts.iter().sum::<f64>()).max(0.0));
         shown.iter().map(|&part| parts[part]).collect()
     };

@@ -6,12 +6,12 @@ use burn::{
     module::{Module, ParamGroup},
     optim::GradientsParams,
     tensor::{
-        Device, FloatDType, Tensor,
+        Device, FloatDType, Int, Tensor,
         activation::{log_sigmoid, log_softmax},
     },
 };
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
-use datasets::ImageBatch;
+use datasets::{ImageBatch, UploadedBatch};
 use models::{ChannelOrder, Network, Output};
 
 use crate::{
@@ -84,12 +84,27 @@ impl Task {
 
     /// A batch as the network's input `[n, 3, h, w]`, in the type that the network computes in.
     pub fn images(&self, batch: &ImageBatch, device: &Device) -> Tensor<4> {
-        let [mean, std] = self.statistics;
-        let images = batch.normalize(mean, std, device);
+        self.input(batch.clone().upload(self.statistics[0], self.statistics[1], device))
+    }
+
+    /// An uploaded batch as the network's input.
+    fn input(&self, batch: UploadedBatch) -> Tensor<4> {
+        let images = batch.normalize();
         let images = if self.bgr { images.flip([1]) } else { images };
         match self.compute {
             Some(dtype) => images.cast(dtype),
             None => images,
+        }
+    }
+
+    /// Copies to a device what a pass needs of a batch, before the pass.
+    pub fn upload(&self, batch: ImageBatch, device: &Device) -> TrainingBatch {
+        let [mean, std] = self.statistics;
+        TrainingBatch {
+            targets: self.targets(&batch, device),
+            class_weights: self.class_weights(&batch, device),
+            labels: batch.targets(device),
+            images: batch.upload(mean, std, device),
         }
     }
 
@@ -143,6 +158,15 @@ impl Task {
     }
 }
 
+/// What a forward and a backward pass need of a batch, on the network's device.
+pub struct TrainingBatch {
+    images: UploadedBatch,
+    targets: Tensor<2>,
+    labels: Tensor<1, Int>,
+    /// See [`Task::class_weights`].
+    class_weights: Option<(Tensor<2>, f32)>,
+}
+
 /// What a forward and a backward pass give.
 pub struct Pass {
     pub gradients: GradientsParams,
@@ -161,11 +185,10 @@ impl Classifier {
 
     /// A forward and a backward pass. The gradients are those of the batch's mean loss times `share`, which is what the
     /// batch is of a larger one, and times the loss scale.
-    pub fn pass(&self, batch: ImageBatch, share: f32, loss_scale: Option<&Tensor<1>>) -> Pass {
-        let device = self.device(true);
+    pub fn pass(&self, batch: TrainingBatch, share: f32, loss_scale: Option<&Tensor<1>>) -> Pass {
         let task = &self.task;
-        let (targets, weights) = (task.targets(&batch, &device), task.class_weights(&batch, &device));
-        let images = task.images(&batch, &device);
+        let TrainingBatch { images, targets, labels, class_weights: weights } = batch;
+        let images = task.input(images);
         let mut result = None;
         let mut objective = |Output { logits, aux }: Output| {
             let mut loss = task.loss(logits.clone(), &targets, &weights);
@@ -185,7 +208,6 @@ impl Classifier {
             false => GradientsParams::from_grads(objective(self.network.forward_aux(images)).backward(), self),
         };
         let (loss, logits) = result.expect("the objective was computed");
-        let labels = batch.targets(&device);
         Pass { gradients, scalars: BatchScalars::new(loss, logits, labels) }
     }
 
@@ -218,7 +240,7 @@ impl TrainStep for Classifier {
     type Output = Reading;
 
     fn step(&self, batch: ImageBatch) -> TrainOutput<Reading> {
-        let Pass { gradients, scalars } = self.pass(batch, 1.0, None);
+        let Pass { gradients, scalars } = self.pass(self.task.upload(batch, &self.device(true)), 1.0, None);
         TrainOutput { grads: gradients, item: scalars.read() }
     }
 }

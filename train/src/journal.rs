@@ -221,6 +221,7 @@ impl Journal {
             epoch: Some(epoch),
             seconds: Some(times.total()),
             waiting: Some(times.waiting),
+            transfer: Some(times.transfer),
             compute: Some(times.compute),
             waiting_for_ranks: Some(times.ranks),
             all_reduce: Some(times.all_reduce),

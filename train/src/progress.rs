@@ -79,6 +79,9 @@ pub struct Interval {
 pub struct Times {
     /// Waiting for the loader.
     pub waiting: f64,
+    /// Copying batches to the device, where compute had to wait for that.
+    #[serde(default)]
+    pub transfer: f64,
     /// Forward, backward and the optimizer.
     pub compute: f64,
     /// Several processes: waiting until the slowest of them is there.
@@ -106,7 +109,7 @@ impl Times {
 
     /// Training alone.
     pub fn training(&self) -> f64 {
-        self.waiting + self.compute + self.ranks + self.all_reduce
+        self.waiting + self.transfer + self.compute + self.ranks + self.all_reduce
     }
 
     /// The share of a part of the time, in percent.
@@ -123,6 +126,9 @@ impl Times {
             self.percent(self.validation),
             self.percent(self.checkpointing),
         );
+        if self.transfer > 0.0 {
+            verdict += &format!(", transfer to the device {:.0} %", self.percent(self.transfer));
+        }
         if self.all_reduce > 0.0 {
             let (ranks, all_reduce) = (self.percent(self.ranks), self.percent(self.all_reduce));
             verdict += &format!(", waiting for processes {ranks:.0} %, all-reduce {all_reduce:.0} %");
@@ -155,6 +161,13 @@ impl Times {
                     share(self.transforming)
                 )
             });
+        }
+        if self.percent(self.transfer) > 20.0 && self.transfer > 0.5 {
+            return Some(format!(
+                "copying images to the device takes {:.0} % of the time: check the GPU's link to the host (`nvidia-smi \
+                 -q` shows its PCIe generation and width), or train at a smaller --size",
+                self.percent(self.transfer)
+            ));
         }
         if self.percent(self.checkpointing) > 10.0 && self.checkpointing > 1.0 {
             return Some(format!(
@@ -296,5 +309,9 @@ mod tests {
         assert_eq!(Times { waiting: 3.0, ..times }.advice(), None);
         let slow_disk = Times { compute: 8.0, checkpointing: 2.0, ..Times::default() };
         assert!(slow_disk.advice().unwrap().contains("every_minutes"));
+        let slow_link = Times { compute: 3.0, transfer: 1.0, ..Times::default() };
+        assert!(slow_link.advice().unwrap().contains("25 % of the time") && slow_link.training() == 4.0);
+        assert!(slow_link.verdict().contains("transfer to the device 25 %"), "{}", slow_link.verdict());
+        assert!(!times.verdict().contains("transfer"), "the CPU copies nothing");
     }
 }

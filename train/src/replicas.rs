@@ -32,7 +32,7 @@ use models::Network;
 use runtime::{backend::BackendSpec, world::World};
 
 use crate::{
-    classifier::{self, Classifier, Pass, Task},
+    classifier::{self, Classifier, Pass, Task, TrainingBatch},
     evaluation::{BatchScalars, Prediction},
     ranks,
     recipe::Recipe,
@@ -113,9 +113,17 @@ fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collective
     Ok(Together::Collectives)
 }
 
+/// Where a part of a batch is.
+pub enum PartBatch {
+    /// On the host: the thread of a device uploads its own.
+    Host(ImageBatch),
+    /// On the device that is to pass it.
+    Device(Box<TrainingBatch>),
+}
+
 /// What one device has of a batch.
 pub struct Part {
-    pub batch: ImageBatch,
+    pub batch: PartBatch,
     /// Of the gradient of the whole batch.
     pub share: f64,
     /// What the loss is to be multiplied by, so that the sum over parts is the whole batch's.
@@ -128,7 +136,11 @@ impl Part {
     /// A forward and a backward pass on the network's device.
     pub fn pass(self, model: &Classifier, device: &Device, loss_scale: Option<&Tensor<1>>) -> Pass {
         device.seed(self.seed);
-        let mut pass = model.pass(self.batch, self.share as f32, loss_scale);
+        let batch = match self.batch {
+            PartBatch::Host(batch) => model.task.upload(batch, device),
+            PartBatch::Device(batch) => *batch,
+        };
+        let mut pass = model.pass(batch, self.share as f32, loss_scale);
         pass.scalars.loss_factor = self.loss_factor;
         pass
     }
@@ -230,14 +242,15 @@ impl Replicas {
         let model = &marked(model, self.context.is_some());
         let mut asked = 0;
         for (place, part) in parts.into_iter().enumerate() {
-            let is_empty = part.batch.mixed_len() == 0;
-            ensure!(
-                !is_empty || self.together == Together::MainDevice,
-                "batch {} has no image for {}, and the devices wait for each other: choose another --batch-size",
-                part.batch.number,
-                self.names[place]
-            );
-            if is_empty {
+            if let PartBatch::Host(batch) = &part.batch
+                && batch.mixed_len() == 0
+            {
+                ensure!(
+                    self.together == Together::MainDevice,
+                    "batch {} has no image for {}, and the devices wait for each other: choose another --batch-size",
+                    batch.number,
+                    self.names[place]
+                );
                 continue;
             }
             let model = match (self.together, place) {
@@ -515,7 +528,7 @@ mod tests {
             epoch: 0,
             number,
         };
-        Part { batch, share: 0.5, loss_factor: 1.0, seed: 7 }
+        Part { batch: PartBatch::Host(batch), share: 0.5, loss_factor: 1.0, seed: 7 }
     }
 
     /// The protocol of replicas, where every device has the same images: with collectives or without, all make the same

@@ -41,7 +41,10 @@ use crate::{
     results,
     run::{self, RECIPE, RunFolder},
     schedule::Rates,
-    trainer::{End, Outcome, Readback, RunLimits, Session, ema::Ema, flat, learner::Strategy, optimizer::Optimizer},
+    trainer::{
+        End, Outcome, Readback, RunLimits, Session, ema::Ema, flat, is_asynchronous, learner::Strategy,
+        optimizer::Optimizer,
+    },
     transfer,
 };
 
@@ -434,6 +437,7 @@ struct Parts {
     scheduler: ModuleLrScheduler,
     ema: Option<Ema>,
     readback: Readback,
+    is_asynchronous: bool,
     warms_up: bool,
     state: State,
     steps_per_epoch: u64,
@@ -489,8 +493,8 @@ impl Parts {
             scheduler = scheduler.with_group(group, rates.scaled(factor));
         }
         let classifier = Classifier::new(network, task);
-        let warms_up = autotunes(main.backend());
-        Ok(Self { classifier, optimizer, scheduler, ema, readback, warms_up, state, steps_per_epoch })
+        let (is_asynchronous, warms_up) = (is_asynchronous(main), autotunes(main.backend()));
+        Ok(Self { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch })
     }
 }
 
@@ -506,7 +510,8 @@ fn launch(
     limits: RunLimits,
     dashboard: bool,
 ) -> anyhow::Result<Outcome> {
-    let Parts { classifier, optimizer, scheduler, ema, readback, warms_up, state, steps_per_epoch } = parts;
+    let Parts { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch } =
+        parts;
     let interrupter = Interrupter::new();
     let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
     let epochs = prepared.recipe.epochs;
@@ -524,6 +529,7 @@ fn launch(
         ema,
         journal,
         readback,
+        is_asynchronous,
         warms_up,
         stop: interrupt::flag(),
         limits,

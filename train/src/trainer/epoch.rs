@@ -4,7 +4,6 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use anyhow::Result;
 use burn_train::{EventProcessorTraining, LearnerEvent};
-use datasets::{ImageBatch, loader::Batches};
 
 use super::{Session, Trainer, step::AccumulatedStep};
 use crate::progress::{Times, lap};
@@ -42,17 +41,20 @@ impl Trainer {
             let mut batches = loader.batches();
             let mut step = AccumulatedStep::default();
             (self.clock, self.seconds) = (Instant::now(), 0.0);
-            while let Some(batch) = self.wait_for(&mut batches)? {
+            self.copies.measure_next();
+            let mut next = self.fetch(&mut batches);
+            while let Some(batch) = next.take().transpose()? {
                 let last = batch.number + 1 == total;
                 self.session.state.batch = batch.number + 1;
-                let own = BatchShare { weight: self.model.task.weight(&batch), images: batch.mixed_len() as f64 };
-                let all = self.agree(own);
+                let all = self.agree(batch.share);
                 self.exchanged(|times| &mut times.ranks);
                 self.forward_backward(batch, all, &mut step)?;
                 if step.count < accumulate && !last {
+                    next = self.fetch(&mut batches);
                     continue;
                 }
-                self.update(std::mem::take(&mut step), batches.progress())?;
+                self.update(std::mem::take(&mut step))?;
+                next = self.fetch(&mut batches);
                 if self.is_readback_due() {
                     self.read_back()?;
                 }
@@ -77,14 +79,6 @@ impl Trainer {
         }
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::EndSplit(epoch + 1)));
         Ok(false)
-    }
-
-    /// The next batch.
-    fn wait_for(&mut self, batches: &mut Batches) -> Result<Option<ImageBatch>> {
-        self.charge(|times| &mut times.compute);
-        let batch = batches.next().transpose()?;
-        self.charge(|times| &mut times.waiting);
-        Ok(batch)
     }
 
     /// Charges the time since the last charge to a part of the epoch's.

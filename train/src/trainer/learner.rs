@@ -10,7 +10,7 @@ use burn_train::{
     Learner, SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, ValidLoader,
 };
 
-use super::{End, Outcome, Session, Trainer, epoch::Agreed, slot::Slot};
+use super::{End, Outcome, Session, Trainer, epoch::Agreed, slot::Slot, upload::Copies};
 use crate::{checkpoint::Store, classifier::Classifier, replicas::Replicas};
 
 /// The strategy that Burn's `SupervisedTraining` runs. It runs once.
@@ -54,6 +54,7 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
             rates: 0.0.into(),
             loss_scale: None,
             submitted: Vec::new(),
+            copies: Copies::default(),
             read: Instant::now(),
             clock: Instant::now(),
             seconds: 0.0,

@@ -6,6 +6,7 @@
 //! - `step`: forward and backward passes, and the update that they lead to
 //! - [`guard`]: which steps count
 //! - [`optimizer`], [`ema`]: new parameters, and the average of them; [`flat`]: both in few kernels
+//! - `upload`: batches on their way to the device
 //! - `validate`: the validation at the end of an epoch
 
 pub mod ema;
@@ -16,6 +17,7 @@ pub mod learner;
 pub mod optimizer;
 pub mod slot;
 mod step;
+mod upload;
 mod validate;
 
 use std::{
@@ -49,6 +51,7 @@ use self::{
     optimizer::Optimizer,
     slot::Slot,
     step::SubmittedStep,
+    upload::Copies,
     validate::Validation,
 };
 use crate::{
@@ -79,6 +82,8 @@ pub struct Session {
     pub ema: Option<Ema>,
     pub journal: Journal,
     pub readback: Readback,
+    /// Whether the device accepts work before it has done what came earlier.
+    pub is_asynchronous: bool,
     /// Whether the device compiles and tunes its kernels during the first steps.
     pub warms_up: bool,
     /// Set from outside to end the run after the current step.
@@ -161,6 +166,7 @@ struct Trainer {
     loss_scale: Option<LossScale>,
     /// Steps of which the host does not know yet what they came to.
     submitted: Vec<SubmittedStep>,
+    copies: Copies,
     /// When the host last read back.
     read: Instant,
     /// Since when time is not yet charged, and the seconds since the last step that was recorded.

@@ -8,7 +8,7 @@ use burn::{
     optim::{GradientsAccumulator, GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
 };
 use burn_train::{EventProcessorTraining, LearnerEvent, TrainingItem};
-use datasets::{ImageBatch, SampleRng};
+use datasets::SampleRng;
 
 use super::{
     Readback, Session, Trainer,
@@ -19,13 +19,13 @@ use super::{
         set_running_statistics,
     },
     optimizer::Update,
+    upload::{FetchedBatch, FetchedPart},
 };
 use crate::{
     classifier::Pass,
     evaluation::{BatchScalars, Reading},
     progress::Times,
-    ranks,
-    replicas::{self, Replicas},
+    ranks, replicas,
 };
 
 /// Rows of `metrics.csv` per epoch, at most.
@@ -46,6 +46,8 @@ pub(super) struct AccumulatedStep {
     gradients: GradientsParams,
     pub count: usize,
     samples: Vec<usize>,
+    /// The epoch's, up to the last of them.
+    progress: Option<Progress>,
     /// BatchNorm's running statistics before the first of them.
     statistics: GradientsParams,
 }
@@ -54,7 +56,7 @@ pub(super) struct AccumulatedStep {
 pub(super) struct SubmittedStep {
     number: u64,
     rate: ModuleLearningRate,
-    progress: Progress,
+    progress: Option<Progress>,
     count: usize,
     /// The images of its passes, to be named where something is not finite.
     samples: Vec<usize>,
@@ -67,17 +69,17 @@ impl Trainer {
     /// Adds the gradients of this rank's part of a batch, out of `all`.
     pub(super) fn forward_backward(
         &mut self,
-        batch: ImageBatch,
+        batch: FetchedBatch,
         all: BatchShare,
         step: &mut AccumulatedStep,
     ) -> Result<()> {
         if step.count == 0 {
             step.statistics = running_statistics(&self.model);
         }
-        step.samples.extend(&batch.indices[..batch.mixed_len()]);
         step.count += 1;
+        step.progress = Some(batch.progress);
         let world = self.session.world;
-        if batch.mixed_len() == 0 {
+        if batch.samples.is_empty() {
             ensure!(
                 !self.session.recipe.ranks.sync_bn,
                 "batch {} has no image for process {}, and --sync-bn waits for all of them: take batches of more images",
@@ -86,19 +88,19 @@ impl Trainer {
             );
             return Ok(());
         }
-        let devices = self.replicas.as_ref().map_or(1, Replicas::len);
+        step.samples.extend(batch.samples);
+        let devices = batch.parts.len();
         let mut parts = Vec::with_capacity(devices);
-        for (place, batch) in batch.split(devices).into_iter().enumerate() {
+        for (place, FetchedPart { batch: part, share: own }) in batch.parts.into_iter().enumerate() {
             // Dropout's draws depend on the place in the data alone; each device has draws of its own.
             let number = world.rank() * devices + place;
             let stream = STEP_STREAM | (number as u64) << 40 | batch.number as u64;
             let seed = SampleRng::new(self.session.recipe.seed, batch.epoch, stream).below(u64::MAX);
-            let own = BatchShare { weight: self.model.task.weight(&batch), images: batch.mixed_len() as f64 };
             let is_all = own.images == all.images;
             let share = if is_all { 1.0 } else { own.weight / all.weight };
             // So that the sum over parts is that of the whole batch's mean, whatever its images weigh.
             let loss_factor = if is_all { 1.0 } else { share * all.images / own.images };
-            parts.push(replicas::Part { batch, share, loss_factor, seed });
+            parts.push(replicas::Part { batch: part, share, loss_factor, seed });
         }
         let scale = self.loss_scale.as_ref().map(LossScale::value);
         let gradients = match &self.replicas {
@@ -125,7 +127,7 @@ impl Trainer {
     }
 
     /// One step of the optimizer with the mean of the gradients, or none where something is not finite.
-    pub(super) fn update(&mut self, mut step: AccumulatedStep, progress: Progress) -> Result<()> {
+    pub(super) fn update(&mut self, mut step: AccumulatedStep) -> Result<()> {
         let world = self.session.world;
         let device = self.session.device.clone().without_autodiff();
         let all = (!world.is_alone()).then(|| self.sum_readings(std::mem::take(&mut step.passes)));
@@ -175,7 +177,8 @@ impl Trainer {
                 _ => scale.update(&check.verdict.finite),
             }
         }
-        let (rate, samples, count) = (self.rates.clone(), step.samples, step.count);
+        let rate = self.rates.clone();
+        let AccumulatedStep { samples, count, progress, .. } = step;
         self.submitted.push(SubmittedStep { number, rate, progress, count, samples, check, result });
         Ok(())
     }
@@ -213,7 +216,11 @@ impl Trainer {
         let submitted = std::mem::take(&mut self.submitted);
         let unknown: Vec<_> = submitted.iter().filter(|step| step.result.is_none()).map(|step| &step.check).collect();
         let mut read = StepCheck::read_all(&unknown).into_iter();
+        let copied = self.copies.take(self.clock.elapsed().as_secs_f64());
         self.charge(|times| &mut times.compute);
+        let times = &mut self.session.state.times;
+        times.compute -= copied;
+        times.transfer += copied;
         self.read = Instant::now();
         // The device's own pace is not known.
         let seconds = std::mem::take(&mut self.seconds) / submitted.len() as f64;
@@ -279,7 +286,8 @@ impl Trainer {
         let full = state.step.is_multiple_of(row_interval) && state.interval.steps > 0;
         let row = full.then(|| std::mem::take(&mut state.interval));
         journal.step(state, state.learning_rate, row);
-        let item = TrainingItem::new(reading, step.progress, Some(state.step as usize), Some(step.rate));
+        let progress = step.progress.unwrap_or_else(|| Progress::new(0, 0, None));
+        let item = TrainingItem::new(reading, progress, Some(state.step as usize), Some(step.rate));
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::ProcessedItem(item)));
         Ok(())
     }
