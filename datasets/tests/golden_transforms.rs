@@ -36,7 +36,7 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
         let limits = Limits::default();
         let image = decode(bytes, &limits).unwrap();
         let result = match text("transform") {
-            "resize the shorter side, center crop" => {
+            "resize the shorter side, centre crop" => {
                 let interpolation = match text("interpolation") {
                     "bilinear" => Interpolation::Bilinear,
                     "bicubic" => Interpolation::Bicubic,
@@ -55,7 +55,7 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
                     Rect { left: number("left"), top: number("top"), width: number("width"), height: number("height") };
                 resized_crop(&image, crop, number("size"), number("size"), Interpolation::Bilinear)
             }
-            "resize 256, center crop 224" => CenterCrop { size: 224 }.apply(&Resize::new(256).apply(&image)),
+            "resize 256, centre crop 224" => CenterCrop { size: 224 }.apply(&Resize::new(256).apply(&image)),
             other => panic!("unknown transform {other}"),
         };
         let expected = image::open(folder.join(text("file"))).unwrap().into_rgb8();
