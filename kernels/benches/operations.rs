@@ -2,7 +2,7 @@
 //! `cargo bench --profile dev --workspace --features kernels/internals --bench operations -- [IMAGES]`.
 //!
 //! Winograd's figures count the operations of the plain sum, so that they can be compared: they may exceed the
-//! arithmetic peak, which the first line estimates by one register tile over data that never leaves the first cache.
+//! arithmetic peak, which the first line estimates by one register tile over data that never leaves the L1 cache.
 
 use std::{hint::black_box, time::Instant};
 
@@ -58,7 +58,7 @@ fn values(count: usize, mut state: u64) -> Vec<f32> {
     std::iter::repeat_with(next).take(count).collect()
 }
 
-/// A product whose operands stay in the first cache, on every thread.
+/// A product whose operands stay in the L1 cache, on every thread.
 fn peak() -> f64 {
     let (pixels, k, channels, rounds) = (14, 128, 32, 2000);
     let x = values(pixels * k, 3);
@@ -193,7 +193,7 @@ fn linear(rows: usize, inputs: usize, outputs: usize) {
 
 fn main() {
     let images = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(8);
-    println!("{} threads, {images} images; one tile in the first cache: {:.1}", parallel::threads(), peak());
+    println!("{} threads, {images} images; one tile in the L1 cache: {:.1}", parallel::threads(), peak());
     for sizes in SHAPES {
         convolution(images, sizes);
     }

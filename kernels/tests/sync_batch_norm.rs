@@ -1,4 +1,4 @@
-//! Synchronised batch normalisation: two processes, played by threads, each with a half of a batch, against one with all
+//! Synchronized batch normalization: two processes, played by threads, each with a half of a batch, against one with all
 //! of it. A program of its own, since what is shared is set for a whole process.
 
 mod two;

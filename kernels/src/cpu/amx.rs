@@ -146,7 +146,7 @@ mod imp {
     const VALUES: usize = 32;
     /// Bytes of the rounded pixels of a unit of work.
     const UNIT: usize = 192 << 10;
-    /// The same of a task, which goes over them again for each panel of weights: they should stay in a core's second cache.
+    /// The same of a task, which goes over them again for each panel of weights: they should stay in a core's L2 cache.
     const TASK: usize = 512 << 10;
     /// Weights (bytes) that stay in that cache beside them, so that tasks can be small.
     const FEW_WEIGHTS: usize = 256 << 10;
@@ -191,7 +191,7 @@ mod imp {
         Rows { more_rows: usize },
     }
 
-    /// Values from pixel to pixel, so that the rows of a tile do not fall on the same few sets of the first cache.
+    /// Values from pixel to pixel, so that the rows of a tile do not fall on the same few sets of the L1 cache.
     fn pitch_of(k: usize) -> usize {
         let pitch = k.next_multiple_of(VALUES);
         if pitch.is_multiple_of(512) { pitch + VALUES } else { pitch }
@@ -470,7 +470,7 @@ mod imp {
 
     /// The place of an output that is thrown away.
     const NOWHERE: usize = usize::MAX;
-    /// How many outputs ahead their places are asked for.
+    /// The prefetch distance of outputs, in outputs.
     const AHEAD: usize = 2 * ROWS;
 
     /// Sums of up to four tiles.
@@ -660,7 +660,7 @@ mod imp {
                             }
                         }
                         if self.relu {
-                            // In this order what is not a number stays so.
+                            // `max` with its operands in this order propagates NaN.
                             value = _mm512_max_ps(_mm512_setzero_ps(), value);
                         }
                         match out {

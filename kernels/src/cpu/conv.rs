@@ -345,7 +345,8 @@ pub struct Product<'a, W = Packed> {
 /// Bytes of the left operand that a task goes over again for each panel: they should stay in a core's own cache.
 const CHUNK: usize = 256 << 10;
 
-/// How far ahead new weights are asked for, in rows of a panel: a page of memory, at whose end the processor itself stops.
+/// The prefetch distance of new weights, in rows of a panel: a page of memory, since the hardware prefetcher stops at its
+/// end.
 const AHEAD: usize = 32;
 
 impl<'a, W> Product<'a, W> {
@@ -413,7 +414,7 @@ impl Product<'_> {
     }
 }
 
-/// Whether pixels lie so far apart that those of a tile fall on the same few sets of the first cache.
+/// Whether pixels lie so far apart that those of a tile fall on the same few sets of the L1 cache.
 pub(super) fn aliases(pitch: usize) -> bool {
     pitch.is_multiple_of(512)
 }
@@ -424,7 +425,7 @@ pub(super) fn gathered_pitch(k: usize) -> usize {
 }
 
 impl Product<'_> {
-    /// A copy of what 1 × 1 weights read, where it would not fit into the first cache as it lies.
+    /// A copy of what 1 × 1 weights read, where it would not fit into the L1 cache as it lies.
     fn gather(&self, pixels: std::ops::Range<usize>) -> Option<Buffer> {
         let [Tap { down: 0, right: 0, .. }] = self.taps else { return None };
         let [_, k, _] = self.weights.dims();
@@ -594,7 +595,7 @@ pub(super) unsafe fn finish<S: Simd>(
         value = simd.add_f32s(value, residual);
     }
     if epilogue.relu {
-        // In this order what is not a number stays so.
+        // `max` with its operands in this order propagates NaN.
         value = simd.max_f32s(simd.splat_f32s(0.0), value);
     }
     // SAFETY: the `count` floats from `at` on are inside the output, and this task's alone.

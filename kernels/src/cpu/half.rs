@@ -132,7 +132,7 @@ mod imp {
         }
     }
 
-    /// From pixel to pixel: even, and not so that the pixels of a tile fall on the same few sets of the first cache.
+    /// From pixel to pixel: even, and not so that the pixels of a tile fall on the same few sets of the L1 cache.
     fn pitch_of(k: usize) -> usize {
         let pitch = k.next_multiple_of(2);
         if pitch.is_multiple_of(1024) { pitch + 2 * LANES } else { pitch }
@@ -420,7 +420,7 @@ mod imp {
                         value = _mm512_add_ps(value, residual);
                     }
                     if epilogue.relu {
-                        // In this order what is not a number stays so.
+                        // `max` with its operands in this order propagates NaN.
                         value = _mm512_max_ps(_mm512_setzero_ps(), value);
                     }
                     _mm512_mask_storeu_ps(task.out.at(at, count), mask, value);

@@ -28,13 +28,13 @@ const DEPTH: usize = 8;
 const FEW_DEPTH: usize = 16;
 /// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
 const PACKED_DEPTH: usize = 192;
-/// How far ahead weights are asked for, for one row of `x`, in floats.
+/// The prefetch distance of weights for one row of `x`, in floats.
 const AHEAD: usize = 512;
 /// Rows of weights whose products with the gradients are summed side by side.
 const DOTS: usize = 3;
 /// Rows of gradients beside them.
 const AT_ONCE: usize = 8;
-/// Columns that are gone over together: gradients of many rows stay in the second cache.
+/// Columns that are gone over together: gradients of many rows stay in the L2 cache.
 const ACROSS: usize = 2048;
 
 impl Linear {
@@ -115,7 +115,7 @@ impl WithSimd for Columns<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Linear { rows: count, inputs, outputs } = *self.job;
-        // One row alone waits for memory: a vector at a time asks for it the sooner.
+        // A single row is memory-bound: one vector at a time starts its loads earlier.
         let across = if count == 1 { 1 } else { WIDTH };
         let width = across * S::F32_LANES;
         let columns_end = outputs.min(self.panels.end * WIDTH * S::F32_LANES);
@@ -157,8 +157,8 @@ impl WithSimd for Columns<'_> {
 }
 
 impl Columns<'_> {
-    /// The weights to be asked for while those from `(depth, first)` on are multiplied: further along the rows, where the
-    /// processor itself stops at the end of each page, or in the next ones.
+    /// Returns the weights to prefetch while those from `(depth, first)` on are multiplied: further along the rows, since the
+    /// hardware prefetcher stops at the end of each page, or in the next rows.
     #[inline(always)]
     fn ahead<S: Simd>(&self, depth: usize, first: usize) -> (*const f32, usize) {
         let Linear { rows, outputs, .. } = *self.job;

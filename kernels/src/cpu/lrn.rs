@@ -1,4 +1,4 @@
-//! Local response normalisation: each channel is divided by a power of what its neighbours amount to.
+//! Local response normalization: each channel is divided by a power of what its neighbors amount to.
 
 use pulp::{Arch, Simd, WithSimd};
 

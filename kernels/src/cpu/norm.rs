@@ -1,4 +1,4 @@
-//! Batch normalisation in the fewest passes: two reads and a write forward, the same backward, with the shortcut's sum
+//! Batch normalization in the fewest passes: two reads and a write forward, the same backward, with the shortcut's sum
 //! and the ReLU in them.
 //!
 //! Paper: [Batch Normalization](https://arxiv.org/abs/1502.03167) (Ioffe & Szegedy, 2015).
@@ -325,7 +325,7 @@ impl WithSimd for PassTask<'_> {
                                 let residual = load_at(simd, residual, at, count);
                                 value = simd.add_f32s(value, residual);
                             }
-                            // In this order what is not a number stays so.
+                            // `max` with its operands in this order propagates NaN.
                             if relu { simd.max_f32s(zero, value) } else { value }
                         }
                         Pass::Backward { dy, mask, mean, by_gradient, by_input, constant } => {

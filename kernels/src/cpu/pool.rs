@@ -459,7 +459,7 @@ impl MaxOfHalves<'_> {
     }
 }
 
-/// An integer that grows with a value; what is not a number is the largest.
+/// Returns an integer that grows with a value; NaN has the largest.
 #[inline(always)]
 fn rank(x: bf16) -> i16 {
     let bits = x.to_bits() as i16;

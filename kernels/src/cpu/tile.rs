@@ -107,8 +107,8 @@ pub fn prefetch(at: *const f32, count: usize) {
     let _ = (at, count);
 }
 
-/// `tile[i] += Σ_k rows[i][k] · panel[k]`: each row is contiguous in `k`, the panel's rows are `stride` floats apart. With
-/// each `k` a cache line is asked for that will be read later, `ahead` and then every so many floats.
+/// `tile[i] += Σ_k rows[i][k] · panel[k]`: each row is contiguous in `k`, the panel's rows are `stride` floats apart. Each
+/// `k` prefetches one cache line: at `ahead + k · every`.
 ///
 /// # Safety
 /// Each of `rows` must be good for reading `k` floats, `panel` for `(k - 1) · stride + N · lanes`.

@@ -27,10 +27,10 @@ pub struct WeightGradient<'a> {
     pub channels: usize,
 }
 
-/// Pixels of a packed panel of `dy`: it stays in a core's first cache.
+/// Pixels of a packed panel of `dy`: it stays in a core's L1 cache.
 const PIXELS: usize = 128;
 
-/// Sums (bytes) of a task that goes over all channels of some pixels: they stay in a core's second cache.
+/// Sums (bytes) of a task that goes over all channels of some pixels: they stay in a core's L2 cache.
 const OWN: usize = 256 << 10;
 /// Pixels that are worth sums of their own.
 const PART: usize = 1568;
@@ -138,7 +138,7 @@ impl WithSimd for Task<'_> {
         let width = WIDTH * S::F32_LANES;
         let taps = job.taps.len();
         let most = even_rows(self.k.len(), rows::<S>());
-        // What 1 × 1 weights read, where it would not fit into the first cache as it lies.
+        // What 1 × 1 weights read, where it would not fit into the L1 cache as it lies.
         let gathers = taps == 1 && aliases(job.x.pitch);
         let pitch = gathered_pitch(self.k.len());
         let mut gathered = Buffer::zeros(if gathers { PIXELS * pitch } else { 0 });

@@ -1,7 +1,7 @@
 //! Local response normalization (LRN) across channels.
 use super::prelude::*;
 
-/// Local response normalisation, `x / (k + alpha · mean(x²))^beta` over `size` channels.
+/// Local response normalization, `x / (k + alpha · mean(x²))^beta` over `size` channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LocalResponseNorm {
     /// Channels of a window.
@@ -16,7 +16,7 @@ pub struct LocalResponseNorm {
 
 /// The gradient of local response normalization.
 pub trait LocalResponseNormGrad: Backend {
-    /// The gradient of the input of a local response normalisation.
+    /// The gradient of the input of a local response normalization.
     fn local_response_norm_backward(
         x: FloatTensor<Self>,
         dy: FloatTensor<Self>,
@@ -35,7 +35,7 @@ pub trait LocalResponseNormGrad: Backend {
     Autodiff
 )]
 pub trait LocalResponseNormalization: LocalResponseNormGrad {
-    /// Local response normalisation across the channels of `[n, c, h, w]`.
+    /// Local response normalization across the channels of `[n, c, h, w]`.
     fn local_response_norm(x: FloatTensor<Self>, norm: LocalResponseNorm) -> FloatTensor<Self> {
         reference::local_response_norm::<Self>(x, norm)
     }

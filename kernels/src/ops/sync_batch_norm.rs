@@ -1,4 +1,4 @@
-//! Batch statistics of several processes: synchronised batch normalisation.
+//! Batch statistics of several processes: synchronized batch normalization.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,14 +14,14 @@ pub type AllReduce = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
 
 static SUM: RwLock<Option<AllReduce>> = RwLock::new(None);
 
-/// Has batch normalisation in training take the statistics of all processes' batches together, from now on; `None` has
+/// Has batch normalization in training take the statistics of all processes' batches together, from now on; `None` has
 /// each take its own again. The results of the fast operations are then the same, to the bit in all but rare cases,
 /// however many processes share a batch, one among them. Others can be made of [`all_reduce_sum`](crate::all_reduce_sum).
 pub fn set_sync_batch_norm(sum: Option<AllReduce>) {
     *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
 }
 
-/// Whether batch normalisation in training is to take the statistics of all processes' batches together.
+/// Whether batch normalization in training is to take the statistics of all processes' batches together.
 pub fn sync_batch_norm() -> bool {
     sum().is_some()
 }

@@ -38,7 +38,7 @@ pub struct Convolution<'a> {
     pub out_offset: usize,
 }
 
-/// Transformed tiles of a task that does all steps itself: bytes that stay in a core's second cache.
+/// Transformed tiles of a task that does all steps itself: bytes that stay in a core's L2 cache.
 const OWN: usize = 640 << 10;
 /// Transformed weights (bytes) up to which tasks do all steps themselves; larger ones should be read as seldom as can be.
 const SMALL_WEIGHTS: usize = 3 << 20;

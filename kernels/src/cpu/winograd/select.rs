@@ -18,7 +18,8 @@ pub fn wins_gradient(shape: &Shape) -> bool {
     pays(shape, 80.0)
 }
 
-/// Whether the products saved outweigh the transforms, those of the weights at so many multiply-adds a float.
+/// Whether the multiplications saved outweigh the transforms; transforming the weights costs
+/// `a_weight` multiply-adds per float.
 fn pays(shape: &Shape, a_weight: f64) -> bool {
     let fits = shape.kernel == [3, 3]
         && shape.stride == [1, 1]

@@ -180,7 +180,7 @@ impl GradientStep<'_> {
         let most = even_rows(job.k, rows::<S>());
         let mut read = Vec::with_capacity(TILES);
         let mut first = 0;
-        // So many tiles that a panel of gradients stays in the first cache.
+        // The number of tiles for which a panel of gradients stays in the L1 cache.
         while first < tiles {
             let last = tiles.min(first + TILES);
             read.clear();
