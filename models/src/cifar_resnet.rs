@@ -100,7 +100,7 @@ impl CifarResNet {
         pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1])).flatten(1, 3)
     }
 
-    /// The vector of [`features`](Self::features) `[n, 64]` → logits `[n, classes]`.
+    /// The pooled vector `[n, 64]` → logits `[n, classes]`.
     pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
         ops::logits(&self.linear, x)
     }

@@ -1,6 +1,6 @@
 //! The optimizer: from gradients to new parameters.
 //!
-//! Parameters that one rule steps alike are kept in flat buffers ([`flat`](super::flat)) where each kernel launch costs
+//! Parameters that one rule steps alike are kept in flat buffers ([`flat`]) where each kernel launch costs
 //! something, so that a step takes a few kernels and not a few per parameter; on the CPU each parameter stays by itself. The
 //! numbers are the same. An [`Update`] may leave it to the device whether a step counts, without the host knowing.
 
