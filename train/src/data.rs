@@ -37,8 +37,8 @@ pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
             opened => opened?,
         },
         None => part(&data.train, Split::Val, data.val_fraction).context(
-            "there are no validation images: give --val DATA, or hold some of the training images out with \
-             --val-fraction 0.1",
+            "there are no validation images: name them in data.valid, or hold some of the training images \
+             out with data.val_fraction = 0.1",
         )?,
     };
     notes.extend(valid.notes.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
@@ -126,7 +126,7 @@ impl DataSet {
         (small > 0).then(|| {
             format!(
                 "{small} of {looked_at} training images looked at are smaller than the crop of {needed} pixels, which \
-                 fills them up with black: give a --size that fits, or a Resize before the crop"
+                 fills them up with black: give a size that fits, or a Resize before the crop"
             )
         })
     }

@@ -1,48 +1,35 @@
-//! What a run tells: the files that grow with it, and lines on standard error.
+//! The log of a run: the files that grow with it, and its reports to an observer.
 
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
 use report::format::{EPOCHS, EpochRow, METRICS, MetricRow, csv_header, csv_line};
-use runtime::progress::human_duration;
 use serde_json::json;
 
 use crate::{
     evaluation::Score,
+    observer::{EpochReport, Observer, Silent, StepReport},
     progress::{EpochRecord, Interval, State},
     tensorboard,
 };
 
 const EVENTS: &str = "events.out.tfevents.hearth";
 
-/// Time between lines inside an epoch.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// How a run's progress is shown on standard error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lines {
-    /// Not at all.
-    Quiet,
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// The files of a run that grow, and its lines.
+/// The files of a run that grow, and its observer.
 pub struct Journal {
     metrics: Growing,
     epochs: Growing,
     events: Growing,
-    lines: Lines,
+    observer: Arc<dyn Observer>,
     num_epochs: usize,
     steps_per_epoch: u64,
-    last_line: Instant,
     /// Whether it was already said that a file cannot be written.
     complained: bool,
 }
@@ -94,16 +81,21 @@ impl Growing {
 
 impl Journal {
     /// Opens the files of a run, at the lengths that `state` tells.
-    pub fn open(run: &Path, state: &State, lines: Lines, num_epochs: usize, steps_per_epoch: u64) -> Result<Self> {
+    pub fn open(
+        run: &Path,
+        state: &State,
+        observer: Arc<dyn Observer>,
+        num_epochs: usize,
+        steps_per_epoch: u64,
+    ) -> Result<Self> {
         let length = |name: &str| state.file_lengths.get(name).copied();
         Ok(Self {
             metrics: Growing::open(run, METRICS, length(METRICS), csv_header::<MetricRow>().as_bytes())?,
             epochs: Growing::open(run, EPOCHS, length(EPOCHS), csv_header::<EpochRow>().as_bytes())?,
             events: Growing::open(run, EVENTS, length(EVENTS), &tensorboard::header(wall_time()))?,
-            lines,
+            observer,
             num_epochs,
             steps_per_epoch,
-            last_line: Instant::now(),
             complained: false,
         })
     }
@@ -115,10 +107,9 @@ impl Journal {
             metrics: nothing(METRICS),
             epochs: nothing(EPOCHS),
             events: nothing(EVENTS),
-            lines: Lines::Quiet,
+            observer: Arc::new(Silent),
             num_epochs,
             steps_per_epoch,
-            last_line: Instant::now(),
             complained: false,
         }
     }
@@ -153,46 +144,30 @@ impl Journal {
                 ],
             );
         }
-        if self.last_line.elapsed() >= LINE_INTERVAL {
-            self.last_line = Instant::now();
-            self.step_line(state, rate);
-        }
-    }
-
-    fn step_line(&self, state: &State, rate: f64) {
         let score = state.sums.score();
-        let speed = state.sums.images as f64 / state.times.training().max(1e-9);
-        let left = state.time_left(self.num_epochs, self.steps_per_epoch);
-        // Of the epoch, from 1.
-        let step = (state.step.max(1) - 1) % self.steps_per_epoch.max(1) + 1;
-        match self.lines {
-            Lines::Quiet => {}
-            Lines::Text => eprintln!(
-                "epoch {}/{}  step {step}/{}  loss {:.4}  top-1 {:6.2} %  rate {rate:.3e}  {speed:.0} images/s{}",
-                state.epoch + 1,
-                self.num_epochs,
-                self.steps_per_epoch,
-                score.loss,
-                score.top1,
-                left.map_or(String::new(), |left| format!("  {} left", human_duration(left))),
-            ),
-            Lines::Json => eprintln!(
-                "{}",
-                json!({
-                    "event": "step", "epoch": state.epoch + 1, "step": state.step, "loss": score.loss,
-                    "top1": score.top1, "learning_rate": rate, "images_per_second": speed,
-                    "seconds_left": left.map(|left| left.as_secs_f64()),
-                })
-            ),
-        }
+        self.observer.on_step(&StepReport {
+            epoch: state.epoch + 1,
+            epochs: self.num_epochs,
+            step: state.step,
+            step_in_epoch: (state.step.max(1) - 1) % self.steps_per_epoch.max(1) + 1,
+            steps_per_epoch: self.steps_per_epoch,
+            loss: score.loss,
+            top1: score.top1,
+            learning_rate: rate,
+            images_per_second: state.sums.images as f64 / state.times.training().max(1e-9),
+            time_left: state.time_left(self.num_epochs, self.steps_per_epoch),
+        });
     }
 
     /// An epoch ended; `state` has its record already.
     pub fn epoch(&mut self, state: &State, record: &EpochRecord) {
-        self.last_line = Instant::now();
         self.record(record);
         log::info!("epoch {}: {}", record.epoch, json!({ "train": record.train, "valid": record.valid }));
-        self.epoch_line(state, record);
+        self.observer.on_epoch(&EpochReport {
+            record,
+            epochs: self.num_epochs,
+            time_left: state.time_left(self.num_epochs, self.steps_per_epoch),
+        });
     }
 
     /// Writes an epoch down, without a line.
@@ -236,72 +211,31 @@ impl Journal {
             skipped_steps: Some(times.skipped_steps),
             advice: times.advice().unwrap_or_default(),
         };
-        append(&mut self.epochs, csv_line(&row).as_bytes(), &mut self.complained);
+        self.append(|journal| &mut journal.epochs, csv_line(&row).as_bytes());
     }
 
-    fn epoch_line(&self, state: &State, record: &EpochRecord) {
-        let left = state.time_left(self.num_epochs, self.steps_per_epoch);
-        let times = &record.times;
-        let advice = times.advice();
-        match self.lines {
-            Lines::Quiet => {}
-            Lines::Text => {
-                let width = self.num_epochs.to_string().len();
-                let average = record.average.map_or(String::new(), |a| format!("  average's {:.2} %", a.top1));
-                let left = left.map_or(String::new(), |left| format!("  {} left", human_duration(left)));
-                eprintln!(
-                    "epoch {:>width$}/{}  loss {:.4}  top-1 {:6.2} %  valid loss {:.4}  valid top-1 {:6.2} %{average}  \
-                     {:.0} images/s{left}",
-                    record.epoch,
-                    self.num_epochs,
-                    record.train.loss,
-                    record.train.top1,
-                    record.valid.loss,
-                    record.valid.top1,
-                    record.images_per_second,
-                );
-                // A minute's worth of epochs needs no book-keeping of its time.
-                if times.total() > 5.0 {
-                    eprintln!("      time: {}", times.verdict());
-                }
-                if times.bad_samples > 0 {
-                    eprintln!("      {} images could not be read or decoded (bad_samples.csv)", times.bad_samples);
-                }
-                if times.skipped_steps > 0 {
-                    eprintln!("      {} steps were skipped: loss or gradient not finite", times.skipped_steps);
-                }
-                if let Some(advice) = advice {
-                    eprintln!("      {advice}");
-                }
-            }
-            Lines::Json => eprintln!(
-                "{}",
-                json!({
-                    "event": "epoch", "epoch": record.epoch, "step": record.step, "train": record.train,
-                    "valid": record.valid, "average": record.average, "learning_rate": record.learning_rate,
-                    "images_per_second": record.images_per_second, "times": times, "advice": advice,
-                    "seconds_left": left.map(|left| left.as_secs_f64()),
-                })
-            ),
-        }
-    }
-
-    /// A sentence for people.
+    /// Reports a fact about the run.
     pub fn say(&self, text: &str) {
         log::info!("{text}");
-        match self.lines {
-            Lines::Quiet => {}
-            Lines::Text => eprintln!("{text}"),
-            Lines::Json => eprintln!("{}", json!({ "event": "note", "text": text })),
-        }
+        self.observer.on_note(text);
     }
 
-    /// A sentence that people must see, also when they asked for quiet.
+    /// Reports a warning.
     pub fn warn(&self, text: &str) {
         log::warn!("{text}");
-        match self.lines {
-            Lines::Json => eprintln!("{}", json!({ "event": "warning", "text": text })),
-            _ => eprintln!("warning: {text}"),
+        self.observer.on_warning(text);
+    }
+
+    /// Appends a record. A log that cannot be written does not end a training: the first failure is reported, later
+    /// ones are logged.
+    fn append(&mut self, file: fn(&mut Self) -> &mut Growing, record: &[u8]) {
+        let file = file(self);
+        if let Err(error) = file.append(record) {
+            let text = format!("cannot write {}: {error}; training goes on", file.path.display());
+            log::warn!("{text}");
+            if !std::mem::replace(&mut self.complained, true) {
+                self.observer.on_warning(&text);
+            }
         }
     }
 
@@ -327,22 +261,11 @@ impl Journal {
             gradient_norm: norm,
             images_per_second: speed,
         };
-        append(&mut self.metrics, csv_line(&row).as_bytes(), &mut self.complained);
+        self.append(|journal| &mut journal.metrics, csv_line(&row).as_bytes());
     }
 
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
-        append(&mut self.events, &tensorboard::scalars(wall_time(), step, values), &mut self.complained);
-    }
-}
-
-/// A log that cannot be written does not end a training: the first failure is told, later ones are logged.
-fn append(file: &mut Growing, record: &[u8], complained: &mut bool) {
-    if let Err(error) = file.append(record) {
-        let text = format!("cannot write {}: {error}; training goes on", file.path.display());
-        log::warn!("{text}");
-        if !std::mem::replace(complained, true) {
-            eprintln!("warning: {text}");
-        }
+        self.append(|journal| &mut journal.events, &tensorboard::scalars(wall_time(), step, values));
     }
 }
 
@@ -369,7 +292,7 @@ mod tests {
             times: Times { waiting: 9.0, decoding: 3.0, ..Times::default() },
         };
         let mut state = State::default();
-        let mut journal = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        let mut journal = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         journal.epoch(&state, &record(1));
         state.file_lengths = journal.lengths();
         let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
@@ -377,14 +300,14 @@ mod tests {
         journal.epoch(&state, &record(2));
         assert!(read(METRICS).len() > metrics.len());
 
-        let _resumed = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!((read(METRICS), read(EPOCHS)), (metrics.clone(), epochs));
         let text = String::from_utf8(metrics).unwrap();
         assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.lines().all(|line| line.split(',').count() == 9), "{text}");
 
         std::fs::remove_file(run.path().join(METRICS)).unwrap();
-        let _resumed = Journal::open(run.path(), &state, Lines::Quiet, 3, 1).unwrap();
+        let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!(read(METRICS), csv_header::<MetricRow>().as_bytes());
     }
 }

@@ -2,29 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-mod checkpoint;
-mod classifier;
 mod cli;
 mod command;
-mod data;
-mod evaluation;
-mod interrupt;
-mod journal;
-mod metric;
-mod probe;
-mod progress;
-mod ranks;
-mod recipe;
-mod renderer;
-mod replicas;
-mod results;
-mod run;
-mod scale;
-mod schedule;
-mod tensorboard;
-mod trainer;
-mod training;
-mod transfer;
 
 use clap::Parser;
 use cli::Command;
@@ -54,6 +33,6 @@ fn main() -> ExitCode {
             Some(Command::Devices(args)) => runtime::backend::devices(args),
             Some(Command::Plan(args)) => command::plan::run(args),
         };
-        world.conclude(result)
+        world.conclude(result.map_err(cli::flags::with_flags))
     })
 }

@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Instant,
 };
 
@@ -29,8 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     classifier::{Classifier, Task},
     evaluation::{self, BatchScalars, Prediction, Reading},
-    interrupt,
-    journal::{Journal, Lines},
+    journal::Journal,
     progress::{EpochRecord, Interval, State, Times, lap},
     recipe::Recipe,
     results,
@@ -59,7 +58,7 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
     let network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
     let state = State { recipe: recipe.to_toml(), data_fingerprint: info.data.fingerprint.clone(), ..State::default() };
-    let journal = Journal::open(&folder.path, &state, options.lines, recipe.epochs, 1)?;
+    let journal = Journal::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
     data.notes.iter().for_each(|note| journal.warn(note));
     journal.say(&format!(
         "a linear map of {}'s features for {} classes: {} images, {} held out; {}",
@@ -76,14 +75,14 @@ pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let identity = identity(&network, recipe)?;
     let features = |source: &Arc<dyn Source>, what: &str| {
         let loader = data.in_order(source, recipe, options.workers)?;
-        features(&network, &task, &loader, &identity, what, device, options.lines)
+        features(&network, &task, &loader, &identity, what, device, options.progress)
     };
     let train = features(&data.train, "training")?;
     let valid = features(&data.valid, "validation")?;
     let mut info = info;
     info.parameters = network.num_parameters();
     let buffer = flat::buffer(options.main_device()?);
-    let run = Probe { recipe, task, device, buffer, train, valid, state, journal, started };
+    let run = Probe { recipe, task, device, buffer, train, valid, state, journal, started, stop: options.stop.clone() };
     let outcome = run.train(network, &folder.path, &card, &data.valid)?;
     training::finish(outcome, &folder.path, recipe, &card, info, options)
 }
@@ -99,6 +98,7 @@ struct Probe<'a> {
     state: State,
     journal: Journal,
     started: Instant,
+    stop: Arc<AtomicBool>,
 }
 
 impl Probe<'_> {
@@ -118,7 +118,7 @@ impl Probe<'_> {
         let mut optimizer = Optimizer::new(&recipe.optimizer, &network, self.buffer);
         let mut model = Slot::new(Classifier::new(network, self.task.clone()));
         let values = self.train.tensor(&autodiff);
-        let stop = interrupt::flag();
+        let stop = self.stop.clone();
         let mut end = End::Finished;
         // The features' time counts as waiting for images.
         let mut times = Times { waiting: self.started.elapsed().as_secs_f64(), ..Times::default() };
@@ -245,7 +245,7 @@ fn features(
     identity: &[u8],
     what: &str,
     device: &Device,
-    lines: Lines,
+    output: Output,
 ) -> Result<Features> {
     let source = loader.source();
     let mut hash = Sha256::new();
@@ -264,7 +264,6 @@ fn features(
             Err(error) => log::warn!("{error:#}; computing the features again"),
         }
     }
-    let output = if lines == Lines::Text { Output::Auto } else { Output::Quiet };
     let progress = Progress::new(format!("{what} features"), Unit::Items("images"), Some(source.len() as u64), output);
     let (network, device) = (network.valid(), device.clone().without_autodiff());
     let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };

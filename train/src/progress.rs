@@ -74,7 +74,7 @@ pub struct Interval {
     pub seconds: f64,
 }
 
-/// Where an epoch's time went, in seconds.
+/// The time that the parts of an epoch took, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Times {
     /// Waiting for the loader.
@@ -90,24 +90,33 @@ pub struct Times {
     /// Several processes: summing their gradients.
     #[serde(default)]
     pub all_reduce: f64,
+    /// The validation.
     pub validation: f64,
+    /// Writing checkpoints.
     pub checkpointing: f64,
-    /// The loader's threads, summed over them.
+    /// The loader's threads, summed over them: reading.
     pub reading: f64,
+    /// The loader's threads: decoding.
     pub decoding: f64,
+    /// The loader's threads: transforming.
     pub transforming: f64,
+    /// The loader's threads: writing images into batches.
     pub collating: f64,
+    /// The loader's threads: waiting for the batches before to be consumed.
     pub idle: f64,
+    /// The number of images that could not be read or decoded.
     pub bad_samples: u64,
+    /// The number of steps that were skipped because the loss or a gradient was not finite.
     pub skipped_steps: u64,
 }
 
 impl Times {
+    /// Returns the time of the epoch.
     pub fn total(&self) -> f64 {
         self.training() + self.validation + self.checkpointing
     }
 
-    /// Training alone.
+    /// Returns the time of training alone.
     pub fn training(&self) -> f64 {
         self.waiting + self.transfer + self.compute + self.ranks + self.all_reduce
     }
@@ -117,7 +126,7 @@ impl Times {
         100.0 * part / self.total().max(f64::MIN_POSITIVE)
     }
 
-    /// `waiting for images 3 %, compute 88 %, validation 8 %, checkpoints 1 %`
+    /// Returns the parts in percent: `waiting for images 3 %, compute 88 %, validation 8 %, checkpoints 1 %`
     pub fn verdict(&self) -> String {
         let mut verdict = format!(
             "waiting for images {:.0} %, compute {:.0} %, validation {:.0} %, checkpoints {:.0} %",
@@ -151,13 +160,13 @@ impl Times {
             } else if share(self.decoding) >= share(self.transforming) {
                 format!(
                     "the network waits {waiting:.0} % of the time, and decoding takes {:.0} % of the loader's: give \
-                     more --workers, or shrink the images once with `datasets shard --resize 320`",
+                     more workers, or shrink the images once with `datasets shard --resize 320`",
                     share(self.decoding)
                 )
             } else {
                 format!(
                     "the network waits {waiting:.0} % of the time, and transforms take {:.0} % of the loader's: give \
-                     more --workers, or a cheaper augmentation",
+                     more workers, or a cheaper augmentation",
                     share(self.transforming)
                 )
             });
@@ -165,7 +174,7 @@ impl Times {
         if self.percent(self.transfer) > 20.0 && self.transfer > 0.5 {
             return Some(format!(
                 "copying images to the device takes {:.0} % of the time: check the GPU's link to the host (`nvidia-smi \
-                 -q` shows its PCIe generation and width), or train at a smaller --size",
+                 -q` shows its PCIe generation and width), or train on smaller images",
                 self.percent(self.transfer)
             ));
         }
@@ -178,7 +187,7 @@ impl Times {
         None
     }
 
-    pub fn add_loader(&mut self, meters: &datasets::meters::MeterReading) {
+    pub(crate) fn add_loader(&mut self, meters: &datasets::meters::MeterReading) {
         self.reading += meters.reading.as_secs_f64();
         self.decoding += meters.decoding.as_secs_f64();
         self.transforming += meters.transforming.as_secs_f64();
@@ -188,24 +197,29 @@ impl Times {
     }
 }
 
-/// What an epoch came to.
+/// The metrics of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// From 1.
+    /// The epoch, from 1.
     pub epoch: usize,
-    /// Steps so far.
+    /// The steps of the run so far.
     pub step: u64,
+    /// The learning rate of the last step.
     pub learning_rate: f64,
+    /// The mean metrics over the training images, as they were trained on.
     pub train: Score,
+    /// The metrics of the weights on the validation images.
     pub valid: Score,
-    /// Of the moving average.
+    /// The metrics of the EMA of the weights on the validation images.
     pub average: Option<Score>,
+    /// The training speed.
     pub images_per_second: f64,
+    /// The time that the parts of the epoch took.
     pub times: Times,
 }
 
 impl EpochRecord {
-    /// The better of the raw weights and their average, and whether it is the average.
+    /// Returns the better of the metrics of the weights and of their EMA, and whether it is that of the EMA.
     pub fn better(&self, metric: Metric) -> (Score, bool) {
         match self.average {
             Some(average) if metric.value(&average) > metric.value(&self.valid) => (average, true),
@@ -215,7 +229,7 @@ impl EpochRecord {
 }
 
 impl Metric {
-    /// The value of a score, the larger the better.
+    /// Returns the value of a score; larger is better.
     pub fn value(self, score: &Score) -> f64 {
         match self {
             Metric::Top1 => score.top1,

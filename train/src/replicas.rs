@@ -88,18 +88,18 @@ impl Plan {
 fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collectives: bool) -> Result<Together> {
     let first = names[0];
     if let Some(other) = names.iter().find(|name| name.backend() != first.backend()) {
-        bail!("--devices names {first} and {other}: the devices of one process are of one backend");
+        bail!("the devices {first} and {other} are of two backends: the devices of one process are of one backend");
     }
     ensure!(
         !recipe.ranks.sync_bn,
-        "--sync-bn is for processes with one device each: batch normalisation on several devices of a process knows \
+        "ranks.sync_bn is for processes with one device each: batch normalisation on several devices of a process knows \
          nothing of the others"
     );
     // Epochs are made of whole batches, so that every device gets as many parts as another, and none is empty.
     let all = names.len() * processes;
     ensure!(
         all <= recipe.batch_size,
-        "{all} devices cannot share batches of {} images: give a larger --batch-size, or fewer --devices",
+        "{all} devices cannot share batches of {} images: give a larger batch_size, or fewer devices",
         recipe.batch_size
     );
     // The backend sums gradients within one backward pass, and gradient checkpointing has many.
@@ -108,7 +108,7 @@ fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collective
     }
     ensure!(
         recipe.data.bad_samples != BadSamples::Skip,
-        "--bad-samples skip could leave a device without images, for which the others would wait: use substitute"
+        "data.bad_samples = \"skip\" could leave a device without images, for which the others would wait: use substitute"
     );
     Ok(Together::Collectives)
 }
@@ -247,7 +247,7 @@ impl Replicas {
             {
                 ensure!(
                     self.together == Together::MainDevice,
-                    "batch {} has no image for {}, and the devices wait for each other: choose another --batch-size",
+                    "batch {} has no image for {}, and the devices wait for each other: choose another batch_size",
                     batch.number,
                     self.names[place]
                 );
@@ -488,7 +488,7 @@ mod tests {
         assert_eq!(plan(&two, &["network.gradient_checkpointing=true"], 1, true), Ok(Together::MainDevice));
         for (refused, part) in [
             (plan(&["cuda:0", "rocm:0"], &[], 1, false), "of one backend"),
-            (plan(&two, &["ranks.sync_bn=true"], 1, true), "--sync-bn"),
+            (plan(&two, &["ranks.sync_bn=true"], 1, true), "ranks.sync_bn"),
             (plan(&two, &["data.bad_samples=skip"], 1, true), "substitute"),
             (plan(&two, &["batch_size=3"], 2, false), "4 devices cannot share batches of 3"),
         ] {

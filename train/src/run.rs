@@ -32,7 +32,7 @@ impl RunFolder {
         let first = fs::read_dir(path).with_context(context)?.next();
         ensure!(
             first.is_none(),
-            "the folder {} is not empty: give another --out, or go on with the run in it by `train resume {}`",
+            "the folder {} is not empty: give another, or resume the run in it (`train resume {}`)",
             path.display(),
             path.display()
         );

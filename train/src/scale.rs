@@ -106,12 +106,16 @@ pub struct Estimate {
     pub hours: f64,
     /// What sets the step.
     pub limit: Resource,
-    /// The shares of a step in which each resource is at work. A device and the all-reduce it waits for come one after
-    /// the other; the others run beside them.
+    /// The fraction of a step in which the device computes. A device and the all-reduce that it waits for come one after
+    /// the other; the other resources work at the same time.
     pub device_share: f64,
+    /// The fraction in which the device waits for the all-reduce.
     pub all_reduce_share: f64,
+    /// The fraction in which the cores decode.
     pub decode_share: f64,
+    /// The fraction in which the disk reads.
     pub disk_share: f64,
+    /// The fraction in which the network is in use.
     pub network_share: f64,
 }
 

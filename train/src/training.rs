@@ -1,9 +1,9 @@
-//! From a recipe to a run folder, by Burn's Learner.
+//! Running a recipe: from its data and weights to a run folder, by Burn's Learner.
 
 use std::{
-    io::{IsTerminal, stderr, stdout},
+    fmt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::AtomicBool},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -17,81 +17,131 @@ use models::{Card, weights};
 use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec,
-    exit::ExitCode,
     files::write_atomic_bytes,
-    progress::human_duration,
+    progress::Output,
     warmup::{Pace, Warmup, autotunes},
     world::world,
 };
 use zoo::LoadOptions;
 
+pub use crate::trainer::End;
 use crate::{
     checkpoint::{Checkpoint, Parted, Store},
     classifier::{Classifier, Task},
     data::{self, DataSet, Loaders},
-    evaluation::Score,
-    interrupt,
-    journal::{Journal, Lines},
+    journal::Journal,
     metric::{Kind as MetricKind, Mean},
+    observer::{Observer, Silent, WarningsOnly},
+    probe,
     progress::State,
     ranks,
-    recipe::Recipe,
+    recipe::{Freeze, Recipe},
     renderer::{NoFiles, renderer},
     replicas::Plan,
     results,
     run::{self, RECIPE, RunFolder},
     schedule::Rates,
     trainer::{
-        End, Outcome, Readback, RunLimits, Session, ema::Ema, flat, is_asynchronous, learner::Strategy,
-        optimizer::Optimizer,
+        Outcome, Readback, RunLimits, Session, ema::Ema, flat, is_asynchronous, learner::Strategy, optimizer::Optimizer,
     },
     transfer,
 };
 
-/// What does not change the result.
-#[derive(Debug, Clone)]
+/// The options of a run that do not change its result.
+#[derive(Clone)]
 pub struct Options {
-    /// Where runs' folders are made.
+    /// The folder in which run folders are created.
     pub artifacts: PathBuf,
-    /// This run's folder, in place of a new one in `artifacts`.
+    /// The folder of this run, in place of a new one in `artifacts`.
     pub out: Option<PathBuf>,
-    /// Threads that decode and augment; one a core by default.
+    /// The number of threads that decode and augment; by default the number of cores.
     pub workers: Option<usize>,
-    pub lines: Lines,
-    /// The program's arguments, for `run.json`.
+    /// Receives progress and warnings.
+    pub observer: Arc<dyn Observer>,
+    /// Where downloads and the computation of features show their progress.
+    pub progress: Output,
+    /// Whether Burn's dashboard takes over the terminal. The observer then receives warnings only.
+    pub dashboard: bool,
+    /// Ends the run after the current step, with a checkpoint, once it is set.
+    pub stop: Arc<AtomicBool>,
+    /// The arguments of the program, for `run.json`.
     pub command: Vec<String>,
-    /// Those of this process: one at least.
+    /// The devices of this process, at least one.
     pub devices: Vec<BackendSpec>,
 }
 
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { artifacts, out, workers, devices, .. } = self;
+        f.debug_struct("Options")
+            .field("artifacts", artifacts)
+            .field("out", out)
+            .field("workers", workers)
+            .field("devices", devices)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Options {
-    /// The first device, which holds the network.
+    /// Returns options for a run on `device` in a new folder in `artifacts`, which reports nothing.
+    pub fn new(device: BackendSpec) -> Self {
+        Self {
+            artifacts: "artifacts".into(),
+            out: None,
+            workers: None,
+            observer: Arc::new(Silent),
+            progress: Output::Quiet,
+            dashboard: false,
+            stop: Arc::default(),
+            command: Vec::new(),
+            devices: vec![device],
+        }
+    }
+
+    /// Returns the first device, which holds the network.
+    ///
+    /// # Errors
+    /// Fails if there is no device.
     pub fn main_device(&self) -> anyhow::Result<&BackendSpec> {
         self.devices.first().context("no device is named")
     }
 
+    /// Opens the first device.
+    ///
+    /// # Errors
+    /// Fails if there is no device, or if it cannot be opened.
     pub fn device(&self) -> anyhow::Result<Device> {
         self.main_device()?.device()
     }
 
-    /// For people.
+    /// Returns the names of all devices, separated by commas.
     pub fn device_names(&self) -> String {
         let names: Vec<_> = self.devices.iter().map(ToString::to_string).collect();
         names.join(", ")
     }
 }
 
-/// A recipe with its data and weights at hand, checked against each other.
+/// A recipe with its data and weights, which have been opened and checked against each other.
 pub struct Prepared {
+    /// The effective recipe.
     pub recipe: Recipe,
-    pub data: DataSet,
-    pub start: Option<zoo::Opened>,
-    pub device: Device,
+    pub(crate) data: DataSet,
+    pub(crate) start: Option<zoo::Opened>,
+    pub(crate) device: Device,
     /// All devices of this process, where they are several.
-    pub devices: Option<Plan>,
+    pub(crate) devices: Option<Plan>,
 }
 
-/// Opens a recipe's weights and data.
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").field("recipe", &self.recipe).finish_non_exhaustive()
+    }
+}
+
+/// Opens the weights and data of a recipe.
+///
+/// # Errors
+/// Fails if the recipe is not valid, or if the weights, the data or the device cannot be opened.
 pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow::Result<Prepared> {
     let device = options.device()?;
     let start = match &recipe.transfer {
@@ -105,8 +155,12 @@ pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow:
     complete(recipe, start, device, options)
 }
 
-/// The same for a shipped recipe, whose network and images are those of the weights' card; images have the side `size`
-/// where one is given.
+/// Opens the weights and data of a recipe with a `[transfer]` section, and replaces the architecture and the
+/// preprocessing of the recipe by those of the weights' model card. Images have the side `size` if it is given.
+///
+/// # Errors
+/// Fails like [`prepare`], and if the recipe has no `[transfer]` section or the card's preprocessing cannot be trained
+/// with.
 pub fn follow_weights(
     mut recipe: Recipe,
     load: &LoadOptions,
@@ -133,7 +187,7 @@ fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options:
     if recipe.ranks.sync_bn {
         ensure!(
             recipe.data.bad_samples != datasets::BadSamples::Skip,
-            "--sync-bn with --bad-samples skip could leave a process without images; use substitute"
+            "ranks.sync_bn with data.bad_samples = \"skip\" could leave a process without images; use \"substitute\""
         );
     }
     let devices = Plan::new(&options.devices, &device, &recipe, world())?;
@@ -143,29 +197,77 @@ fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options:
 }
 
 /// A run that ended.
+#[derive(Debug)]
 pub struct Finished {
+    /// The run folder.
     pub run: PathBuf,
+    /// The content of its `run.json`.
     pub info: RunInfo,
+    /// The reason why it ended.
     pub end: End,
-    pub state: State,
+    pub(crate) state: State,
+}
+
+impl Finished {
+    /// Returns the number of steps of the run.
+    pub fn steps(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Returns the time of the run in seconds, without pauses.
+    pub fn seconds(&self) -> f64 {
+        self.state.seconds
+    }
+
+    /// Returns the metrics of each epoch.
+    pub fn history(&self) -> &[crate::progress::EpochRecord] {
+        &self.state.history
+    }
 }
 
 fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<zoo::Opened> {
-    let output = match options.lines {
-        Lines::Text => runtime::progress::Output::Auto,
-        _ => runtime::progress::Output::Quiet,
-    };
-    zoo::weights::open(name, load, device, output).with_context(|| format!("cannot start from the weights {name}"))
+    zoo::weights::open(name, load, device, options.progress)
+        .with_context(|| format!("cannot start from the weights {name}"))
 }
 
-/// The number of stages of the network that a recipe trains.
+/// Returns the number of stages of the network that a recipe trains.
+///
+/// # Errors
+/// Fails if the weights do not match the network.
 pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
     let classes = prepared.data.class_names();
     let network = transfer::network(&prepared.recipe, prepared.start.as_ref(), &classes, &prepared.device)?;
     Ok(transfer::stages(&network).len())
 }
 
-/// Starts a new run.
+/// Trains only the classifier, as a linear probe, if the recipe freezes all else and transforms no image at random;
+/// otherwise the network.
+///
+/// # Errors
+/// Fails like [`start`].
+pub fn finetune(prepared: Prepared, options: &Options) -> anyhow::Result<Finished> {
+    if is_probe(&prepared.recipe) {
+        probe::start(prepared, options)
+    } else {
+        start(prepared, RunKind::Finetune, options)
+    }
+}
+
+/// Whether every image has the same features in every epoch.
+fn is_probe(recipe: &Recipe) -> bool {
+    let frozen = recipe
+        .transfer
+        .as_ref()
+        .is_some_and(|transfer| transfer.freeze == Freeze::Backbone && transfer.unfreeze_at.is_none());
+    let images = &recipe.images;
+    frozen && images.mix.choices().is_empty() && !images.train.transforms().iter().any(data::is_random)
+}
+
+/// Trains a network in a new run folder. A training that fails after its first step is not an error here: see
+/// [`Finished::end`].
+///
+/// # Errors
+/// Fails if the run folder cannot be written, or if the weights do not match the network.
 pub fn start(prepared: Prepared, kind: RunKind, options: &Options) -> anyhow::Result<Finished> {
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     let (folder, card, info) = new_run(&prepared, kind, options)?;
@@ -178,7 +280,11 @@ pub fn start(prepared: Prepared, kind: RunKind, options: &Options) -> anyhow::Re
 }
 
 /// Makes a run's folder and writes what is known before it starts.
-pub fn new_run(prepared: &Prepared, kind: RunKind, options: &Options) -> anyhow::Result<(RunFolder, Card, RunInfo)> {
+pub(crate) fn new_run(
+    prepared: &Prepared,
+    kind: RunKind,
+    options: &Options,
+) -> anyhow::Result<(RunFolder, Card, RunInfo)> {
     let name = match kind {
         RunKind::Probe => format!("{}-probe", run_name(&prepared.recipe)),
         _ => run_name(&prepared.recipe),
@@ -267,7 +373,10 @@ struct Resume {
     checkpoint: Option<Checkpoint>,
 }
 
-/// Goes on with a run.
+/// Continues the run in a folder from its last checkpoint.
+///
+/// # Errors
+/// Fails if the folder has no run, if the run is finished, or if its recipe or data have changed.
 pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Result<Finished> {
     let world = world();
     let folder = if world.is_root() { RunFolder::open(run)? } else { RunFolder::of_another(run) };
@@ -286,8 +395,7 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     let recipe = crate::recipe::parse(&text, &shown, &Default::default())?;
     ensure!(
         info.status != Some(RunStatus::Finished),
-        "the run {} is finished; `train finetune --weights {} --data …` starts another from its weights",
-        run.display(),
+        "the run {} is finished; fine-tune its weights to start another",
         run.display()
     );
     ensure!(
@@ -298,7 +406,7 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     let load_last = || {
         let (checkpoint, warnings) = Store::new(run).load()?;
         for warning in warnings {
-            eprintln!("warning: {warning}");
+            options.observer.on_warning(&warning);
         }
         checkpoint.map(Checkpoint::into_parts).transpose()
     };
@@ -315,7 +423,8 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
         }
         None => {
             if world.is_root() {
-                eprintln!("{} has no checkpoint yet: it starts from its beginning", run.display());
+                let note = format!("{} has no checkpoint yet: it starts from its beginning", run.display());
+                options.observer.on_note(&note);
             }
             State { recipe: prepared.recipe.to_toml(), data_fingerprint: fingerprint, ..State::default() }
         }
@@ -372,10 +481,10 @@ fn train(
     info.parameters = parts.classifier.network.num_parameters();
     let world = world();
     let is_root = world.is_root();
-    let dashboard = is_root && stdout().is_terminal() && stderr().is_terminal() && options.lines == Lines::Text;
-    let lines = if dashboard { Lines::Quiet } else { options.lines };
+    let dashboard = is_root && options.dashboard;
+    let observer = if dashboard { Arc::new(WarningsOnly(options.observer.clone())) } else { options.observer.clone() };
     let journal = if is_root {
-        Journal::open(&run, &parts.state, lines, prepared.recipe.epochs, parts.steps_per_epoch)?
+        Journal::open(&run, &parts.state, observer, prepared.recipe.epochs, parts.steps_per_epoch)?
     } else {
         Journal::silent(prepared.recipe.epochs, parts.steps_per_epoch)
     };
@@ -414,7 +523,8 @@ fn train(
     }
     let steps_before = parts.state.step;
     let recipe = prepared.recipe.clone();
-    let outcome = launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard)?;
+    let outcome =
+        launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard, &options.stop)?;
     let steps = outcome.state.step - steps_before;
     if !world.is_alone() && steps > 0 {
         outcome.journal.say(&format!(
@@ -509,6 +619,7 @@ fn launch(
     journal: Journal,
     limits: RunLimits,
     dashboard: bool,
+    stop: &Arc<AtomicBool>,
 ) -> anyhow::Result<Outcome> {
     let Parts { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch } =
         parts;
@@ -531,7 +642,7 @@ fn launch(
         readback,
         is_asynchronous,
         warms_up,
-        stop: interrupt::flag(),
+        stop: stop.clone(),
         limits,
         steps_per_epoch,
         world: world(),
@@ -562,7 +673,7 @@ fn launch(
 }
 
 /// Saves the last weights, writes the report, and notes the result.
-pub fn finish(
+pub(crate) fn finish(
     outcome: Outcome,
     run: &Path,
     recipe: &Recipe,
@@ -672,71 +783,18 @@ fn append_result(
     results::append_result(table, &header, &row)
 }
 
-/// Prints what a run came to; its exit code.
-pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
-    let Finished { run, info, end, state } = finished;
-    let shown = run.display();
-    if !world().is_root() {
-        return match end {
-            End::Failed(error) => Err(error),
-            End::Interrupted => Ok(ExitCode::Interrupted),
-            End::Finished => Ok(ExitCode::Success),
-        };
-    }
-    match end {
-        End::Failed(error) => {
-            return Err(error.context(format!(
-                "training stopped; what was written is in {shown}, and `train resume {shown}` goes on from its last \
-                 checkpoint"
-            )));
-        }
-        End::Interrupted if info.kind == RunKind::Probe => {
-            println!("run: {shown}");
-            eprintln!("stopped; start it again: the features are kept");
-            return Ok(ExitCode::Interrupted);
-        }
-        End::Interrupted => {
-            println!("run: {shown}");
-            eprintln!("stopped after step {}; go on with: cargo run -p train -- resume {shown}", state.step);
-            return Ok(ExitCode::Interrupted);
-        }
-        End::Finished => {}
-    }
-    if let Some(result) = &info.result {
-        let n = info.data.valid_images;
-        let line = |what: String, score: &Score| {
-            let right = (score.top1 / 100.0 * n as f64).round();
-            println!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})", score.top1);
-        };
-        let best = result.best_epoch.map_or("best epoch".to_string(), |epoch| format!("best epoch ({epoch})"));
-        line(best, &result.best);
-        if let Some(last) = &result.last {
-            line("last epoch".to_string(), last);
-        }
-        if let Some(ema) = &result.ema {
-            line("average of the weights".to_string(), ema);
-        }
-    }
-    println!("run: {shown}");
-    eprintln!(
-        "took {}; report: {shown}/report.html; try: cargo run -p infer -- classify IMAGE --weights {shown}",
-        human_duration(std::time::Duration::from_secs_f64(state.seconds))
-    );
-    Ok(ExitCode::Success)
-}
-
 /// Steps of the warm-up of a trial that several processes share.
 const SHARED_WARMUP: usize = 5;
 
 /// What a short trial of a whole run came to.
-pub struct Trial {
+pub(crate) struct Trial {
     pub outcome: Outcome,
     pub steps_per_epoch: u64,
     pub num_valid_batches: usize,
 }
 
 /// Runs a few steps of a recipe in a folder of its own, which is left to the caller; `rates` replace its schedule.
-pub fn trial(
+pub(crate) fn trial(
     prepared: Prepared,
     folder: &Path,
     limits: RunLimits,
@@ -756,7 +814,13 @@ pub fn trial(
     let resume = Resume { state, checkpoint: None };
     let parts = Parts::new(&prepared, &loaders, &card, resume, rates, options)?;
     let steps_per_epoch = parts.steps_per_epoch;
-    let journal = Journal::open(folder, &parts.state, Lines::Quiet, prepared.recipe.epochs, steps_per_epoch)?;
-    let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false)?;
+    let journal = Journal::open(
+        folder,
+        &parts.state,
+        Arc::new(WarningsOnly(options.observer.clone())),
+        prepared.recipe.epochs,
+        steps_per_epoch,
+    )?;
+    let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false, &options.stop)?;
     Ok(Trial { outcome, steps_per_epoch, num_valid_batches })
 }

@@ -135,10 +135,10 @@ pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyho
         Freeze::Backbone => stages.len() - 1,
         Freeze::Until(stage) => {
             let at = stages.iter().position(|known| known == stage).with_context(|| {
-                format!("--freeze until={stage}: there is no such stage; there are {}", stages.join(", "))
+                format!("transfer.freeze is \"until={stage}\": there is no such stage; there are {}", stages.join(", "))
             })?;
             if at + 1 == stages.len() {
-                bail!("--freeze until={stage} would freeze everything, the classifier too");
+                bail!("transfer.freeze = \"until={stage}\" would freeze everything, the classifier too");
             }
             at + 1
         }

@@ -3,37 +3,25 @@
 //! Each row is measured in a process of its own (`--in-process`), as in `infer bench`: the largest memory of a process
 //! can only grow, and the number of threads is set once.
 
-use std::{
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Instant,
-};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
-use burn::module::Module;
-use burn_train::TrainStep;
-use datasets::{ImageBatch, SampleRng};
+use anyhow::{Context, Result, bail};
 use kernels::KernelMode;
-use models::{Architecture, NetworkConfig};
+use models::Architecture;
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
     progress::{Output, Progress, Unit},
-    warmup::Warmup,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    classifier::{Classifier, Task},
-    cli::{BenchArgs, LogFormat, announce},
-    journal::Lines,
-    recipe::{self, Overrides},
-    trainer::{
-        flat,
-        optimizer::{Optimizer, Update},
-    },
+use train::{
+    benchmark::{self, Measurement, Subject},
+    recipe::Dtype,
 };
+
+use crate::cli::{BenchArgs, LogFormat, announce, lines::Lines};
 
 /// One of each family, as the peers' benchmarks time them.
 const USUAL: [Architecture; 5] = [
@@ -43,9 +31,6 @@ const USUAL: [Architecture; 5] = [
     Architecture::Vgg16,
     Architecture::AlexNet,
 ];
-
-/// That of the peers' benchmark.
-const RATE: f64 = 0.01;
 
 /// One measurement. The names are those of `infer bench` and of the peers' `bench_model.py`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -178,73 +163,32 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
     else {
         bail!("--in-process takes one architecture, one --backend and one batch size");
     };
-    let device = backend.device()?.autodiff();
-    let import_rss_mb = environment::peak_rss_mb();
-    let size = args.size.map_or(architecture.default_size(), |size| size as usize);
-    architecture.check_input([size, size])?;
-    let (batch, classes) = (*batch as usize, args.classes as usize);
-    device.seed(0);
-
-    let mut overrides = Overrides::default();
-    overrides.set("architecture", Some(architecture.to_string()));
-    overrides.set("network.dtype", (args.dtype != "f32").then(|| args.dtype.clone()));
-    let recipe = recipe::load("imagenet-classic", &overrides)?;
-    let network = NetworkConfig::new(*architecture).with_num_classes(classes).init(&device);
-    let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
-    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(backend));
-    let params = classifier.num_params();
-
-    let mut rng = SampleRng::new(0, 0, 0);
-    let images = ImageBatch {
-        images: (0..batch * 3 * size * size).map(|_| rng.below(256) as u8).collect(),
-        shape: [batch, 3, size, size],
-        labels: Some((0..batch).map(|_| rng.below(classes as u64) as u32).collect()),
-        mix: None,
-        indices: (0..batch).collect(),
-        epoch: 0,
-        number: 0,
+    let subject = Subject {
+        architecture: *architecture,
+        backend: *backend,
+        batch: *batch as usize,
+        classes: args.classes as usize,
+        size: args.size.map(|size| size as usize),
+        dtype: Dtype::from_name(&args.dtype).with_context(|| format!("unknown type `{}`", args.dtype))?,
+        iters: args.iters as usize,
+        warmup: args.warmup,
     };
-
-    let iters = args.iters as usize;
-    let mut last_value = f64::NAN;
-    let mut time_step = |classifier: Classifier| {
-        let start = Instant::now();
-        // Reading the loss waits for the device.
-        let step = TrainStep::step(&classifier, images.clone());
-        last_value = step.item.score().loss;
-        let gradients = optimizer.pack(&classifier, step.grads, &RATE.into());
-        let classifier = optimizer.step(classifier, gradients, &Update::Apply { factor: 1.0 });
-        (classifier, start.elapsed().as_secs_f64())
-    };
-    let mut warmup = Warmup::exactly(args.warmup);
-    let (mut classifier, first_step_s) = time_step(classifier);
-    warmup.record(first_step_s);
-    while !warmup.is_over() {
-        let seconds;
-        (classifier, seconds) = time_step(classifier);
-        warmup.record(seconds);
-    }
-    let mut timed = vec![0.0; iters];
-    for seconds in &mut timed {
-        (classifier, *seconds) = time_step(classifier);
-    }
-    ensure!(last_value.is_finite(), "the loss is not finite");
-    timed.sort_by(f64::total_cmp);
-    let middle = timed.len() / 2;
-    let median_s = if timed.len() % 2 == 1 { timed[middle] } else { (timed[middle - 1] + timed[middle]) / 2.0 };
+    let measured = benchmark::measure(&subject)?;
+    let median_s = measured.median_s();
+    let Measurement { size, params, warmup, first_step_s, timed, last_value, import_rss_mb } = measured;
     let row = Row {
         peer: "hearth".into(),
         version: env!("CARGO_PKG_VERSION").into(),
         model: architecture.to_string(),
         mode: "train".into(),
-        batch,
+        batch: subject.batch,
         size,
         device: backend.to_string(),
         threads: threads(args),
         kernels: kernels::kernel_mode().to_string(),
         dtype: args.dtype.clone(),
         params,
-        iters,
+        iters: timed.len(),
         warmup: warmup.steps(),
         settled: warmup.has_settled(),
         warning: warmup.warning(backend.backend()),
@@ -252,7 +196,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         median_s,
         min_s: timed[0],
         max_s: timed[timed.len() - 1],
-        images_per_s: batch as f64 / median_s,
+        images_per_s: subject.batch as f64 / median_s,
         last_value,
         peak_rss_mb: environment::peak_rss_mb(),
         import_rss_mb,

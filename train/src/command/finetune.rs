@@ -3,16 +3,15 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use report::format::RunKind;
 use runtime::exit::ExitCode;
-
-use super::{dry_run, lr_find};
-use crate::{
-    cli::FinetuneArgs,
-    data, probe,
-    recipe::{self, Freeze, Overrides, Recipe, Transfer},
-    training::{self, Finished, Options, Prepared},
+use train::{
+    lr_finder,
+    recipe::{self, Overrides, Transfer},
+    training::{self, Options, Prepared},
 };
+
+use super::{conclude, dry_run};
+use crate::cli::FinetuneArgs;
 
 pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
     let options = args.run.how.options()?;
@@ -23,26 +22,7 @@ pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    training::conclude(start(prepared, &options)?)
-}
-
-/// A probe where nothing but a linear map of fixed features is trained, else a run of the whole network.
-fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    if is_probe(&prepared.recipe) {
-        probe::start(prepared, options)
-    } else {
-        training::start(prepared, RunKind::Finetune, options)
-    }
-}
-
-/// Whether every image has the same features in every epoch.
-fn is_probe(recipe: &Recipe) -> bool {
-    let frozen = recipe
-        .transfer
-        .as_ref()
-        .is_some_and(|transfer| transfer.freeze == Freeze::Backbone && transfer.unfreeze_at.is_none());
-    let images = &recipe.images;
-    frozen && images.mix.choices().is_empty() && !images.train.transforms().iter().any(data::is_random)
+    conclude(training::finetune(prepared, &options)?)
 }
 
 /// The recipe with the command line's changes and then `more`; data, weights and images as it and the card say.
@@ -96,7 +76,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     of_probe.set("schedule.learning_rate", Some(1e-3));
     of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
     of_probe.set("transfer.weights", weights);
-    let probe = start(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
+    let probe = training::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
     let head = probe.run.display().to_string();
 
     eprintln!("2 of 3: a search for the rate, from the probe's head");
@@ -105,7 +85,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     thawed.parse("transfer.layer_decay = 0.8")?;
     let prepared = prepare(args, &args.recipe, Some(&head), thawed, options)?;
     let chart = probe.run.join("lr-find.svg");
-    let found = lr_find::sweep(prepared, (1e-6, 1.0), 60, &chart, options)?;
+    let found = lr_finder::sweep(prepared, (1e-6, 1.0), 60, &chart, options)?;
     let rate = args.run.lr.or(found).context(
         "no rate was found: the loss fell nowhere. Is the network as it should be? --lr gives a rate by hand",
     )?;
@@ -119,7 +99,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     gradual.parse("transfer.layer_decay = 0.8")?;
     let mut prepared = prepare(args, &args.recipe, Some(&head), gradual, options)?;
     unfreeze_over_a_third(&mut prepared)?;
-    let tuned = start(prepared, options)?;
+    let tuned = training::finetune(prepared, options)?;
 
     let comparison = options.artifacts.join(format!("{}-auto.html", tuned.info.name));
     report::compare(&[probe.run.clone(), tuned.run.clone()], &comparison)?;
@@ -138,7 +118,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
         }
     }
     println!("comparison: {}", comparison.display());
-    training::conclude(tuned)
+    conclude(tuned)
 }
 
 /// So many stages an epoch that all are trained after a third of the epochs.

@@ -4,11 +4,9 @@ use anyhow::{Result, ensure};
 use models::{Architecture, NetworkConfig};
 use runtime::{backend::BackendSpec, exit::ExitCode};
 use serde::Serialize;
+use train::scale::{Estimate, Figures, RATE_IMAGES, Resource};
 
-use crate::{
-    cli::{PlanArgs, PlanFormat},
-    scale::{Estimate, Figures, RATE_IMAGES, Resource},
-};
+use crate::cli::{PlanArgs, PlanFormat};
 
 /// Images a second of a training step on two cores, in batches of 8: docs/performance.md's first table.
 const MEASURED: [(Architecture, f64); 5] = [
@@ -122,9 +120,9 @@ impl Plan {
             figures.epochs,
             grouped(figures.images),
         );
-        text += Estimate::HEADER;
+        text += HEADER;
         for row in &self.rows {
-            text += &row.text();
+            text += &self::row(row);
         }
         text += "what to set\n";
         for line in self.advice() {
@@ -199,30 +197,28 @@ impl Plan {
     }
 }
 
-impl Estimate {
-    const HEADER: &str = "devices hosts images/step rate ×   ms/step images/s efficiency  hours  limit       device \
-                          all-reduce decode  disk network\n";
+const HEADER: &str = "devices hosts images/step rate ×   ms/step images/s efficiency  hours  limit       device \
+                      all-reduce decode  disk network\n";
 
-    fn text(&self) -> String {
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        format!(
-            "{:>7} {:>5} {:>11} {:>6} {:>9} {:>8} {:>10} {:>6}  {:10}  {:>6} {:>10} {:>6} {:>5} {:>7}\n",
-            self.devices,
-            self.hosts,
-            self.global_batch,
-            (100.0 * self.rate_factor).round() / 100.0,
-            short(1e3 * self.step_s),
-            short(self.images_per_s),
-            percent(self.efficiency),
-            short(self.hours),
-            self.limit,
-            percent(self.device_share),
-            percent(self.all_reduce_share),
-            percent(self.decode_share),
-            percent(self.disk_share),
-            percent(self.network_share),
-        )
-    }
+fn row(row: &Estimate) -> String {
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    format!(
+        "{:>7} {:>5} {:>11} {:>6} {:>9} {:>8} {:>10} {:>6}  {:10}  {:>6} {:>10} {:>6} {:>5} {:>7}\n",
+        row.devices,
+        row.hosts,
+        row.global_batch,
+        (100.0 * row.rate_factor).round() / 100.0,
+        short(1e3 * row.step_s),
+        short(row.images_per_s),
+        percent(row.efficiency),
+        short(row.hours),
+        row.limit,
+        percent(row.device_share),
+        percent(row.all_reduce_share),
+        percent(row.decode_share),
+        percent(row.disk_share),
+        percent(row.network_share),
+    )
 }
 
 /// Three digits, and more before the point if need be.

@@ -3,14 +3,14 @@
 use anyhow::Result;
 use report::format::RunKind;
 use runtime::exit::ExitCode;
-use zoo::LoadOptions;
-
-use super::dry_run;
-use crate::{
-    cli::PretrainArgs,
+use train::{
     recipe::{self, Recipe},
     training,
 };
+use zoo::LoadOptions;
+
+use super::{conclude, dry_run};
+use crate::cli::PretrainArgs;
 
 pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
     let recipe = recipe(args)?;
@@ -19,7 +19,7 @@ pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    training::conclude(training::start(prepared, RunKind::Pretrain, &options)?)
+    conclude(training::start(prepared, RunKind::Pretrain, &options)?)
 }
 
 fn recipe(args: &PretrainArgs) -> Result<Recipe> {

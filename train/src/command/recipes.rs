@@ -2,11 +2,9 @@
 
 use anyhow::Result;
 use runtime::exit::ExitCode;
+use train::recipe::{self, Overrides, SHIPPED};
 
-use crate::{
-    cli::RecipesArgs,
-    recipe::{self, Overrides, SHIPPED},
-};
+use crate::cli::RecipesArgs;
 
 pub fn run(args: &RecipesArgs) -> Result<ExitCode> {
     match &args.name {

@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use runtime::exit::ExitCode;
+use train::training;
 
-use crate::{cli::ResumeArgs, training};
+use super::conclude;
+use crate::cli::ResumeArgs;
 
 pub fn run(args: &ResumeArgs) -> Result<ExitCode> {
     let artifacts = args.run.parent().map(|parent| parent.to_path_buf()).unwrap_or_default();
     let options = args.loading.options(artifacts, None)?;
-    training::conclude(training::resume(&args.run, &args.load, &options)?)
+    conclude(training::resume(&args.run, &args.load, &options)?)
 }

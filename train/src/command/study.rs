@@ -1,33 +1,14 @@
 //! `train study`: a paper's experiment as one command.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context, Result};
-use burn::{
-    module::{Module, ModuleVisitor, Param},
-    optim::GradientsParams,
-    tensor::{Device, Tensor},
-};
-use burn_train::TrainStep;
-use datasets::ImageBatch;
-use models::{Architecture, NetworkConfig, Strictness, Weights};
-use report::{
-    chart::{Chart, Scale, Series},
-    format::RunKind,
-};
-use runtime::{exit::ExitCode, files::write_atomic_bytes};
-use zoo::LoadOptions;
-
-use crate::{
-    classifier::{Classifier, Task},
-    cli::{ShortcutsArgs, Study, StudyArgs},
-    progress::EpochRecord,
+use anyhow::Result;
+use models::Architecture;
+use runtime::exit::ExitCode;
+use train::{
     recipe::{self, Overrides, Recipe},
-    run::RunFolder,
-    trainer::End,
-    training::{self, Options, Prepared},
-    transfer,
+    study,
 };
+
+use crate::cli::{ShortcutsArgs, Study, StudyArgs};
 
 pub fn run(args: &StudyArgs) -> Result<ExitCode> {
     match &args.study {
@@ -35,56 +16,17 @@ pub fn run(args: &StudyArgs) -> Result<ExitCode> {
     }
 }
 
-/// Shallow and deep, without shortcuts and with them; the colour tells the depth, a broken line the lack of shortcuts.
-const NETWORKS: [Architecture; 4] =
-    [Architecture::Plain20, Architecture::Plain56, Architecture::ResNet20, Architecture::ResNet56];
-
-/// What one network's training came to.
-struct Trained {
-    architecture: Architecture,
-    run: PathBuf,
-    history: Vec<EpochRecord>,
-    /// The gradient's norm by layer, before training and after it.
-    gradients: [Vec<f64>; 2],
-}
-
 fn shortcuts(args: &ShortcutsArgs) -> Result<ExitCode> {
     let options = args.how.options()?;
-    let folder = match &options.out {
-        Some(out) => RunFolder::create_at(out)?,
-        None => RunFolder::create_in(&options.artifacts, "study-shortcuts")?,
+    let Some((folder, trained)) = study::shortcuts(|architecture| recipe(args, architecture), &options)? else {
+        return Ok(ExitCode::Interrupted);
     };
-    let mut trained = Vec::new();
-    for architecture in NETWORKS {
-        let recipe = recipe(args, architecture)?;
-        let own = Options { out: Some(folder.path.join(architecture.name())), ..options.clone() };
-        let prepared = training::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
-        let batch = first_batch(&prepared, &own)?;
-        let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
-        let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
-        let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
-        let finished = training::start(prepared, RunKind::Pretrain, &own)?;
-        match finished.end {
-            End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
-            End::Interrupted => return Ok(ExitCode::Interrupted),
-            End::Finished => {}
-        }
-        let network = last_weights(&finished.run, architecture, classes.len(), &device)?;
-        let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch);
-        trained.push(Trained {
-            architecture,
-            run: finished.run,
-            history: finished.state.history,
-            gradients: [before, after],
-        });
-    }
-    write(&folder.path, &trained)?;
     println!("{:10} {:>16} {:>18}", "network", "training error", "validation error");
     for trained in &trained {
         let (train, valid) = trained.errors();
         println!("{:10} {train:14.2} % {valid:16.2} %", trained.architecture.name());
     }
-    println!("study: {}", folder.path.join("study.html").display());
+    println!("study: {}", folder.join("study.html").display());
     Ok(ExitCode::Success)
 }
 
@@ -98,118 +40,4 @@ fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
         overrides.parse(set)?;
     }
     recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)
-}
-
-fn task(recipe: &Recipe, classes: usize) -> std::sync::Arc<Task> {
-    std::sync::Arc::new(Task::new(recipe, classes, None))
-}
-
-fn first_batch(prepared: &Prepared, options: &Options) -> Result<ImageBatch> {
-    let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
-    Ok(loaders.first().batches().next().context("there is no batch to train on")??)
-}
-
-fn last_weights(run: &Path, architecture: Architecture, classes: usize, device: &Device) -> Result<models::Network> {
-    let network = NetworkConfig::new(architecture).with_num_classes(classes).init(device);
-    let weights = Weights::open(run.join("last.safetensors"))?;
-    Ok(weights.load(network, architecture, Strictness::Exact)?.0)
-}
-
-/// The norm of the gradient of each convolution's weights and of the classifier's, from the input on.
-fn gradient_norms(classifier: Classifier, batch: ImageBatch) -> Vec<f64> {
-    struct Norms {
-        gradients: GradientsParams,
-        norms: Vec<f64>,
-    }
-    impl ModuleVisitor for Norms {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if D > 1
-                && let Some(gradient) = self.gradients.remove::<D>(param.id)
-            {
-                self.norms.push(f64::from(gradient.square().sum().into_scalar::<f32>()).sqrt());
-            }
-        }
-    }
-    let gradients = TrainStep::step(&classifier, batch).grads;
-    let mut norms = Norms { gradients, norms: Vec::new() };
-    classifier.network.visit(&mut norms);
-    norms.norms
-}
-
-impl Trained {
-    /// Errors of the last epoch, in training and in validation, in percent.
-    fn errors(&self) -> (f64, f64) {
-        self.history.last().map_or((f64::NAN, f64::NAN), |last| (100.0 - last.train.top1, 100.0 - last.valid.top1))
-    }
-
-    fn series(&self, points: Vec<(f64, f64)>) -> Series {
-        let name = self.architecture.name();
-        let series = Series::new(name, points).colored(usize::from(name.ends_with("56")));
-        if name.starts_with("plain") { series.dashed() } else { series }
-    }
-}
-
-fn write(folder: &Path, trained: &[Trained]) -> Result<()> {
-    let by_epoch = |title: &str, label: &str, error: fn(&EpochRecord) -> f64| Chart {
-        title: title.into(),
-        x_label: "epoch".into(),
-        y_label: label.into(),
-        x_scale: Scale::Linear,
-        y_scale: Scale::Linear,
-        series: trained
-            .iter()
-            .map(|t| t.series(t.history.iter().map(|record| (record.epoch as f64, error(record))).collect()))
-            .collect(),
-        marker: None,
-    };
-    let by_layer = |title: &str, which: usize| Chart {
-        title: title.into(),
-        x_label: "layer, from the input (0) to the classifier (1)".into(),
-        y_label: "norm of the gradient".into(),
-        x_scale: Scale::Linear,
-        y_scale: Scale::Log,
-        series: trained
-            .iter()
-            .map(|t| {
-                let norms = &t.gradients[which];
-                let depth = |layer: usize| layer as f64 / (norms.len() - 1).max(1) as f64;
-                t.series(norms.iter().enumerate().map(|(layer, &norm)| (depth(layer), norm)).collect())
-            })
-            .collect(),
-        marker: None,
-    };
-    let charts = [
-        ("training-error", by_epoch("Training error", "training error, %", |r| 100.0 - r.train.top1)),
-        ("validation-error", by_epoch("Validation error", "validation error, %", |r| 100.0 - r.valid.top1)),
-        ("gradient-before", by_layer("Gradient by layer before training", 0)),
-        ("gradient-after", by_layer("Gradient by layer after training", 1)),
-    ];
-    let mut figures = String::new();
-    for (name, chart) in charts {
-        let svg = chart.to_svg();
-        write_atomic_bytes(&folder.join(format!("{name}.svg")), svg.as_bytes())?;
-        figures += &format!("<figure>{svg}</figure>\n");
-    }
-    let mut rows = String::new();
-    for trained in trained {
-        let (train, valid) = trained.errors();
-        let name = trained.architecture.name();
-        let run = trained.run.file_name().map_or(String::new(), |run| run.to_string_lossy().into_owned());
-        rows += &format!(
-            "<tr><th><a href=\"{run}/report.html\">{name}</a></th><td>{train:.2} %</td><td>{valid:.2} %</td></tr>\n"
-        );
-    }
-    let page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Why shortcuts</title>\n\
-         <style>\nbody {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; \
-         background: #fff; color: #1c1c1c }}\nfigure {{ margin: 1.5rem 0 }} svg {{ max-width: 100%; height: auto }}\n\
-         table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}\n</style>\n\
-         <h1>Why shortcuts</h1>\n<p>Four networks under one recipe: 20 and 56 layers deep, without shortcuts (broken \
-         lines) and with them. A deeper plain network is harder to train; its error is higher already on the images it \
-         is trained on, so this is no overfitting. With shortcuts depth does no such harm (He et al., 2015, section 4.2 \
-         and figure 6).</p>\n<table>\n<tr><th>network</th><th>training error</th><th>validation error</th></tr>\n\
-         {rows}</table>\n{figures}</html>\n"
-    );
-    write_atomic_bytes(&folder.join("study.html"), page.as_bytes())
 }

@@ -22,7 +22,10 @@ impl Recipe {
 
     fn check_data(&self) -> anyhow::Result<()> {
         let data = &self.data;
-        ensure!(!data.train.is_empty(), "data.train is empty: give --data, a folder of classes for instance");
+        ensure!(
+            !data.train.is_empty(),
+            "data.train is empty: name the images, for instance a folder with one folder per class"
+        );
         ensure!(data.repeats > 0, "data.repeats is 0; 1 means no repetition");
         if let Some(fraction) = data.val_fraction {
             ensure!(fraction > 0.0 && fraction < 1.0, "data.val_fraction is {fraction}; it lies between 0 and 1");
@@ -172,7 +175,10 @@ impl Recipe {
         if let Some(transfer) = &self.transfer {
             let decay = transfer.layer_decay;
             ensure!(decay > 0.0 && decay <= 1.0, "transfer.layer_decay is {decay}; it lies between 0 and 1");
-            ensure!(!transfer.weights.is_empty(), "transfer.weights is empty: give --weights");
+            ensure!(
+                !transfer.weights.is_empty(),
+                "transfer.weights is empty: name a run folder, a weight file or published weights"
+            );
             ensure!(transfer.unfreeze_at != Some(0), "transfer.unfreeze_at counts epochs from 1");
             ensure!(
                 transfer.unfreeze_per_epoch.is_none_or(|stages| stages > 0 && transfer.unfreeze_at.is_some()),

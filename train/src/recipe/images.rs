@@ -15,9 +15,11 @@ pub struct Images {
     pub mix: BatchTransforms,
     /// Resize and centre crop in validation; the model card says the same to whoever uses the network.
     pub eval: EvalTransform,
-    /// Mean and deviation of each channel, in the order of the channels, for values from 0 to 1.
+    /// The mean of each channel, in the order of the channels, for values from 0 to 1.
     pub mean: [f32; 3],
+    /// The standard deviation of each channel.
     pub std: [f32; 3],
+    /// The order of the channels in the network's input.
     #[serde(default = "rgb")]
     pub channel_order: ChannelOrder,
     /// Progressive resizing: from the epoch on, training images have this side.
@@ -33,7 +35,9 @@ fn rgb() -> ChannelOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
+    /// The first epoch, from 1.
     pub epoch: usize,
+    /// The side in pixels.
     pub size: u32,
 }
 
@@ -124,7 +128,7 @@ impl Images {
         let side = |side: usize| u32::try_from(side).map_err(|_| anyhow::anyhow!("{side} pixels are too many"));
         anyhow::ensure!(
             height == width,
-            "the weights' card asks for {height} × {width} pixels; training makes squares: give --size"
+            "the weights' card asks for {height} × {width} pixels; training makes squares: choose other weights"
         );
         self.set_size(side(width)?)?;
         (self.eval.resize, self.eval.rule) = match card.resize {

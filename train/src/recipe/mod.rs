@@ -1,4 +1,4 @@
-//! What a training does, as a typed TOML file. Unknown keys are errors.
+//! Recipes: what a training does, as a typed TOML file. Unknown keys are errors.
 //!
 //! A recipe names everything that changes the result: the network, the images and what happens to them, the loss, the
 //! optimizer, the schedule. The effective recipe of a run lies in its folder and alone repeats it.
@@ -16,15 +16,16 @@ use models::Architecture;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    images::Images,
+    images::{Images, Phase},
     read::{Overrides, load, parse},
-    shipped::SHIPPED,
+    shipped::{SHIPPED, Shipped},
 };
 
 /// The effective recipe of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
+    /// The network.
     pub architecture: Architecture,
     /// How often the training images are seen.
     pub epochs: usize,
@@ -38,21 +39,31 @@ pub struct Recipe {
     /// How many steps in a row may have a loss or a gradient that is not finite; they are skipped and counted.
     #[serde(default = "ten")]
     pub max_bad_steps: usize,
+    /// The images.
     #[serde(default)]
     pub data: Data,
+    /// The preprocessing and augmentation.
     pub images: Images,
+    /// The options of the network.
     #[serde(default)]
     pub network: NetworkOptions,
+    /// The loss.
     #[serde(default)]
     pub loss: Loss,
+    /// The optimizer.
     pub optimizer: Optimizer,
+    /// The learning rate of each step.
     pub schedule: Schedule,
+    /// The EMA of the weights; none by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<Ema>,
+    /// The weights to start from; random ones by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// Checkpoints, the choice of the best epoch, and early stopping.
     #[serde(default)]
     pub checkpoints: Checkpoints,
+    /// Training by several processes.
     #[serde(default, skip_serializing_if = "Ranks::is_default")]
     pub ranks: Ranks,
 }
@@ -73,6 +84,7 @@ impl Ranks {
     }
 }
 
+/// What becomes of the running statistics of each process before they are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DistBn {
@@ -112,6 +124,7 @@ pub struct Data {
     /// A list of samples to leave out, made by `datasets doctor --quarantine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
+    /// The handling of an image that cannot be read or decoded.
     pub bad_samples: BadSamples,
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
@@ -163,20 +176,28 @@ pub struct NetworkOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
+    /// Single precision.
     #[default]
     F32,
+    /// The upper half of f32.
     Bf16,
     /// With a loss scale that adapts, so that small gradients do not vanish.
     F16,
 }
 
 impl Dtype {
+    /// Returns the name in a recipe.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
         }
+    }
+
+    /// Returns the type of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::Bf16, Self::F16].into_iter().find(|dtype| dtype.name() == name)
     }
 
     /// What to compute in, where it is not what everything else is in.
@@ -197,6 +218,7 @@ impl Dtype {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
+    /// The function.
     pub name: LossName,
     /// The part of the target that is spread over all classes.
     pub label_smoothing: f32,
@@ -212,6 +234,7 @@ pub struct Loss {
     pub target_threshold: Option<f32>,
 }
 
+/// A loss function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossName {
@@ -222,6 +245,7 @@ pub enum LossName {
     Bce,
 }
 
+/// The weights of the classes in the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassWeights {
@@ -242,6 +266,7 @@ impl ClassWeights {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
+    /// The algorithm.
     pub name: OptimizerName,
     /// `sgd` and `rmsprop`. Dampening is 0, as PyTorch has it. 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -258,6 +283,7 @@ pub struct Optimizer {
     /// All but `sgd`: added to the denominator; PyTorch's 1e-8 by default, 1e-6 for `lamb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epsilon: Option<f32>,
+    /// The factor of weight decay; 0 by default.
     #[serde(default)]
     pub weight_decay: f32,
     /// Whether weight decay touches norms and biases too, as torchvision's classic recipe has it.
@@ -272,12 +298,17 @@ fn yes() -> bool {
     true
 }
 
+/// An optimization algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerName {
+    /// Stochastic gradient descent, with momentum if it is given.
     Sgd,
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
     AdamW,
+    /// Layer-wise adaptive moments (You et al., 2020).
     Lamb,
+    /// RMSprop.
     RmsProp,
 }
 
@@ -296,6 +327,7 @@ pub struct Schedule {
     /// The part of the rate from which it rises.
     #[serde(default)]
     pub warmup_start: f64,
+    /// The shape of the schedule after the warm-up.
     pub decay: Decay,
     /// `cosine` and `polynomial`: the part of the rate at the end. 0 by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -311,14 +343,17 @@ pub struct Schedule {
     pub power: Option<f64>,
 }
 
+/// The shape of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
+    /// The learning rate stays.
     Constant,
     /// Half a cosine (Loshchilov and Hutter, 2017).
     Cosine,
     /// Times `gamma` at each milestone.
     Steps,
+    /// `(1 - t)` to the power of `power`, with `t` from 0 to 1.
     Polynomial,
     /// Up from 1/25 of the rate over 30 % of the steps and down to nothing, by cosines (Smith, 2018; PyTorch's).
     OneCycle,
@@ -367,9 +402,12 @@ fn is_unit(value: &f64) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Freeze {
+    /// Nothing.
     #[default]
     None,
+    /// All but the classifier.
     Backbone,
+    /// The stages up to and including this one.
     Until(String),
 }
 
@@ -432,8 +470,11 @@ impl Default for Checkpoints {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
+    /// The accuracy.
     Top1,
+    /// The accuracy of the five most probable classes.
     Top5,
+    /// The loss; lower is better.
     Loss,
 }
 

@@ -26,7 +26,7 @@ impl Overrides {
 
     /// From `KEY=VALUE`, the value being TOML; what is no TOML is taken as a string.
     pub fn parse(&mut self, text: &str) -> anyhow::Result<()> {
-        let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: write --set KEY=VALUE"))?;
+        let (key, value) = text.split_once('=').with_context(|| format!("cannot set `{text}`: write KEY=VALUE"))?;
         let (key, value) = (key.trim(), value.trim());
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
         self.0.push((key.to_string(), parsed.unwrap_or_else(|| Value::String(value.to_string()))));

@@ -1,13 +1,16 @@
 //! The recipes that come with Hearth.
 
-/// A recipe in the binary.
+/// A recipe that is compiled in.
+#[derive(Debug, Clone, Copy)]
 pub struct Shipped {
+    /// The name.
     pub name: &'static str,
+    /// The TOML text.
     pub text: &'static str,
 }
 
 impl Shipped {
-    /// The first sentence of its header.
+    /// Returns the first sentence of its header.
     pub fn headline(&self) -> String {
         let header = self.text.lines().take_while(|line| line.starts_with('#'));
         let joined = header.map(|line| line.trim_start_matches('#').trim()).collect::<Vec<_>>().join(" ");
@@ -19,7 +22,7 @@ impl Shipped {
 
 macro_rules! shipped {
     ($($name:literal),* $(,)?) => {
-        /// All of them, by name.
+        /// All shipped recipes.
         pub const SHIPPED: &[Shipped] = &[
             $(Shipped { name: $name, text: include_str!(concat!("../../recipes/", $name, ".toml")) },)*
         ];

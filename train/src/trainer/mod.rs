@@ -146,13 +146,14 @@ pub struct Outcome {
     pub end: End,
 }
 
-/// Why a run ended.
+/// The reason why a run ended.
 #[derive(Debug)]
 pub enum End {
     /// After its last epoch, or early because no epoch was better.
     Finished,
     /// On request.
     Interrupted,
+    /// By an error.
     Failed(anyhow::Error),
 }
 

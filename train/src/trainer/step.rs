@@ -82,7 +82,7 @@ impl Trainer {
         if batch.samples.is_empty() {
             ensure!(
                 !self.session.recipe.ranks.sync_bn,
-                "batch {} has no image for process {}, and --sync-bn waits for all of them: take batches of more images",
+                "batch {} has no image for process {}, and ranks.sync_bn waits for all of them: take batches of more images",
                 batch.number,
                 world.rank()
             );
@@ -303,7 +303,7 @@ impl Trainer {
         log::warn!("step {number} skipped: the {what} is not finite; samples: {samples}");
         ensure!(
             row < self.session.recipe.max_bad_steps,
-            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower --lr, a warm-up or \
+            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower schedule.learning_rate, a warm-up or \
              optimizer.clip_norm usually helps. The last batch held {samples}"
         );
         Ok(())

@@ -1,6 +1,14 @@
 //! The command line.
 
-use std::path::PathBuf;
+pub mod flags;
+mod interrupt;
+pub mod lines;
+
+use std::{
+    io::{IsTerminal, stderr, stdout},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::BadSamples;
@@ -8,15 +16,16 @@ use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
     exit,
+    progress::Output,
     world::{self, WorldArgs},
 };
-use zoo::LoadOptions;
-
-use crate::{
-    journal::Lines,
+use train::{
     recipe::{Freeze, Overrides},
     training::Options,
 };
+use zoo::LoadOptions;
+
+use self::lines::{Lines, Printer};
 
 /// Trains image classifiers.
 ///
@@ -602,7 +611,10 @@ impl LoadingArgs {
             artifacts,
             out,
             workers: self.workers,
-            lines,
+            observer: Arc::new(Printer::new(lines)),
+            progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
+            dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
+            stop: interrupt::flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),
         })

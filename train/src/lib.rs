@@ -1,0 +1,44 @@
+//! Training image classifiers: the library behind the `train` binary.
+//!
+//! ```text
+//! recipe (TOML) → training::prepare → Prepared (recipe, data, weights, device) → training::start
+//!               → trainer (Burn's Learner, our loop) → run folder: recipe, card, checkpoints, metrics, weights, report
+//! ```
+//!
+//! A run reports its progress to an [`Observer`] and is stopped by [`Options::stop`]; the library prints nothing.
+//! Several processes train together if the program has joined [`runtime::world`].
+//!
+//! Errors are `anyhow` chains that name the file or the key of the recipe, the cause and the remedy.
+
+#![forbid(unsafe_code)]
+
+pub mod benchmark;
+mod checkpoint;
+mod classifier;
+mod data;
+pub mod estimate;
+mod evaluation;
+mod journal;
+pub mod lr_finder;
+mod metric;
+pub mod observer;
+mod probe;
+mod progress;
+mod ranks;
+pub mod recipe;
+mod renderer;
+mod replicas;
+mod results;
+mod run;
+pub mod scale;
+mod schedule;
+pub mod study;
+mod tensorboard;
+mod trainer;
+pub mod training;
+mod transfer;
+
+pub use observer::Observer;
+pub use progress::{EpochRecord, Times};
+pub use recipe::Recipe;
+pub use training::Options;
