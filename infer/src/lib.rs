@@ -28,13 +28,3 @@ pub mod stream;
 
 pub use inputs::Input;
 pub use model::{Model, Prediction};
-
-/// The Rust examples of the README and the guide, which are compiled and run as documentation tests.
-#[cfg(doctest)]
-mod examples {
-    #[doc = include_str!("../../README.md")]
-    mod readme {}
-
-    #[doc = include_str!("../../docs/guide/library.md")]
-    mod library {}
-}

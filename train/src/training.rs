@@ -62,6 +62,9 @@ pub struct Options {
     pub progress: Output,
     /// Whether Burn's dashboard takes over the terminal. The observer then receives warnings only.
     pub dashboard: bool,
+    /// Whether log records go to `experiment.log` in the run folder. This sets the logger and the panic hook of the
+    /// process.
+    pub experiment_log: bool,
     /// Ends the run after the current step, with a checkpoint, once it is set.
     pub stop: Arc<AtomicBool>,
     /// The arguments of the program, for `run.json`.
@@ -92,6 +95,7 @@ impl Options {
             observer: Arc::new(Silent),
             progress: Output::Quiet,
             dashboard: false,
+            experiment_log: false,
             stop: Arc::default(),
             command: Vec::new(),
             devices: vec![device],
@@ -524,7 +528,7 @@ fn train(
     let steps_before = parts.state.step;
     let recipe = prepared.recipe.clone();
     let outcome =
-        launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard, &options.stop)?;
+        launch(parts, prepared, loaders, card.clone(), &run, journal, RunLimits::default(), dashboard, options)?;
     let steps = outcome.state.step - steps_before;
     if !world.is_alone() && steps > 0 {
         outcome.journal.say(&format!(
@@ -619,7 +623,7 @@ fn launch(
     journal: Journal,
     limits: RunLimits,
     dashboard: bool,
-    stop: &Arc<AtomicBool>,
+    options: &Options,
 ) -> anyhow::Result<Outcome> {
     let Parts { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch } =
         parts;
@@ -642,7 +646,7 @@ fn launch(
         readback,
         is_asynchronous,
         warms_up,
-        stop: stop.clone(),
+        stop: options.stop.clone(),
         limits,
         steps_per_epoch,
         world: world(),
@@ -658,6 +662,9 @@ fn launch(
         .num_epochs(epochs);
     if starting_after > 0 {
         training = training.checkpoint(starting_after);
+    }
+    if !options.experiment_log {
+        training = training.with_application_logger(None);
     }
     // The strategy steps by an optimizer of its own.
     let unused = SgdConfig::new().init();
@@ -821,6 +828,6 @@ pub(crate) fn trial(
         prepared.recipe.epochs,
         steps_per_epoch,
     )?;
-    let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false, &options.stop)?;
+    let outcome = launch(parts, prepared, loaders, card, folder, journal, limits, false, options)?;
     Ok(Trial { outcome, steps_per_epoch, num_valid_batches })
 }

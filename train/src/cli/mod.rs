@@ -614,6 +614,7 @@ impl LoadingArgs {
             observer: Arc::new(Printer::new(lines)),
             progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
             dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
+            experiment_log: true,
             stop: interrupt::flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),

@@ -1,0 +1,126 @@
+//! Images as a classifier accepts them.
+
+use std::{
+    borrow::Cow,
+    fs,
+    io::Cursor,
+    path::{Path, PathBuf},
+};
+
+use image::{DynamicImage, ImageFormat, RgbImage};
+use zoo::CardPreprocess as Preprocessor;
+
+use crate::error::{Error, Result};
+
+/// An image: a file, encoded bytes, or pixels.
+///
+/// Functions of [`Classifier`](crate::Classifier) accept whatever converts into it:
+///
+/// ```
+/// use hearth::ImageInput;
+///
+/// let file = ImageInput::from("dog.jpg");
+/// let pixels = ImageInput::rgb(2, 1, &[255, 0, 0, 0, 0, 255])?;
+/// let image = ImageInput::from(&image::DynamicImage::new_rgb8(64, 64));
+/// # Ok::<(), hearth::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ImageInput<'a>(Kind<'a>);
+
+#[derive(Debug, Clone)]
+enum Kind<'a> {
+    File(&'a Path),
+    Bytes(&'a [u8]),
+    Pixels(Cow<'a, RgbImage>),
+}
+
+impl<'a> ImageInput<'a> {
+    /// Creates an image from rows of RGB bytes, `[height, width, 3]`.
+    ///
+    /// # Errors
+    /// Fails if the length of `pixels` is not `3 * width * height`, or if the image is empty.
+    pub fn rgb(width: u32, height: u32, pixels: &[u8]) -> Result<Self> {
+        let image = RgbImage::from_raw(width, height, pixels.to_vec());
+        let image = image.filter(|image| !image.is_empty() && image.len() == pixels.len()).ok_or_else(|| {
+            let (given, wanted) = (pixels.len(), 3 * u64::from(width) * u64::from(height));
+            let cause =
+                format!("{given} bytes for {width} × {height} pixels; give {wanted} bytes, and at least a pixel");
+            Error::Image { name: "the RGB buffer".into(), cause }
+        })?;
+        Ok(Self(Kind::Pixels(Cow::Owned(image))))
+    }
+
+    /// Decodes, resizes and crops the image.
+    pub(crate) fn prepare(&self, preprocessor: &Preprocessor) -> Result<RgbImage> {
+        let decode = |bytes: &[u8], name: &dyn Fn() -> String| {
+            preprocessor.decode(bytes).map_err(|error| Error::Image { name: name(), cause: error.to_string() })
+        };
+        match &self.0 {
+            Kind::File(path) => {
+                let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+                decode(&bytes, &|| path.display().to_string())
+            }
+            Kind::Bytes(bytes) => decode(bytes, &|| format!("an image of {} bytes", bytes.len())),
+            Kind::Pixels(image) => decode(&lossless(image)?, &|| "the pixels".into()),
+        }
+    }
+}
+
+/// Encodes pixels as BMP, which keeps them: the preprocessing begins with encoded bytes.
+fn lossless(image: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
+    let failed = |error: image::ImageError| Error::Image { name: "the pixels".into(), cause: error.to_string() };
+    image.write_to(&mut bytes, ImageFormat::Bmp).map_err(failed)?;
+    Ok(bytes.into_inner())
+}
+
+impl<'a> From<&'a Path> for ImageInput<'a> {
+    fn from(path: &'a Path) -> Self {
+        Self(Kind::File(path))
+    }
+}
+
+impl<'a> From<&'a PathBuf> for ImageInput<'a> {
+    fn from(path: &'a PathBuf) -> Self {
+        Self(Kind::File(path))
+    }
+}
+
+impl<'a> From<&'a str> for ImageInput<'a> {
+    fn from(path: &'a str) -> Self {
+        Self(Kind::File(path.as_ref()))
+    }
+}
+
+impl<'a> From<&'a String> for ImageInput<'a> {
+    fn from(path: &'a String) -> Self {
+        Self(Kind::File(path.as_ref()))
+    }
+}
+
+impl<'a> From<&'a [u8]> for ImageInput<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self(Kind::Bytes(bytes))
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for ImageInput<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        Self(Kind::Bytes(bytes))
+    }
+}
+
+impl<'a> From<&'a RgbImage> for ImageInput<'a> {
+    fn from(image: &'a RgbImage) -> Self {
+        Self(Kind::Pixels(Cow::Borrowed(image)))
+    }
+}
+
+impl<'a> From<&'a DynamicImage> for ImageInput<'a> {
+    fn from(image: &'a DynamicImage) -> Self {
+        Self(Kind::Pixels(match image {
+            DynamicImage::ImageRgb8(image) => Cow::Borrowed(image),
+            image => Cow::Owned(image.to_rgb8()),
+        }))
+    }
+}
