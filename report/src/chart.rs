@@ -3,9 +3,11 @@
 //! [`Chart::to_svg`] returns a self-contained picture. The report draws the same chart in the page's colors, which
 //! follow the reader's light or dark scheme.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
-use super::page::{escape, significant};
+use maud::{Markup, html};
+
+use super::{markup::to_document, page::significant};
 
 /// The colors of a drawing. In the page they are CSS variables.
 pub(crate) struct Theme {
@@ -37,6 +39,15 @@ pub(crate) const PAGE: Theme = Theme {
     grid: "var(--grid)",
     series: ["var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)", "var(--s7)"],
 };
+
+/// A coordinate or a length in a drawing: a number with one decimal.
+pub(crate) struct Px(pub(crate) f64);
+
+impl fmt::Display for Px {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        write!(out, "{:.1}", self.0)
+    }
+}
 
 /// The font size of charts in pixels of the drawing.
 pub(crate) const TEXT: f64 = 12.0;
@@ -148,7 +159,7 @@ impl Axis {
     }
 
     /// Creates an axis that contains all values, with a margin at its ends.
-    fn around(values: impl Iterator<Item = f64> + Clone, scale: Scale, room: f64) -> Self {
+    fn around(values: impl Iterator<Item = f64> + Clone, scale: Scale, margin: f64) -> Self {
         let shown = values.filter(|&value| scale.shows(value));
         let whole = shown.clone().all(|value| value.fract() == 0.0) && scale == Scale::Linear;
         let low = shown.clone().fold(f64::INFINITY, f64::min);
@@ -157,8 +168,8 @@ impl Axis {
         let span = high - low;
         let (low, high) = if span > high.abs() * 1e-9 {
             // An axis that nearly reaches zero starts at zero.
-            let zero = scale == Scale::Linear && room > 0.0 && low >= 0.0 && low < 0.3 * high;
-            (if zero { 0.0 } else { low - room * span }, high + room * span)
+            let zero = scale == Scale::Linear && margin > 0.0 && low >= 0.0 && low < 0.3 * high;
+            (if zero { 0.0 } else { low - margin * span }, high + margin * span)
         } else {
             // A single value is centered.
             let half = if whole { (1e-6 * high.abs()).max(1.0) } else { (0.1 * high.abs()).max(0.1) };
@@ -322,7 +333,7 @@ fn means(points: &[(f64, f64)], x: &Axis, y: &Axis) -> Vec<(f64, f64)> {
 }
 
 /// The size and context of a chart.
-struct Place {
+struct Canvas {
     width: f64,
     height: f64,
     /// Whether the chart is self-contained: with its title, and without the data for the page's tooltip.
@@ -332,13 +343,13 @@ struct Place {
 impl Chart {
     /// Returns the chart as an SVG file on a light background.
     pub fn to_svg(&self) -> String {
-        self.draw(&LIGHT, &Place { width: 696.0, height: 408.0, alone: true })
+        to_document(self.draw(&LIGHT, &Canvas { width: 696.0, height: 408.0, alone: true }))
     }
 
     /// Returns the chart as a figure of the page.
-    pub(crate) fn to_figure(&self) -> String {
-        let svg = self.draw(&PAGE, &Place { width: 420.0, height: 252.0, alone: false });
-        format!("<figure><figcaption>{}</figcaption>{svg}</figure>\n", escape(&self.title))
+    pub(crate) fn to_figure(&self) -> Markup {
+        let svg = self.draw(&PAGE, &Canvas { width: 420.0, height: 252.0, alone: false });
+        html! { figure { figcaption { (self.title) } (svg) } }
     }
 
     /// Makes the vertical scale logarithmic if the values span more than this ratio.
@@ -354,8 +365,8 @@ impl Chart {
         self
     }
 
-    fn draw(&self, theme: &Theme, place: &Place) -> String {
-        let &Place { width, height, alone } = place;
+    fn draw(&self, theme: &Theme, canvas: &Canvas) -> Markup {
+        let &Canvas { width, height, alone } = canvas;
         let shown = |&(x, y): &(f64, f64)| self.x_scale.shows(x) && self.y_scale.shows(y);
         // Lines without a visible point are omitted; the others keep their colors.
         let lines = self.series.iter().enumerate().filter_map(|(index, series)| {
@@ -385,57 +396,53 @@ impl Chart {
         let x_ticks = x.ticks((x.to - x.from) as usize / 56);
         let axes = (&x, &y);
 
-        let mut svg = self.open(theme, place, axes);
-        draw_legend(&mut svg, theme, &lines, &legend, legend_top);
-        draw_axes(&mut svg, theme, (&x, &x_ticks, &self.x_label), (&y, &y_ticks, &self.y_label));
-        if let Some((value, label)) = self.marker.as_ref().filter(|marker| self.x_scale.shows(marker.0)) {
-            draw_marker(&mut svg, theme, *value, label, axes);
-        }
+        let marker = self.marker.as_ref().filter(|marker| self.x_scale.shows(marker.0));
         let dotted = lines.iter().all(|line| line.series.points.len() <= FEW_POINTS);
-        for line in &lines {
-            draw_line(&mut svg, line, axes, dotted, !alone);
-        }
-        if direct {
-            draw_names(&mut svg, theme, &lines, axes);
-        }
-        if lines.is_empty() {
-            let (x, y) = ((x.from + x.to) / 2.0, (y.from + y.to) / 2.0);
-            let muted = theme.muted;
-            let _ = writeln!(svg, r#"<text x="{x}" y="{y}" text-anchor="middle" fill="{muted}">no values yet</text>"#);
-        }
-        svg + "</svg>\n"
+        let content = html! {
+            (draw_legend(theme, &lines, &legend, legend_top))
+            (draw_axes(theme, (&x, &x_ticks, &self.x_label), (&y, &y_ticks, &self.y_label)))
+            @if let Some((value, label)) = marker { (draw_marker(theme, *value, label, axes)) }
+            @for line in &lines { (draw_line(line, axes, dotted, !alone)) }
+            @if direct { (draw_names(theme, &lines, axes)) }
+            @if lines.is_empty() {
+                text x=((x.from + x.to) / 2.0) y=((y.from + y.to) / 2.0) text-anchor="middle" fill=(theme.muted) {
+                    "no values yet"
+                }
+            }
+        };
+        self.frame(theme, canvas, axes, &content)
     }
 
-    /// Opens the drawing: its size, and either background and title or the data for the page's tooltip.
-    fn open(&self, theme: &Theme, place: &Place, (x, y): (&Axis, &Axis)) -> String {
-        let &Place { width, height, alone } = place;
-        let title = escape(&self.title);
-        let head = format!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="{TEXT}" role="img" aria-label="{title}""#
-        );
+    /// Returns the drawing with its size, and either background and title or the data for the page's tooltip.
+    fn frame(&self, theme: &Theme, canvas: &Canvas, (x, y): (&Axis, &Axis), content: &Markup) -> Markup {
+        const FONT: &str = "system-ui, sans-serif";
+        let &Canvas { width, height, alone } = canvas;
         if !alone {
             let axis = |axis: &Axis| {
                 let log = u8::from(axis.scale == Scale::Log);
                 format!("{:.2} {:.2} {} {} {log}", axis.from, axis.to, axis.low, axis.high)
             };
-            return format!(
-                "{head} viewBox=\"0 0 {width} {height}\" class=\"chart\" data-x=\"{}\" data-y=\"{}\" data-label=\"{}\">\n",
-                axis(x),
-                axis(y),
-                escape(&self.x_label)
-            );
+            return html! {
+                svg xmlns="http://www.w3.org/2000/svg" font-family=(FONT) font-size=(TEXT) role="img"
+                    aria-label=(self.title) viewBox={ "0 0 " (width) " " (height) } class="chart"
+                    data-x=(axis(x)) data-y=(axis(y)) data-label=(self.x_label) { (content) }
+            };
         }
         const MARGIN: f64 = 12.0;
         let (left, top) = (-MARGIN, -MARGIN / 2.0);
         let (width, height) = (width + 2.0 * MARGIN, height + MARGIN);
-        let title = escape(&shorten(&self.title, 15.0, place.width));
-        format!(
-            r#"{head} viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">
-<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="{}"/>
-<text x="2" y="20" font-size="15" font-weight="600" fill="{}">{title}</text>
-"#,
-            theme.paper, theme.ink
-        )
+        html! {
+            svg xmlns="http://www.w3.org/2000/svg" font-family=(FONT) font-size=(TEXT) role="img"
+                aria-label=(self.title) viewBox={ (left) " " (top) " " (width) " " (height) }
+                width=(width) height=(height) {
+                rect x=(left) y=(top) width=(width) height=(height) fill=(theme.paper) {}
+                text x="2" y="20" font-size="15" font-weight="600" fill=(theme.ink) {
+                    (shorten(&self.title, 15.0, canvas.width))
+                }
+                (content)
+            }
+            "\n"
+        }
     }
 }
 
@@ -447,129 +454,94 @@ struct Line<'a> {
     /// The last visible point.
     end: (f64, f64),
     color: &'static str,
-    /// The attributes of the stroke.
-    stroke: String,
+    /// The dash pattern of the stroke.
+    dashes: Option<&'static str>,
 }
 
 impl<'a> Line<'a> {
     fn new(theme: &Theme, index: usize, series: &'a Series, end: (f64, f64), width: f64) -> Self {
-        let place = series.color.unwrap_or(index);
-        let color = theme.series[place % theme.series.len()];
+        let index = series.color.unwrap_or(index);
+        let color = theme.series[index % theme.series.len()];
         // Once the palette is used up, dash patterns distinguish the lines.
-        let dashes = match (place / theme.series.len(), series.dashed) {
-            (0, false) => "",
-            (0, true) => r#" stroke-dasharray="5 3""#,
-            (1, _) => r#" stroke-dasharray="2 2""#,
-            _ => r#" stroke-dasharray="8 3 2 3""#,
+        let dashes = match (index / theme.series.len(), series.dashed) {
+            (0, false) => None,
+            (0, true) => Some("5 3"),
+            (1, _) => Some("2 2"),
+            _ => Some("8 3 2 3"),
         };
-        let name = shorten(&series.name, TEXT, width * 0.6);
-        Self { series, name, end, color, stroke: format!(r#"stroke="{color}"{dashes}"#) }
+        Self { series, name: shorten(&series.name, TEXT, width * 0.6), end, color, dashes }
     }
 }
 
 /// Draws the legend above the chart.
-fn draw_legend(svg: &mut String, theme: &Theme, lines: &[Line], rows: &[Vec<(usize, f64)>], top: f64) {
-    for (row, entries) in rows.iter().enumerate() {
+fn draw_legend(theme: &Theme, lines: &[Line], rows: &[Vec<(usize, f64)>], top: f64) -> Markup {
+    let entries = rows.iter().enumerate().flat_map(|(row, entries)| {
         let middle = top + (row as f64 + 0.5) * LINE;
-        for &(index, left) in entries {
-            let Line { stroke, name, .. } = &lines[index];
-            let _ = writeln!(
-                svg,
-                r#"<path d="M{left:.1} {middle:.1}h18" fill="none" stroke-width="2" {stroke}/><text x="{:.1}" y="{:.1}" fill="{}">{}</text>"#,
-                left + 23.0,
-                middle + 4.0,
-                theme.ink,
-                escape(name)
-            );
+        entries.iter().map(move |&(index, left)| (&lines[index], left, middle))
+    });
+    html! {
+        @for (line, left, middle) in entries {
+            path d={ "M" (Px(left)) " " (Px(middle)) "h18" } fill="none" stroke-width="2"
+                stroke=(line.color) stroke-dasharray=[line.dashes] {}
+            text x=(Px(left + 23.0)) y=(Px(middle + 4.0)) fill=(theme.ink) { (line.name) }
         }
     }
 }
 
-/// Draws a vertical line with its label on the side that has room.
-fn draw_marker(svg: &mut String, theme: &Theme, value: f64, label: &str, (x, y): (&Axis, &Axis)) {
+/// Draws a vertical line with its label on the side where it fits.
+fn draw_marker(theme: &Theme, value: f64, label: &str, (x, y): (&Axis, &Axis)) -> Markup {
     let at = x.at(value);
     let left = at + text_width(label, TEXT) + 8.0 > x.to;
     let (anchor, text) = if left { ("end", at - 4.0) } else { ("start", at + 4.0) };
-    let _ = writeln!(
-        svg,
-        r#"<path d="M{at:.1} {:.1}V{:.1}" stroke="{muted}" stroke-dasharray="2 3"/><text x="{text:.1}" y="{:.1}" text-anchor="{anchor}" fill="{muted}">{}</text>"#,
-        y.to - 8.0,
-        y.from,
-        y.to + 2.0,
-        escape(&shorten(label, TEXT, (x.to - x.from) * 0.6)),
-        muted = theme.muted
-    );
+    html! {
+        path d={ "M" (Px(at)) " " (Px(y.to - 8.0)) "V" (Px(y.from)) } stroke=(theme.muted) stroke-dasharray="2 3" {}
+        text x=(Px(text)) y=(Px(y.to + 2.0)) text-anchor=(anchor) fill=(theme.muted) {
+            (shorten(label, TEXT, (x.to - x.from) * 0.6))
+        }
+    }
 }
 
 /// Draws the names at the right ends of the lines, moved apart where they would overlap.
-fn draw_names(svg: &mut String, theme: &Theme, lines: &[Line], (x, y): (&Axis, &Axis)) {
+fn draw_names(theme: &Theme, lines: &[Line], (x, y): (&Axis, &Axis)) -> Markup {
     let mut lines: Vec<&Line> = lines.iter().collect();
     lines.sort_by(|a, b| y.at(a.end.1).total_cmp(&y.at(b.end.1)));
     let ends: Vec<f64> = lines.iter().map(|line| y.at(line.end.1)).collect();
     let heights = spread(&ends, LINE - 1.0, y.to, y.from);
-    for ((line, end), height) in lines.iter().zip(&ends).zip(heights) {
-        let _ = writeln!(
-            svg,
-            r#"<path d="M{:.1} {end:.1}L{:.1} {height:.1}" fill="none" {}/><text x="{:.1}" y="{:.1}" fill="{}">{}</text>"#,
-            x.to + 3.0,
-            x.to + 14.0,
-            line.stroke,
-            x.to + 17.0,
-            height + 4.0,
-            theme.ink,
-            escape(&line.name)
-        );
+    html! {
+        @for ((line, end), height) in lines.iter().zip(ends).zip(heights) {
+            path d={ "M" (Px(x.to + 3.0)) " " (Px(end)) "L" (Px(x.to + 14.0)) " " (Px(height)) } fill="none"
+                stroke=(line.color) stroke-dasharray=[line.dashes] {}
+            text x=(Px(x.to + 17.0)) y=(Px(height + 4.0)) fill=(theme.ink) { (line.name) }
+        }
     }
 }
 
 /// Draws grid lines, tick labels and axis labels.
 pub(crate) fn draw_axes(
-    svg: &mut String,
     theme: &Theme,
     (x, x_ticks, x_label): (&Axis, &[(f64, String)], &str),
     (y, y_ticks, y_label): (&Axis, &[(f64, String)], &str),
-) {
-    for (value, label) in y_ticks {
-        let at = y.at(*value);
-        let _ = writeln!(
-            svg,
-            r#"<path d="M{:.1} {at:.1}H{:.1}" stroke="{}"/><text x="{:.1}" y="{:.1}" text-anchor="end" fill="{}">{label}</text>"#,
-            x.from,
-            x.to,
-            theme.grid,
-            x.from - 6.0,
-            at + 4.0,
-            theme.muted
-        );
+) -> Markup {
+    html! {
+        @for (value, label) in y_ticks {
+            @let at = y.at(*value);
+            path d={ "M" (Px(x.from)) " " (Px(at)) "H" (Px(x.to)) } stroke=(theme.grid) {}
+            text x=(Px(x.from - 6.0)) y=(Px(at + 4.0)) text-anchor="end" fill=(theme.muted) { (label) }
+        }
+        @for (value, label) in x_ticks {
+            @let at = x.at(*value);
+            path d={ "M" (Px(at)) " " (Px(y.from)) "v4" } stroke=(theme.muted) {}
+            text x=(Px(at)) y=(Px(y.from + 17.0)) text-anchor="middle" fill=(theme.muted) { (label) }
+        }
+        path d={ "M" (Px(x.from)) " " (Px(y.from)) "H" (Px(x.to)) } stroke=(theme.muted) {}
+        text x=(Px(x.to)) y=(Px(y.from + 34.0)) text-anchor="end" fill=(theme.muted) { (x_label) }
+        text x="2" y=(Px(y.to - 12.0)) fill=(theme.muted) { (y_label) }
     }
-    for (value, label) in x_ticks {
-        let at = x.at(*value);
-        let _ = writeln!(
-            svg,
-            r#"<path d="M{at:.1} {:.1}v4" stroke="{muted}"/><text x="{at:.1}" y="{:.1}" text-anchor="middle" fill="{muted}">{label}</text>"#,
-            y.from,
-            y.from + 17.0,
-            muted = theme.muted
-        );
-    }
-    let _ = writeln!(
-        svg,
-        r#"<path d="M{:.1} {:.1}H{:.1}" stroke="{muted}"/><text x="{:.1}" y="{:.1}" text-anchor="end" fill="{muted}">{}</text><text x="2" y="{:.1}" fill="{muted}">{}</text>"#,
-        x.from,
-        y.from,
-        x.to,
-        x.to,
-        y.from + 34.0,
-        escape(x_label),
-        y.to - 12.0,
-        escape(y_label),
-        muted = theme.muted
-    );
 }
 
 /// Draws a line with its gaps; noise is drawn faintly under its mean.
-fn draw_line(svg: &mut String, line: &Line, (x, y): (&Axis, &Axis), dotted: bool, hover: bool) {
-    let Line { series, color, stroke, .. } = line;
+fn draw_line(line: &Line, (x, y): (&Axis, &Axis), dotted: bool, hover: bool) -> Markup {
+    let Line { series, color, dashes, .. } = line;
     let path = |runs: &[Vec<(f64, f64)>]| {
         let mut path = String::new();
         for (index, &(a, b)) in runs.iter().flat_map(|run| run.iter().enumerate()) {
@@ -583,27 +555,28 @@ fn draw_line(svg: &mut String, line: &Line, (x, y): (&Axis, &Axis), dotted: bool
     if series.points.len() > MANY_POINTS {
         runs = whole.iter().map(|run| thinned(run, x)).collect();
     }
-    if is_noisy(&whole, y) {
-        let path = path(&runs);
-        let _ = writeln!(svg, r#"<path d="{path}" fill="none" stroke-width="1" stroke-opacity=".35" {stroke}/>"#);
+    let noise = is_noisy(&whole, y).then(|| path(&runs));
+    if noise.is_some() {
         runs = whole.iter().map(|run| means(run, x, y)).collect();
     }
-    let _ = write!(svg, r#"<path d="{}" fill="none" stroke-width="1.8" stroke-linejoin="round" {stroke}"#, path(&runs));
-    if hover {
-        // The tooltip needs the values themselves, not their positions.
-        let list = |value: fn(&(f64, f64)) -> f64| {
-            let values: Vec<String> = runs.iter().flatten().map(|point| significant(value(point), 5)).collect();
-            values.join(" ").replace('\u{2212}', "-")
-        };
-        let (xs, ys) = (list(|point| point.0), list(|point| point.1));
-        let _ = write!(svg, r#" data-name="{}" data-xs="{xs}" data-ys="{ys}""#, escape(&series.name));
+    // The tooltip needs the values themselves, not their positions.
+    let list = |value: fn(&(f64, f64)) -> f64| {
+        let values: Vec<String> = runs.iter().flatten().map(|point| significant(value(point), 5)).collect();
+        values.join(" ").replace('\u{2212}', "-")
+    };
+    let [xs, ys] = [|point: &(f64, f64)| point.0, |point: &(f64, f64)| point.1].map(|value| hover.then(|| list(value)));
+    html! {
+        @if let Some(noise) = noise {
+            path d=(noise) fill="none" stroke-width="1" stroke-opacity=".35" stroke=(color) stroke-dasharray=[dashes] {}
+        }
+        path d=(path(&runs)) fill="none" stroke-width="1.8" stroke-linejoin="round"
+            stroke=(color) stroke-dasharray=[dashes]
+            data-name=[hover.then_some(&series.name)] data-xs=[xs] data-ys=[ys] {}
+        // A point between two gaps has no line, so it is drawn as a dot.
+        @for &(a, b) in runs.iter().filter(|run| dotted || run.len() == 1).flatten() {
+            circle cx=(Px(x.at(a))) cy=(Px(y.at(b))) r="2.2" fill=(color) {}
+        }
     }
-    svg.push_str("/>");
-    // A point between two gaps has no line, so it is drawn as a dot.
-    for &(a, b) in runs.iter().filter(|run| dotted || run.len() == 1).flatten() {
-        let _ = write!(svg, r#"<circle cx="{:.1}" cy="{:.1}" r="2.2" fill="{color}"/>"#, x.at(a), y.at(b));
-    }
-    svg.push('\n');
 }
 
 /// Lays out the rows of a legend: the entries' indices and left edges.
@@ -677,7 +650,7 @@ mod tests {
         let points = vec![(1.0, 1.0), (2.0, 2.0), (3.0, f64::NAN), (4.0, f64::INFINITY), (5.0, 1.0)];
         let svg = Chart { series: vec![Series::new("a", points)], ..Chart::default() }.to_svg();
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-        let line = svg.lines().find(|line| line.contains("stroke-linejoin")).unwrap();
+        let line = svg.split("<path").find(|path| path.contains("stroke-linejoin")).unwrap();
         assert_eq!(line.split("fill=").next().unwrap().matches('M').count(), 2, "{line}");
     }
 
@@ -715,9 +688,11 @@ mod tests {
     fn names_are_escaped_and_an_empty_chart_says_so() {
         let hostile = r#"<script>alert("x")</script>"#;
         let series = vec![Series::new(hostile, vec![(0.0, 1.0)]), Series::new("b", vec![(0.0, 2.0)])];
-        let chart = Chart { title: hostile.into(), series, marker: Some((0.0, hostile.into())), ..Chart::default() };
+        let marker = Some((0.0, hostile.into()));
+        let [title, x_label, y_label] = [hostile; 3].map(String::from);
+        let chart = Chart { title, x_label, y_label, series, marker, ..Chart::default() };
         assert!(!chart.to_svg().contains("<script"));
-        assert!(!chart.to_figure().contains("<script"));
+        assert!(!chart.to_figure().into_string().contains("<script"));
         assert!(Chart::default().to_svg().contains("no values yet"));
     }
 

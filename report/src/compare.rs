@@ -1,15 +1,16 @@
 //! The page that compares several runs.
 
-use std::{collections::BTreeSet, fmt::Write};
+use std::collections::BTreeSet;
 
+use maud::{Markup, html};
 use serde_json::Value;
 
 use super::{
     chart::{Chart, Series},
     format::MetricRow,
-    page::{Page, duration, escape, interval, percent, plural, significant, thousands},
+    page::{Page, duration, interval, percent, plural, significant, thousands},
     run::{Run, by_epoch, by_step, flatten},
-    sections::{notices, outcome, status},
+    sections::{Outcome, notices, outcome, status},
     stats::Count,
 };
 
@@ -17,10 +18,10 @@ use super::{
 pub(crate) fn page(runs: &[Run]) -> String {
     let names = names(runs);
     let title = plural(runs.len(), "run") + " compared";
-    let mut page = Page::new(&title, format!("<h1>{title}</h1>\n{}", notices(runs)));
-    page.section("results", "Results", &results(runs, &names));
-    page.section("curves", "Curves", &curves(runs, &names));
-    page.section("recipes", "What differs", &differences(runs, &names));
+    let mut page = Page::new(&title, html! { h1 { (title) } (notices(runs)) });
+    page.section("results", "Results", Some(results(runs, &names)));
+    page.section("curves", "Curves", curves(runs, &names));
+    page.section("recipes", "Differences", differences(runs, &names));
     page.finish()
 }
 
@@ -38,49 +39,76 @@ fn names(runs: &[Run]) -> Vec<String> {
     folders.iter().enumerate().map(|(index, folder)| format!("{}: {folder}", index + 1)).collect()
 }
 
-fn results(runs: &[Run], names: &[String]) -> String {
-    let mut body = "<div class=\"scroll\"><table>\n<tr><th>Run</th><th class=\"rate\">Top-1</th><th class=\"rate\">Top-5</th><th>Network</th><th class=\"number\">Parameters</th><th class=\"number\">Best epoch</th><th class=\"number\">Images/s</th><th class=\"number\">Time</th><th>State</th></tr>\n".to_string();
-    let mut measured = BTreeSet::new();
-    for (run, name) in runs.iter().zip(names) {
-        let none = || "–".to_string();
-        let outcome = outcome(run);
-        let result = run.info.result.as_ref();
-        measured.extend(outcome.as_ref().and_then(|outcome| outcome.counts[0]).map(|count| count.of));
-        let top = |place: usize| {
-            let Some((top, count)) =
-                outcome.as_ref().and_then(|outcome| Some((outcome.top[place]?, outcome.counts[place])))
-            else {
-                return none();
-            };
-            let interval = count.map(Count::wilson).map(interval).unwrap_or_default();
-            format!("{}<br><span class=\"sub\">{interval}</span>", percent(top, 2))
-        };
-        let _ = writeln!(
-            body,
-            "<tr><td><bdi>{}</bdi></td><td class=\"rate\">{}</td><td class=\"rate\">{}</td><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td>{}</td></tr>",
-            escape(name),
-            top(0),
-            top(1),
-            run.architecture().map_or_else(none, |name| escape(&name)),
-            Some(run.info.parameters).filter(|&n| n > 0).map_or_else(none, thousands),
-            result.and_then(|result| result.best_epoch).map_or_else(none, |epoch| epoch.to_string()),
-            result.map(|result| result.images_per_second).map_or_else(none, |rate| significant(rate, 4)),
-            result.map(|result| result.seconds).map_or_else(none, duration),
-            status(run)
-        );
+fn results(runs: &[Run], names: &[String]) -> Markup {
+    let none = || "–".to_string();
+    let outcomes: Vec<Option<Outcome>> = runs.iter().map(outcome).collect();
+    let images = outcomes.iter().flatten().filter_map(|outcome| outcome.counts[0]).map(|count| count.of);
+    let images: BTreeSet<usize> = images.collect();
+    html! {
+        div.scroll {
+            table {
+                tr {
+                    th { "Run" }
+                    th.rate { "Top-1" }
+                    th.rate { "Top-5" }
+                    th { "Network" }
+                    th.number { "Parameters" }
+                    th.number { "Best epoch" }
+                    th.number { "Images/s" }
+                    th.number { "Time" }
+                    th { "Status" }
+                }
+                @for ((run, name), outcome) in runs.iter().zip(names).zip(&outcomes) {
+                    @let result = run.info.result.as_ref();
+                    "\n" tr {
+                        td { bdi { (name) } }
+                        td.rate { (accuracy(outcome.as_ref(), 0)) }
+                        td.rate { (accuracy(outcome.as_ref(), 1)) }
+                        td { (run.architecture().unwrap_or_else(none)) }
+                        td.number {
+                            (Some(run.info.parameters).filter(|&n| n > 0).map_or_else(none, thousands))
+                        }
+                        td.number {
+                            (result.and_then(|result| result.best_epoch).map_or_else(none, |epoch| epoch.to_string()))
+                        }
+                        td.number {
+                            (result.map_or_else(none, |result| significant(result.images_per_second, 4)))
+                        }
+                        td.number { (result.map_or_else(none, |result| duration(result.seconds))) }
+                        td { (status(run)) }
+                    }
+                }
+            }
+        }
+        p.sub {
+            "Intervals are Wilson’s, of 95\u{202f}%. They reflect the sampling of the validation images, not the "
+            "variation between seeds."
+        }
+        @if images.len() > 1 {
+            p {
+                "These runs were validated on different numbers of images, so their accuracies may not be comparable."
+            }
+        }
     }
-    body += "</table></div>\n<p class=\"sub\">Intervals are Wilson’s, of 95\u{202f}%. They reflect the sampling of the validation images, not the variation between seeds.</p>\n";
-    if measured.len() > 1 {
-        body += "<p>These runs were validated on different numbers of images, so their accuracies may not be comparable.</p>\n";
-    }
-    body
 }
 
-fn curves(runs: &[Run], names: &[String]) -> String {
+/// Returns top-1 (index 0) or top-5 (index 1) with its interval.
+fn accuracy(outcome: Option<&Outcome>, index: usize) -> Markup {
+    html! {
+        @match outcome.and_then(|outcome| Some((outcome.top[index]?, outcome.counts[index]))) {
+            Some((top, count)) => {
+                (percent(top, 2)) br; span.sub { (count.map(Count::wilson).map(interval).unwrap_or_default()) }
+            }
+            None => { "–" }
+        }
+    }
+}
+
+fn curves(runs: &[Run], names: &[String]) -> Option<Markup> {
     let chart = |title: &str, split: &str, steps: bool, y_label: &str, y: fn(&MetricRow) -> Option<f64>| {
         let x: fn(&MetricRow) -> Option<f64> = if steps { by_step } else { by_epoch };
         let lines = runs.iter().zip(names).enumerate();
-        let series = lines.map(|(place, (run, name))| Series::new(name, run.curve(split, x, y)).colored(place));
+        let series = lines.map(|(index, (run, name))| Series::new(name, run.curve(split, x, y)).colored(index));
         let series: Vec<Series> = series.filter(|line| line.points.iter().any(|point| point.1.is_finite())).collect();
         Chart {
             title: title.to_string(),
@@ -98,24 +126,27 @@ fn curves(runs: &[Run], names: &[String]) -> String {
         chart("Learning rate", "train_step", true, "", |metric| metric.learning_rate),
         chart("Throughput", "train_step", true, "images/s", |metric| metric.images_per_second),
     ];
-    let figures: String = charts.iter().filter(|chart| !chart.series.is_empty()).map(Chart::to_figure).collect();
-    if figures.is_empty() { figures } else { format!("<div class=\"pair\">\n{figures}</div>\n") }
+    let charts: Vec<&Chart> = charts.iter().filter(|chart| !chart.series.is_empty()).collect();
+    (!charts.is_empty()).then(|| html! { div.pair { @for chart in charts { (chart.to_figure()) } } })
 }
 
 /// Returns the recipe keys and facts in which the runs differ.
-fn differences(runs: &[Run], names: &[String]) -> String {
-    let mut unread = String::new();
+fn differences(runs: &[Run], names: &[String]) -> Option<Markup> {
+    if runs.len() == 1 {
+        return None;
+    }
+    let mut problems = Vec::new();
     let mut recipes = Vec::new();
     for (run, name) in runs.iter().zip(names) {
         let recipe = match run.recipe.as_deref().map(toml::from_str::<Value>) {
             Some(Ok(recipe)) => recipe,
             Some(Err(error)) => {
                 let cause = format!("recipe.toml of {name} is not TOML: {}", error.message());
-                let _ = writeln!(unread, "<p>{}. Repair it, then compare again.</p>", escape(&cause));
+                problems.push(format!("{cause}. Repair it, then compare again."));
                 Value::Null
             }
             None => {
-                let _ = writeln!(unread, "<p>{} has no recipe.toml.</p>", escape(name));
+                problems.push(format!("{name} has no recipe.toml."));
                 Value::Null
             }
         };
@@ -132,40 +163,43 @@ fn differences(runs: &[Run], names: &[String]) -> String {
             flatten(&environment)
         })
         .collect();
-    if runs.len() == 1 {
-        return String::new();
-    }
-    let recipe = differing("Recipe", &recipes, names);
-    let recipe = if recipe.is_empty() { "<p>The recipes are the same.</p>\n".to_string() } else { recipe };
-    unread + &recipe + &differing("Data and environment", &facts, names)
+    Some(html! {
+        @for problem in problems { p { (problem) } }
+        @match differing("Recipe", &recipes, names) {
+            Some(table) => { (table) }
+            None => { p { "The recipes are the same." } }
+        }
+        @if let Some(table) = differing("Data and environment", &facts, names) { (table) }
+    })
 }
 
-/// Returns a table of the keys whose values differ between runs; empty if there are none.
-fn differing(title: &str, runs: &[Vec<(String, String)>], names: &[String]) -> String {
-    let mut keys: Vec<&String> = Vec::new();
-    for key in runs.iter().flatten().map(|leaf| &leaf.0) {
-        if !keys.contains(&key) {
+/// Returns a table of the keys whose values differ between runs, if there are any.
+fn differing(title: &str, runs: &[Vec<(String, String)>], names: &[String]) -> Option<Markup> {
+    let mut keys: Vec<&str> = Vec::new();
+    for (key, _) in runs.iter().flatten() {
+        if !keys.contains(&key.as_str()) {
             keys.push(key);
         }
     }
-    let value = |run: &'_ Vec<(String, String)>, key: &str| -> Option<String> {
+    let value = |run: &'_ [(String, String)], key: &str| -> Option<String> {
         run.iter().find(|leaf| leaf.0 == key).map(|leaf| leaf.1.clone())
     };
-    let mut body = String::new();
-    for key in keys {
-        let values: Vec<Option<String>> = runs.iter().map(|run| value(run, key)).collect();
-        if values.iter().all(|value| *value == values[0]) {
-            continue;
+    let rows = keys.into_iter().map(|key| (key, runs.iter().map(|run| value(run, key)).collect()));
+    let rows: Vec<(&str, Vec<Option<String>>)> =
+        rows.filter(|(_, values): &(&str, Vec<_>)| values.iter().any(|value| *value != values[0])).collect();
+    (!rows.is_empty()).then(|| {
+        html! {
+            div.scroll {
+                table.differs {
+                    tr { th { (title) } @for name in names { th { bdi { (name) } } } }
+                    @for (key, values) in rows {
+                        "\n" tr {
+                            td { code { (key) } }
+                            @for value in values { td { (value.unwrap_or_else(|| "–".to_string())) } }
+                        }
+                    }
+                }
+            }
         }
-        let _ = write!(body, "<tr><td><code>{}</code></td>", escape(key));
-        for value in values {
-            let _ = write!(body, "<td>{}</td>", value.map_or("–".to_string(), |value| escape(&value)));
-        }
-        body.push_str("</tr>\n");
-    }
-    if body.is_empty() {
-        return body;
-    }
-    let heads: String = names.iter().map(|name| format!("<th><bdi>{}</bdi></th>", escape(name))).collect();
-    format!("<div class=\"scroll\"><table class=\"differs\">\n<tr><th>{title}</th>{heads}</tr>\n{body}</table></div>\n")
+    })
 }

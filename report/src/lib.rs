@@ -9,6 +9,7 @@ pub mod chart;
 mod compare;
 mod figure;
 pub mod format;
+pub mod markup;
 mod page;
 mod run;
 mod sections;

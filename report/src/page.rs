@@ -1,83 +1,70 @@
 //! The frame of a page, and formatting of values.
 
-use std::fmt::Write;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::markup::to_document;
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
+/// Forbids external resources.
+const SECURITY_POLICY: &str =
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
 /// A page under construction: a head, then sections listed in a table of contents.
 pub(crate) struct Page {
     title: String,
-    head: String,
-    contents: String,
-    sections: String,
+    head: Markup,
+    sections: Vec<Section>,
+}
+
+struct Section {
+    id: &'static str,
+    title: &'static str,
+    body: Markup,
 }
 
 impl Page {
-    /// Creates a page with a title (text) and a head (HTML).
-    pub(crate) fn new(title: &str, head: String) -> Self {
-        Self { title: title.to_string(), head, contents: String::new(), sections: String::new() }
+    /// Creates a page.
+    pub(crate) fn new(title: &str, head: Markup) -> Self {
+        Self { title: title.to_string(), head, sections: Vec::new() }
     }
 
-    /// Adds a section, unless its body (HTML) is empty.
-    pub(crate) fn section(&mut self, id: &str, title: &str, body: &str) {
-        if !body.is_empty() {
-            let _ = write!(self.contents, "<a href=\"#{id}\">{title}</a>\n ");
-            let _ = writeln!(self.sections, "<section id=\"{id}\">\n<h2>{title}</h2>\n{body}</section>");
-        }
+    /// Adds a section, if it has a body.
+    pub(crate) fn section(&mut self, id: &'static str, title: &'static str, body: Option<Markup>) {
+        self.sections.extend(body.map(|body| Section { id, title, body }));
     }
 
-    /// Returns the whole page. Its content security policy forbids external resources.
+    /// Returns the whole page.
     pub(crate) fn finish(&self) -> String {
-        let nav =
-            if self.contents.is_empty() { String::new() } else { format!("<nav>{}</nav>\n", self.contents.trim()) };
-        format!(
-            r#"<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>{}</title>
-<style>
-{STYLE}</style>
-</head>
-<body>
-<header>
-{}</header>
-{nav}<main>
-{}</main>
-<script>
-{SCRIPT}</script>
-</body>
-</html>
-"#,
-            escape(&self.title),
-            self.head,
-            self.sections
-        )
+        to_document(html! {
+            (DOCTYPE) "\n"
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta http-equiv="Content-Security-Policy" content=(SECURITY_POLICY);
+                    meta name="color-scheme" content="light dark";
+                    title { (self.title) } "\n"
+                    // Browsers do not unescape style sheets. This one is a constant, and a test checks that it does not
+                    // end its element.
+                    style { (PreEscaped(STYLE)) }
+                } "\n"
+                body {
+                    header { (self.head) } "\n"
+                    @if !self.sections.is_empty() {
+                        nav { @for Section { id, title, .. } in &self.sections { a href={ "#" (id) } { (title) } " " } }
+                    }
+                    main {
+                        @for Section { id, title, body } in &self.sections {
+                            "\n" section id=(id) { h2 { (title) } (body) }
+                        }
+                    } "\n"
+                    // As above: browsers do not unescape scripts, and this one is a constant.
+                    script { (PreEscaped(SCRIPT)) }
+                }
+            } "\n"
+        })
     }
-}
-
-/// Escapes text for HTML, SVG and their attributes. Characters that change the text direction, or that XML forbids, are
-/// replaced.
-pub(crate) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            '\n' | '\t' => escaped.push(character),
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            control if control.is_control() => escaped.push('\u{fffd}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
 }
 
 /// Formats a count with thousands separators.
@@ -164,9 +151,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn markup_is_escaped_and_direction_marks_are_replaced() {
-        assert_eq!(escape(r#"<a b="c">&'"#), "&lt;a b=&quot;c&quot;&gt;&amp;&#39;");
-        assert_eq!(escape("é, 猫\u{202e}\u{0}"), "é, 猫\u{fffd}\u{fffd}");
+    fn style_and_script_do_not_end_their_elements() {
+        assert!(!STYLE.contains("</") && !SCRIPT.contains("</") && !SCRIPT.contains("<!--"));
     }
 
     #[test]

@@ -1,18 +1,16 @@
 //! The sections of one run's report.
 
-use std::{
-    collections::HashMap,
-    fmt::{self, Write},
-};
+use std::{collections::HashMap, fmt};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use maud::{Markup, html};
 use serde_json::Value;
 
 use super::{
-    chart::{Chart, PAGE, Series},
+    chart::{Chart, PAGE, Px, Series},
     figure::{self, Bars, Part},
-    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunKind, RunStatus, Score},
-    page::{Page, duration, escape, interval, moment, percent, plural, significant, thousands},
+    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunKind, RunResult, RunStatus, Score},
+    page::{Page, duration, interval, moment, percent, plural, significant, thousands},
     run::{Mistake, Run, by_epoch, by_step, flatten},
     stats::{self, Class, Count},
 };
@@ -29,14 +27,14 @@ const SPLITS: [(&str, &str); 3] = [("train", "train"), ("valid", "valid"), ("val
 /// Returns the report of a run.
 pub(crate) fn page(run: &Run) -> String {
     let mut page = Page::new(&run.name(), head(run));
-    page.section("curves", "Curves", &curves(run));
-    page.section("time", "Where the time went", &time(run));
-    page.section("classes", "Classes", &classes(run));
-    page.section("confused", "Most confused pairs", &confused(run));
-    page.section("mistakes", "Most confident mistakes", &mistakes(run));
-    page.section("calibration", "Calibration", &calibration(run));
-    page.section("labels", "Possibly mislabeled", &suspects(run));
-    page.section("setup", "Set-up", &setup(run));
+    page.section("curves", "Curves", curves(run));
+    page.section("time", "Time", time(run));
+    page.section("classes", "Classes", classes(run));
+    page.section("confused", "Most confused pairs", confused(run));
+    page.section("mistakes", "Most confident mistakes", mistakes(run));
+    page.section("calibration", "Calibration", calibration(run));
+    page.section("labels", "Possibly mislabeled", suspects(run));
+    page.section("setup", "Setup", setup(run));
     page.finish()
 }
 
@@ -69,25 +67,21 @@ pub(crate) fn outcome(run: &Run) -> Option<Outcome> {
 }
 
 /// Returns a sentence on what was trained or evaluated on which data.
-pub(crate) fn subject(run: &Run) -> String {
+fn subject(run: &Run) -> Markup {
     let evaluated = run.info.kind == RunKind::Evaluation;
     let verb = match run.info.kind {
         RunKind::Evaluation => "evaluated on",
         RunKind::Finetune => "fine-tuned on",
-        RunKind::Probe => "with a linear probe on",
+        RunKind::Probe => "with a linear probe trained on",
         RunKind::Pretrain => "trained on",
     };
     let architecture = run.architecture().unwrap_or_else(|| "A network".to_string());
-    let mut subject = format!("<b>{}</b>", escape(&architecture));
-    if let Some(parameters) = Some(run.info.parameters).filter(|&parameters| parameters > 0) {
-        let _ = write!(subject, " ({} parameters)", thousands(parameters));
-    }
+    let parameters = Some(run.info.parameters).filter(|&parameters| parameters > 0);
     let DataInfo { train, valid, kind, train_images, valid_images, .. } = &run.info.data;
     let known = |images: &usize| Some(*images).filter(|&images| images > 0);
     let data = if evaluated { valid } else { train };
     let kind = Some(kind.as_str()).filter(|kind| !kind.is_empty());
     let data = data.as_deref().or(kind).unwrap_or("unnamed data");
-    let _ = write!(subject, " {verb} <bdi>{}</bdi>", escape(data));
     let mut sizes = Vec::new();
     sizes.extend(known(train_images).map(|images| plural(images, "image")));
     sizes.extend(known(valid_images).map(|images| match evaluated {
@@ -97,39 +91,66 @@ pub(crate) fn subject(run: &Run) -> String {
     sizes.extend(
         Some(run.class_count()).filter(|&count| count > 0).map(|count| format!("{} classes", thousands(count))),
     );
-    if !sizes.is_empty() {
-        let _ = write!(subject, ": {}", sizes.join(", "));
+    html! {
+        b { (architecture) }
+        @if let Some(parameters) = parameters { " (" (thousands(parameters)) " parameters)" }
+        " " (verb) " " bdi { (data) }
+        @if !sizes.is_empty() { ": " (sizes.join(", ")) }
+        "."
     }
-    subject + "."
 }
 
-fn head(run: &Run) -> String {
-    let mut head = format!("<div class=\"title\"><h1><bdi>{}</bdi></h1>{}</div>\n", escape(&run.name()), status(run));
-    let _ = writeln!(head, "<p class=\"lead\">{}</p>", subject(run));
+fn head(run: &Run) -> Markup {
     let times = [(Some(&run.info.started), "started"), (run.info.finished.as_ref(), "ended")];
     let times = times.into_iter().filter_map(|(time, verb)| Some((time.filter(|time| !time.is_empty())?, verb)));
-    let times = times.map(|(time, verb)| format!("{verb} {}", escape(&moment(time))));
+    let times = times.map(|(time, verb)| format!("{verb} {}", moment(time)));
     let hardware = [&run.info.device, &run.info.cpu].into_iter().filter(|name| !name.is_empty());
-    let line: Vec<String> = times.chain(hardware.map(|name| escape(name))).collect();
-    if !line.is_empty() {
-        let _ = writeln!(head, "<p class=\"sub\">{}</p>", line.join(" · "));
+    let line: Vec<String> = times.chain(hardware.cloned()).collect();
+    let tiles = tiles(run);
+    html! {
+        div.title { h1 { bdi { (run.name()) } } (status(run)) }
+        p.lead { (subject(run)) }
+        @if !line.is_empty() { p.sub { (line.join(" · ")) } }
+        @if !tiles.is_empty() { dl.tiles { @for tile in tiles { (tile.draw()) } } }
+        (notices(std::slice::from_ref(run)))
+        (missing(run))
     }
+}
 
-    let mut tiles = String::new();
+/// A headline number with its name, and lines below it.
+struct Tile {
+    name: String,
+    value: String,
+    lines: Vec<String>,
+}
+
+impl Tile {
+    fn draw(&self) -> Markup {
+        html! {
+            div {
+                dt { (self.name) }
+                dd {
+                    div.big { (self.value) }
+                    div.sub { @for (index, line) in self.lines.iter().enumerate() { @if index > 0 { br; } (line) } }
+                }
+            }
+        }
+    }
+}
+
+fn tiles(run: &Run) -> Vec<Tile> {
+    let mut tiles = Vec::new();
     if let Some(outcome) = outcome(run) {
         for (name, (top, count)) in ["Top-1", "Top-5"].into_iter().zip(outcome.top.into_iter().zip(outcome.counts)) {
             // Top-5 is always 100 % with up to five classes.
             let Some(top) = top.filter(|_| name == "Top-1" || run.class_count() > 5) else { continue };
-            let sub = match count {
-                Some(count) => format!(
-                    "95\u{202f}%: {}<br>{} of {}",
-                    interval(count.wilson()),
-                    thousands(count.hits),
-                    thousands(count.of)
-                ),
-                None => String::new(),
-            };
-            tile(&mut tiles, format!("{name} {}", outcome.what).trim_end(), &percent(top, decimals(count)), &sub);
+            let interval = |count: Count| format!("95\u{202f}%: {}", interval(count.wilson()));
+            let hits = |count: Count| format!("{} of {}", thousands(count.hits), thousands(count.of));
+            tiles.push(Tile {
+                name: format!("{name} {}", outcome.what).trim_end().to_string(),
+                value: percent(top, decimals(count)),
+                lines: count.into_iter().flat_map(|count| [interval(count), hits(count)]).collect(),
+            });
         }
     }
     let epochs = run.metrics.iter().filter_map(|metric| metric.epoch).max();
@@ -138,24 +159,21 @@ fn head(run: &Run) -> String {
     if let Some(best) = best {
         let loss = result.map(|result| result.best.loss).map(|loss| format!("valid loss {}", significant(loss, 4)));
         let of = epochs.filter(|&epochs| epochs > 0).map(|epochs| format!("of {epochs}"));
-        let lines: Vec<String> = [of, loss].into_iter().flatten().collect();
-        tile(&mut tiles, "Best epoch", &best.to_string(), &lines.join("<br>"));
+        let lines = [of, loss].into_iter().flatten().collect();
+        tiles.push(Tile { name: "Best epoch".to_string(), value: best.to_string(), lines });
     }
     let spent: f64 = run.epochs.iter().filter_map(|epoch| epoch.seconds).sum();
     if let Some(seconds) = result.map(|result| result.seconds).or(Some(spent).filter(|&spent| spent > 0.0)) {
-        let each = if run.epochs.is_empty() { String::new() } else { duration(spent / run.epochs.len() as f64) };
-        let each = if each.is_empty() { each } else { format!("{each} per epoch") };
-        tile(&mut tiles, "Time", &duration(seconds), &each);
+        let count = Some(run.epochs.len()).filter(|&count| count > 0);
+        let lines = count.map(|count| format!("{} per epoch", duration(spent / count as f64))).into_iter().collect();
+        tiles.push(Tile { name: "Time".to_string(), value: duration(seconds), lines });
     }
     let rate = result.map(|result| result.images_per_second);
     if let Some(rate) = rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite()) {
-        let rate = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
-        tile(&mut tiles, "Throughput", &rate, "images/s");
+        let value = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
+        tiles.push(Tile { name: "Throughput".to_string(), value, lines: vec!["images/s".to_string()] });
     }
-    if !tiles.is_empty() {
-        let _ = writeln!(head, "<dl class=\"tiles\">{tiles}</dl>");
-    }
-    head + &notices(std::slice::from_ref(run)) + &missing(run)
+    tiles
 }
 
 /// Returns the number of decimals: percentages of few images need few.
@@ -163,41 +181,40 @@ fn decimals(count: Option<Count>) -> usize {
     if count.is_some_and(|count| count.of < 1000) { 1 } else { 2 }
 }
 
-fn tile(tiles: &mut String, name: &str, value: &str, sub: &str) {
-    let _ = writeln!(
-        tiles,
-        "<div><dt>{name}</dt><dd><div class=\"big\">{value}</div><div class=\"sub\">{sub}</div></dd></div>"
-    );
-}
-
 /// Returns the status of a run as a badge.
-pub(crate) fn status(run: &Run) -> String {
+pub(crate) fn status(run: &Run) -> Markup {
     let (class, name) = match run.info.status {
         Some(status) => (status.name(), status.name()),
-        None => ("", "state unknown"),
+        None => ("", "status unknown"),
     };
-    format!("<span class=\"status {class}\">{name}</span>")
+    html! { span class={ "status " (class) } { (name) } }
 }
 
 /// Returns the problems with the files of these runs.
-pub(crate) fn notices(runs: &[Run]) -> String {
-    let mut lines = String::new();
-    for run in runs {
-        for notice in &run.notices {
-            let folder = if runs.len() > 1 { run.folder_name() + "/" } else { String::new() };
-            let _ = writeln!(lines, "<p>{}</p>", escape(&(folder + notice)));
+pub(crate) fn notices(runs: &[Run]) -> Markup {
+    html! {
+        @if runs.iter().any(|run| !run.notices.is_empty()) {
+            div.notices role="note" {
+                @for run in runs {
+                    @for notice in &run.notices {
+                        p { @if runs.len() > 1 { (run.folder_name()) "/" } (notice) }
+                    }
+                }
+            }
         }
     }
-    if lines.is_empty() { lines } else { format!("<div class=\"notices\" role=\"note\">\n{lines}</div>\n") }
 }
 
-fn missing(run: &Run) -> String {
-    if run.missing.is_empty() {
-        return String::new();
+fn missing(run: &Run) -> Markup {
+    let is_running = run.info.status == Some(RunStatus::Running);
+    html! {
+        @if !run.missing.is_empty() {
+            p.sub {
+                (if is_running { "Not written yet" } else { "Missing from the run folder" })
+                ": " (run.missing.join(", ")) "."
+            }
+        }
     }
-    let verb =
-        if run.info.status == Some(RunStatus::Running) { "Not written yet" } else { "Missing from the run folder" };
-    format!("<p class=\"sub\">{verb}: {}.</p>\n", run.missing.join(", "))
 }
 
 fn best_epoch(run: &Run) -> Option<usize> {
@@ -207,7 +224,7 @@ fn best_epoch(run: &Run) -> Option<usize> {
     best.map(|best| best.0 as usize)
 }
 
-fn curves(run: &Run) -> String {
+fn curves(run: &Run) -> Option<Markup> {
     let epochs = |y: fn(&MetricRow) -> Option<f64>| -> Vec<Series> {
         let series = SPLITS.iter().enumerate().map(|(color, (split, name))| {
             let line = Series::new(*name, run.curve(split, by_epoch, y)).colored(color);
@@ -250,8 +267,14 @@ fn curves(run: &Run) -> String {
     let rates = steps("images/s", 2, |metric| metric.images_per_second);
     charts.push(chart("Throughput", "step", "images/s", rates));
 
-    let figures: String = charts.iter().filter(|chart| !chart.series.is_empty()).map(Chart::to_figure).collect();
-    if figures.is_empty() { figures } else { format!("<div class=\"pair\">\n{figures}</div>\n{}", results(run)) }
+    charts.retain(|chart| !chart.series.is_empty());
+    let results = run.info.result.as_ref().map(results);
+    (!charts.is_empty()).then(|| {
+        html! {
+            div.pair { @for chart in &charts { (chart.to_figure()) } }
+            @if let Some(results) = results { (results) }
+        }
+    })
 }
 
 fn has_values(series: &Series) -> bool {
@@ -259,30 +282,28 @@ fn has_values(series: &Series) -> bool {
 }
 
 /// Returns a table of best, last and EMA weights.
-fn results(run: &Run) -> String {
-    let Some(result) = &run.info.result else { return String::new() };
+fn results(result: &RunResult) -> Markup {
     let rows: [(Option<Score>, &str); 3] =
         [(Some(result.best), "Best epoch"), (result.last, "Last epoch"), (result.ema, "EMA of the weights")];
-    let mut body = String::new();
-    for (score, name) in rows {
-        let Some(Score { loss, top1, top5 }) = score else { continue };
-        let _ = writeln!(
-            body,
-            "<tr><td>{name}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
-            percent(top1, 2),
-            percent(top5, 2),
-            significant(loss, 4)
-        );
+    html! {
+        h3 { "Results on the validation images" }
+        div.scroll {
+            table style="max-width:36rem" {
+                tr { th { "Weights" } th.number { "Top-1" } th.number { "Top-5" } th.number { "Loss" } }
+                @for (score, name) in rows.iter().filter_map(|(score, name)| Some((score.as_ref()?, name))) {
+                    "\n" tr {
+                        td { (name) }
+                        td.number { (percent(score.top1, 2)) }
+                        td.number { (percent(score.top5, 2)) }
+                        td.number { (significant(score.loss, 4)) }
+                    }
+                }
+            }
+        }
     }
-    if body.is_empty() {
-        return body;
-    }
-    format!(
-        "<h3>Results on the validation images</h3>\n<div class=\"scroll\"><table style=\"max-width:36rem\">\n<tr><th>Weights</th><th class=\"number\">Top-1</th><th class=\"number\">Top-5</th><th class=\"number\">Loss</th></tr>\n{body}</table></div>\n"
-    )
 }
 
-fn time(run: &Run) -> String {
+fn time(run: &Run) -> Option<Markup> {
     // A resumed run may repeat epochs; the later row counts.
     let mut epochs: Vec<(usize, &EpochRow)> = Vec::new();
     for epoch in &run.epochs {
@@ -291,7 +312,7 @@ fn time(run: &Run) -> String {
         epochs.push((number, epoch));
     }
     if epochs.is_empty() {
-        return String::new();
+        return None;
     }
     const PHASES: [Part; 8] = [
         ("compute", 0),
@@ -334,11 +355,10 @@ fn time(run: &Run) -> String {
         bars: epochs.iter().map(|(number, epoch)| (*number, values(epoch))).collect(),
         shares,
     };
-    let mut body = format!(
-        "<div class=\"pair\">\n{}{}</div>\n",
+    let figures = [
         bars("Each epoch", &names, false, &phases).to_figure(),
-        bars("The loader’s threads", &THREADS, true, &threads).to_figure()
-    );
+        bars("Loader threads", &THREADS, true, &threads).to_figure(),
+    ];
 
     let mut advice: Vec<(&str, Vec<usize>)> = Vec::new();
     for (number, epoch) in epochs.iter().filter(|(_, epoch)| !epoch.advice.trim().is_empty()) {
@@ -347,33 +367,30 @@ fn time(run: &Run) -> String {
             None => advice.push((&epoch.advice, vec![*number])),
         }
     }
-    if !advice.is_empty() {
-        body.push_str("<h3>Advice</h3>\n<ul>\n");
-        for (text, numbers) in advice {
-            let noun = if numbers.len() == 1 { "epoch" } else { "epochs" };
-            let _ = writeln!(
-                body,
-                "<li>{} <span class=\"sub\">({noun} {})</span></li>",
-                escape(text.trim()),
-                Ranges(&numbers)
-            );
-        }
-        body.push_str("</ul>\n");
-    }
     let total = |value: fn(&EpochRow) -> Option<u64>| -> usize {
         epochs.iter().filter_map(|(_, epoch)| value(epoch)).map(|count| count as usize).sum()
     };
     let (bad, skipped) = (total(|epoch| epoch.bad_samples), total(|epoch| epoch.skipped_steps));
-    if bad + skipped > 0 {
-        let _ = writeln!(
-            body,
-            "<p>Over all epochs, {} could not be read and {} of the optimizer {} skipped.</p>",
-            plural(bad, "sample"),
-            plural(skipped, "step"),
-            if skipped == 1 { "was" } else { "were" }
-        );
-    }
-    body
+    Some(html! {
+        div.pair { @for figure in figures.iter().flatten() { (figure) } }
+        @if !advice.is_empty() {
+            h3 { "Advice" }
+            ul {
+                @for (text, numbers) in advice {
+                    li {
+                        (text.trim()) " "
+                        span.sub { (if numbers.len() == 1 { "(epoch " } else { "(epochs " }) (Ranges(&numbers)) ")" }
+                    }
+                }
+            }
+        }
+        @if bad + skipped > 0 {
+            p {
+                "Over all epochs, " (plural(bad, "sample")) " could not be read and "
+                (plural(skipped, "optimizer step")) (if skipped == 1 { " was" } else { " were" }) " skipped."
+            }
+        }
+    })
 }
 
 /// Ascending numbers with consecutive ones joined: `1, 3–5`.
@@ -393,70 +410,82 @@ impl fmt::Display for Ranges<'_> {
     }
 }
 
-fn classes(run: &Run) -> String {
+fn classes(run: &Run) -> Option<Markup> {
     let classes = stats::classes(&run.predictions);
     if classes.is_empty() {
-        return String::new();
+        return None;
     }
     let count = run.class_count();
     let flawless = classes.iter().filter(|class| class.top1.hits == class.top1.of).count();
-    let mut body = format!(
-        "<p>{} with validation images, the worst first; {} without a mistake. The bars show Wilson’s 95\u{202f}% intervals.</p>\n",
-        if classes.len() == 1 { "1 class".to_string() } else { format!("{} classes", thousands(classes.len())) },
-        if flawless == 0 { "none".to_string() } else { thousands(flawless) }
-    );
-    if count > MANY_CLASSES {
-        body += &class_table(run, &classes[..classes.len().min(10)]);
-        let _ = writeln!(
-            body,
-            "<details><summary>All {} classes</summary><div>{}</div></details>",
-            thousands(classes.len()),
-            class_table(run, &classes)
-        );
-    } else {
-        body += &class_table(run, &classes);
-        let names: Vec<String> = (0..count).map(|index| run.class(index)).collect();
-        body += &figure::confusion(&names, &stats::confusion(&run.predictions));
-    }
-    body
+    Some(html! {
+        p {
+            (if classes.len() == 1 { "1 class has".to_string() } else { thousands(classes.len()) + " classes have" })
+            " validation images; the class with the lowest accuracy is listed first. "
+            (match flawless {
+                0 => "No class has".to_string(),
+                1 => "1 class has".to_string(),
+                _ => thousands(flawless) + " classes have",
+            })
+            " an accuracy of 100\u{202f}%. The bars show Wilson’s 95\u{202f}% intervals."
+        }
+        @if count > MANY_CLASSES {
+            (class_table(run, &classes[..classes.len().min(10)]))
+            (details(&format!("All {} classes", thousands(classes.len())), class_table(run, &classes)))
+        } @else {
+            @let names: Vec<String> = (0..count).map(|index| run.class(index)).collect();
+            (class_table(run, &classes))
+            (figure::confusion(&names, &stats::confusion(&run.predictions)))
+        }
+    })
 }
 
-fn class_table(run: &Run, classes: &[Class]) -> String {
+fn class_table(run: &Run, classes: &[Class]) -> Markup {
     let five = run.class_count() > 5;
-    let mut table = format!(
-        "<div class=\"scroll\"><table>\n<tr><th>Class</th><th class=\"number\">Images</th><th class=\"rate\">Top-1</th>{}<th>Most often mistaken for</th></tr>\n",
-        if five { "<th class=\"rate\">Top-5</th>" } else { "" }
-    );
-    for class in classes {
-        let taken_for = class.taken_for.map_or("–".to_string(), |(other, count)| {
-            format!("<bdi>{}</bdi> <span class=\"sub\">{}×</span>", escape(&run.class(other)), thousands(count))
-        });
-        let _ = writeln!(
-            table,
-            "<tr><td><bdi>{}</bdi></td><td class=\"number\">{}</td>{}{}<td class=\"name\">{taken_for}</td></tr>",
-            escape(&run.class(class.label)),
-            thousands(class.top1.of),
-            rate(class.top1),
-            if five { rate(class.top5) } else { String::new() }
-        );
+    html! {
+        div.scroll {
+            table {
+                tr {
+                    th { "Class" }
+                    th.number { "Images" }
+                    th.rate { "Top-1" }
+                    @if five { th.rate { "Top-5" } }
+                    th { "Most often mistaken for" }
+                }
+                @for class in classes {
+                    "\n" tr {
+                        td { bdi { (run.class(class.label)) } }
+                        td.number { (thousands(class.top1.of)) }
+                        (rate(class.top1))
+                        @if five { (rate(class.top5)) }
+                        td.name {
+                            @if let Some((other, count)) = class.taken_for {
+                                bdi { (run.class(other)) } " " span.sub { (thousands(count)) "×" }
+                            } @else { "–" }
+                        }
+                    }
+                }
+            }
+        }
     }
-    table + "</table></div>\n"
 }
 
 /// Returns a table cell with a percentage and its interval, drawn and in numbers.
-fn rate(count: Count) -> String {
+fn rate(count: Count) -> Markup {
     let (low, high) = count.wilson();
-    format!(
-        r#"<td class="rate"><svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><path d="M0 5H100" stroke="{}"/><rect x="{low:.1}" y="2.5" width="{:.1}" height="5" fill="{blue}" fill-opacity=".35"/><rect x="{:.1}" width="2" height="10" fill="{blue}"/></svg>{} <span class="sub">{low:.0}–{high:.0}</span></td>"#,
-        PAGE.grid,
-        high - low,
-        (count.percent() - 1.0).clamp(0.0, 98.0),
-        percent(count.percent(), 1),
-        blue = PAGE.series[0]
-    )
+    let blue = PAGE.series[0];
+    html! {
+        td.rate {
+            svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true" {
+                path d="M0 5H100" stroke=(PAGE.grid) {}
+                rect x=(Px(low)) y="2.5" width=(Px(high - low)) height="5" fill=(blue) fill-opacity=".35" {}
+                rect x=(Px((count.percent() - 1.0).clamp(0.0, 98.0))) width="2" height="10" fill=(blue) {}
+            }
+            (percent(count.percent(), 1)) " " span.sub { (format_args!("{low:.0}–{high:.0}")) }
+        }
+    }
 }
 
-fn confused(run: &Run) -> String {
+fn confused(run: &Run) -> Option<Markup> {
     let confusion = stats::confusion(&run.predictions);
     let mut of_class: HashMap<usize, usize> = HashMap::new();
     for prediction in &run.predictions {
@@ -470,54 +499,65 @@ fn confused(run: &Run) -> String {
     }
     pairs.truncate(PAIRS);
     if pairs.is_empty() {
-        return String::new();
+        return None;
     }
-    let mut body = "<div class=\"scroll\"><table>\n<tr><th>True</th><th>Predicted</th><th class=\"number\">Images</th><th class=\"number\">% of class</th></tr>\n".to_string();
-    for ((label, predicted), count) in pairs {
-        let of = of_class.get(&label).copied().unwrap_or(count);
-        let _ = writeln!(
-            body,
-            "<tr><td><bdi>{}</bdi></td><td><bdi>{}</bdi></td><td class=\"number\">{}</td><td class=\"number\">{}</td></tr>",
-            escape(&run.class(label)),
-            escape(&run.class(predicted)),
-            thousands(count),
-            percent(100.0 * count as f64 / of as f64, 1)
-        );
-    }
-    body + "</table></div>\n"
-}
-
-fn mistakes(run: &Run) -> String {
-    if run.mistakes.is_empty() {
-        return String::new();
-    }
-    let mut body = "<p>Wrong predictions with the highest probability. In some the label may be wrong.</p>\n<ul class=\"pictures\">\n".to_string();
-    for (place, mistake) in run.mistakes.iter().enumerate() {
-        let predicted = mistake.row.pred1.map_or("–".to_string(), |predicted| run.class(predicted));
-        let probability = mistake.row.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1)).unwrap_or_default();
-        let _ = writeln!(
-            body,
-            "<li id=\"mistake-{place}\">{}<span class=\"label\"><b class=\"wrong\"><bdi>{}</bdi></b> {probability}</span><span class=\"label\">labeled <bdi>{}</bdi></span><span class=\"key\" title=\"{key}\">{key}</span></li>",
-            picture(mistake),
-            escape(&predicted),
-            escape(&run.class(mistake.row.label)),
-            key = escape(&mistake.row.key)
-        );
-    }
-    body + "</ul>\n"
-}
-
-fn picture(mistake: &Mistake) -> String {
-    match &mistake.picture {
-        Some((bytes, kind)) => {
-            format!("<img src=\"data:{kind};base64,{}\" alt=\"\">", BASE64_STANDARD.encode(bytes))
+    Some(html! {
+        div.scroll {
+            table {
+                tr { th { "True" } th { "Predicted" } th.number { "Images" } th.number { "% of class" } }
+                @for ((label, predicted), count) in pairs {
+                    @let of = of_class.get(&label).copied().unwrap_or(count);
+                    "\n" tr {
+                        td { bdi { (run.class(label)) } }
+                        td { bdi { (run.class(predicted)) } }
+                        td.number { (thousands(count)) }
+                        td.number { (percent(100.0 * count as f64 / of as f64, 1)) }
+                    }
+                }
+            }
         }
-        None => "<span class=\"none\">no picture</span>".to_string(),
+    })
+}
+
+fn mistakes(run: &Run) -> Option<Markup> {
+    if run.mistakes.is_empty() {
+        return None;
+    }
+    let probability = |mistake: &Mistake| mistake.row.p1.filter(|p| p.is_finite()).map(|p| percent(100.0 * p, 1));
+    Some(html! {
+        p { "The misclassified images with the highest predicted probability. Some of their labels may be wrong." }
+        ul.pictures {
+            @for (index, mistake) in run.mistakes.iter().enumerate() {
+                "\n" li id={ "mistake-" (index) } {
+                    (picture(mistake))
+                    span.label {
+                        b.wrong { bdi { (predicted(run, mistake.row.pred1)) } } " "
+                        (probability(mistake).unwrap_or_default())
+                    }
+                    span.label { "labeled " bdi { (run.class(mistake.row.label)) } }
+                    span.key title=(mistake.row.key) { (mistake.row.key) }
+                }
+            }
+        }
+    })
+}
+
+/// Returns the name of a predicted class.
+fn predicted(run: &Run, class: Option<usize>) -> String {
+    class.map_or("–".to_string(), |class| run.class(class))
+}
+
+fn picture(mistake: &Mistake) -> Markup {
+    html! {
+        @match &mistake.picture {
+            Some((bytes, kind)) => { img src={ "data:" (kind) ";base64," (BASE64_STANDARD.encode(bytes)) } alt=""; }
+            None => { span.none { "no picture" } }
+        }
     }
 }
 
-fn calibration(run: &Run) -> String {
-    let Some(calibration) = stats::calibration(&run.predictions) else { return String::new() };
+fn calibration(run: &Run) -> Option<Markup> {
+    let calibration = stats::calibration(&run.predictions)?;
     let (confidence, accuracy) = (calibration.all.mean_confidence(), calibration.all.right.percent());
     let apart = confidence - accuracy;
     let (low, high) = calibration.all.right.wilson();
@@ -527,79 +567,101 @@ fn calibration(run: &Run) -> String {
         let kind = if apart > 0.0 { "overconfident" } else { "underconfident" };
         format!("Overall, the network is {kind}, by {:.1} percentage points.", apart.abs())
     };
-    format!(
-        "<div class=\"pair\">\n{}<div>\n<dl class=\"tiles\" style=\"margin-top:0\"><div><dt>Calibration error</dt><dd><div class=\"big\">{}</div><div class=\"sub\">expected (ECE)</div></dd></div>\
-         <div><dt>Confidence</dt><dd><div class=\"big\">{}</div><div class=\"sub\">mean probability</div></dd></div>\
-         <div><dt>Accuracy</dt><dd><div class=\"big\">{}</div><div class=\"sub\">top-1</div></dd></div></dl>\n\
-         <p style=\"margin-top:1rem\">{verdict}</p>\n\
-         <p class=\"sub\">On the dashed line, predictions of 80\u{202f}% are correct in 80\u{202f}% of cases. \
-         {} bins of equal width; the thin lines are Wilson’s 95\u{202f}% intervals; the dots mark each bin’s mean \
-         confidence; the gray bars count its images.</p>\n</div>\n</div>\n",
-        figure::reliability(&calibration),
-        percent(calibration.ece, 2),
-        percent(confidence, 1),
-        percent(accuracy, 1),
-        stats::BINS
-    )
+    let tile = |name: &str, value: String, line: &str| {
+        Tile { name: name.to_string(), value, lines: vec![line.to_string()] }.draw()
+    };
+    Some(html! {
+        div.pair {
+            (figure::reliability(&calibration))
+            div {
+                dl.tiles style="margin-top:0" {
+                    (tile("Calibration error", percent(calibration.ece, 2), "expected (ECE)"))
+                    (tile("Confidence", percent(confidence, 1), "mean probability"))
+                    (tile("Accuracy", percent(accuracy, 1), "top-1"))
+                }
+                p style="margin-top:1rem" { (verdict) }
+                p.sub {
+                    "On the dashed line, predictions of 80\u{202f}% are correct in 80\u{202f}% of cases. "
+                    (stats::BINS) " bins of equal width; the thin lines are Wilson’s 95\u{202f}% intervals; the dots "
+                    "mark each bin’s mean confidence; the gray bars count its images."
+                }
+            }
+        }
+    })
 }
 
-fn suspects(run: &Run) -> String {
+fn suspects(run: &Run) -> Option<Markup> {
     let loss = |prediction: &PredictionRow| prediction.loss.filter(|loss| !loss.is_nan());
     let mut suspects: Vec<_> = run.predictions.iter().filter(|prediction| loss(prediction).is_some()).collect();
     suspects.sort_by(|a, b| b.loss.partial_cmp(&a.loss).unwrap_or(std::cmp::Ordering::Equal));
     suspects.truncate(SUSPECTS);
     if suspects.is_empty() {
-        return String::new();
+        return None;
     }
     let pictures: HashMap<&str, usize> =
-        run.mistakes.iter().enumerate().map(|(place, mistake)| (mistake.row.key.as_str(), place)).collect();
-    let mut body = "<p>The images with the highest loss: check whether their labels are correct.</p>\n<div class=\"scroll\"><table>\n<tr><th>Image</th><th>Label</th><th>Predicted</th><th class=\"number\">Loss</th></tr>\n".to_string();
-    for suspect in suspects {
-        let key = format!("<bdi>{}</bdi>", escape(&suspect.key));
-        let key = match pictures.get(suspect.key.as_str()) {
-            Some(place) => format!("<a href=\"#mistake-{place}\">{key}</a>"),
-            None => key,
-        };
-        let share = |p: Option<f64>| match p.filter(|p| p.is_finite()) {
-            Some(p) => format!(" <span class=\"sub\">{}</span>", percent(100.0 * p, if p < 0.01 { 2 } else { 1 })),
-            None => String::new(),
-        };
-        let _ = writeln!(
-            body,
-            "<tr><td>{key}</td><td class=\"name\"><bdi>{}</bdi>{}</td><td class=\"name\"><bdi>{}</bdi>{}</td><td class=\"number\">{}</td></tr>",
-            escape(&run.class(suspect.label)),
-            share(suspect.p_label),
-            escape(&suspect.pred1.map_or("–".to_string(), |predicted| run.class(predicted))),
-            share(suspect.p1),
-            suspect.loss.filter(|loss| loss.is_finite()).map_or("∞".to_string(), |loss| significant(loss, 4))
-        );
-    }
-    body + "</table></div>\n"
+        run.mistakes.iter().enumerate().map(|(index, mistake)| (mistake.row.key.as_str(), index)).collect();
+    let class = |name: String, p: Option<f64>| {
+        html! {
+            td.name {
+                bdi { (name) }
+                @if let Some(p) = p.filter(|p| p.is_finite()) {
+                    " " span.sub { (percent(100.0 * p, if p < 0.01 { 2 } else { 1 })) }
+                }
+            }
+        }
+    };
+    Some(html! {
+        p { "The images with the highest loss: check whether their labels are correct." }
+        div.scroll {
+            table {
+                tr { th { "Image" } th { "Label" } th { "Predicted" } th.number { "Loss" } }
+                @for suspect in suspects {
+                    "\n" tr {
+                        td {
+                            @match pictures.get(suspect.key.as_str()) {
+                                Some(index) => { a href={ "#mistake-" (index) } { bdi { (suspect.key) } } }
+                                None => { bdi { (suspect.key) } }
+                            }
+                        }
+                        (class(run.class(suspect.label), suspect.p_label))
+                        (class(predicted(run, suspect.pred1), suspect.p1))
+                        td.number {
+                            @match suspect.loss.filter(|loss| loss.is_finite()) {
+                                Some(loss) => { (significant(loss, 4)) }
+                                None => { "∞" }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    })
 }
 
-fn setup(run: &Run) -> String {
-    let mut body = String::new();
-    let mut details = |title: &str, inside: String| {
-        let _ = writeln!(body, "<details><summary>{title}</summary><div>{inside}</div></details>");
-    };
-    if let Some(recipe) = &run.recipe {
-        details("Recipe", format!("<pre>{}</pre>", escape(recipe.trim_end())));
-    }
-    if let Value::Object(mut card) = run.card.clone() {
+fn setup(run: &Run) -> Option<Markup> {
+    let recipe = run.recipe.as_ref().map(|recipe| html! { pre { (recipe.trim_end()) } });
+    let card = run.card.as_object().cloned().map(|mut card| {
         let classes = card.remove("classes");
-        let mut shown = facts(&Value::Object(card));
-        if let Some(Value::Array(classes)) = classes {
-            let names: Vec<String> = (0..classes.len()).map(|index| escape(&run.class(index))).collect();
-            let _ = write!(shown, "<h3>{} classes</h3><p>{}</p>", thousands(names.len()), names.join(" · "));
+        html! {
+            (facts(&Value::Object(card)))
+            @if let Some(Value::Array(classes)) = classes {
+                @let names: Vec<String> = (0..classes.len()).map(|index| run.class(index)).collect();
+                h3 { (thousands(names.len())) " classes" }
+                p { (names.join(" · ")) }
+            }
         }
-        details("Model card", shown);
-    }
-    if !run.missing.contains(&RUN) {
+    });
+    let environment = (!run.missing.contains(&RUN)).then(|| {
         let words: Vec<String> = run.info.command.iter().map(|word| quote(word)).collect();
-        let command = format!("<pre>{}</pre><p></p>", escape(&words.join(" ")));
-        details("Environment", command + &facts(&run.environment()));
-    }
-    body
+        html! { pre { (words.join(" ")) } p {} (facts(&run.environment())) }
+    });
+    let parts = [("Recipe", recipe), ("Model card", card), ("Environment", environment)];
+    let parts: Vec<Markup> = parts.into_iter().filter_map(|(title, inside)| Some(details(title, inside?))).collect();
+    (!parts.is_empty()).then(|| html! { @for part in parts { (part) } })
+}
+
+fn details(title: &str, inside: Markup) -> Markup {
+    html! { details { summary { (title) } div { (inside) } } }
 }
 
 /// Quotes a word of a command line for a shell.
@@ -612,12 +674,8 @@ fn quote(word: &str) -> String {
     }
 }
 
-fn facts(value: &Value) -> String {
-    let mut list = String::from("<dl class=\"facts\">\n");
-    for (name, value) in flatten(value) {
-        let _ = writeln!(list, "<dt>{}</dt><dd>{}</dd>", escape(&name.replace('_', " ")), escape(&value));
-    }
-    list + "</dl>\n"
+fn facts(value: &Value) -> Markup {
+    html! { dl.facts { @for (name, value) in flatten(value) { "\n" dt { (name.replace('_', " ")) } dd { (value) } } } }
 }
 
 #[cfg(test)]

@@ -67,10 +67,38 @@ mod tests {
 
     #[test]
     fn names_are_escaped() {
-        let mut graph = graph("alexnet");
-        graph.nodes.iter_mut().for_each(|node| node.stage = "<b> & \"c\"".to_string());
-        let drawing = svg("</svg><script>", &graph);
-        assert!(!elements(&drawing).contains(&"script".to_string()));
+        let graph = graph("alexnet");
+        // Both payloads have the same length and estimated width, so the drawings differ in nothing but their texts.
+        let drawing = |payload: &str| {
+            let mut graph = graph.clone();
+            graph.nodes.iter_mut().for_each(|node| node.stage += payload);
+            graph.constants.values_mut().for_each(|constant| {
+                if let Some(module) = constant.name.strip_suffix(".weight") {
+                    constant.name = format!("{module}{payload}.weight");
+                }
+            });
+            svg(&format!("title{payload}"), &graph)
+        };
+        let hostile = drawing("<script>alert(1)</script>\"'&");
+        let harmless = drawing("nscriptnalertn1nnnscriptnnin");
+        assert_eq!(elements(&hostile), elements(&harmless));
+        let escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;'&amp;";
+        for name in ["title", "features.0", "classifier.6"] {
+            assert!(hostile.contains(&format!("{name}{escaped}")), "{hostile}");
+        }
+        // No name is cut within its first characters, so each of them begins with an escaped `<`.
+        assert_eq!(
+            hostile.matches("script").count(),
+            hostile.matches("&lt;script").count() + hostile.matches("&lt;/script").count()
+        );
+        let markup = hostile.replace(escaped, "");
+        assert!(!markup.contains('\''), "{markup}");
+    }
+
+    #[test]
+    fn forbidden_characters_are_replaced() {
+        let drawing = svg("a\u{1}b", &graph("alexnet"));
+        assert!(drawing.contains("<title>a\u{fffd}b</title>") && !drawing.contains('\u{1}'));
     }
 
     #[test]

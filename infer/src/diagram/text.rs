@@ -72,24 +72,6 @@ pub(super) fn shorten(text: &str, size: f64, room: f64) -> String {
     short.trim_end().to_string() + "…"
 }
 
-/// Escapes the text for XML; characters that XML forbids become replacement characters.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\n' => escaped.push('\n'),
-            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            control if control.is_control() => escaped.push('\u{fffd}'),
-            other => escaped.push(other),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,11 +95,10 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_and_escaped() {
+    fn long_texts_are_cut() {
         let long = "a very long title that goes on and on";
         let cut = shorten(long, 12.0, 100.0);
         assert!(cut.ends_with('…') && width(&cut, 12.0) <= 100.0, "{cut}");
         assert_eq!(shorten("short", 12.0, 100.0), "short");
-        assert_eq!(escape("<a & \"b\">\u{1}"), "&lt;a &amp; &quot;b&quot;&gt;\u{fffd}");
     }
 }
