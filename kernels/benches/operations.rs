@@ -9,7 +9,7 @@ use std::{hint::black_box, time::Instant};
 use kernels::cpu::{
     conv::{Epilogue, Lattice, Map, Packed, Product, Shape, WeightOrder, backward_lattices, forward_taps},
     linear::Linear,
-    parallel,
+    thread_pool,
     weight_gradient::WeightGradient,
     winograd,
 };
@@ -67,7 +67,7 @@ fn peak() -> f64 {
     let weights = Packed::new(&values(k * channels, 5), order);
     let taps = forward_taps(&shape(1, [k, channels, 1, 1, 1]));
     let seconds = time(|| {
-        parallel::tasks(parallel::threads(), |_| {
+        thread_pool::tasks(thread_pool::threads(), |_| {
             let mut y = vec![0.0; pixels * channels];
             for _ in 0..rounds {
                 Product {
@@ -86,7 +86,7 @@ fn peak() -> f64 {
             black_box(&y);
         });
     });
-    (2 * pixels * k * channels * rounds * parallel::threads()) as f64 / seconds * 1e-9
+    (2 * pixels * k * channels * rounds * thread_pool::threads()) as f64 / seconds * 1e-9
 }
 
 fn shape(n: usize, [channels_in, channels_out, size, kernel, stride]: [usize; 5]) -> Shape {
@@ -193,7 +193,7 @@ fn linear(rows: usize, inputs: usize, outputs: usize) {
 
 fn main() {
     let images = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(8);
-    println!("{} threads, {images} images; one tile in the L1 cache: {:.1}", parallel::threads(), peak());
+    println!("{} threads, {images} images; one tile in the L1 cache: {:.1}", thread_pool::threads(), peak());
     for sizes in SHAPES {
         convolution(images, sizes);
     }

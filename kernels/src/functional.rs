@@ -18,7 +18,7 @@ use crate::{
         cat::Cat,
         conv2d::Conv2d,
         cross_entropy::CrossEntropy,
-        epilogue::Then,
+        epilogue::EpilogueFlags,
         fan_out::{FanOut, GradAccumulator},
         linear::LinearLayer,
         local_response_norm::LocalResponseNormalization,
@@ -92,7 +92,7 @@ pub enum Precision {
 
 /// Whether the CPU has bf16 dot products with f32 accumulation (AVX512-BF16).
 pub fn has_bf16_dot() -> bool {
-    cpu::half::is_available()
+    cpu::bf16::is_available()
 }
 
 /// Whether convolutions outside of training can write activations in bf16 (AMX). All operations here that a network
@@ -165,11 +165,11 @@ pub fn conv2d(
         check_shape(NAME, "the residual", residual.dims(), output);
         check_activation(NAME, "the residual", residual.dtype(), dtype);
     }
-    let then = Then {
+    let flags = EpilogueFlags {
         relu,
         keep_weights: true,
         bf16: precision != Precision::F32,
-        bf16_map: precision == Precision::Bf16Activations,
+        bf16_output: precision == Precision::Bf16Activations,
     };
     Tensor::from_dispatch(<Dispatch as Conv2d>::fused_conv2d(
         x.into_dispatch(),
@@ -178,7 +178,7 @@ pub fn conv2d(
         optional(bias),
         optional(residual),
         options,
-        then,
+        flags,
     ))
 }
 
@@ -208,14 +208,14 @@ pub fn batch_norm(
         check_dtype(NAME, "the residual", residual.dtype(), gamma.dtype());
     }
     assert!(epsilon >= 0.0 && epsilon.is_finite(), "{NAME}: epsilon is {epsilon}; it must be finite and not negative");
-    let then = Then { relu, ..Then::default() };
+    let flags = EpilogueFlags { relu, ..EpilogueFlags::default() };
     let (y, mean, variance) = <Dispatch as BatchNorm>::fused_batch_norm(
         x.into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
         optional(residual),
         epsilon,
-        then,
+        flags,
     );
     (Tensor::from_dispatch(y), Tensor::from_dispatch(mean), Tensor::from_dispatch(variance))
 }
@@ -245,13 +245,13 @@ pub fn channel_affine(
 ) -> Tensor<4> {
     const NAME: &str = "channel_affine";
     check_affine(NAME, &x, [("the scale", &scale), ("the shift", &shift)], residual.as_ref());
-    let then = Then { relu, ..Then::default() };
+    let flags = EpilogueFlags { relu, ..EpilogueFlags::default() };
     Tensor::from_dispatch(<Dispatch as BatchNorm>::channel_affine(
         x.into_dispatch(),
         scale.into_dispatch(),
         shift.into_dispatch(),
         optional(residual),
-        then,
+        flags,
     ))
 }
 
@@ -425,9 +425,9 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>, precisio
         check_shape(NAME, "the bias", bias.dims(), [d_out]);
         check_dtype(NAME, "the bias", bias.dtype(), weight.dtype());
     }
-    let then = Then { keep_weights: true, bf16: precision != Precision::F32, ..Then::default() };
+    let flags = EpilogueFlags { keep_weights: true, bf16: precision != Precision::F32, ..EpilogueFlags::default() };
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as LinearLayer>::fused_linear(x, weight, optional(bias), then))
+    Tensor::from_dispatch(<Dispatch as LinearLayer>::fused_linear(x, weight, optional(bias), flags))
 }
 
 /// Returns the cross entropy of each row with soft targets: `−Σ targets · log softmax(logits)`. No gradient flows to the

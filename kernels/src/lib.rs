@@ -1,7 +1,50 @@
-//! The operations of the classic image classifiers, fast on the CPU.
+//! Optimized CPU kernels for convolutional networks, as operations on Burn's tensors.
 //!
-//! Burn's own operations stay the reference and what every other backend runs; on `flex` the ones here take their
-//! place, unless [`set_kernel_mode`] has set [`KernelMode::Reference`].
+//! Convolution, batch normalization, pooling, linear layers, local response normalization, cross entropy and SGD run
+//! optimized code on Burn's `flex` backend, forward and backward. On every other backend, and under
+//! [`KernelMode::Reference`], they run Burn's own operations and return the same results up to rounding. So a network calls
+//! these functions once and works on every backend; `examples/custom_cnn.rs` replaces the layers of a plain Burn network.
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::{Device, Tensor, ops::ConvOptions};
+//! use kernels::{Epilogue, Precision};
+//!
+//! let device = Device::flex();
+//! let x = Tensor::<4>::ones([1, 3, 8, 8], &device);
+//! let weight = Tensor::<4>::ones([16, 3, 3, 3], &device);
+//! // conv, bias and ReLU in one pass over the output
+//! let epilogue = Epilogue { bias: Some(Tensor::ones([16], &device)), relu: true, ..Epilogue::default() };
+//! let y = kernels::conv2d(x, weight, ConvOptions::new([1, 1], [1, 1], [1, 1], 1), epilogue, Precision::F32);
+//! assert_eq!(y.dims(), [1, 16, 8, 8]);
+//! assert_eq!(y.slice([0..1, 0..1, 4..5, 4..5]).into_scalar::<f32>(), 28.0);
+//! # }
+//! ```
+//!
+//! # Layers
+//! ```text
+//! functional.rs  safe functions on Tensor: every shape, stride and length is checked here
+//!      │
+//! ops/           one file per operation: backend extension trait, reference body, optimized body, gradient
+//!      ├─ reference body ── Burn's own operations (any backend)
+//!      └─ optimized body ── flex/   from FlexTensor to slices: layout, data type, cache of packed weights
+//!                             │
+//!                           cpu/    arithmetic on slices, channels last; knows nothing of Burn
+//!                             ├─ conv, weight_gradient   implicit GEMM
+//!                             ├─ winograd/               F(4×4, 3×3)
+//!                             ├─ bf16, amx               GEMM in bf16
+//!                             ├─ linear, norm, pool, lrn, loss, cat, sgd
+//!                             └─ tile, simd, thread_pool, disjoint, buffer_pool
+//! ```
+//!
+//! # Adding an operation
+//! 1. `ops/NAME.rs`: a trait with `#[backend_extension(…)]` whose default body calls `reference`, the module `reference` in
+//!    Burn's operations, the module `optimized` for `Flex` (behind the feature `flex`) that falls back to `reference` for
+//!    what it does not support, and the gradient (`impl … for Autodiff<B, C>`). `reference_backends!` implements it for the
+//!    other backends.
+//! 2. `cpu/NAME.rs`: the arithmetic, written once over [`pulp::Simd`]; `check!` states what each raw access relies on.
+//! 3. `functional.rs`: the public function, which checks every argument and documents `# Shapes` and `# Panics`.
+//! 4. `tests/reference.rs` compares both modes, forward and backward; `tests/panics.rs` passes wrong arguments.
 
 #![deny(missing_docs)]
 
@@ -81,5 +124,5 @@ pub fn instruction_set() -> &'static str {
 
 /// Returns the number of threads that the optimized kernels use: rayon's, `RAYON_NUM_THREADS` or one per core.
 pub fn num_threads() -> usize {
-    cpu::parallel::threads()
+    cpu::thread_pool::threads()
 }

@@ -1,17 +1,25 @@
-//! Products of bf16 values by AMX, where maps may be of such values too: tiles of 16 rows × 32 values, two of which the
-//! processor multiplies in one instruction, sixteen times as many products as an instruction of [`super::half`] has.
+//! GEMM in bf16 by AMX, for feature maps in f32 or bf16. The processor multiplies two tiles of 16 rows × 32 values in one
+//! instruction, sixteen times the multiply-adds of an instruction in [`super::bf16`].
 //!
-//! A tile is read with one step between its rows. So each task first rounds the pixels that it reads into planes, one for
-//! each remainder of their places by the stride, with the zeros of the padding: outputs in a row, and the rows after one
-//! another, then read pixels that are one step apart, whatever the kernel and the stride. The few outputs between the end of
-//! a row and the start of the next are computed and thrown away.
+//! The rows of an AMX tile are a constant number of bytes apart. A task therefore first rounds the pixels that it reads
+//! into *stride phase planes*, with the zeros of the padding: pixel `(y, x)` belongs to the plane
+//! `(y mod stride, x mod stride)`. The pixels that consecutive outputs multiply with one tap are then neighbors:
+//!
+//! ```text
+//! stride 2, padded input            phase planes
+//!   a b a b a b                       a a a    b b b
+//!   c d c d c d          ──▶          a a a    b b b
+//!   a b a b a b                       c c c    d d d        outputs 0 1 2 of a row, tap (0, 0): a a a
+//!   c d c d c d                       c c c    d d d                          tap (0, 1): b b b
+//! ```
+//!
+//! The few outputs between the end of a row and the start of the next are computed and discarded.
 
 use ::half::bf16;
 
 use super::{
+    buffer_pool::elements,
     conv::{self, Tap},
-    half,
-    memory::elements,
 };
 
 /// Whether this processor and this system have AMX for bf16.
@@ -25,26 +33,25 @@ pub fn is_available() -> bool {
     false
 }
 
-/// A map's values.
+/// The values of a feature map.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
-    /// In single precision; rounded as they are gathered.
+    /// f32, rounded to bf16 as they are gathered.
     Single(&'a [f32]),
-    /// As they are multiplied.
+    /// bf16.
     Half(&'a [bf16]),
 }
 
-/// The same for writing.
+/// An output feature map.
 #[derive(Debug)]
 pub enum Output<'a> {
-    /// In single precision.
+    /// f32.
     Single(&'a mut [f32]),
-    /// Rounded to nearest, ties to even.
+    /// bf16, rounded to nearest, ties to even.
     Half(&'a mut [bf16]),
 }
 
-/// A product over looked-up rows, `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`, and what happens to it
-/// before it is written.
+/// An implicit GEMM, `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`, with its epilogue.
 pub struct Product<'a> {
     /// Images.
     pub n: usize,
@@ -56,11 +63,11 @@ pub struct Product<'a> {
     pub pitch: usize,
     /// Steps in `x` between pixels of the output.
     pub stride: [usize; 2],
-    /// What is summed over. Where the sum for a tap is longer than a pixel, it goes on over the pixels to the right, and
-    /// all that is read must lie inside of `x`.
+    /// The kernel positions summed over. Where `k` exceeds the channels of a pixel, the sum continues over the pixels to
+    /// the right, all of which must be inside `x`.
     pub taps: &'a [Tap],
     /// Right operand.
-    pub weights: &'a half::Packed,
+    pub weights: &'a crate::cpu::bf16::Packed,
     /// `[height, width]` of the output, whose pixels have the channels of the weights.
     pub output: [usize; 2],
     /// Multiplies each channel of the output.
@@ -69,7 +76,7 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// Added to each value; laid out as the output is.
     pub residual: Option<Values<'a>>,
-    /// Negative values become zero.
+    /// Whether ReLU is applied last.
     pub relu: bool,
 }
 
@@ -96,7 +103,7 @@ impl Product<'_> {
         for tap in self.taps {
             assert!(tap.index < weights.taps, "{tap:?} of {} taps", weights.taps);
             if k > pitch && len > 0 {
-                // Sums go on over the pixels to the right.
+                // Sums continue over the pixels to the right.
                 let row = usize::try_from(tap.down).ok().and_then(|down| down.checked_add((output[0] - 1) * stride[0]));
                 let right =
                     usize::try_from(tap.right).ok().and_then(|right| right.checked_add((output[1] - 1) * stride[1]));
@@ -113,8 +120,8 @@ impl Product<'_> {
     /// Computes into `out`, `[n, height, width, channels]`.
     ///
     /// # Panics
-    /// Where AMX [is not available](is_available), or if a slice does not have the length that the sizes tell, or a tap
-    /// is not there.
+    /// Where AMX [is not available](is_available), or if the length of a slice does not match the sizes, or a tap
+    /// has no weights.
     pub fn run(&self, out: Output<'_>) {
         assert!(is_available(), "this processor has no AMX for bf16");
         self.check(match &out {
@@ -134,9 +141,10 @@ mod imp {
 
     use super::{bf16, *};
     use crate::cpu::{
-        half::{LANES, PANEL, round_into},
-        memory::Buffer,
-        parallel::{Shared, part, tasks, threads},
+        bf16::{LANES, PANEL, round_into},
+        buffer_pool::Buffer,
+        disjoint::{DisjointSlice, part},
+        thread_pool::{tasks, threads},
         tile,
     };
 
@@ -156,8 +164,9 @@ mod imp {
         const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
         const XFEATURE_XTILEDATA: libc::c_long = 18;
         const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
-        let has =
-            half::is_available() && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
+        let has = crate::cpu::bf16::is_available()
+            && __cpuid(0).eax >= 7
+            && __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES;
         // SAFETY: the call changes nothing but what the process may do.
         has && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
@@ -292,8 +301,8 @@ mod imp {
             return;
         }
         let out = match out {
-            Output::Single(out) => Places::Single(Shared::new(out)),
-            Output::Half(out) => Places::Half(Shared::new(out)),
+            Output::Single(out) => Places::Single(DisjointSlice::new(out)),
+            Output::Half(out) => Places::Half(DisjointSlice::new(out)),
         };
         let plan = Plan::new(product);
         let units = plan.output[0] * plan.strips;
@@ -586,8 +595,8 @@ mod imp {
     /// Where tasks write outputs.
     #[derive(Clone, Copy)]
     enum Places<'a> {
-        Single(Shared<'a, f32>),
-        Half(Shared<'a, bf16>),
+        Single(DisjointSlice<'a, f32>),
+        Half(DisjointSlice<'a, bf16>),
     }
 
     /// The end of a sum, for the channels of a panel.

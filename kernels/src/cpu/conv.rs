@@ -1,40 +1,56 @@
-//! Convolution and its data gradient as matrix products without an image matrix: the rows of the left operand are
-//! looked up pixel by pixel in the map itself (channels last), the right operand is the packed weights.
+//! Convolution and its data gradient by implicit GEMM: the rows of the left operand are read pixel by pixel from the
+//! feature map itself (channels last) instead of from an im2col matrix; the right operand is the packed weights.
+//!
+//! ```text
+//! out[pixel][c_out] = Σ_tap Σ_k x[pixel · stride + tap][k] · weights[tap][k][c_out]
+//!
+//! x        NHWC: [n][y][x][c_in]
+//! weights  [panel][tap][k][width]      width = 2 vectors of output channels (tile.rs); panel = ⌈c_out / width⌉
+//!
+//!           panel 0                      panel 1
+//!          ┌──── width ────┐            ┌──── width ────┐
+//!   tap 0  │ k = 0: c0 c1 …│            │ k = 0: cw …   │
+//!          │ k = 1: c0 c1 …│            │               │     contiguous in the order in which
+//!          │   ⋮           │            │               │     a register tile reads it
+//!   tap 1  │ k = 0: c0 c1 …│            │               │
+//!          └───────────────┘            └───────────────┘
+//! ```
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks, threads},
+    buffer_pool::{Buffer, elements},
+    disjoint::{DisjointSlice, part},
     simd,
+    thread_pool::{tasks, threads},
     tile::{self, Tile, WIDTH, accumulate, load, load_part, rows, store, store_part, with_tile},
 };
 
-/// What a convolution is, without its numbers. Sizes are `[height, width]`.
+/// The shape of a convolution. Sizes are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
-    /// Images.
+    /// The batch size.
     pub n: usize,
-    /// Channels of the input.
+    /// The number of input channels.
     pub channels_in: usize,
-    /// Channels of the output.
+    /// The number of output channels.
     pub channels_out: usize,
-    /// Of the input.
+    /// The input size.
     pub input: [usize; 2],
-    /// Of the kernel.
+    /// The kernel size.
     pub kernel: [usize; 2],
-    /// Steps between places.
+    /// The stride.
     pub stride: [usize; 2],
-    /// Zeros before and after, `[[top, bottom], [left, right]]`.
+    /// The zero padding, `[[top, bottom], [left, right]]`.
     pub padding: [[usize; 2]; 2],
-    /// Steps between the weights of a kernel.
+    /// The dilation.
     pub dilation: [usize; 2],
-    /// Groups of channels that do not see each other.
+    /// The number of groups.
     pub groups: usize,
 }
 
 impl Shape {
-    /// Size of the output map; `None` where the kernel does not fit into the padded input.
+    /// Returns the output size, or `None` if the kernel does not fit into the padded input.
     pub fn output(&self) -> Option<[usize; 2]> {
         let along = |axis: usize| {
             let [before, after] = self.padding[axis];
@@ -45,41 +61,41 @@ impl Shape {
         Some([along(0)?, along(1)?])
     }
 
-    /// Weights of a kernel for one channel.
+    /// Returns the number of kernel positions.
     pub fn taps(&self) -> usize {
         self.kernel[0] * self.kernel[1]
     }
 
-    /// Multiply-adds.
+    /// Returns the number of multiply-adds.
     pub fn cost(&self) -> usize {
         let [height, width] = self.output().unwrap_or([0, 0]);
         self.n * height * width * self.channels_out * self.channels_in / self.groups * self.taps()
     }
 }
 
-/// One weight of a kernel: where it looks, relative to the pixel that an output pixel starts from, and which it is.
+/// A kernel position: the offset of the input pixel that it reads, and its index in the packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tap {
     /// Rows down.
     pub down: isize,
     /// Columns right.
     pub right: isize,
-    /// Its place in the packed weights.
+    /// The index in the packed weights.
     pub index: usize,
 }
 
-/// Weights of one group in panels: `[panel][tap][k][width]`, the last panel filled up with zeros.
+/// The packed weights of one group, `[panel][tap][k][width]`; the last panel is padded with zeros.
 pub struct Packed {
     data: Buffer,
     taps: usize,
-    /// Length of the sum for a tap: channels of the left operand.
+    /// The number of channels of the left operand.
     k: usize,
-    /// Channels of the result.
+    /// The number of channels of the result.
     channels: usize,
 }
 
-/// Where a weight lies in `[c_out, c_in / groups, kh, kw]`, the weights of `groups` groups that are taken together as
-/// one: those between channels of different groups are zero.
+/// The addresses of weights in `[c_out, c_in / groups, kh, kw]`. Several groups can be merged into one whose weights between
+/// channels of different groups are zero.
 #[derive(Debug, Clone, Copy)]
 pub struct WeightOrder {
     /// Offset of the first group.
@@ -90,22 +106,22 @@ pub struct WeightOrder {
     pub inputs: usize,
     /// Output channels of a group.
     pub outputs: usize,
-    /// Groups taken together.
+    /// The number of merged groups.
     pub groups: usize,
-    /// Whether sums run over the outputs and results are the inputs, as in the data gradient.
+    /// Whether inputs and outputs are swapped, as in the data gradient.
     pub transposed: bool,
-    /// Whether the kernel is turned by half a circle.
+    /// Whether the kernel is rotated by 180°.
     pub turned: bool,
 }
 
 impl WeightOrder {
-    /// Length of a sum for a tap, and channels of the result.
+    /// Returns the number of channels of the left operand and of the result.
     pub fn sizes(&self) -> [usize; 2] {
         let [inputs, outputs] = [self.inputs, self.outputs].map(|channels| channels * self.groups);
         if self.transposed { [outputs, inputs] } else { [inputs, outputs] }
     }
 
-    /// Behind the last weight.
+    /// Returns the end of the weights.
     ///
     /// # Panics
     ///
@@ -115,7 +131,7 @@ impl WeightOrder {
         self.base.checked_add(len).expect("the weights are addressable")
     }
 
-    /// Where the taps of weight `(k, channel)` begin; `None` where it is zero.
+    /// Returns the offset of the taps of weight `(k, channel)`, or `None` if it is zero.
     #[inline(always)]
     pub fn at(&self, k: usize, channel: usize) -> Option<usize> {
         let (input, output) = if self.transposed { (channel, k) } else { (k, channel) };
@@ -126,7 +142,7 @@ impl WeightOrder {
     }
 }
 
-/// Floats in a row of a panel on this processor.
+/// Returns the width of a panel in floats on this processor.
 pub fn panel_width() -> usize {
     WIDTH * simd::f32_lanes()
 }
@@ -140,7 +156,7 @@ impl Packed {
         let width = panel_width();
         let panels = channels.div_ceil(width);
         let mut data = Buffer::new(elements([panels, taps, k, width]));
-        let out = Shared::new(&mut data);
+        let out = DisjointSlice::new(&mut data);
         let parts = k.div_ceil(32).min((4 * threads()).div_ceil(panels)).max(1);
         tasks(panels * parts, |task| {
             let (panel, index) = (task / parts, task % parts);
@@ -155,7 +171,7 @@ impl Packed {
                     unsafe { out.at(((panel * taps + tap) * k + k_index) * width + lane, 1).write(value) };
                 }
             };
-            // Along the inputs of an output, whose weights lie together.
+            // Along the inputs of an output channel, whose weights are contiguous.
             let range = part(k, parts, index, 1);
             if order.transposed {
                 for k_index in range {
@@ -177,7 +193,7 @@ impl Packed {
         Self { data, taps, k, channels }
     }
 
-    /// The same weights with the columns of a kernel's row as channels: `[panel][row][column · k][width]`.
+    /// Returns the weights with the columns of a kernel row merged into the channels: `[panel][row][column · k][width]`.
     ///
     /// # Panics
     ///
@@ -189,7 +205,7 @@ impl Packed {
         self
     }
 
-    /// The panels' floats.
+    /// Returns the packed floats.
     pub fn data(&self) -> &[f32] {
         &self.data
     }
@@ -200,22 +216,22 @@ impl Packed {
     }
 }
 
-/// A map with its channels last.
+/// A feature map with its channels last.
 #[derive(Clone, Copy)]
 pub struct Map<'a> {
     /// `[n, height, width, pitch]`.
     pub data: &'a [f32],
     /// `[height, width]`.
     pub size: [usize; 2],
-    /// Floats from pixel to pixel.
+    /// The distance between pixels in floats.
     pub pitch: usize,
-    /// The first channel meant.
+    /// The first channel.
     pub offset: usize,
 }
 
 impl Map<'_> {
-    /// Asserts that `n` images are there, and that each of the `taps` finds `k` values inside of them for every pixel of
-    /// an output of this size: a tap that does not look at a pixel of the map reads nothing.
+    /// Asserts that the slice has `n` images, and that each tap reads `k` values inside of them for every pixel of an output
+    /// of this size. A tap outside the feature map reads nothing.
     pub(super) fn check(&self, n: usize, k: usize, taps: &[Tap], stride: [usize; 2], output: [usize; 2]) {
         let Self { data, size, pitch, offset } = *self;
         let [height, width] = size;
@@ -228,7 +244,7 @@ impl Map<'_> {
             return;
         }
         for tap in taps {
-            // The last row and column that it may look at.
+            // The last row and column that it may read.
             let last = |axis: usize, shift: isize| -> Option<usize> {
                 let reach = (output[axis] - 1).checked_mul(stride[axis]).expect("the stride fits into the map");
                 let reach = isize::try_from(reach).expect("the stride fits into the map").checked_add(shift);
@@ -249,21 +265,21 @@ impl Map<'_> {
     }
 }
 
-/// What happens to a sum before it is written.
+/// The epilogue: operations on an accumulator before it is stored.
 #[derive(Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// Multiplies each channel of the output.
     pub scale: Option<&'a [f32]>,
     /// Added to each channel of the output.
     pub bias: Option<&'a [f32]>,
-    /// Added to each value; laid out as the output is.
+    /// Added to each value, in the layout of the output.
     pub residual: Option<&'a [f32]>,
-    /// Negative values become zero.
+    /// Whether ReLU is applied last.
     pub relu: bool,
 }
 
 impl Epilogue<'_> {
-    /// Asserts that it has values for an output of `len` values and for the channels before `channels`.
+    /// Asserts that its slices cover `channels` channels and an output of `len` values.
     pub(super) fn check(&self, channels: usize, len: usize) {
         for vector in [self.scale, self.bias].into_iter().flatten() {
             assert!(vector.len() >= channels, "{} values for {channels} channels", vector.len());
@@ -273,7 +289,7 @@ impl Epilogue<'_> {
         }
     }
 
-    /// Scale and bias of `count` channels.
+    /// Loads scale and bias of `count` channels.
     #[inline(always)]
     pub(super) fn affine<S: Simd>(&self, simd: S, channel: usize, count: usize) -> [S::f32s; 2] {
         let mut affine = [simd.splat_f32s(1.0), simd.splat_f32s(0.0)];
@@ -293,18 +309,18 @@ impl Epilogue<'_> {
 /// Pixels `(y, x)` of an output, for `y` and `x` in `0..count`, written to `first + y · step, …` of it.
 #[derive(Clone, Copy)]
 pub struct Lattice {
-    /// Of the whole output.
+    /// The output size.
     pub size: [usize; 2],
     /// The first pixel written.
     pub first: [usize; 2],
-    /// Between pixels written.
+    /// The distance between written pixels.
     pub step: [usize; 2],
-    /// How many are written.
+    /// The number of written pixels.
     pub count: [usize; 2],
 }
 
 impl Lattice {
-    /// Every pixel.
+    /// Returns the lattice of every pixel.
     pub fn all(size: [usize; 2]) -> Self {
         Self { size, first: [0, 0], step: [1, 1], count: size }
     }
@@ -320,7 +336,7 @@ impl Lattice {
     }
 }
 
-/// A product over looked-up rows: `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`.
+/// An implicit GEMM: `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`.
 pub struct Product<'a, W = Packed> {
     /// Images.
     pub n: usize,
@@ -328,21 +344,21 @@ pub struct Product<'a, W = Packed> {
     pub x: Map<'a>,
     /// Steps in `x` between pixels of the output.
     pub stride: [usize; 2],
-    /// What is summed over.
+    /// The kernel positions summed over.
     pub taps: &'a [Tap],
-    /// Right operand: [`Packed`], or of pairs of bf16 values, [`super::half::Packed`].
+    /// Right operand: [`Packed`], or of pairs of bf16 values, [`super::bf16::Packed`].
     pub weights: &'a W,
     /// Pixels to be written.
     pub lattice: Lattice,
-    /// Floats from pixel to pixel of the output.
+    /// The distance between output pixels in floats.
     pub out_pitch: usize,
     /// The first channel of the output.
     pub out_offset: usize,
-    /// The end of it.
+    /// The epilogue.
     pub epilogue: Epilogue<'a>,
 }
 
-/// Bytes of the left operand that a task goes over again for each panel: they should stay in a core's own cache.
+/// Bytes of the left operand of a task, which it reads again for each panel, so that they stay in the L2 cache.
 const CHUNK: usize = 256 << 10;
 
 /// The prefetch distance of new weights, in rows of a panel: a page of memory, since the hardware prefetcher stops at its
@@ -350,13 +366,13 @@ const CHUNK: usize = 256 << 10;
 const AHEAD: usize = 32;
 
 impl<'a, W> Product<'a, W> {
-    /// The same with other weights.
+    /// Replaces the weights.
     pub fn with<V>(self, weights: &'a V) -> Product<'a, V> {
         let Self { n, x, stride, taps, lattice, out_pitch, out_offset, epilogue, .. } = self;
         Product { n, x, stride, taps, weights, lattice, out_pitch, out_offset, epilogue }
     }
 
-    /// Asserts what the reads and writes of a product rely on, for weights of these dimensions. O(1), but for the taps.
+    /// Asserts the bounds of all reads and writes, for weights of these dimensions, in time proportional to the taps.
     pub(super) fn check(&self, [weight_taps, k, channels]: [usize; 3], out: &[f32]) {
         self.x.check(self.n, k, self.taps, self.stride, self.lattice.count);
         for tap in self.taps {
@@ -382,7 +398,7 @@ impl Product<'_> {
     ///
     /// # Panics
     ///
-    /// If a slice does not have the length that the sizes tell, or a tap or a channel is not there.
+    /// If the length of a slice does not match the sizes, or a tap or a channel does not exist.
     pub fn run(&self, out: &mut [f32]) {
         self.check(self.weights.dims(), out);
         let [_, k, channels] = self.weights.dims();
@@ -393,17 +409,17 @@ impl Product<'_> {
         }
         let panels = channels.div_ceil(panel_width());
         let bytes = k.max(16) * size_of::<f32>() * self.stride[0] * self.stride[1];
-        // Weights that stay in a core's own cache are gone over for each few pixels, whose outputs are then written
-        // together; others as seldom as their pixels stay there.
+        // Weights that fit into the L2 cache are read again for every few pixels, whose outputs are then stored together.
+        // Other weights are read once for as many pixels as fit.
         let heavy = self.weights.data.len() * size_of::<f32>();
         let chunk = if heavy <= CHUNK { 56 } else { (CHUNK / bytes).clamp(56, 1792) };
-        // Threads share out the pixels, or the weights where those are more to read.
+        // Tasks split the pixels, or the weights if those are larger.
         let shared_out = if heavy > pixels * bytes && panels >= 4 * threads() { 1 } else { threads() };
         let chunk = chunk.min(pixels.div_ceil(shared_out)).next_multiple_of(14);
         let chunks = pixels.div_ceil(chunk);
         let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
         let zeros = vec![0.0; k];
-        let out = Shared::new(out);
+        let out = DisjointSlice::new(out);
         let arch = Arch::new();
         tasks(chunks * groups, |task| {
             let pixels = part(pixels, chunks, task / groups, 14);
@@ -414,18 +430,18 @@ impl Product<'_> {
     }
 }
 
-/// Whether pixels lie so far apart that those of a tile fall on the same few sets of the L1 cache.
+/// Returns whether the pixels of a tile would map to the same few sets of the L1 cache.
 pub(super) fn aliases(pitch: usize) -> bool {
     pitch.is_multiple_of(512)
 }
 
-/// Floats from pixel to pixel of gathered ones.
+/// Returns the distance between gathered pixels in floats.
 pub(super) fn gathered_pitch(k: usize) -> usize {
     k.next_multiple_of(16) + 16
 }
 
 impl Product<'_> {
-    /// A copy of what 1 × 1 weights read, where it would not fit into the L1 cache as it lies.
+    /// Copies the rows that 1 × 1 weights read, if their addresses would alias in the L1 cache.
     fn gather(&self, pixels: std::ops::Range<usize>) -> Option<Buffer> {
         let [Tap { down: 0, right: 0, .. }] = self.taps else { return None };
         let [_, k, _] = self.weights.dims();
@@ -450,9 +466,9 @@ impl Product<'_> {
 struct Task<'a> {
     product: &'a Product<'a>,
     zeros: &'a [f32],
-    /// What 1 × 1 weights read for each of the pixels, if they were copied.
+    /// The gathered rows of the pixels, if they were copied.
     gathered: Option<&'a [f32]>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
     pixels: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
 }
@@ -477,7 +493,7 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// One tile: pixels `start..start + M`, one panel.
+/// Computes one tile: pixels `start..start + M`, one panel.
 #[inline(always)]
 fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, start: usize, panel: usize) {
     let product = task.product;
@@ -488,7 +504,7 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
     let x = product.x;
     let [x_height, x_width] = x.size;
 
-    // Where each row of the tile reads from and writes to.
+    // The addresses that each row of the tile reads and writes.
     let mut origin = [[0isize; 2]; M];
     let mut image = [0usize; M];
     let mut write = [0usize; M];
@@ -541,7 +557,7 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
         // SAFETY: each row is the `k` channels of a pixel inside the map, or as many zeros; the panel has `k` rows.
         unsafe {
             let weights = product.weights.data.as_ptr().add(at);
-            // Weights that this task has not read yet, otherwise the pixels after these, where they lie one after another.
+            // Prefetches weights that this task has not read yet, otherwise the next pixels if they are contiguous.
             let ahead = match start == task.pixels.start {
                 true => (weights.wrapping_add(AHEAD * width), width),
                 false => (left[M - 1].wrapping_add(k), 16),
@@ -550,7 +566,7 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
         }
     }
 
-    // A copy, so that the sums themselves are never indexed by a variable: they stay in registers.
+    // A copy, so that the accumulators are never indexed by a variable and stay in registers.
     let sums = tile;
     let first = panel * width;
     for n in 0..N {
@@ -573,15 +589,15 @@ fn block<S: Simd, const M: usize, const N: usize>(simd: S, task: &Task<'_>, star
     }
 }
 
-/// Adds the residual, takes the ReLU and writes `count` floats at `at`.
+/// Adds the residual, applies ReLU and stores `count` floats at `at`.
 ///
 /// # Safety
-/// `at` and `count` must lie inside the residual, if there is one, and in the part of `out` that is this task's alone.
+/// `at` and `count` must be inside the residual, if any, and inside the part of `out` that only this task accesses.
 #[inline(always)]
 pub(super) unsafe fn finish<S: Simd>(
     simd: S,
     epilogue: &Epilogue<'_>,
-    out: Shared<'_, f32>,
+    out: DisjointSlice<'_, f32>,
     at: usize,
     count: usize,
     mut value: S::f32s,
@@ -598,7 +614,7 @@ pub(super) unsafe fn finish<S: Simd>(
         // `max` with its operands in this order propagates NaN.
         value = simd.max_f32s(simd.splat_f32s(0.0), value);
     }
-    // SAFETY: the `count` floats from `at` on are inside the output, and this task's alone.
+    // SAFETY: the `count` floats from `at` on are inside the output, and only this task accesses them.
     unsafe {
         if full { store::<S>(out.at(at, count), value) } else { store_part(simd, out.at(at, count), count, value) }
     }
@@ -610,10 +626,10 @@ pub fn pad(x: &[f32], [n_stride, c_stride, y_stride, x_stride]: [usize; 4], shap
     let [[top, bottom], [left, right]] = shape.padding;
     let size @ [height, width] = [shape.input[0] + top + bottom, shape.input[1] + left + right];
     let mut padded = Buffer::new(shape.n * height * width * c);
-    let out = Shared::new(&mut padded);
+    let out = DisjointSlice::new(&mut padded);
     tasks(shape.n * height, |row| {
         let (n, y) = (row / height, row % height);
-        // SAFETY: each task has its own row.
+        // SAFETY: each task accesses its own row only.
         let out = unsafe { out.range(row * width * c..(row + 1) * width * c) };
         if y < top || y >= top + shape.input[0] {
             return out.fill(0.0);
@@ -630,12 +646,12 @@ pub fn pad(x: &[f32], [n_stride, c_stride, y_stride, x_stride]: [usize; 4], shap
     (padded, size)
 }
 
-/// Convolutions of so few channels read whole rows of the kernel at once, from a padded copy.
+/// Convolutions with at most this many channels read whole kernel rows at once, from a padded copy.
 pub fn reads_rows(shape: &Shape) -> bool {
     shape.channels_in < 8 && shape.groups == 1 && shape.dilation[1] == 1
 }
 
-/// The taps of a forward pass.
+/// Returns the taps of a forward pass.
 pub fn forward_taps(shape: &Shape) -> Vec<Tap> {
     let [height, width] = shape.kernel;
     let mut taps = Vec::with_capacity(height * width);
@@ -651,7 +667,7 @@ pub fn forward_taps(shape: &Shape) -> Vec<Tap> {
     taps
 }
 
-/// The pixels of an input with the same remainders by the stride, and the taps that reach them from the output.
+/// Returns, for each remainder of input positions modulo the stride, the pixels and the taps that reach them from the output.
 pub fn backward_lattices(shape: &Shape) -> Vec<(Lattice, Vec<Tap>)> {
     // Along an axis, for each remainder: (index of the weight, offset in the output).
     let along = |axis: usize, remainder: usize| -> Vec<(usize, isize)> {
@@ -680,22 +696,22 @@ pub fn backward_lattices(shape: &Shape) -> Vec<(Lattice, Vec<Tap>)> {
     lattices
 }
 
-/// Adds nothing to `out` but the sums of `rows · columns` products: `out[row] = x[row] · weights`, for Winograd's
-/// products. `x` has rows `pitch` floats apart; `out` rows are as wide as the panels together.
+/// A plain GEMM without an epilogue, `out[row] = x[row] · weights`, for Winograd. Rows of `x` are `pitch` floats apart; rows
+/// of `out` are as wide as all panels.
 pub struct Rows<'a> {
     /// Left operand.
     pub x: &'a [f32],
-    /// Between its rows.
+    /// The distance between its rows in floats.
     pub pitch: usize,
     /// Rows to be computed.
     pub rows: std::ops::Range<usize>,
-    /// The panels of one product: `[panel][k][width]`.
+    /// The packed panels, `[panel][k][width]`.
     pub panels: &'a [f32],
-    /// Length of the sums.
+    /// The depth of the GEMM.
     pub k: usize,
     /// Panels to be computed.
     pub which: std::ops::Range<usize>,
-    /// Between the rows of the result.
+    /// The distance between rows of the result in floats.
     pub out_pitch: usize,
 }
 
@@ -705,7 +721,7 @@ impl Rows<'_> {
     /// # Safety
     /// No other task may write these rows of these panels.
     #[inline(always)]
-    pub unsafe fn run<S: Simd>(&self, simd: S, out: Shared<'_, f32>) {
+    pub unsafe fn run<S: Simd>(&self, simd: S, out: DisjointSlice<'_, f32>) {
         let most = tile::even_rows(self.rows.len(), rows::<S>());
         for panel in self.which.clone() {
             let mut start = self.rows.start;
@@ -722,7 +738,7 @@ impl Rows<'_> {
 fn plain_block<S: Simd, const M: usize, const N: usize>(
     simd: S,
     task: &Rows<'_>,
-    out: Shared<'_, f32>,
+    out: DisjointSlice<'_, f32>,
     start: usize,
     panel: usize,
 ) {
@@ -734,7 +750,7 @@ fn plain_block<S: Simd, const M: usize, const N: usize>(
     }
     check!((panel + 1) * task.k * width <= task.panels.len());
     let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
-    // SAFETY: rows of `k` floats, a panel of `k` rows; `out` is this task's alone, as the caller of `run` promised.
+    // SAFETY: rows of `k` floats, a panel of `k` rows; no other task accesses these rows of `out`, which `run` requires.
     unsafe {
         let weights = task.panels.as_ptr().add(panel * task.k * width);
         let ahead = match start == task.rows.start {

@@ -1,17 +1,18 @@
-//! Linear maps `y = x · w + b` of few rows and many weights: the weights go through memory once.
+//! Linear layers `y = x · w + b` with few rows and many weights: memory-bound GEMMs that read the weights once.
 
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
+    buffer_pool::{Buffer, elements},
     conv::panel_width,
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks, threads},
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{Tile, WIDTH, accumulate, accumulate_outer, even_rows, load_at, load_part, rows, store_part, with_tile},
 };
 
-/// Sizes of a linear map.
+/// The sizes of a linear layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Linear {
     /// Rows of `x` and `y`.
@@ -22,19 +23,19 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// Rows of weights that are gone over together, for one row of `x`: as many streams as the processor fetches ahead.
+/// Rows of weights read side by side for one row of `x`: the number of streams that the hardware prefetcher follows.
 const DEPTH: usize = 8;
-/// The same for a few rows, whose sums are loaded and stored each time.
+/// The same for a few rows of `x`, whose accumulators are loaded and stored each time.
 const FEW_DEPTH: usize = 16;
-/// The same where there are more rows of `x` than one tile has: the weights are then packed and used several times.
+/// The same if `x` has more rows than a tile: the weights are then packed and reused.
 const PACKED_DEPTH: usize = 192;
 /// The prefetch distance of weights for one row of `x`, in floats.
 const AHEAD: usize = 512;
-/// Rows of weights whose products with the gradients are summed side by side.
+/// Rows of weights of a block of dot products.
 const DOTS: usize = 3;
-/// Rows of gradients beside them.
+/// Rows of gradients of a block of dot products.
 const AT_ONCE: usize = 8;
-/// Columns that are gone over together: gradients of many rows stay in the L2 cache.
+/// Columns of a block, so that the gradients of many rows stay in the L2 cache.
 const ACROSS: usize = 2048;
 
 impl Linear {
@@ -49,9 +50,9 @@ impl Linear {
             Some(bias) => y.chunks_exact_mut(self.outputs).for_each(|row| row.copy_from_slice(bias)),
             None => y.fill(0.0),
         }
-        let out = Shared::new(y);
+        let out = DisjointSlice::new(y);
         let panels = self.outputs.div_ceil(panel_width());
-        // Stretches of a row as long as can be: where a thread's stretch ends, so does what is fetched ahead.
+        // Ranges of a row as long as possible: prefetching stops at the end of a thread's range.
         let parts = panels.min(threads());
         let arch = Arch::new();
         tasks(parts, |index| {
@@ -65,13 +66,13 @@ impl Linear {
         if dw.is_empty() {
             return;
         }
-        // Whole panels of gradients, the last filled up with zeros.
+        // Whole panels of gradients, the last padded with zeros.
         let pitch = self.outputs.next_multiple_of(panel_width());
         let mut padded = Buffer::zeros(elements([self.rows, pitch]));
         for (row, dy) in padded.chunks_exact_mut(pitch).zip(dy.chunks_exact(self.outputs)) {
             row[..self.outputs].copy_from_slice(dy);
         }
-        let out = Shared::new(dw);
+        let out = DisjointSlice::new(dw);
         let parts = self.inputs.div_ceil(14).min(8 * threads());
         let arch = Arch::new();
         tasks(parts, |index| {
@@ -86,7 +87,7 @@ impl Linear {
         if dy.is_empty() {
             return dx.fill(0.0);
         }
-        let out = Shared::new(dx);
+        let out = DisjointSlice::new(dx);
         let parts = self.inputs.div_ceil(DOTS).min(8 * threads());
         let arch = Arch::new();
         tasks(parts, |index| {
@@ -106,7 +107,7 @@ struct Columns<'a> {
     x: &'a [f32],
     w: &'a [f32],
     panels: Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for Columns<'_> {
@@ -163,7 +164,7 @@ impl Columns<'_> {
     fn ahead<S: Simd>(&self, depth: usize, first: usize) -> (*const f32, usize) {
         let Linear { rows, outputs, .. } = *self.job;
         if rows > 1 {
-            // Not only waiting for memory: nothing is gained.
+            // Not memory-bound: nothing is gained.
             return (self.w.as_ptr(), 0);
         }
         let [start, end] = [self.panels.start, self.panels.end].map(|panel| panel * WIDTH * S::F32_LANES);
@@ -200,21 +201,21 @@ fn columns<S: Simd, const M: usize, const N: usize>(
     } else {
         readable <= PACKED_DEPTH * stride
     });
-    // Goes on with the sums of the rows before, so that a result does not depend on how many are gone over together.
+    // Continues the accumulation of the rows before, so that a result does not depend on the block size.
     let mut before = [[simd.splat_f32s(0.0); N]; M];
     for n in 0..N {
         let column = first + n * lanes;
         if column < outputs {
             let count = lanes.min(outputs - column);
             for m in 0..M {
-                // SAFETY: the columns of the output are this task's alone.
+                // SAFETY: the columns of the output are accessed by this task only.
                 before[m][n] = unsafe { load_part(simd, task.out.at((row + m) * outputs + column, count), count) };
             }
         }
     }
     let mut tile: Tile<S, M, N> = before;
     // SAFETY: each row of `x` has `k` values from `depth` on, and the weights `k` rows of a whole panel; the columns
-    // of the output are this task's alone.
+    // of the output are accessed by this task only.
     unsafe {
         accumulate(simd, &mut tile, &left, weights, stride, k, task.ahead::<S>(depth, first));
         let sums = tile;
@@ -236,7 +237,7 @@ struct Outer<'a> {
     dy: &'a [f32],
     pitch: usize,
     inputs: Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for Outer<'_> {
@@ -276,7 +277,7 @@ fn outer<S: Simd, const M: usize, const N: usize>(
     check!(first + N * lanes <= task.pitch && input + M <= task.job.inputs);
     let mut tile: Tile<S, M, N> = [[simd.splat_f32s(0.0); N]; M];
     // SAFETY: each row of `x` has `M` values from `input` on, each of the gradients a whole panel from `first` on; the
-    // rows of the output are this task's alone.
+    // rows of the output are accessed by this task only.
     unsafe {
         accumulate_outer(simd, &mut tile, read, input, task.dy.as_ptr().wrapping_add(first), task.pitch);
         let sums = tile;
@@ -297,7 +298,7 @@ struct Dots<'a> {
     dy: &'a [f32],
     w: &'a [f32],
     inputs: Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for Dots<'_> {
@@ -342,7 +343,7 @@ impl WithSimd for Dots<'_> {
                         for r in 0..at_once {
                             let at = self.out.at((row + r) * inputs + input + d, 1);
                             let sum = simd.reduce_sum_f32s(totals[d][r]);
-                            // SAFETY: the columns of `dx` are this task's alone.
+                            // SAFETY: the columns of `dx` are accessed by this task only.
                             unsafe { at.write(if from == 0 { sum } else { *at + sum }) };
                         }
                     }

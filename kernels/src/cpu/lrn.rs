@@ -1,30 +1,31 @@
-//! Local response normalization: each channel is divided by a power of what its neighbors amount to.
+//! Local response normalization across channels.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::elements,
-    parallel::{Shared, part, tasks, threads},
+    buffer_pool::elements,
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{load, load_part, store_part},
 };
 
 /// `y = x / (k + alpha / size · Σ x²)^beta`, the sum over `size` channels around each, of which `size / 2` before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Lrn {
-    /// Channels of a sum.
+    /// The number of channels of a window.
     pub size: usize,
-    /// The sum's factor, times `size`.
+    /// The factor of the sum of squares, times `size`.
     pub alpha: f32,
-    /// The power.
+    /// The exponent.
     pub beta: f32,
     /// Added to the sum.
     pub k: f32,
 }
 
-/// Floats that are worth a task.
+/// The minimum number of floats of a task.
 const TASK: usize = 4096;
 
-/// Normalises `x` `[pixels, channels]` to `y`.
+/// Normalizes `x` `[pixels, channels]` to `y`.
 pub fn lrn(x: &[f32], channels: usize, job: &Lrn, y: &mut [f32]) {
     run(x, None, channels, job, y);
 }
@@ -45,31 +46,31 @@ fn run(x: &[f32], dy: Option<&[f32]>, channels: usize, lrn: &Lrn, out: &mut [f32
     assert_eq!(x.len(), pixels * channels);
     // Within `Padded`, so that nothing overflows.
     let _ = elements([PIXELS, channels.saturating_add(lrn.size).saturating_add(64)]);
-    let out = Shared::new(out);
+    let out = DisjointSlice::new(out);
     let parts = (x.len() / TASK).clamp(1, 4 * threads()).min(pixels);
     tasks(parts, |task| {
         let pixels = part(pixels, parts, task, 1);
         let range = pixels.start * channels..pixels.end * channels;
-        // SAFETY: each task has its own pixels.
+        // SAFETY: each task accesses its own pixels only.
         let out = unsafe { out.range(range.clone()) };
         Arch::new().dispatch(Pixels { x: &x[range.clone()], dy: dy.map(|dy| &dy[range]), channels, lrn, out });
     });
 }
 
-/// Some pixels of a map.
+/// A task: some pixels of a feature map.
 struct Pixels<'a> {
     x: &'a [f32],
-    /// For the gradient.
+    /// The scratch memory of the gradient.
     dy: Option<&'a [f32]>,
     channels: usize,
     lrn: &'a Lrn,
     out: &'a mut [f32],
 }
 
-/// Pixels done at once: what was written a moment ago as other vectors would be slow to read.
+/// Pixels computed at once, since reading back what was just stored with other vector bounds stalls (store forwarding).
 const PIXELS: usize = 8;
 
-/// The channels of some pixels, each between zeros, so that sums need not know where channels end.
+/// The channels of some pixels, padded with zeros on both sides, so that windows need no bounds.
 struct Padded {
     data: Vec<f32>,
     /// Floats from pixel to pixel.
@@ -79,7 +80,7 @@ struct Padded {
 }
 
 impl Padded {
-    /// For sums of `size` channels of which some lie `before` the one that the sum is for.
+    /// Allocates for windows of `size` channels, `before` of them before the center.
     fn new<S: Simd>(channels: usize, before: usize, size: usize) -> Self {
         let pitch = channels.next_multiple_of(S::F32_LANES) + size;
         Self { data: vec![0.0; PIXELS * pitch], pitch, before, size }
@@ -93,7 +94,7 @@ impl Padded {
         unsafe { store_part(simd, self.data[start..start + count].as_mut_ptr(), count, value) };
     }
 
-    /// The sums for a vector of channels.
+    /// Returns the window sums of a vector of channels.
     #[inline(always)]
     fn sum<S: Simd>(&self, simd: S, pixel: usize, channel: usize) -> S::f32s {
         let start = pixel * self.pitch + channel;
@@ -117,7 +118,7 @@ impl Pixels<'_> {
         }
         let lanes = (&raw mut value).cast::<f32>();
         for lane in 0..S::F32_LANES {
-            // SAFETY: a vector is as good as an array of its lanes.
+            // SAFETY: a vector has the layout of an array of its lanes.
             unsafe { lanes.add(lane).write(lanes.add(lane).read().powf(self.lrn.beta)) };
         }
         value
@@ -131,7 +132,7 @@ impl WithSimd for Pixels<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let size = self.lrn.size;
         let mut squares = Padded::new::<S>(self.channels, size / 2, size);
-        // A channel's gradient flows to it from those in whose sums it is: the window the other way round.
+        // A channel receives gradients from the channels whose windows contain it: the mirrored window.
         let mut flows = Padded::new::<S>(self.channels, (size - 1) / 2, size);
         for start in (0..self.x.len()).step_by(PIXELS * self.channels) {
             let pixels = PIXELS.min((self.x.len() - start) / self.channels);
@@ -158,7 +159,7 @@ fn read<S: Simd>(simd: S, from: &[f32], at: usize, count: usize) -> S::f32s {
 }
 
 impl Pixels<'_> {
-    /// Where a vector of channels lies of a pixel counted from `start`, and how many channels it has.
+    /// Returns the offset of a vector of channels of the pixel `start + …`, and its number of channels.
     #[inline(always)]
     fn vector<S: Simd>(&self, start: usize, pixel: usize, channel: usize) -> (usize, usize) {
         (start + pixel * self.channels + channel, S::F32_LANES.min(self.channels - channel))
@@ -170,7 +171,7 @@ impl Pixels<'_> {
         unsafe { store_part(simd, self.out[at..at + count].as_mut_ptr(), count, value) };
     }
 
-    /// What is raised to a power.
+    /// Returns the base of the power.
     #[inline(always)]
     fn base<S: Simd>(&self, simd: S, sum: S::f32s) -> S::f32s {
         let factor = simd.splat_f32s(self.lrn.alpha / self.lrn.size as f32);
@@ -237,7 +238,7 @@ mod tests {
         (0..x.len()).map(|channel| f64::from(lrn.k) + factor * sum(channel)).collect()
     }
 
-    /// One pixel.
+    /// Computes one pixel.
     fn plain(x: &[f64], lrn: &Lrn) -> Vec<f64> {
         x.iter().zip(bases(x, lrn)).map(|(x, base)| x / base.powf(lrn.beta.into())).collect()
     }
@@ -300,7 +301,7 @@ mod tests {
 
     #[test]
     fn zeros_beside_the_channels_do_not_reach_them() {
-        // Where k is 0, their base is 0 too.
+        // With k = 0 the base is 0 too.
         let lrn = Lrn { size: 3, alpha: 1.0, beta: 0.75, k: 0.0 };
         let mut dx = [f32::NAN; 5];
         lrn_backward(&[1.0; 5], &[1.0; 5], 5, &lrn, &mut dx);

@@ -1,10 +1,10 @@
-//! The arithmetic, on slices: it knows nothing of Burn. Maps have their channels last.
+//! The arithmetic on slices, independent of Burn. Feature maps are stored with their channels last (NHWC).
 //!
-//! SIMD values live in `#[inline(always)]` functions with plain loops: the closure of an iterator would be compiled
-//! without the processor's features.
+//! Functions with SIMD values are `#[inline(always)]` and use plain loops: an iterator's closure would be compiled without
+//! the target features.
 #![allow(clippy::needless_range_loop)]
 
-/// Asserts what the reads and writes of a kernel rely on, in builds with debug assertions or the feature `checked`.
+/// Asserts the bounds that raw reads and writes of a kernel rely on, in builds with debug assertions or the feature `checked`.
 macro_rules! check {
     ($($arguments:tt)*) => {
         if cfg!(any(debug_assertions, feature = "checked")) {
@@ -13,20 +13,21 @@ macro_rules! check {
     };
 }
 pub mod amx;
+pub mod bf16;
+pub mod buffer_pool;
+pub mod cat;
 pub mod conv;
-pub mod half;
-pub mod join;
+pub mod disjoint;
 pub mod linear;
 pub mod loss;
 pub mod lrn;
-pub mod memory;
 pub mod norm;
-pub mod parallel;
 pub mod pool;
 pub mod sgd;
 pub mod simd;
 #[cfg(test)]
 mod testing;
+pub mod thread_pool;
 pub mod tile;
 pub mod weight_gradient;
 pub mod winograd;

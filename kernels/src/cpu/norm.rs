@@ -1,5 +1,5 @@
-//! Batch normalization in the fewest passes: two reads and a write forward, the same backward, with the shortcut's sum
-//! and the ReLU in them.
+//! Batch normalization in two reads and one write of the feature map, forward and backward, fused with the residual sum and
+//! the ReLU.
 //!
 //! Paper: [Batch Normalization](https://arxiv.org/abs/1502.03167) (Ioffe & Szegedy, 2015).
 
@@ -8,24 +8,25 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::Buffer,
-    parallel::{Shared, part, tasks},
+    buffer_pool::Buffer,
+    disjoint::{DisjointSlice, part},
+    thread_pool::tasks,
     tile::{load_at, load_part, store_part},
 };
 
-/// Parts that sums over pixels are made of, whatever the number of threads: the same bits on every machine.
+/// The number of partial sums over pixels. It is independent of the number of threads, so that results are too.
 const PARTS: usize = 64;
-/// Bytes of rows summed in single precision before they are added up in double.
+/// Rows are summed in f32 over this many bytes, then accumulated in f64.
 const RUN: usize = 32 << 10;
 
-/// Which gradients a ReLU let through.
+/// Where the gradient of a ReLU is nonzero.
 #[derive(Clone, Copy)]
 pub enum Mask<'a> {
-    /// There was none.
+    /// Everywhere: there was no ReLU.
     None,
-    /// Where `x · scale + shift` was above zero.
+    /// Where `x · scale + shift > 0`.
     Input(&'a [f32], &'a [f32]),
-    /// Where this output was above zero.
+    /// Where this output is above zero.
     Output(&'a [f32]),
 }
 
@@ -84,12 +85,12 @@ pub fn raw_sums(x: &[f32], channels: usize) -> [Vec<f64>; 2] {
     [sums, squares]
 }
 
-/// Sums over the pixels of the gradient that the ReLU lets through, `Σ g`, and of `Σ g · (x − mean)`. With
+/// Returns `Σ g` and `Σ g · (x − mean)` over the pixels, where `g` is the gradient masked by the ReLU. With
 /// [`Mask::Output`] the gradient is masked in place.
 pub fn gradient_sums(x: &[f32], dy: &mut [f32], mask: Mask<'_>, mean: &[f32]) -> [Vec<f64>; 2] {
     assert_eq!(x.len(), dy.len(), "a gradient is as large as its value");
     let channels = mean.len();
-    let mut sums = sum(Sums { x, dy: Some(Shared::new(dy)), mask, centre: mean, channels });
+    let mut sums = sum(Sums { x, dy: Some(DisjointSlice::new(dy)), mask, centre: mean, channels });
     let products = sums.split_off(channels);
     [sums, products]
 }
@@ -98,7 +99,7 @@ pub fn gradient_sums(x: &[f32], dy: &mut [f32], mask: Mask<'_>, mean: &[f32]) ->
 #[derive(Clone, Copy)]
 struct Sums<'a> {
     x: &'a [f32],
-    dy: Option<Shared<'a, f32>>,
+    dy: Option<DisjointSlice<'a, f32>>,
     mask: Mask<'a>,
     centre: &'a [f32],
     channels: usize,
@@ -112,11 +113,11 @@ fn sum(job: Sums<'_>) -> Vec<f64> {
     job.mask.check(job.x.len(), job.channels);
     let parts = PARTS.min(pixels.div_ceil(8)).max(1);
     let mut partial = vec![0f64; parts * 2 * job.channels];
-    let out = Shared::new(&mut partial);
+    let out = DisjointSlice::new(&mut partial);
     let arch = Arch::new();
     tasks(parts, |index| {
         let width = 2 * job.channels;
-        // SAFETY: each task has its own sums.
+        // SAFETY: each task writes its own sums only.
         let out = unsafe { out.range(index * width..(index + 1) * width) };
         arch.dispatch(SumTask { job, pixels: part(pixels, parts, index, 1), out });
     });
@@ -214,38 +215,38 @@ impl WithSimd for SumTask<'_> {
     }
 }
 
-/// What is done to each value.
+/// An elementwise pass.
 #[derive(Clone, Copy)]
 pub enum Pass<'a> {
-    /// `y = x · scale + shift`, with a residual added and a ReLU taken where wanted.
+    /// `y = x · scale + shift`, with an optional residual and ReLU.
     Forward {
-        /// Of each channel.
+        /// Per channel.
         scale: &'a [f32],
-        /// Of each channel.
+        /// Per channel.
         shift: &'a [f32],
-        /// Laid out as `x`.
+        /// In the layout of `x`.
         residual: Option<&'a [f32]>,
-        /// Negative values become zero.
+        /// Whether ReLU is applied last.
         relu: bool,
     },
-    /// `dx = by_gradient · g + by_input · (x − mean) + constant`, `g` being the gradient that the mask lets through.
+    /// `dx = by_gradient · g + by_input · (x − mean) + constant`, where `g` is the masked gradient.
     Backward {
-        /// Gradient of the output.
+        /// The gradient of the output.
         dy: &'a [f32],
-        /// What the ReLU let through.
+        /// The mask of the ReLU.
         mask: Mask<'a>,
-        /// Of each channel.
+        /// Per channel.
         mean: &'a [f32],
-        /// Factor of the gradient, of each channel.
+        /// The factor of the gradient, per channel.
         by_gradient: &'a [f32],
-        /// Factor of the input, of each channel.
+        /// The factor of the input, per channel.
         by_input: &'a [f32],
-        /// Of each channel.
+        /// Per channel.
         constant: &'a [f32],
     },
     /// `dx = dy` where the output is above zero, otherwise 0; `x` is the output.
     Relu {
-        /// Gradient of the output.
+        /// The gradient of the output.
         dy: &'a [f32],
     },
 }
@@ -270,18 +271,18 @@ impl Pass<'_> {
     }
 }
 
-/// Goes over `[pixels, channels]` once.
+/// Applies a pass to `[pixels, channels]`.
 ///
 /// # Panics
 ///
-/// If a slice does not have the length that the sizes tell.
+/// If the length of a slice does not match the sizes.
 pub fn pass(x: &[f32], channels: usize, pass: Pass<'_>) -> Buffer {
     let mut out = Buffer::new(x.len());
     pass.check(x.len(), channels);
     if x.is_empty() {
         return out;
     }
-    let shared = Shared::new(&mut out);
+    let shared = DisjointSlice::new(&mut out);
     let pixels = pixels_of(x.len(), channels);
     let rows = ((128 << 10) / (channels * size_of::<f32>())).max(1);
     let parts = pixels.div_ceil(rows);
@@ -297,7 +298,7 @@ struct PassTask<'a> {
     channels: usize,
     pass: Pass<'a>,
     pixels: Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for PassTask<'_> {

@@ -1,4 +1,4 @@
-//! Pooling. Gradients are gathered: each element is the sum over the windows that it lies in, always in the same order.
+//! Pooling. Gradients are gathered: each element sums over the windows that contain it, always in the same order.
 
 use std::ops::Range;
 
@@ -6,27 +6,28 @@ use ::half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::elements,
-    parallel::{Shared, part, tasks, threads},
+    buffer_pool::elements,
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{load_at, store_part},
 };
 
-/// Windows over maps `[n, h, w, channels]`. What of a window lies outside the input is left out.
+/// Windows over feature maps `[n, h, w, channels]`. The part of a window outside the input is ignored.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// Images.
+    /// The number of images.
     pub n: usize,
-    /// Channels of both maps.
+    /// The number of channels.
     pub channels: usize,
-    /// `[h, w]` of what is pooled.
+    /// The input size `[h, w]`.
     pub input: [usize; 2],
-    /// `[h, w]` of the pooled.
+    /// The output size `[h, w]`.
     pub output: [usize; 2],
-    /// `[h, w]` of a window.
+    /// The window size `[h, w]`.
     pub kernel: [usize; 2],
-    /// Steps from window to window.
+    /// The stride `[h, w]`.
     pub stride: [usize; 2],
-    /// How far the first window hangs over the map's edge, `[top, left]`.
+    /// The padding before the input, `[top, left]`.
     pub padding: [usize; 2],
 }
 
@@ -44,7 +45,7 @@ impl Window {
         Maps { n: self.n, channels: self.channels, axes }
     }
 
-    /// The maps, and the factors of each window's rows and columns in an average.
+    /// Returns the axes, and the factors of each window's rows and columns in an average.
     fn averages(&self, count_include_pad: bool) -> (Maps, [Vec<f32>; 2]) {
         let maps = self.maps();
         if !count_include_pad {
@@ -59,7 +60,7 @@ impl Window {
         (maps, factors)
     }
 
-    /// Which element of the output's window, counted along its rows, the input's pixel is.
+    /// Returns the index of the input pixel in the window of the output, in row-major order.
     #[inline(always)]
     fn place(&self, input: [usize; 2], output: [usize; 2]) -> u32 {
         let [down, right] = [0, 1].map(|axis| input[axis] + self.padding[axis] - output[axis] * self.stride[axis]);
@@ -67,11 +68,11 @@ impl Window {
     }
 }
 
-/// How an axis of a map and the same axis of its pooled map meet.
+/// The correspondence between an axis of the input and the same axis of the output.
 struct Axis {
-    /// For each output, the inputs in its window.
+    /// The input range of each output's window.
     windows: Vec<Range<usize>>,
-    /// For each input, the outputs whose windows it lies in.
+    /// The range of outputs whose windows contain each input.
     outputs: Vec<Range<usize>>,
 }
 
@@ -86,7 +87,7 @@ impl Axis {
     }
 }
 
-/// A map and its pooled map.
+/// The correspondence between an input feature map and its pooled output.
 struct Maps {
     n: usize,
     channels: usize,
@@ -94,7 +95,7 @@ struct Maps {
 }
 
 impl Maps {
-    /// PyTorch's adaptive windows, as even as can be.
+    /// The windows of PyTorch's adaptive pooling.
     fn adaptive(n: usize, channels: usize, input: [usize; 2], output: [usize; 2]) -> Self {
         let axes = [0, 1].map(|axis| {
             let (from, to) = (input[axis], output[axis]);
@@ -103,7 +104,7 @@ impl Maps {
         Self { n, channels, axes }
     }
 
-    /// For averages over what of a window lies in the map: the factors of each window's rows and columns.
+    /// Returns the factors of each window's rows and columns for an average without padding.
     fn factors(&self) -> [Vec<f32>; 2] {
         [0, 1].map(|axis| self.axes[axis].windows.iter().map(|window| 1.0 / window.len() as f32).collect())
     }
@@ -116,64 +117,64 @@ impl Maps {
         [0, 1].map(|axis| self.axes[axis].windows.len())
     }
 
-    /// Floats of maps of this size.
+    /// Returns the number of floats of feature maps of this size.
     fn len(&self, [height, width]: [usize; 2]) -> usize {
         elements([self.n, height, width, self.channels])
     }
 
-    /// Where a channel of a pixel of the input lies.
+    /// Returns the offset of a channel of an input pixel.
     #[inline(always)]
     fn input_at(&self, image: usize, [down, right]: [usize; 2], channel: usize) -> usize {
         ((image * self.axes[0].outputs.len() + down) * self.axes[1].outputs.len() + right) * self.channels + channel
     }
 
-    /// Where a channel of a pixel of the output lies.
+    /// Returns the offset of a channel of an output pixel.
     #[inline(always)]
     fn output_at(&self, image: usize, [down, right]: [usize; 2], channel: usize) -> usize {
         ((image * self.axes[0].windows.len() + down) * self.axes[1].windows.len() + right) * self.channels + channel
     }
 }
 
-/// The largest of each window; NaN is larger than any number.
+/// Max pooling; NaN propagates.
 pub fn max_pool(x: &[f32], window: &Window, y: &mut [f32]) {
     let maps = window.maps();
     check_lengths(&maps, x, y);
-    let max = Max::<false> { x, window, maps: &maps, y: Shared::new(y), places: Shared::new(&mut []) };
+    let max = Max::<false> { x, window, maps: &maps, y: DisjointSlice::new(y), places: DisjointSlice::new(&mut []) };
     run(&max, &maps, maps.output());
 }
 
-/// The largest of each window, of bf16 values.
+/// Max pooling of bf16 values.
 pub fn max_pool_of_halves(x: &[bf16], window: &Window, y: &mut [bf16]) {
     let maps = window.maps();
     assert_eq!(x.len(), maps.len(maps.input()), "not the input's size");
     assert_eq!(y.len(), maps.len(maps.output()), "not the output's size");
-    run(&MaxOfHalves { x, maps: &maps, y: Shared::new(y) }, &maps, maps.output());
+    run(&MaxOfHalves { x, maps: &maps, y: DisjointSlice::new(y) }, &maps, maps.output());
 }
 
-/// The largest of each window, and which element of the window (counted along its rows) it was: the first of equals,
-/// but the last NaN, as in PyTorch.
+/// Max pooling with the index of each maximum in its window, in row-major order: the first of equal values, but the
+/// last NaN, as in PyTorch.
 ///
 /// # Panics
 /// If windows have more than 256 elements.
-pub fn max_pool_with_places(x: &[f32], window: &Window, y: &mut [f32], places: &mut [u8]) {
+pub fn max_pool_with_indices(x: &[f32], window: &Window, y: &mut [f32], places: &mut [u8]) {
     let maps = window.maps();
     check_lengths(&maps, x, y);
     assert_eq!(places.len(), y.len());
     assert!(window.kernel[0] * window.kernel[1] <= 256, "places do not fit bytes: {window:?}");
-    let max = Max::<true> { x, window, maps: &maps, y: Shared::new(y), places: Shared::new(places) };
+    let max = Max::<true> { x, window, maps: &maps, y: DisjointSlice::new(y), places: DisjointSlice::new(places) };
     run(&max, &maps, maps.output());
 }
 
-/// The gradient of [`max_pool_with_places`]: writes all of `dx`.
+/// The gradient of [`max_pool_with_indices`]: writes all of `dx`.
 pub fn max_pool_backward(dy: &[f32], places: &[u8], window: &Window, dx: &mut [f32]) {
     let maps = window.maps();
     check_lengths(&maps, dx, dy);
     assert_eq!(places.len(), dy.len());
-    let gather = MaxBackward { dy, places, window, maps: &maps, dx: Shared::new(dx) };
+    let gather = MaxBackward { dy, places, window, maps: &maps, dx: DisjointSlice::new(dx) };
     run(&gather, &maps, maps.input());
 }
 
-/// The average of each window. With `count_include_pad` it counts padding, as wide after a map as before it, as zeros.
+/// Average pooling. `count_include_pad` counts the padding, as wide after the input as before it, as zeros.
 pub fn avg_pool(x: &[f32], window: &Window, count_include_pad: bool, y: &mut [f32]) {
     let (maps, factors) = window.averages(count_include_pad);
     average(x, &maps, &factors, y);
@@ -185,7 +186,7 @@ pub fn avg_pool_backward(dy: &[f32], window: &Window, count_include_pad: bool, d
     average_backward(dy, &maps, &factors, dx);
 }
 
-/// Averages maps of size `input` to size `output`, over windows as even as can be.
+/// Adaptive average pooling from size `input` to size `output`.
 pub fn adaptive_avg_pool(x: &[f32], n: usize, channels: usize, input: [usize; 2], output: [usize; 2], y: &mut [f32]) {
     let maps = Maps::adaptive(n, channels, input, output);
     average(x, &maps, &maps.factors(), y);
@@ -206,12 +207,12 @@ pub fn adaptive_avg_pool_backward(
 
 fn average(x: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], y: &mut [f32]) {
     check_lengths(maps, x, y);
-    run(&Average { x, maps, factors, y: Shared::new(y) }, maps, maps.output());
+    run(&Average { x, maps, factors, y: DisjointSlice::new(y) }, maps, maps.output());
 }
 
 fn average_backward(dy: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], dx: &mut [f32]) {
     check_lengths(maps, dx, dy);
-    run(&AverageBackward { dy, maps, factors, dx: Shared::new(dx) }, maps, maps.input());
+    run(&AverageBackward { dy, maps, factors, dx: DisjointSlice::new(dx) }, maps, maps.input());
 }
 
 fn check_lengths(maps: &Maps, input: &[f32], output: &[f32]) {
@@ -219,12 +220,12 @@ fn check_lengths(maps: &Maps, input: &[f32], output: &[f32]) {
     assert_eq!(output.len(), maps.len(maps.output()), "not the output's size");
 }
 
-/// A way to compute each pixel of a map by itself.
+/// Computes each pixel of a feature map independently.
 trait Pixel: Sync {
     /// Computes `N` vectors of a pixel from `channel` on, each of `count` channels: fewer than lanes only if `N` is 1.
     ///
     /// # Safety
-    /// The pixel must have these channels, and no one else may touch them.
+    /// The pixel must have these channels, and no other task may access them.
     unsafe fn compute<S: Simd, const N: usize>(
         &self,
         simd: S,
@@ -235,14 +236,15 @@ trait Pixel: Sync {
     );
 }
 
-/// Vectors computed at once: sums of a row of the window wait for one another, those of channels do not.
+/// The number of vectors computed at once. Additions along a window depend on each other, those of different channels
+/// do not.
 const VECTORS: usize = 4;
-/// Channels are shared among tasks in units of a cache line.
+/// Channels are split among tasks in units of a cache line.
 const LINE: usize = 16;
-/// Floats that are worth a task.
+/// The minimum number of floats of a task.
 const TASK: usize = 4096;
 
-/// Computes all pixels of the map of this `size`.
+/// Computes all pixels of a feature map of this `size`.
 fn run<P: Pixel>(pixel: &P, maps: &Maps, size: [usize; 2]) {
     let pixels = maps.n * size[0] * size[1];
     if pixels * maps.channels == 0 {
@@ -262,7 +264,7 @@ fn run<P: Pixel>(pixel: &P, maps: &Maps, size: [usize; 2]) {
     });
 }
 
-/// Some channels of some pixels.
+/// A task: some channels of some pixels.
 struct Part<'a, P> {
     pixel: &'a P,
     size: [usize; 2],
@@ -282,7 +284,7 @@ impl<P: Pixel> WithSimd for Part<'_, P> {
         let (mut image, mut down, mut right) = (first / (height * width), first / width % height, first % width);
         for _ in self.pixels {
             let pixel = [down, right];
-            // SAFETY: the channels are the map's, and each is in one part alone.
+            // SAFETY: the feature map has these channels, and the parts of tasks are disjoint.
             unsafe {
                 if end - start < lanes {
                     self.pixel.compute::<S, 1>(simd, image, pixel, start, end - start);
@@ -310,7 +312,7 @@ impl<P: Pixel> WithSimd for Part<'_, P> {
     }
 }
 
-/// Reads at most `S::F32_LANES` bytes as a vector of integers, the rest of it zero.
+/// Loads at most `S::F32_LANES` bytes as a vector of integers, padded with zeros.
 #[inline(always)]
 fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::u32s {
     let mut wide = simd.splat_u32s(0);
@@ -323,7 +325,7 @@ fn widen<S: Simd>(simd: S, bytes: &[u8]) -> S::u32s {
     wide
 }
 
-/// Writes the lowest bytes of a vector's first `count` integers.
+/// Stores the lowest bytes of a vector's first `count` integers.
 ///
 /// # Safety
 /// `to` must be good for writing `count` bytes.
@@ -340,8 +342,8 @@ struct Max<'a, const PLACES: bool> {
     x: &'a [f32],
     window: &'a Window,
     maps: &'a Maps,
-    y: Shared<'a, f32>,
-    places: Shared<'a, u8>,
+    y: DisjointSlice<'a, f32>,
+    places: DisjointSlice<'a, u8>,
 }
 
 impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
@@ -356,7 +358,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
     ) {
         let lanes = S::F32_LANES;
         let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
-        // The first element is taken, whatever it is: what it starts from is nothing that it could lose to.
+        // The first element always replaces the initial value.
         let mut most = [simd.splat_f32s(f32::NEG_INFINITY); N];
         let mut places = [simd.splat_u32s(self.window.place([rows.start, columns.start], pixel)); N];
         for down in rows {
@@ -364,7 +366,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
                 let at = self.maps.input_at(image, [down, right], channel);
                 let place = simd.splat_u32s(self.window.place([down, right], pixel));
                 for n in 0..N {
-                    // SAFETY: the window's inputs lie in the map.
+                    // SAFETY: the window is clipped to the input.
                     let x = unsafe { load_at(simd, self.x, at + n * lanes, count) };
                     let nan = simd.not_m32s(simd.equal_f32s(x, x));
                     let larger = simd.or_m32s(simd.greater_than_f32s(x, most[n]), nan);
@@ -377,7 +379,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
         }
         let at = self.maps.output_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the output has these channels of this pixel, and they are this task's alone.
+            // SAFETY: the output has these channels of this pixel, and no other task accesses them.
             unsafe {
                 store_part(simd, self.y.at(at + n * lanes, count), count, most[n]);
                 if PLACES {
@@ -391,7 +393,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
 struct MaxOfHalves<'a> {
     x: &'a [bf16],
     maps: &'a Maps,
-    y: Shared<'a, bf16>,
+    y: DisjointSlice<'a, bf16>,
 }
 
 impl Pixel for MaxOfHalves<'_> {
@@ -408,7 +410,7 @@ impl Pixel for MaxOfHalves<'_> {
         let end = channel + N * count;
         let mut first = channel;
         while first < end {
-            // SAFETY: the channels from `first` to `end` are this task's alone.
+            // SAFETY: the channels from `first` to `end` are accessed by this task only.
             unsafe {
                 if first + 2 * LINE <= end {
                     self.block::<{ 2 * LINE }>(image, pixel, first, [rows.clone(), columns.clone()]);
@@ -426,10 +428,10 @@ impl Pixel for MaxOfHalves<'_> {
 }
 
 impl MaxOfHalves<'_> {
-    /// `COUNT` channels from `first` on: a plain loop, which the compiler makes vectors of.
+    /// Computes `COUNT` channels from `first` on, in a loop that the compiler vectorizes.
     ///
     /// # Safety
-    /// No one else may touch them.
+    /// No other task may access them.
     #[inline(always)]
     unsafe fn block<const COUNT: usize>(
         &self,
@@ -450,10 +452,10 @@ impl MaxOfHalves<'_> {
             }
         }
         let at = self.maps.output_at(image, pixel, first);
-        // SAFETY: the `COUNT` channels are this task's alone.
+        // SAFETY: the `COUNT` channels are accessed by this task only.
         let y = unsafe { self.y.range(at..at + COUNT) };
         for i in 0..COUNT {
-            // The same turns it back.
+            // The mapping is its own inverse.
             y[i] = bf16::from_bits((most[i] ^ (most[i] >> 15 & 0x7fff)) as u16);
         }
     }
@@ -471,7 +473,7 @@ struct MaxBackward<'a> {
     places: &'a [u8],
     window: &'a Window,
     maps: &'a Maps,
-    dx: Shared<'a, f32>,
+    dx: DisjointSlice<'a, f32>,
 }
 
 impl Pixel for MaxBackward<'_> {
@@ -493,7 +495,7 @@ impl Pixel for MaxBackward<'_> {
                 let at = self.maps.output_at(image, [down, right], channel);
                 let place = simd.splat_u32s(self.window.place(pixel, [down, right]));
                 for n in 0..N {
-                    // SAFETY: the outputs lie in the map, and there are as many places.
+                    // SAFETY: the outputs are inside the output map, which has as many indices.
                     let (dy, places) = unsafe {
                         (
                             load_at(simd, self.dy, at + n * lanes, count),
@@ -507,7 +509,7 @@ impl Pixel for MaxBackward<'_> {
         }
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the input has these channels of this pixel, and they are this task's alone.
+            // SAFETY: the input has these channels of this pixel, and no other task accesses them.
             unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }
@@ -517,7 +519,7 @@ struct Average<'a> {
     x: &'a [f32],
     maps: &'a Maps,
     factors: &'a [Vec<f32>; 2],
-    y: Shared<'a, f32>,
+    y: DisjointSlice<'a, f32>,
 }
 
 impl Pixel for Average<'_> {
@@ -534,12 +536,12 @@ impl Pixel for Average<'_> {
         let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
         let mut sums = [simd.splat_f32s(0.0); N];
         for down in rows {
-            // A sum of sums is the more accurate where windows are large.
+            // Summing rows first is more accurate for large windows.
             let mut row = [simd.splat_f32s(0.0); N];
             for right in columns.clone() {
                 let at = self.maps.input_at(image, [down, right], channel);
                 for n in 0..N {
-                    // SAFETY: the window's inputs lie in the map.
+                    // SAFETY: the window is clipped to the input.
                     let x = unsafe { load_at(simd, self.x, at + n * lanes, count) };
                     row[n] = simd.add_f32s(row[n], x);
                 }
@@ -551,7 +553,7 @@ impl Pixel for Average<'_> {
         let factor = simd.splat_f32s(self.factors[0][pixel[0]] * self.factors[1][pixel[1]]);
         let at = self.maps.output_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the output has these channels of this pixel, and they are this task's alone.
+            // SAFETY: the output has these channels of this pixel, and no other task accesses them.
             unsafe { store_part(simd, self.y.at(at + n * lanes, count), count, simd.mul_f32s(factor, sums[n])) };
         }
     }
@@ -561,7 +563,7 @@ struct AverageBackward<'a> {
     dy: &'a [f32],
     maps: &'a Maps,
     factors: &'a [Vec<f32>; 2],
-    dx: Shared<'a, f32>,
+    dx: DisjointSlice<'a, f32>,
 }
 
 impl Pixel for AverageBackward<'_> {
@@ -582,7 +584,7 @@ impl Pixel for AverageBackward<'_> {
                 let at = self.maps.output_at(image, [down, right], channel);
                 let factor = simd.splat_f32s(self.factors[0][down] * self.factors[1][right]);
                 for n in 0..N {
-                    // SAFETY: the outputs lie in the map.
+                    // SAFETY: the outputs are inside the output map.
                     let dy = unsafe { load_at(simd, self.dy, at + n * lanes, count) };
                     sums[n] = simd.mul_add_e_f32s(factor, dy, sums[n]);
                 }
@@ -590,7 +592,7 @@ impl Pixel for AverageBackward<'_> {
         }
         let at = self.maps.input_at(image, pixel, channel);
         for n in 0..N {
-            // SAFETY: the input has these channels of this pixel, and they are this task's alone.
+            // SAFETY: the input has these channels of this pixel, and no other task accesses them.
             unsafe { store_part(simd, self.dx.at(at + n * lanes, count), count, sums[n]) };
         }
     }
@@ -676,7 +678,7 @@ mod tests {
             max_pool(&x, &window, &mut y);
             assert_eq!(y, expected, "{window:?}");
             y.fill(f32::NAN);
-            max_pool_with_places(&x, &window, &mut y, &mut places);
+            max_pool_with_indices(&x, &window, &mut y, &mut places);
             assert_eq!(y, expected, "{window:?}");
             assert!(places.iter().zip(&from).all(|(&place, from)| usize::from(place) == from.1), "{window:?}");
 
@@ -718,7 +720,7 @@ mod tests {
         let (low, nan) = (f32::NEG_INFINITY, f32::NAN);
         let x = [1.0, nan, 7.0, nan, 3.0, nan, low, low, low];
         let (mut y, mut places) = ([0.0; 3], [9; 3]);
-        max_pool_with_places(&x, &window, &mut y, &mut places);
+        max_pool_with_indices(&x, &window, &mut y, &mut places);
         assert!(y[0].is_nan() && y[1].is_nan() && y[2] == low, "{y:?}");
         assert_eq!(places, [1, 2, 0]);
     }
@@ -811,7 +813,7 @@ mod tests {
             let (mut mean, mut avg, mut avg_dx) = (vec![0.0; 2 * 83], vec![0.0; output], vec![0.0; input]);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                max_pool_with_places(&x, &window, &mut y, &mut places);
+                max_pool_with_indices(&x, &window, &mut y, &mut places);
                 max_pool_backward(&dy, &places, &window, &mut max_dx);
                 avg_pool(&x, &window, true, &mut avg);
                 avg_pool_backward(&dy, &window, true, &mut avg_dx);

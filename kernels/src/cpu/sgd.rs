@@ -2,38 +2,41 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::parallel::{Shared, part, tasks};
+use super::{
+    disjoint::{DisjointSlice, part},
+    thread_pool::tasks,
+};
 
-/// How a step is made; as PyTorch's and Burn's `SGD` have it.
+/// The options of a step, as in PyTorch's and Burn's `SGD`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
-    /// Learning rate.
+    /// The learning rate.
     pub learning_rate: f32,
-    /// What is left of the velocity after a step; 0 for none.
+    /// The momentum, 0 for none.
     pub momentum: f32,
-    /// What of a gradient does not go into the velocity.
+    /// The dampening of the gradient in the velocity.
     pub dampening: f32,
-    /// Whether the gradient counts beside the velocity that it goes into.
+    /// Whether the momentum is Nesterov's.
     pub nesterov: bool,
-    /// The parameter's share in its gradient.
+    /// The weight decay (L2 penalty).
     pub weight_decay: f32,
 }
 
-/// Floats of a task.
+/// The number of floats of a task.
 const CHUNK: usize = 1 << 16;
 
-/// Steps in place. `started` says that the velocity is one: the first step's is the gradient. In the order of Burn's
-/// operations, without fused ones: the same bits.
+/// Steps in place. `started` is false in the first step, whose velocity is the gradient. The order of operations is Burn's,
+/// without fused multiply-add, so that results are bit-identical.
 pub fn step(sgd: Sgd, param: &mut [f32], gradient: &[f32], velocity: &mut [f32], started: bool) {
     assert_eq!([param.len(), velocity.len()], [gradient.len(); 2], "a step's slices are as long as its parameters");
     let len = param.len();
-    let [param, velocity] = [Shared::new(param), Shared::new(velocity)];
+    let [param, velocity] = [DisjointSlice::new(param), DisjointSlice::new(velocity)];
     let parts = len.div_ceil(CHUNK);
     let arch = Arch::new();
     tasks(parts, |index| {
         let range = part(len, parts, index, 16);
         let gradient = &gradient[range.clone()];
-        // SAFETY: each task has its own part.
+        // SAFETY: each task accesses its own part only.
         let [param, velocity] = unsafe { [param.range(range.clone()), velocity.range(range)] };
         arch.dispatch(Task { sgd, param, gradient, velocity, started });
     });

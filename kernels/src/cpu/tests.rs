@@ -3,8 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{
+    bf16,
     conv::{Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps},
-    half,
     linear::Linear,
     loss, lrn,
     norm::{self, Mask, Pass},
@@ -188,7 +188,7 @@ fn winograd_equals_the_plain_sums() {
 /// Products of bf16 values without AMX, on processors that have it as well.
 #[test]
 fn bf16_dot_products_equal_the_exact_sums() {
-    if !half::is_available() {
+    if !bf16::is_available() {
         return eprintln!("skipped: this processor has no AVX512-BF16");
     }
     let mut random = Random::new(13);
@@ -203,7 +203,7 @@ fn bf16_dot_products_equal_the_exact_sums() {
             x: Map { data: &x, size: [pixels, 1], pitch: inputs, offset: 0 },
             stride: [1, 1],
             taps: &[Tap { down: 0, right: 0, index: 0 }],
-            weights: &half::Packed::new(&Packed::new(&w, order)),
+            weights: &bf16::Packed::new(&Packed::new(&w, order)),
             lattice: Lattice::all([pixels, 1]),
             out_pitch: outputs,
             out_offset: 0,

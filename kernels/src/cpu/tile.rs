@@ -1,29 +1,47 @@
-//! The register tiles that all matrix products here are made of.
+//! The register tile: the microkernel of every GEMM here.
 //!
-//! A tile holds `M × N` vectors of sums in registers. Written once over [`pulp::Simd`], it becomes AVX-512, AVX2, NEON
-//! or plain code when the program runs; sizes follow the number of registers.
+//! A tile keeps `M × N` vectors of accumulators in registers. For each `k` it loads one row of a weight panel (`N` vectors)
+//! and broadcasts one value of each of `M` rows of the left operand:
+//!
+//! ```text
+//!                          panel of packed weights, [k][N · lanes]
+//!                                   ┌─ N = 2 vectors ─┐
+//!                              k = 0│ w w w w│ w w w w│   one row per k is loaded
+//!                                  1│ w w w w│ w w w w│
+//!                                  ⋮│        │        │
+//!                                   └────────┴────────┘
+//!   left operand, M rows            ┌────────┬────────┐
+//!   row 0  x x x x …  ─broadcast─▶  │ acc    │ acc    │   M × N accumulators:
+//!   row 1  x x x x …  ─broadcast─▶  │ acc    │ acc    │   14 × 2 of 32 registers (AVX-512, NEON),
+//!     ⋮                             │        │        │    6 × 2 of 16 registers (AVX2)
+//!   row M  x x x x …  ─broadcast─▶  │ acc    │ acc    │
+//!                                   └────────┴────────┘
+//! ```
+//!
+//! The remaining registers hold the row of weights and the broadcast value. The code is written once over
+//! [`pulp::Simd`], which selects AVX-512, AVX2, NEON or scalar code at run time.
 
 use pulp::Simd;
 
-/// Vectors across a tile. A panel of packed weights is as wide: `WIDTH · lanes` channels.
+/// The width of a tile in vectors. A panel of packed weights is as wide: `WIDTH · lanes` channels.
 pub const WIDTH: usize = 2;
 
-/// The most rows of a tile: as many as leave registers for a row of weights and a broadcast value.
+/// Returns the largest number of rows of a tile that leaves registers for a row of weights and a broadcast value.
 #[inline(always)]
 pub fn rows<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 14 } else { 6 }
 }
 
-/// How many rows each of the fewest tiles has that cover `count` rows evenly.
+/// Returns the rows per tile when the fewest tiles of at most `most` rows cover `count` rows evenly.
 #[inline(always)]
 pub fn even_rows(count: usize, most: usize) -> usize {
     count.div_ceil(count.div_ceil(most).max(1)).max(1)
 }
 
-/// Sums of a tile.
+/// The accumulators of a tile.
 pub type Tile<S, const M: usize, const N: usize> = [[<S as Simd>::f32s; N]; M];
 
-/// `count` floats as a vector, without alignment.
+/// Loads a vector, without alignment.
 ///
 /// # Safety
 /// `from` must be good for reading `S::F32_LANES` floats.
@@ -83,24 +101,24 @@ pub unsafe fn load_at<S: Simd>(simd: S, slice: &[f32], at: usize, count: usize) 
     unsafe { load_part(simd, slice.as_ptr().wrapping_add(at), count) }
 }
 
-/// Asks for the cache lines of `count` floats that will be written: they are there when the sums are.
+/// Prefetches the cache lines of `count` floats for writing.
 #[inline(always)]
 pub fn prefetch_for_writing(at: *const f32, count: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     for line in (0..count).step_by(16) {
-        // SAFETY: a hint reads nothing.
+        // SAFETY: a prefetch is a hint and accesses no memory, so any address is allowed.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.wrapping_add(line).cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = (at, count);
 }
 
-/// The same for reading.
+/// Prefetches the cache lines of `count` floats for reading.
 #[inline(always)]
 pub fn prefetch(at: *const f32, count: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     for line in (0..count).step_by(16) {
-        // SAFETY: a hint reads nothing.
+        // SAFETY: a prefetch is a hint and accesses no memory, so any address is allowed.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.wrapping_add(line).cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]

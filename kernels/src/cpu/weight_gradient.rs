@@ -1,11 +1,12 @@
-//! The weight gradient of a convolution: for each tap one product over all pixels, `Σ_p x[p + tap]ᵀ · dy[p]`.
+//! The weight gradient of a convolution: for each tap one GEMM over all pixels, `Σ_p x[p + tap]ᵀ · dy[p]`.
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
+    buffer_pool::{Buffer, elements},
     conv::{Map, Tap, WeightOrder, aliases, gathered_pitch, panel_width},
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks, threads},
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{Tile, WIDTH, accumulate_outer, even_rows, load, rows, store, with_tile},
 };
 
@@ -19,7 +20,7 @@ pub struct WeightGradient<'a> {
     pub k: usize,
     /// Steps in `x` between pixels of the output.
     pub stride: [usize; 2],
-    /// Where the kernel looks.
+    /// The positions of the kernel.
     pub taps: &'a [Tap],
     /// Gradient of the output.
     pub dy: Map<'a>,
@@ -27,21 +28,21 @@ pub struct WeightGradient<'a> {
     pub channels: usize,
 }
 
-/// Pixels of a packed panel of `dy`: it stays in a core's L1 cache.
+/// Pixels of a packed panel of `dy`, so that it stays in the L1 cache.
 const PIXELS: usize = 128;
 
-/// Sums (bytes) of a task that goes over all channels of some pixels: they stay in a core's L2 cache.
+/// Bytes of the accumulators of a task over all channels of some pixels, so that they stay in the L2 cache.
 const OWN: usize = 256 << 10;
-/// Pixels that are worth sums of their own.
+/// The minimum number of pixels of a partial sum.
 const PART: usize = 1568;
 
 impl WeightGradient<'_> {
-    /// Computes into `out`, in the given order. What is summed in which order depends on the shapes alone, not on the
+    /// Computes into `out`, in the given weight order. The order of summation depends on the shapes alone, not on the
     /// number of threads.
     ///
     /// # Panics
     ///
-    /// If a slice does not have the length that the sizes tell, or the order has other sizes.
+    /// If the length of a slice, or the weight order, does not match the sizes.
     pub fn run(&self, order: WeightOrder, out: &mut [f32]) {
         self.x.check(self.n, self.k, self.taps, self.stride, self.dy.size);
         let [height, width] = self.dy.size;
@@ -61,8 +62,8 @@ impl WeightGradient<'_> {
         let zeros = vec![0.0; self.k];
         let arch = Arch::new();
 
-        // Few weights and many pixels: each task takes all weights for some of the pixels. Otherwise some of the
-        // weights for all pixels, in as few tasks as keep all threads busy, since each packs its panel anew.
+        // Few weights and many pixels: a task computes all weights over some of the pixels. Otherwise some of the weights
+        // over all pixels, in as few tasks as keep all threads busy, since each task packs its panel.
         let pixel_parts = if floats * size_of::<f32>() <= OWN { (pixels / PART).clamp(1, 16) } else { 1 };
         let k_parts = match panels {
             _ if pixel_parts > 1 => 1,
@@ -70,7 +71,7 @@ impl WeightGradient<'_> {
             panels => (3 * threads()).div_ceil(panels).min(self.k.div_ceil(8)),
         };
         let mut sums = Buffer::zeros(elements([pixel_parts, floats])); // [part][panel][tap][k][width]
-        let shared = Shared::new(&mut sums);
+        let shared = DisjointSlice::new(&mut sums);
         let task = |pixels, panels, k, sums| arch.dispatch(Task { job: self, zeros: &zeros, sums, pixels, panels, k });
         if pixel_parts > 1 {
             tasks(pixel_parts, |index| {
@@ -84,13 +85,13 @@ impl WeightGradient<'_> {
             });
         }
 
-        // Part by part, always in the same order.
+        // Partial sums are added in a fixed order.
         let (first, others) = sums.split_at_mut(floats);
-        let first = Shared::new(first);
+        let first = DisjointSlice::new(first);
         let chunks = if pixel_parts > 1 { floats.div_ceil(4096) } else { 0 };
         tasks(chunks, |index| {
             let range = part(floats, chunks, index, 16);
-            // SAFETY: each task has its own sums.
+            // SAFETY: each task writes its own sums only.
             let total = unsafe { first.range(range.clone()) };
             for other in others.chunks_exact(floats) {
                 for (total, other) in total.iter_mut().zip(&other[range.clone()]) {
@@ -100,17 +101,17 @@ impl WeightGradient<'_> {
         });
 
         let sums = &sums[..floats];
-        let out = Shared::new(out);
+        let out = DisjointSlice::new(out);
         let together = 16.max(256 / taps);
         tasks(panels * self.k.div_ceil(together), |index| {
             let (panel, block) = (index % panels, index / panels);
-            // Channel by channel, whose weights lie together.
+            // Channel by channel, whose weights are contiguous.
             for lane in 0..width.min(self.channels - panel * width) {
                 for k in block * together..self.k.min((block + 1) * together) {
                     let Some(base) = order.at(k, panel * width + lane) else { continue };
                     for tap in 0..taps {
                         let at = ((panel * taps + tap) * self.k + k) * width + lane;
-                        // SAFETY: each task has its own weights.
+                        // SAFETY: each task writes its own weights only.
                         unsafe { out.at(base + tap, 1).write(sums[at]) };
                     }
                 }
@@ -123,7 +124,7 @@ struct Task<'a> {
     job: &'a WeightGradient<'a>,
     zeros: &'a [f32],
     /// `[panel][tap][k][width]`.
-    sums: Shared<'a, f32>,
+    sums: DisjointSlice<'a, f32>,
     pixels: std::ops::Range<usize>,
     panels: std::ops::Range<usize>,
     k: std::ops::Range<usize>,
@@ -138,7 +139,7 @@ impl WithSimd for Task<'_> {
         let width = WIDTH * S::F32_LANES;
         let taps = job.taps.len();
         let most = even_rows(self.k.len(), rows::<S>());
-        // What 1 × 1 weights read, where it would not fit into the L1 cache as it lies.
+        // A copy of the rows that 1 × 1 weights read, if their addresses would alias in the L1 cache.
         let gathers = taps == 1 && aliases(job.x.pitch);
         let pitch = gathered_pitch(self.k.len());
         let mut gathered = Buffer::zeros(if gathers { PIXELS * pitch } else { 0 });
@@ -175,7 +176,7 @@ impl WithSimd for Task<'_> {
                     while done < self.k.len() {
                         let rows = most.min(self.k.len() - done);
                         let at = base + (self.k.start + done) * width;
-                        // SAFETY: each task has its own sums.
+                        // SAFETY: each task writes its own sums only.
                         let sums = unsafe { self.sums.range(at..at + rows * width) };
                         let offset = skip + done;
                         with_tile!(rows, vectors, block::<S>(simd, &read[..count], offset, &panel, sums));
@@ -188,7 +189,7 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Where `tap` reads for each of the pixels from `start` on.
+/// Returns the addresses that `tap` reads for the pixels from `start` on.
 #[inline(always)]
 fn look_up(job: &WeightGradient<'_>, tap: Tap, start: usize, zeros: &[f32], read: &mut [*const f32]) {
     let [height, columns] = job.dy.size;

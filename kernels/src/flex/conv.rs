@@ -14,17 +14,16 @@ use super::{
 };
 use crate::{
     cpu::{
-        amx,
+        amx, bf16,
+        buffer_pool::Buffer,
         conv::{
             Epilogue, Lattice, Map, Packed, Product, Shape, Tap, WeightOrder, backward_lattices, forward_taps, pad,
             reads_rows,
         },
-        half,
-        memory::Buffer,
         weight_gradient::WeightGradient,
         winograd,
     },
-    ops::epilogue::Then,
+    ops::epilogue::EpilogueFlags,
 };
 
 fn shape(x: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> Shape {
@@ -81,16 +80,16 @@ pub fn forward(
     bias: Option<FlexTensor>,
     residual: Option<FlexTensor>,
     options: &ConvOptions<2>,
-    then: Then,
+    flags: EpilogueFlags,
 ) -> FlexTensor {
     let weight = weight.to_contiguous();
     let shape = shape(dims(&x), dims(&weight), options);
     let size @ [height, width] = output(&shape);
     let (scale, bias) = (scale.as_ref().map(values), bias.as_ref().map(values));
     let residual = residual.map(channels_last);
-    if then.bf16 && shape.groups == 1 && amx::is_available() {
+    if flags.bf16 && shape.groups == 1 && amx::is_available() {
         let [scale, bias] = [scale.as_deref(), bias.as_deref()];
-        return forward_by_tiles(x, &weight, scale, bias, residual.as_ref(), &shape, then);
+        return forward_by_tiles(x, &weight, scale, bias, residual.as_ref(), &shape, flags);
     }
     let (x, residual) = (widened(x), residual.map(widened));
     let mut out = Buffer::new(shape.n * height * width * shape.channels_out);
@@ -98,16 +97,16 @@ pub fn forward(
         scale: scale.as_deref(),
         bias: bias.as_deref(),
         residual: residual.as_ref().map(floats),
-        relu: then.relu,
+        relu: flags.relu,
     };
     let packed = |group: usize, rows: usize| {
         let make = || Packed::new(floats(&weight), order(&shape, group)).into_rows(rows);
-        if then.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
+        if flags.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
     };
-    let bf16 = then.bf16 && shape.groups == 1 && half::is_available();
+    let bf16 = flags.bf16 && shape.groups == 1 && bf16::is_available();
     let halves = |rows: usize| {
-        let make = || half::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows));
-        if then.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
+        let make = || bf16::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows));
+        if flags.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
     };
     let multiply = |product: Product<'_, ()>, group: usize, rows: usize, out: &mut [f32]| {
         if bf16 {
@@ -142,9 +141,9 @@ pub fn forward(
     let x = channels_last(x);
     // Over a map of a few pixels Winograd's weights, eight times the bytes, take longer to read than it saves.
     let few_pixels = bf16 && height * width <= 64;
-    if !few_pixels && winograd::wins(&shape, then.keep_weights) {
+    if !few_pixels && winograd::wins(&shape, flags.keep_weights) {
         let make = || winograd::Weights::new(&Packed::new(floats(&weight), order(&shape, 0)));
-        let weights = if then.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
+        let weights = if flags.keep_weights { kept(&weight, Form::Winograd, make) } else { Arc::new(make()) };
         winograd::Convolution {
             n: shape.n,
             x: floats(&x),
@@ -187,14 +186,14 @@ fn forward_by_tiles(
     bias: Option<&[f32]>,
     residual: Option<&FlexTensor>,
     shape: &Shape,
-    then: Then,
+    flags: EpilogueFlags,
 ) -> FlexTensor {
     let output @ [height, width] = output(shape);
     let reads_rows = reads_rows(shape);
     let (taps, rows) =
         if reads_rows { (row_taps(shape), shape.kernel[0]) } else { (forward_taps(shape), shape.taps()) };
-    let make = || half::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows));
-    let weights = if then.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
+    let make = || bf16::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows));
+    let weights = if flags.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
     let (x, padded) = if reads_rows {
         let x = widened(x);
         let x = if x.layout().strides().iter().all(|&stride| stride >= 0) { x } else { x.to_contiguous() };
@@ -215,11 +214,11 @@ fn forward_by_tiles(
         scale,
         bias,
         residual: residual.map(map_values),
-        relu: then.relu,
+        relu: flags.relu,
     };
     let shape = [shape.n, shape.channels_out, height, width];
     let len = shape.iter().product();
-    if then.bf16_map {
+    if flags.bf16_output {
         let mut out = buffer_of_halves(len);
         product.run(amx::Output::Half(halves_mut(&mut out, len)));
         return map_of_halves(out, shape);
@@ -247,7 +246,7 @@ pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]
             transposed: true,
             turned: false,
         };
-        half::Packed::new(&Packed::new(floats(weight), order))
+        bf16::Packed::new(&Packed::new(floats(weight), order))
     };
     let weights = kept(weight, Form::Half { rows: 1 }, make);
     let taps = [Tap { down: 0, right: 0, index: 0 }];

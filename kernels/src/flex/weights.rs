@@ -1,4 +1,4 @@
-//! Packed and transformed weights, kept while the weights they were made of live unchanged.
+//! A cache of packed and transformed weights, valid while the original weights are alive and unchanged.
 
 use std::{
     any::Any,
@@ -9,21 +9,21 @@ use std::{
 use burn::backend::flex::FlexTensor;
 use burn_std::Bytes;
 
-/// What was made of weights.
+/// A form of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Form {
-    /// Panels of a group, as a number of rows.
+    /// f32 panels of a group, with a number of rows.
     Packed { group: usize, rows: usize },
-    /// Winograd's.
+    /// Winograd-transformed.
     Winograd,
-    /// Panels of bf16 pairs, as a number of rows.
+    /// Panels of bf16 pairs, with a number of rows.
     Half { rows: usize },
 }
 
 type Key = (usize, usize, Vec<usize>, Form);
 
-/// A weak handle holds no memory, and lets a tensor's owner change it in place: the handle is then cut off, and so is
-/// what was made of the old values.
+/// A weak handle keeps no memory alive and does not prevent in-place updates: an update invalidates the handle and thereby
+/// the cached form.
 struct Entry {
     source: Weak<Bytes>,
     made: Arc<dyn Any + Send + Sync>,
@@ -31,7 +31,7 @@ struct Entry {
 
 static KEPT: Mutex<Option<HashMap<Key, Entry>>> = Mutex::new(None);
 
-/// What `make` makes of `weights`, from the last time if they are the same.
+/// Returns the cached form of `weights`, or computes it by `make`.
 pub fn kept<T: Any + Send + Sync>(weights: &FlexTensor, form: Form, make: impl FnOnce() -> T) -> Arc<T> {
     let source = weights.data_arc();
     let shape: Vec<usize> = weights.layout().shape().iter().copied().collect();

@@ -1,9 +1,9 @@
-//! Batch normalization: by the statistics of the batch, and as scale and shift of each channel.
+//! Batch normalization in training (batch statistics) and in evaluation (scale and shift per channel).
 use super::prelude::*;
 
 /// The gradients of batch normalization.
 pub trait BatchNormGrad: EpilogueGrad {
-    /// Gradients of [`fused_batch_norm`](fused_batch_norm): `(x, gamma, beta, residual)`. `y`, the output, is
+    /// Gradients of `fused_batch_norm`: `(x, gamma, beta, residual)`. `y`, the output, is
     /// needed where there was a residual and a ReLU.
     #[allow(clippy::too_many_arguments)] // What the forward pass kept, and the gradient.
     fn fused_batch_norm_backward(
@@ -15,9 +15,9 @@ pub trait BatchNormGrad: EpilogueGrad {
         y: Option<FloatTensor<Self>>,
         dy: FloatTensor<Self>,
         epsilon: f64,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        reference::fused_batch_norm_backward::<Self>(x, gamma, beta, mean, variance, y, dy, epsilon, then)
+        reference::fused_batch_norm_backward::<Self>(x, gamma, beta, mean, variance, y, dy, epsilon, flags)
     }
 }
 
@@ -39,26 +39,26 @@ pub trait BatchNorm: BatchNormGrad {
         beta: FloatTensor<Self>,
         #[extension_type] residual: OptionalTensor<Self>,
         epsilon: f64,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        reference::fused_batch_norm::<Self>(x, gamma, beta, residual.into_option(), epsilon, then)
+        reference::fused_batch_norm::<Self>(x, gamma, beta, residual.into_option(), epsilon, flags)
     }
 
-    /// `relu(x · scale + shift + residual)`, `scale` and `shift` of each channel `[c]`: a norm in evaluation.
+    /// `relu(x · scale + shift + residual)` with `scale` and `shift` `[c]`: batch normalization in evaluation.
     fn channel_affine(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
         shift: FloatTensor<Self>,
         #[extension_type] residual: OptionalTensor<Self>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> FloatTensor<Self> {
-        reference::channel_affine::<Self>(x, scale, shift, residual.into_option(), then)
+        reference::channel_affine::<Self>(x, scale, shift, residual.into_option(), flags)
     }
 }
 
 reference_backends!(BatchNormGrad, BatchNorm);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -68,10 +68,10 @@ mod reference {
         beta: FloatTensor<B>,
         residual: Option<FloatTensor<B>>,
         epsilon: f64,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
         let result = B::batch_norm_train(x, gamma, beta, epsilon);
-        (finish::<B>(result.output, residual, then), result.mean, result.variance)
+        (finish::<B>(result.output, residual, flags), result.mean, result.variance)
     }
 
     #[allow(clippy::too_many_arguments)] // What the forward pass kept, and the gradient.
@@ -84,9 +84,9 @@ mod reference {
         y: Option<FloatTensor<B>>,
         dy: FloatTensor<B>,
         epsilon: f64,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
-        let y = match (then.relu, y) {
+        let y = match (flags.relu, y) {
             (false, _) => None,
             (true, Some(y)) => Some(y),
             (true, None) => {
@@ -107,10 +107,10 @@ mod reference {
         scale: FloatTensor<B>,
         shift: FloatTensor<B>,
         residual: Option<FloatTensor<B>>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> FloatTensor<B> {
         let y = B::float_mul(x, by_channel::<B>(scale));
-        finish::<B>(B::float_add(y, by_channel::<B>(shift)), residual, then)
+        finish::<B>(B::float_add(y, by_channel::<B>(shift)), residual, flags)
     }
 }
 
@@ -119,7 +119,7 @@ mod optimized {
     use super::*;
     use crate::{
         cpu::{
-            memory::Buffer,
+            buffer_pool::Buffer,
             norm::{self, Mask, Pass},
         },
         flex::{beside, channels_last, copy_all, dims, floats, map, own_floats, single, values, vector},
@@ -136,11 +136,11 @@ mod optimized {
             y: Option<FlexTensor>,
             dy: FlexTensor,
             epsilon: f64,
-            then: Then,
+            flags: EpilogueFlags,
         ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
             if !single(&[&x, &gamma, &beta, &dy]) {
                 return reference::fused_batch_norm_backward::<Self>(
-                    x, gamma, beta, mean, variance, y, dy, epsilon, then,
+                    x, gamma, beta, mean, variance, y, dy, epsilon, flags,
                 );
             }
             let (x, dy) = (channels_last(x), channels_last(dy));
@@ -148,7 +148,7 @@ mod optimized {
             let shape @ [n, c, h, w] = dims(&x);
             let [gamma, beta, mean, variance] = [&gamma, &beta, &mean, &variance].map(values);
             let [scale, shift] = affine(&gamma, &beta, &mean, &variance, epsilon);
-            let mask = match (&y, then.relu) {
+            let mask = match (&y, flags.relu) {
                 (_, false) => Mask::None,
                 (Some(y), true) => Mask::Output(floats(y)),
                 (None, true) => Mask::Input(&scale, &shift),
@@ -164,7 +164,7 @@ mod optimized {
                     sync_batch_norm::gradient_sums(floats(&x), own, n, mask, &mean)
                 }
             };
-            // With the output's mask the sums have relu_backward the gradient in place.
+            // With `Mask::Output` the sums mask the gradient in place.
             let mask = match mask {
                 Mask::Output(_) => Mask::None,
                 mask => mask,
@@ -200,11 +200,11 @@ mod optimized {
             beta: FlexTensor,
             residual: OptionalTensor<Self>,
             epsilon: f64,
-            then: Then,
+            flags: EpilogueFlags,
         ) -> (FlexTensor, FlexTensor, FlexTensor) {
             let residual = residual.into_option();
             if !single(&[&x, &gamma, &beta]) {
-                return reference::fused_batch_norm::<Self>(x, gamma, beta, residual, epsilon, then);
+                return reference::fused_batch_norm::<Self>(x, gamma, beta, residual, epsilon, flags);
             }
             let x = channels_last(x);
             let shape @ [n, c, _, _] = dims(&x);
@@ -212,7 +212,7 @@ mod optimized {
             let [scale, shift] = affine(&values(&gamma), &values(&beta), &mean, &variance, epsilon);
             let residual = residual.map(channels_last);
             let residual = residual.as_ref().map(floats);
-            let pass = Pass::Forward { scale: &scale, shift: &shift, residual, relu: then.relu };
+            let pass = Pass::Forward { scale: &scale, shift: &shift, residual, relu: flags.relu };
             let y = norm::pass(floats(&x), c, pass);
             (map(y, shape), vector(&mean), vector(&variance))
         }
@@ -222,23 +222,23 @@ mod optimized {
             scale: FlexTensor,
             shift: FlexTensor,
             residual: OptionalTensor<Self>,
-            then: Then,
+            flags: EpilogueFlags,
         ) -> FlexTensor {
             let (x, residual) = (beside(x, &scale), residual.into_option().map(|residual| beside(residual, &scale)));
             if !single(&[&x, &scale, &shift]) {
-                return reference::channel_affine::<Self>(x, scale, shift, residual, then);
+                return reference::channel_affine::<Self>(x, scale, shift, residual, flags);
             }
             let x = channels_last(x);
             let shape @ [_, c, _, _] = dims(&x);
             let (scale, shift) = (values(&scale), values(&shift));
             let residual = residual.map(channels_last);
             let residual = residual.as_ref().map(floats);
-            let pass = Pass::Forward { scale: &scale, shift: &shift, residual, relu: then.relu };
+            let pass = Pass::Forward { scale: &scale, shift: &shift, residual, relu: flags.relu };
             map(norm::pass(floats(&x), c, pass), shape)
         }
     }
 
-    /// The scale and the shift of a norm.
+    /// Returns the scale and the shift of a norm.
     fn affine(gamma: &[f32], beta: &[f32], mean: &[f32], variance: &[f32], epsilon: f64) -> [Vec<f32>; 2] {
         let scale: Vec<f32> = gamma
             .iter()
@@ -266,20 +266,20 @@ struct BatchNormState<B: Backend> {
     beta: FloatTensor<B>,
     mean: FloatTensor<B>,
     variance: FloatTensor<B>,
-    /// The output, where the input alone does not tell what the ReLU let through.
+    /// The output, if the mask of the ReLU cannot be computed from the input alone.
     y: Option<FloatTensor<B>>,
     epsilon: f64,
-    then: Then,
+    flags: EpilogueFlags,
 }
 
 impl<B: BatchNorm, const N: usize> Backward<B, N> for BatchNormBackward {
     type State = BatchNormState<B>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
-        let BatchNormState { x, gamma, beta, mean, variance, y, epsilon, then } = ops.state;
+        let BatchNormState { x, gamma, beta, mean, variance, y, epsilon, flags } = ops.state;
         let dy = grads.consume::<B>(&ops.node);
         let (dx, d_gamma, d_beta, residual) =
-            B::fused_batch_norm_backward(x, gamma, beta, mean, variance, y, dy, epsilon, then);
+            B::fused_batch_norm_backward(x, gamma, beta, mean, variance, y, dy, epsilon, flags);
         let gradients = [dx, d_gamma, d_beta, residual];
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
@@ -323,7 +323,10 @@ impl<B: BatchNorm, const N: usize> Backward<B, N> for AffineBackward {
         }
         if let Some(node) = x_node {
             let zeros = B::float_mul_scalar(scale.clone(), 0f32.into());
-            grads.register::<B>(node.id, B::channel_affine(dy, scale, zeros, OptionalTensor::None, Then::default()));
+            grads.register::<B>(
+                node.id,
+                B::channel_affine(dy, scale, zeros, OptionalTensor::None, EpilogueFlags::default()),
+            );
         }
     }
 }
@@ -335,7 +338,7 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
         beta: Ad<B, C>,
         residual: OptionalTensor<Self>,
         epsilon: f64,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> (Ad<B, C>, Ad<B, C>, Ad<B, C>) {
         let residual = residual.into_option();
         let mut nodes = vec![x.node(), gamma.node(), beta.node()];
@@ -344,7 +347,7 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
         let [x, gamma, beta] = [x, gamma, beta].map(|tensor| tensor.into_primitive());
         let residual = residual.map(|tensor| tensor.into_primitive());
         let (output, mean, variance) =
-            B::fused_batch_norm(x.clone(), gamma.clone(), beta.clone(), residual.into(), epsilon, then);
+            B::fused_batch_norm(x.clone(), gamma.clone(), beta.clone(), residual.into(), epsilon, flags);
         let statistics = [mean.clone(), variance.clone()].map(<Self as AutodiffBackend>::from_inner);
         let y = record_some::<B, C, _, _>(BatchNormBackward, nodes, output, |y| BatchNormState {
             x,
@@ -352,9 +355,9 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
             beta,
             mean,
             variance,
-            y: (then.relu && has_residual).then(|| y.clone()),
+            y: (flags.relu && has_residual).then(|| y.clone()),
             epsilon,
-            then,
+            flags,
         });
         let [mean, variance] = statistics;
         (y, mean, variance)
@@ -365,18 +368,18 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
         scale: Ad<B, C>,
         shift: Ad<B, C>,
         residual: OptionalTensor<Self>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> Ad<B, C> {
         let residual = residual.into_option();
         let mut nodes = vec![x.node(), scale.node(), shift.node()];
         nodes.extend(residual.as_ref().map(|tensor| tensor.node()));
         let [x, scale, shift] = [x, scale, shift].map(|tensor| tensor.into_primitive());
         let residual = residual.map(|tensor| tensor.into_primitive());
-        let output = B::channel_affine(x.clone(), scale.clone(), shift, residual.into(), then);
+        let output = B::channel_affine(x.clone(), scale.clone(), shift, residual.into(), flags);
         record_some::<B, C, _, _>(AffineBackward, nodes, output, |y| AffineState {
             x,
             scale,
-            y: then.relu.then(|| y.clone()),
+            y: flags.relu.then(|| y.clone()),
         })
     }
 }

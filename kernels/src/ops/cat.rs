@@ -1,9 +1,9 @@
-//! Concatenation along the channels, and its gradient: slices of them.
+//! Concatenation along the channels, and its gradient, slices.
 use super::prelude::*;
 
 /// The gradient of a concatenation.
 pub trait CatGrad: Backend {
-    /// Some channels of `[n, c, h, w]`.
+    /// Slices channels of `[n, c, h, w]`.
     fn slice_channels(x: FloatTensor<Self>, first: usize, channels: usize) -> FloatTensor<Self> {
         reference::slice_channels::<Self>(x, first, channels)
     }
@@ -18,7 +18,7 @@ pub trait CatGrad: Backend {
     Autodiff
 )]
 pub trait Cat: CatGrad {
-    /// TensorList side by side along their channels.
+    /// Concatenates tensors along their channels.
     fn concat_channels(#[extension_type] maps: TensorList<Self>) -> FloatTensor<Self> {
         Self::float_cat(maps.into_vec(), 1)
     }
@@ -26,7 +26,7 @@ pub trait Cat: CatGrad {
 
 reference_backends!(CatGrad, Cat);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -41,7 +41,7 @@ mod reference {
 mod optimized {
     use super::*;
     use crate::{
-        cpu::{join, memory::Buffer},
+        cpu::{buffer_pool::Buffer, cat},
         flex::{
             buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, single, widened,
         },
@@ -57,7 +57,7 @@ mod optimized {
             let x = channels_last(x);
             let [n, c, h, w] = dims(&x);
             let mut out = Buffer::new(n * channels * h * w);
-            join::take(floats(&x), c, first, channels, &mut out);
+            cat::slice(floats(&x), c, first, channels, &mut out);
             map(out, [n, channels, h, w])
         }
     }
@@ -72,7 +72,7 @@ mod optimized {
                 let channels: usize = parts.iter().map(|&(_, channels)| channels).sum();
                 let len = n * h * w * channels;
                 let mut out = buffer_of_halves(len);
-                join::join(&parts, n * h * w, halves_mut(&mut out, len));
+                cat::cat(&parts, n * h * w, halves_mut(&mut out, len));
                 return map_of_halves(out, [n, channels, h, w]);
             }
             let maps: Vec<FlexTensor> = maps.into_iter().map(widened).collect();
@@ -84,13 +84,13 @@ mod optimized {
             let parts: Vec<(&[f32], usize)> = maps.iter().map(|map| (floats(map), dims(map)[1])).collect();
             let channels = parts.iter().map(|&(_, channels)| channels).sum();
             let mut out = Buffer::new(n * h * w * channels);
-            join::join(&parts, n * h * w, &mut out);
+            cat::cat(&parts, n * h * w, &mut out);
             map(out, [n, channels, h, w])
         }
     }
 }
 
-/// The state is the channels of each map.
+/// The state is the number of channels of each tensor.
 #[derive(Debug)]
 struct JoinBackward;
 

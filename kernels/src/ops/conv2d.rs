@@ -44,7 +44,7 @@ pub trait Conv2d: Conv2dGrad {
         #[extension_type] bias: OptionalTensor<Self>,
         #[extension_type] residual: OptionalTensor<Self>,
         options: ConvOptions<2>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> FloatTensor<Self> {
         reference::fused_conv2d::<Self>(
             x,
@@ -53,14 +53,14 @@ pub trait Conv2d: Conv2dGrad {
             bias.into_option(),
             residual.into_option(),
             options,
-            then,
+            flags,
         )
     }
 }
 
 reference_backends!(Conv2dGrad, Conv2d);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -71,7 +71,7 @@ mod reference {
         bias: Option<FloatTensor<B>>,
         residual: Option<FloatTensor<B>>,
         options: ConvOptions<2>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> FloatTensor<B> {
         let y = match scale {
             None => B::conv2d(x, weight, bias, options),
@@ -83,7 +83,7 @@ mod reference {
                 }
             }
         };
-        finish::<B>(y, residual, then)
+        finish::<B>(y, residual, flags)
     }
 
     pub fn fused_conv2d_x_backward<B: Backend>(
@@ -145,16 +145,16 @@ mod optimized {
             bias: OptionalTensor<Self>,
             residual: OptionalTensor<Self>,
             options: ConvOptions<2>,
-            then: Then,
+            flags: EpilogueFlags,
         ) -> FlexTensor {
             let scale = scale.into_option();
             let bias = bias.into_option();
             let residual = residual.into_option();
             let mixed = weight.dtype() == DType::F32 && x.dtype() == DType::BF16;
             if !single(&[&x, &weight]) && !mixed {
-                return reference::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, then);
+                return reference::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, flags);
             }
-            conv::forward(x, weight, scale, bias, residual, &options, then)
+            conv::forward(x, weight, scale, bias, residual, &options, flags)
         }
     }
 }
@@ -209,18 +209,18 @@ impl<B: Conv2d, C: CheckpointStrategy> Conv2d for Autodiff<B, C> {
         bias: OptionalTensor<Self>,
         residual: OptionalTensor<Self>,
         options: ConvOptions<2>,
-        then: Then,
+        flags: EpilogueFlags,
     ) -> Ad<B, C> {
         let [scale, bias, residual] = [scale, bias, residual].map(OptionalTensor::into_option);
         if scale.is_some() {
-            return reference::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, then);
+            return reference::fused_conv2d::<Self>(x, weight, scale, bias, residual, options, flags);
         }
         let mut nodes = vec![x.node(), weight.node()];
         nodes.extend(bias.iter().chain(&residual).map(|tensor| tensor.node()));
         let has_bias = bias.is_some();
         let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
         let [bias, residual] = [bias, residual].map(|tensor| tensor.map(|tensor| tensor.into_primitive()));
-        let then = Then { keep_weights: false, bf16_map: false, ..then };
+        let flags = EpilogueFlags { keep_weights: false, bf16_output: false, ..flags };
         let output = B::fused_conv2d(
             x.clone(),
             weight.clone(),
@@ -228,12 +228,12 @@ impl<B: Conv2d, C: CheckpointStrategy> Conv2d for Autodiff<B, C> {
             bias.into(),
             residual.into(),
             options.clone(),
-            then,
+            flags,
         );
         record_some::<B, C, _, _>(ConvBackward, nodes, output, |y| ConvState {
             x,
             weight,
-            y: then.relu.then(|| y.clone()),
+            y: flags.relu.then(|| y.clone()),
             has_bias,
             options,
         })

@@ -3,7 +3,7 @@ use super::prelude::*;
 
 /// The gradient of cross entropy.
 pub trait CrossEntropyGrad: Backend {
-    /// The gradient of the logits of [`cross_entropy`](cross_entropy), from that of each row's loss `[n]`.
+    /// The gradient of the logits of `cross_entropy` from that of each row's loss `[n]`.
     fn cross_entropy_backward(
         logits: FloatTensor<Self>,
         targets: FloatTensor<Self>,
@@ -30,7 +30,7 @@ pub trait CrossEntropy: CrossEntropyGrad {
 
 reference_backends!(CrossEntropyGrad, CrossEntropy);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -56,7 +56,7 @@ mod reference {
 mod optimized {
     use super::*;
     use crate::{
-        cpu::{loss, memory::Buffer},
+        cpu::{buffer_pool::Buffer, loss},
         flex::{floats, single, tensor},
     };
 

@@ -1,29 +1,28 @@
-//! What is fused into the output of a convolution or a norm, and its gradients.
+//! The epilogue of a convolution, a norm or a linear layer, and its gradients.
 
 use super::prelude::*;
 
-/// What follows a convolution or a norm without a pass of its own.
+/// Options of the epilogue, the operations fused into the output of a convolution, a norm or a linear layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Then {
-    /// Negative values become zero.
+pub struct EpilogueFlags {
+    /// Applies ReLU last.
     pub relu: bool,
-    /// The weights will be used again as they are, so what is made of them should be kept.
+    /// The weights will be used again unchanged, so their packed form is cached.
     pub keep_weights: bool,
-    /// Products may round their operands to bf16, where the processor is faster so; sums stay in single precision.
+    /// GEMMs may round their operands to bf16 where the processor is faster so; accumulation stays in f32.
     pub bf16: bool,
-    /// The output may be a map of bf16 values, which the operations here take where they take one of floats, if products
-    /// are of such values.
-    pub bf16_map: bool,
+    /// A convolution whose GEMM runs in bf16 may return a feature map in bf16, which every operation here accepts.
+    pub bf16_output: bool,
 }
 
-/// The gradients of an epilogue: of its ReLU and its bias.
+/// The gradients of the ReLU and the bias of an epilogue.
 pub trait EpilogueGrad: Backend {
-    /// `dy` where `y` is above zero, otherwise 0.
+    /// Returns `dy` where `y` is above zero, otherwise 0.
     fn relu_backward(y: FloatTensor<Self>, dy: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::relu_backward::<Self>(y, dy)
     }
 
-    /// Sums of `[n, c, h, w]` over everything but the channels: `[c]`.
+    /// Sums `x: [n, c, h, w]` over all dimensions but the channels: `[c]`.
     fn channel_sums(x: FloatTensor<Self>) -> FloatTensor<Self> {
         reference::channel_sums::<Self>(x)
     }
@@ -44,15 +43,19 @@ pub(crate) fn by_channel<B: Backend>(values: FloatTensor<B>) -> FloatTensor<B> {
     B::float_reshape(values, Shape::new([1, channels, 1, 1]))
 }
 
-pub(crate) fn finish<B: Backend>(y: FloatTensor<B>, residual: Option<FloatTensor<B>>, then: Then) -> FloatTensor<B> {
+pub(crate) fn finish<B: Backend>(
+    y: FloatTensor<B>,
+    residual: Option<FloatTensor<B>>,
+    flags: EpilogueFlags,
+) -> FloatTensor<B> {
     let y = match residual {
         Some(residual) => B::float_add(y, residual),
         None => y,
     };
-    if then.relu { B::relu(y) } else { y }
+    if flags.relu { B::relu(y) } else { y }
 }
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 

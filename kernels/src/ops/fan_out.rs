@@ -27,7 +27,7 @@ impl GradAccumulator {
 
 /// The gradient of a fan-out.
 pub trait FanOutGrad: Backend {
-    /// The sum of two tensors; the first may be overwritten.
+    /// Adds two tensors; the first may be overwritten.
     fn add_assign(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(x, y)
     }
@@ -42,12 +42,12 @@ pub trait FanOutGrad: Backend {
     Autodiff
 )]
 pub trait FanOut: FanOutGrad {
-    /// `x`, as the root of branches whose gradients are summed in the accumulator.
+    /// Registers `x` as the root of branches whose gradients are summed in the accumulator.
     fn fan_out_root(x: FloatTensor<Self>, _accumulator: GradAccumulator) -> FloatTensor<Self> {
         x
     }
 
-    /// The root, as one of its branches.
+    /// Registers a branch of the root.
     fn fan_out_branch(root: FloatTensor<Self>, _accumulator: GradAccumulator) -> FloatTensor<Self> {
         root
     }
@@ -59,7 +59,7 @@ reference_backends!(FanOutGrad, FanOut);
 mod optimized {
     use super::*;
     use crate::{
-        cpu::{join, memory::Buffer},
+        cpu::{buffer_pool::Buffer, cat},
         flex::{channels_last, copy_all, dims, floats, map, own_floats, single},
     };
 
@@ -75,7 +75,7 @@ mod optimized {
                 x = map(copy, dims(&x));
             }
             let Some(out) = own_floats(&mut x) else { unreachable!("a new tensor has one owner") };
-            join::add(floats(&y), out);
+            cat::add(floats(&y), out);
             x
         }
     }

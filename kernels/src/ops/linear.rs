@@ -33,7 +33,7 @@ pub trait LinearLayer: LinearGrad {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         #[extension_type] bias: OptionalTensor<Self>,
-        _then: Then,
+        _then: EpilogueFlags,
     ) -> FloatTensor<Self> {
         reference::fused_linear::<Self>(x, weight, bias.into_option())
     }
@@ -41,7 +41,7 @@ pub trait LinearLayer: LinearGrad {
 
 reference_backends!(LinearGrad, LinearLayer);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -78,7 +78,7 @@ mod reference {
 mod optimized {
     use super::*;
     use crate::{
-        cpu::{half, linear::Linear, memory::Buffer},
+        cpu::{bf16, buffer_pool::Buffer, linear::Linear},
         flex::{conv, floats, single, tensor, values},
     };
 
@@ -107,7 +107,12 @@ mod optimized {
     }
 
     impl LinearLayer for Flex {
-        fn fused_linear(x: FlexTensor, weight: FlexTensor, bias: OptionalTensor<Self>, then: Then) -> FlexTensor {
+        fn fused_linear(
+            x: FlexTensor,
+            weight: FlexTensor,
+            bias: OptionalTensor<Self>,
+            flags: EpilogueFlags,
+        ) -> FlexTensor {
             let bias = bias.into_option();
             if !single(&[&x, &weight]) {
                 return reference::fused_linear::<Self>(x, weight, bias);
@@ -116,7 +121,7 @@ mod optimized {
             let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
             let bias = bias.as_ref().map(values);
             let mut y = Buffer::new(rows * outputs);
-            if then.bf16 && then.keep_weights && half::is_available() && inputs > 0 && outputs > 0 {
+            if flags.bf16 && flags.keep_weights && bf16::is_available() && inputs > 0 && outputs > 0 {
                 conv::linear_of_halves(&x, &weight, bias.as_deref(), &mut y);
                 return tensor(y, [rows, outputs]);
             }
@@ -157,13 +162,13 @@ impl<B: LinearLayer, const N: usize> Backward<B, N> for LinearBackward {
 }
 
 impl<B: LinearLayer, C: CheckpointStrategy> LinearLayer for Autodiff<B, C> {
-    fn fused_linear(x: Ad<B, C>, weight: Ad<B, C>, bias: OptionalTensor<Self>, _then: Then) -> Ad<B, C> {
+    fn fused_linear(x: Ad<B, C>, weight: Ad<B, C>, bias: OptionalTensor<Self>, _then: EpilogueFlags) -> Ad<B, C> {
         let bias = bias.into_option();
         let mut nodes = vec![x.node(), weight.node()];
         nodes.extend(bias.as_ref().map(|tensor| tensor.node()));
         let [x, weight] = [x, weight].map(|tensor| tensor.into_primitive());
         let bias = bias.map(|tensor| tensor.into_primitive());
-        let y = B::fused_linear(x.clone(), weight.clone(), bias.into(), Then::default());
+        let y = B::fused_linear(x.clone(), weight.clone(), bias.into(), EpilogueFlags::default());
         match <[NodeGuard; 2]>::try_from(nodes) {
             Ok(nodes) => record::<B, C, _, 2>(LinearBackward, nodes, y, |_| (x, weight)),
             Err(nodes) => match <[NodeGuard; 3]>::try_from(nodes) {

@@ -43,7 +43,7 @@ pub trait LocalResponseNormalization: LocalResponseNormGrad {
 
 reference_backends!(LocalResponseNormGrad, LocalResponseNormalization);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -97,8 +97,8 @@ mod optimized {
     use super::*;
     use crate::{
         cpu::{
+            buffer_pool::Buffer,
             lrn::{self, Lrn},
-            memory::Buffer,
         },
         flex::{channels_last, dims, floats, map, single, widened},
     };

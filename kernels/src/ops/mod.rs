@@ -1,11 +1,10 @@
 //! The operations, one file each: its trait, the reference body in Burn's operations that every backend runs, the
 //! optimized body for `flex`, and the gradient.
 //!
-//! Each operation is a backend extension of its own. What its gradient is computed by is a second trait, which
-//! `backend_extension` does not see: a backward pass runs inside of a known backend, so routing those methods by device
-//! would only cost compile time.
+//! Each operation is a backend extension of its own. Its gradients are methods of a second trait without
+//! `#[backend_extension]`: a backward pass runs on a known backend, so dispatch by device would only cost compile time.
 
-/// Implements an operation for the backends that run its reference body, and its gradients for what wraps a backend.
+/// Implements an operation for the backends that run its reference body, and its gradients for `Dispatch` and `Autodiff`.
 macro_rules! reference_backends {
     ($gradients:ident, $operation:ident) => {
         impl $gradients for Dispatch {}
@@ -49,7 +48,7 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-/// What the files of the operations use.
+/// Imports of the operations' files.
 pub(crate) mod prelude {
     #[cfg(feature = "flex")]
     pub use burn::backend::{
@@ -73,7 +72,7 @@ pub(crate) mod prelude {
 
     pub(crate) use super::{
         Ad, OptionalTensor, TensorList,
-        epilogue::{EpilogueGrad, Then, by_channel, finish},
+        epilogue::{EpilogueFlags, EpilogueGrad, by_channel, finish},
         record, record_some,
     };
 }
@@ -99,16 +98,16 @@ pub struct TensorList<B: Backend> {
 }
 
 impl<B: Backend> TensorList<B> {
-    /// The most tensors that it can hold.
+    /// The maximum number of tensors.
     pub const CAPACITY: usize = 6;
 
-    /// As many as there are.
+    /// Returns the tensors.
     pub fn into_vec(self) -> Vec<FloatTensor<B>> {
         let rest = [self.second, self.third, self.fourth, self.fifth, self.sixth];
         std::iter::once(self.first).chain(rest.into_iter().filter_map(OptionalTensor::into_option)).collect()
     }
 
-    /// Of one to six maps; `None` for any other number.
+    /// Creates a list of one to six tensors; `None` for any other number.
     pub fn new(maps: impl IntoIterator<Item = FloatTensor<B>>) -> Option<Self> {
         let mut maps = maps.into_iter();
         let first = maps.next()?;
@@ -118,17 +117,17 @@ impl<B: Backend> TensorList<B> {
     }
 }
 
-/// A tensor, or none.
+/// An optional tensor.
 #[derive(Debug, Clone, ExtensionType)]
 pub enum OptionalTensor<B: Backend> {
-    /// There is one.
+    /// A tensor.
     Some(FloatTensor<B>),
-    /// There is none.
+    /// No tensor.
     None,
 }
 
 impl<B: Backend> OptionalTensor<B> {
-    /// As an option.
+    /// Converts to an `Option`.
     pub fn into_option(self) -> Option<FloatTensor<B>> {
         match self {
             Self::Some(tensor) => Some(tensor),
@@ -143,7 +142,7 @@ impl<B: Backend> From<Option<FloatTensor<B>>> for OptionalTensor<B> {
     }
 }
 
-/// Registers an operation: what its gradient needs is made of its output, where a gradient is wanted at all.
+/// Registers an operation for autodiff. `state` computes what the gradient needs from the output, if a gradient is tracked.
 pub(crate) fn record<B, C, W, const N: usize>(
     backward: W,
     nodes: [NodeGuard; N],
@@ -164,7 +163,7 @@ where
     }
 }
 
-/// The same for an operation some of whose parents may be missing.
+/// Registers an operation with optional parents.
 pub(crate) fn record_some<B, C, W, S>(
     backward: W,
     nodes: Vec<NodeGuard>,

@@ -34,8 +34,8 @@ impl Pool2d {
 
 /// The gradients of poolings.
 pub trait Pooling2dGrad: Backend {
-    /// Maxima of windows, and which element of its window each is, in a form that
-    /// [`max_pool2d_backward`](Self::max_pool2d_backward) knows.
+    /// Max pooling with the index of each maximum, in the form that [`max_pool2d_backward`](Self::max_pool2d_backward)
+    /// expects.
     fn max_pool2d_with_indices(x: FloatTensor<Self>, pool: Pool2d) -> (FloatTensor<Self>, IntTensor<Self>) {
         reference::max_pool2d_with_indices::<Self>(x, pool)
     }
@@ -80,7 +80,7 @@ pub trait Pooling2d: Pooling2dGrad {
         reference::fused_avg_pool2d::<Self>(x, pool)
     }
 
-    /// Averages of `size` nearly equal parts: `[n, c, h, w]` → `[n, c, size…]`.
+    /// Adaptive average pooling: `[n, c, h, w]` → `[n, c, size…]`.
     fn fused_adaptive_avg_pool2d(x: FloatTensor<Self>, size: [usize; 2]) -> FloatTensor<Self> {
         Self::adaptive_avg_pool2d(x, size)
     }
@@ -88,7 +88,7 @@ pub trait Pooling2d: Pooling2dGrad {
 
 reference_backends!(Pooling2dGrad, Pooling2d);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -131,7 +131,7 @@ mod optimized {
     use super::*;
     use crate::{
         cpu::{
-            memory::Buffer,
+            buffer_pool::Buffer,
             pool::{self, Window},
         },
         flex::{
@@ -149,7 +149,7 @@ mod optimized {
             let window = window(&x, &pool);
             let mut y = output(&window);
             let mut places = vec![0u8; y.len()];
-            pool::max_pool_with_places(floats(&x), &window, &mut y, &mut places);
+            pool::max_pool_with_indices(floats(&x), &window, &mut y, &mut places);
             let places = FlexTensor::from_data(TensorData::new(places, [y.len()]));
             (map(y, shape_of(&window)), places)
         }
@@ -238,7 +238,7 @@ mod optimized {
         }
     }
 
-    /// Whether the fast poolings take it: a place in a window is kept in a byte.
+    /// Returns whether the optimized max pooling supports the window: its indices are bytes.
     fn takes(x: &FlexTensor, pool: &Pool2d) -> bool {
         let [height, width] = pool.kernel;
         single(&[x]) && height <= 256 && width <= 256 && height * width <= 256

@@ -11,8 +11,8 @@ pub use crate::cpu::sgd::Sgd;
     Autodiff
 )]
 pub trait SgdStep: Backend {
-    /// A step of stochastic gradient descent: the parameter and its velocity, both overwritten where nobody else has
-    /// them. The first step has no velocity; without momentum there is none to speak of.
+    /// Returns the parameter and its velocity after a step, in place if their storage is not shared. The first step has no
+    /// velocity; without momentum it is unused.
     fn sgd_step(
         param: FloatTensor<Self>,
         gradient: FloatTensor<Self>,
@@ -25,7 +25,7 @@ pub trait SgdStep: Backend {
 
 reference_backends!(SgdStep);
 
-/// The bodies in Burn's operations.
+/// Reference bodies in Burn's operations.
 mod reference {
     use super::*;
 
@@ -56,7 +56,7 @@ mod reference {
 mod optimized {
     use super::*;
     use crate::{
-        cpu::{memory::Buffer, sgd},
+        cpu::{buffer_pool::Buffer, sgd},
         flex::{copy_all, floats, own_floats, shaped, single},
     };
 
@@ -75,7 +75,7 @@ mod optimized {
             let gradient = gradient.to_contiguous();
             let started = velocity.is_some();
             let shape = param.layout().shape().clone();
-            // What is shared is copied first.
+            // Shared storage is copied first.
             let own = |mut x: FlexTensor| {
                 if own_floats(&mut x).is_none() {
                     let mut copy = Buffer::new(x.layout().num_elements());

@@ -9,24 +9,26 @@ use super::prelude::*;
 #[cfg(feature = "flex")]
 use crate::cpu::norm::{self, Mask};
 
-/// Makes each value the sum over all processes, the same bits on each; all call it as often and in the same order.
+/// Sums each value over all processes, in place, with the same bits on each. All processes must call it equally often and in
+/// the same order.
 pub type AllReduce = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
 
 static SUM: RwLock<Option<AllReduce>> = RwLock::new(None);
 
-/// Has batch normalization in training take the statistics of all processes' batches together, from now on; `None` has
-/// each take its own again. The results of the fast operations are then the same, to the bit in all but rare cases,
-/// however many processes share a batch, one among them. Others can be made of [`all_reduce_sum`](crate::all_reduce_sum).
+/// Sets whether batch normalization in training computes its statistics over the batches of all processes (by `all_reduce`)
+/// or, with `None`, over the process's own batch. The results of the optimized operations then do not depend on the number of
+/// processes that share a batch, to the bit in all but rare cases. Other operations can be built from
+/// [`all_reduce_sum`](crate::all_reduce_sum).
 pub fn set_sync_batch_norm(sum: Option<AllReduce>) {
     *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
 }
 
-/// Whether batch normalization in training is to take the statistics of all processes' batches together.
+/// Returns whether batch statistics are computed over all processes.
 pub fn sync_batch_norm() -> bool {
     sum().is_some()
 }
 
-/// What processes share, on any backend.
+/// Reductions over processes, on any backend.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
@@ -35,7 +37,7 @@ pub fn sync_batch_norm() -> bool {
     Autodiff
 )]
 pub trait AllReduceSum: Backend {
-    /// Each element's sum over the tensors of all processes, by way of the host; so is its gradient.
+    /// Sums each element over the tensors of all processes, through host memory; its gradient likewise.
     fn all_reduce_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let Some(sum) = sum() else { return x };
         let (device, dtype) = (x.device(), x.dtype());
@@ -56,8 +58,8 @@ fn sum() -> Option<AllReduce> {
     SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Adds up what each image has, in double precision: the sum does not depend on which process has which image, but for
-/// the last bits of a double.
+/// Sums the values of each image in f64, so that the sum does not depend on the assignment of images to processes, up to the
+/// last bits of an f64.
 #[cfg(feature = "flex")]
 fn over_images(sum: &AllReduce, pixels: usize, images: impl Iterator<Item = [Vec<f64>; 2]>) -> ([Vec<f64>; 2], f64) {
     let mut total = Vec::new();
@@ -85,12 +87,12 @@ pub(crate) fn statistics(x: &[f32], n: usize, channels: usize) -> [Vec<f32>; 2] 
     [means.iter().map(|&mean| mean as f32).collect(), variances.collect()]
 }
 
-/// What a norm's gradients are made of.
+/// The sums that the gradients of a norm are computed from.
 #[cfg(feature = "flex")]
 pub(crate) struct NormSums {
     /// `Σ g` and `Σ g · (x − mean)` over this process's images: the norm's own weights' gradients.
     pub own: [Vec<f64>; 2],
-    /// The same over all processes' images, which reach every input.
+    /// The same over all processes' images, for the gradient of the input.
     pub all: [Vec<f64>; 2],
     /// Pixels of all images.
     pub pixels: f64,

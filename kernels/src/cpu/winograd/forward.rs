@@ -10,9 +10,10 @@ use super::{
     write_input,
 };
 use crate::cpu::{
+    buffer_pool::{Buffer, elements},
     conv::{Epilogue, Rows, finish, panel_width},
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks, threads},
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{WIDTH, load},
 };
 
@@ -77,7 +78,7 @@ impl Convolution<'_> {
         let [k_pitch, out_pitch] = self.pitches();
         let tile_bytes = POSITIONS * (k_pitch + out_pitch) * size_of::<f32>();
         let zeros = vec![0.0; self.weights.k];
-        let out = Shared::new(out);
+        let out = DisjointSlice::new(out);
         let small = self.weights.data.len() * size_of::<f32>() <= SMALL_WEIGHTS;
         let own = (OWN / tile_bytes) / 7 * 7;
         if small && own >= 7 && tiles >= 7 * threads() {
@@ -133,8 +134,8 @@ impl Work {
         Self { v, m }
     }
 
-    fn shared(&mut self) -> [Shared<'_, f32>; 2] {
-        [Shared::new(&mut self.v), Shared::new(&mut self.m)]
+    fn shared(&mut self) -> [DisjointSlice<'_, f32>; 2] {
+        [DisjointSlice::new(&mut self.v), DisjointSlice::new(&mut self.m)]
     }
 }
 
@@ -150,9 +151,9 @@ struct Step<'a> {
     tiles: Range<usize>,
     what: What,
     zeros: &'a [f32],
-    v: Shared<'a, f32>,
-    m: Shared<'a, f32>,
-    out: Shared<'a, f32>,
+    v: DisjointSlice<'a, f32>,
+    m: DisjointSlice<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl Step<'_> {
@@ -163,7 +164,7 @@ impl Step<'_> {
         let read = pixels::<IN, POSITIONS>(job.x, job.input, k, place(job.output, tile), job.padding, self.zeros);
         let [pitch, _] = job.pitches();
         let plane = plane(self.tiles.len(), pitch);
-        // SAFETY: each task has its own tiles.
+        // SAFETY: each task accesses its own tiles only.
         unsafe { write_input(simd, &read, k, self.v.from((tile - self.tiles.start) * pitch), plane) };
     }
 

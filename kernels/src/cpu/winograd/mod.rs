@@ -30,9 +30,10 @@ mod weight_gradient;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
+    buffer_pool::{Buffer, elements},
     conv::{Packed, panel_width},
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks},
+    disjoint::{DisjointSlice, part},
+    thread_pool::tasks,
     tile::{WIDTH, load_at, load_part, store},
 };
 
@@ -56,7 +57,7 @@ impl Weights {
         let width = panel_width();
         let panels = channels.div_ceil(width);
         let mut data = Buffer::new(elements([POSITIONS, panels, k, width]));
-        let out = Shared::new(&mut data);
+        let out = DisjointSlice::new(&mut data);
         let parts = k.div_ceil(16);
         let arch = Arch::new();
         tasks(panels * parts, |task| {
@@ -73,7 +74,7 @@ struct TransformWeights<'a> {
     panels: usize,
     panel: usize,
     range: std::ops::Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for TransformWeights<'_> {
@@ -157,7 +158,13 @@ fn pixels<const SIDE: usize, const ALL: usize>(
 /// # Safety
 /// Each of `read` must be good for reading `k` floats, and the tile in `out` be this task's alone.
 #[inline(always)]
-unsafe fn write_input<S: Simd>(simd: S, read: &[*const f32; POSITIONS], k: usize, out: Shared<'_, f32>, plane: usize) {
+unsafe fn write_input<S: Simd>(
+    simd: S,
+    read: &[*const f32; POSITIONS],
+    k: usize,
+    out: DisjointSlice<'_, f32>,
+    plane: usize,
+) {
     let mut channel = 0;
     while channel < k {
         let count = S::F32_LANES.min(k - channel);

@@ -10,9 +10,10 @@ use super::{
     write_input,
 };
 use crate::cpu::{
+    buffer_pool::{Buffer, elements},
     conv::panel_width,
-    memory::{Buffer, elements},
-    parallel::{Shared, part, tasks, threads},
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
     tile::{Tile, WIDTH, accumulate_outer, even_rows, load, load_at, load_part, rows, store, with_tile},
 };
 
@@ -61,7 +62,7 @@ impl WeightGradient<'_> {
         let [mut v, mut d] = pitches.map(|pitch| Buffer::new(POSITIONS * plane(longest, pitch)));
         let mut sums = Buffer::zeros(POSITIONS * panels * self.k * width); // [place][panel][k][width]
         let zeros = vec![0.0; self.k.max(self.channels)];
-        let [v, d, shared] = [Shared::new(&mut v), Shared::new(&mut d), Shared::new(&mut sums)];
+        let [v, d, shared] = [DisjointSlice::new(&mut v), DisjointSlice::new(&mut d), DisjointSlice::new(&mut sums)];
         let arch = Arch::new();
         for chunk in 0..chunks {
             let range = part(tiles, chunks, chunk, 1);
@@ -82,7 +83,7 @@ impl WeightGradient<'_> {
                 arch.dispatch(step(GradientWhat::Products(index / halves, panels, range.len())));
             });
         }
-        let out = Shared::new(out);
+        let out = DisjointSlice::new(out);
         let blocks = self.k.div_ceil(16);
         tasks(panels * blocks, |index| {
             let k = part(self.k, blocks, index / panels, 1);
@@ -110,11 +111,11 @@ struct GradientStep<'a> {
     what: GradientWhat,
     zeros: &'a [f32],
     /// `[place][tile][k]`.
-    v: Shared<'a, f32>,
+    v: DisjointSlice<'a, f32>,
     /// `[place][panel][tile][width]`.
-    d: Shared<'a, f32>,
+    d: DisjointSlice<'a, f32>,
     /// `[place][panel][k][width]`.
-    sums: Shared<'a, f32>,
+    sums: DisjointSlice<'a, f32>,
     /// Tiles that the work has room for.
     longest: usize,
 }
@@ -127,7 +128,7 @@ impl GradientStep<'_> {
         let read = pixels::<IN, POSITIONS>(job.x, job.input, job.k, place, job.padding, self.zeros);
         let pitch = job.k.next_multiple_of(S::F32_LANES);
         let plane = plane(self.longest, pitch);
-        // SAFETY: each task has its own tiles.
+        // SAFETY: each task accesses its own tiles only.
         unsafe { write_input(simd, &read, job.k, self.v.from(tile * pitch), plane) };
     }
 
@@ -161,7 +162,7 @@ impl GradientStep<'_> {
                 }
                 let d = spread_output(simd, y);
                 for row in 0..IN {
-                    // SAFETY: each task has its own tiles.
+                    // SAFETY: each task accesses its own tiles only.
                     unsafe { store::<S>(self.d.at((row * IN + column) * plane + at, S::F32_LANES), d[row]) };
                 }
             }
@@ -260,7 +261,7 @@ struct Gather<'a> {
     sums: &'a [f32],
     panel: usize,
     k: Range<usize>,
-    out: Shared<'a, f32>,
+    out: DisjointSlice<'a, f32>,
 }
 
 impl WithSimd for Gather<'_> {
@@ -303,7 +304,7 @@ impl WithSimd for Gather<'_> {
         }
         for lane in 0..width.min(job.channels - panel * width) {
             let base = ((panel * width + lane) * job.k + k.start) * 9;
-            // SAFETY: each task has its own weights.
+            // SAFETY: each task accesses its own weights only.
             let out = unsafe { out.range(base..base + k.len() * 9) };
             for (index, out) in out.iter_mut().enumerate() {
                 *out = taps[index * width + lane];

@@ -1,33 +1,34 @@
-//! Maps side by side: joined along their channels, taken apart again, and added.
+//! Concatenation and slicing along the channels, and addition.
 
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    memory::elements,
-    parallel::{Shared, part, tasks, threads},
+    buffer_pool::elements,
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
 };
 
-/// Floats that are worth a task.
+/// The minimum number of floats of a task.
 const TASK: usize = 16 << 10;
 
-/// Runs `work` for all parts of `0..count` things of `floats` each.
+/// Runs `work` on parts of `0..count` items of `floats` floats each.
 fn parts(count: usize, floats: usize, work: impl Fn(Range<usize>) + Sync + Send) {
     let parts = (count * floats / TASK).clamp(1, 4 * threads());
     tasks(parts, |task| work(part(count, parts, task, 1)));
 }
 
-/// Joins maps `[pixels, channels]`, each given with its channels, along the channels.
-pub fn join<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &mut [T]) {
+/// Concatenates feature maps `[pixels, channels]`, each given with its number of channels, along the channels.
+pub fn cat<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &mut [T]) {
     let pitch = maps.iter().map(|&(_, channels)| channels).sum::<usize>();
     assert_eq!(out.len(), elements([pixels, pitch]));
     for &(map, channels) in maps {
         assert_eq!(map.len(), pixels * channels);
     }
-    let out = Shared::new(out);
+    let out = DisjointSlice::new(out);
     parts(pixels, pitch, |pixels| {
-        // SAFETY: each task has its own pixels.
+        // SAFETY: each task accesses its own pixels only.
         let out = unsafe { out.range(pixels.start * pitch..pixels.end * pitch) };
         let mut offset = 0;
         for &(map, channels) in maps {
@@ -40,8 +41,8 @@ pub fn join<T: Copy + Send + Sync>(maps: &[(&[T], usize)], pixels: usize, out: &
     });
 }
 
-/// Copies the channels `offset..offset + channels` of a map `[pixels, pitch]` to a map `[pixels, channels]`.
-pub fn take(x: &[f32], pitch: usize, offset: usize, channels: usize, out: &mut [f32]) {
+/// Copies the channels `offset..offset + channels` of `[pixels, pitch]` to `[pixels, channels]`.
+pub fn slice(x: &[f32], pitch: usize, offset: usize, channels: usize, out: &mut [f32]) {
     assert!(
         offset.checked_add(channels).is_some_and(|end| end <= pitch),
         "{channels} channels from {offset} on of {pitch}"
@@ -51,9 +52,9 @@ pub fn take(x: &[f32], pitch: usize, offset: usize, channels: usize, out: &mut [
     }
     let pixels = out.len() / channels;
     assert_eq!((out.len(), x.len()), (pixels * channels, pixels * pitch));
-    let out = Shared::new(out);
+    let out = DisjointSlice::new(out);
     parts(pixels, channels, |pixels| {
-        // SAFETY: each task has its own pixels.
+        // SAFETY: each task accesses its own pixels only.
         let out = unsafe { out.range(pixels.start * channels..pixels.end * channels) };
         for (index, pixel) in pixels.enumerate() {
             let start = pixel * pitch + offset;
@@ -65,9 +66,9 @@ pub fn take(x: &[f32], pitch: usize, offset: usize, channels: usize, out: &mut [
 /// Adds `x` to `y`.
 pub fn add(x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
-    let y = Shared::new(y);
+    let y = DisjointSlice::new(y);
     parts(x.len(), 1, |range| {
-        // SAFETY: each task has its own range.
+        // SAFETY: each task accesses its own range only.
         let y = unsafe { y.range(range.clone()) };
         Arch::new().dispatch(Add { x: &x[range], y });
     });
@@ -109,14 +110,14 @@ mod tests {
             let maps = channels.map(|channels| random.floats(pixels * channels));
             let mut joined = vec![f32::NAN; pixels * 94];
             let parts = [0, 1, 2, 3].map(|i| (maps[i].as_slice(), channels[i]));
-            join(&parts, pixels, &mut joined);
+            cat(&parts, pixels, &mut joined);
             let mut offset = 0;
             for (map, channels) in parts {
                 for (pixel, channel) in (0..pixels * channels).map(|i| (i / channels, i % channels)) {
                     assert_eq!(joined[pixel * 94 + offset + channel], map[pixel * channels + channel]);
                 }
                 let mut taken = vec![f32::NAN; map.len()];
-                take(&joined, 94, offset, channels, &mut taken);
+                slice(&joined, 94, offset, channels, &mut taken);
                 assert_eq!(taken, map);
                 offset += channels;
             }

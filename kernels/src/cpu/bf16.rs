@@ -1,19 +1,29 @@
-//! Products of bf16 values summed in single precision, for processors that multiply pairs of them (AVX512-BF16): twice
-//! as many products an instruction as [`super::conv`] has.
+//! Implicit GEMM in bf16 with f32 accumulation (AVX512-BF16): twice the multiply-adds per instruction of [`super::conv`].
 //!
-//! The left operand is rounded as it is gathered, maps stay in single precision between the operations. Where there is AMX,
-//! [`super::amx`] multiplies the same packed weights instead.
+//! The left operand is rounded as it is gathered; feature maps stay in f32 between operations. With AMX, [`super::amx`]
+//! multiplies the same packed weights.
+//!
+//! An instruction multiplies pairs of values that are adjacent along `k`, so packed weights interleave two rows:
+//!
+//! ```text
+//! f32 panel                     bf16 panel
+//! k = 0: a0 a1 a2 …             pair 0: a0 b0 a1 b1 a2 b2 …
+//! k = 1: b0 b1 b2 …      ──▶    pair 1: c0 d0 c1 d1 c2 d2 …
+//! k = 2: c0 c1 c2 …             (an odd k is padded with zeros)
+//! k = 3: d0 d1 d2 …
+//! ```
 
 use ::half::bf16;
 
 use super::{
     amx,
+    buffer_pool::Buffer,
     conv::{self, Product},
-    memory::Buffer,
-    parallel::{Shared, part, tasks, threads},
+    disjoint::{DisjointSlice, part},
+    thread_pool::{tasks, threads},
 };
 
-/// Whether this processor multiplies pairs of bf16 values.
+/// Returns whether the processor has AVX512-BF16.
 pub fn is_available() -> bool {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
@@ -26,16 +36,16 @@ pub fn is_available() -> bool {
     false
 }
 
-/// Weights in panels of pairs along the sums: `[panel][tap][pairs][width][2]`, two bf16 values in the place of a float.
+/// Packed weights in pairs along `k`: `[panel][tap][pair][width][2]`.
 #[cfg_attr(any(not(target_arch = "x86_64"), miri), allow(dead_code))] // Nothing else multiplies them.
 pub struct Packed {
     pub(super) data: Buffer,
     pub(super) taps: usize,
-    /// Length of the sum for a tap.
+    /// The number of channels of the left operand.
     pub(super) k: usize,
-    /// At least `⌈k / 2⌉`; for [`amx`] whole tiles, filled up with zeros.
+    /// At least `⌈k / 2⌉`; for [`amx`] whole tiles, padded with zeros.
     pub(super) pairs: usize,
-    /// Channels of the result.
+    /// The number of channels of the result.
     pub(super) channels: usize,
 }
 
@@ -59,14 +69,14 @@ impl Packed {
     }
 }
 
-/// bf16 values as floats.
+/// Converts bf16 values to f32.
 pub fn widen(x: &[bf16], y: &mut [f32]) {
     assert_eq!(x.len(), y.len());
-    let (len, y) = (x.len(), Shared::new(y));
+    let (len, y) = (x.len(), DisjointSlice::new(y));
     let parts = (len >> 14).clamp(1, 4 * threads());
     tasks(parts, |index| {
         let range = part(len, parts, index, 1);
-        // SAFETY: each task has its own part.
+        // SAFETY: each task accesses its own part only.
         let y = unsafe { y.range(range.clone()) };
         for (x, y) in x[range].iter().zip(y) {
             *y = f32::from_bits(u32::from(x.to_bits()) << 16);
@@ -74,7 +84,7 @@ pub fn widen(x: &[bf16], y: &mut [f32]) {
     });
 }
 
-/// The nearest bf16 value, ties to even, as its bits.
+/// Returns the bits of the nearest bf16 value, ties to even.
 fn round(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
@@ -87,7 +97,7 @@ impl Product<'_, Packed> {
     /// Computes into `out`, `[n, height, width, out_pitch]`, with both operands rounded to bf16.
     ///
     /// # Panics
-    /// Where this [is not available](is_available), and as the product of floats does.
+    /// If bf16 [is not available](is_available), and as the f32 GEMM does.
     pub fn run(&self, out: &mut [f32]) {
         assert!(is_available(), "this processor has no AVX512-BF16");
         self.check([self.weights.taps, self.weights.k, self.weights.channels], out);
@@ -116,7 +126,7 @@ mod imp {
     /// Channels of a panel.
     pub const PANEL: usize = WIDTH * LANES;
     const ROWS: usize = 14;
-    /// Bytes of rounded pixels that a task goes over again for each panel.
+    /// Bytes of the rounded pixels of a task, which it reads again for each panel.
     const CHUNK: usize = 128 << 10;
 
     /// Rounded pixels, `[n, height, width, pitch]`; `pitch` counts bf16 values.
@@ -132,13 +142,13 @@ mod imp {
         }
     }
 
-    /// From pixel to pixel: even, and not so that the pixels of a tile fall on the same few sets of the L1 cache.
+    /// Returns the distance between pixels: even, and such that the pixels of a tile do not alias in the L1 cache.
     fn pitch_of(k: usize) -> usize {
         let pitch = k.next_multiple_of(2);
         if pitch.is_multiple_of(1024) { pitch + 2 * LANES } else { pitch }
     }
 
-    /// Whether each output reads one pixel, its own.
+    /// Returns whether each output reads only the pixel at its own position.
     fn is_pointwise(product: &Product<'_, Packed>) -> bool {
         let [Tap { down: 0, right: 0, .. }] = product.taps else { return false };
         let [height, width] = product.lattice.count;
@@ -163,10 +173,10 @@ mod imp {
         let chunk = chunk.min(pixels.div_ceil(threads())).next_multiple_of(ROWS);
         let chunks = pixels.div_ceil(chunk);
         let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
-        // Rounded once for all tasks, unless each reads pixels of its own.
+        // Rounded once for all tasks, unless the tasks read disjoint pixels.
         let all = (!pointwise || groups > 1).then(|| round_all(product.x, pitch, weights.k, overlaps));
         let zeros = Buffer::zeros(pitch.max(weights.k).div_ceil(2));
-        let out = Shared::new(out);
+        let out = DisjointSlice::new(out);
         tasks(chunks * groups, |task| {
             let pixels = part(pixels, chunks, task / groups, ROWS);
             let panels = part(panels, groups, task % groups, 1);
@@ -180,20 +190,20 @@ mod imp {
                 pixels,
                 panels,
             };
-            // SAFETY: `run` of the module above has asked the processor.
+            // SAFETY: `run` of the parent module has asserted that the processor has AVX512-BF16.
             unsafe { task.run() };
         });
     }
 
-    /// The whole map, rounded.
+    /// Rounds the whole feature map.
     fn round_all(x: Map<'_>, pitch: usize, k: usize, overlaps: bool) -> Buffer {
         let pixels = x.data.len() / x.pitch;
         // A window that ends with the map reads one value more where its length is odd.
         let mut rounded = Buffer::new((pixels * pitch).div_ceil(2) + 1);
         let end = rounded.len() - 1;
         rounded[end] = 0.0;
-        let out = Shared::new(&mut rounded);
-        // The map as it lies, in parts of whole pairs, or pixel by pixel.
+        let out = DisjointSlice::new(&mut rounded);
+        // The feature map contiguously, in parts of whole pairs, or pixel by pixel.
         let (run, runs, step) = if overlaps || (x.pitch == pitch && x.offset == 0) {
             let len = pixels * pitch;
             (len.min(1 << 14), len.div_ceil(1 << 14), 1 << 14)
@@ -218,7 +228,7 @@ mod imp {
         rounded
     }
 
-    /// The pixels that a task reads.
+    /// Gathers the pixels that a task reads.
     fn round_own(product: &Product<'_, Packed>, pixels: Range<usize>) -> Buffer {
         let k = product.weights.k;
         let ([height, width], [x_height, x_width]) = (product.lattice.count, product.x.size);
@@ -279,7 +289,7 @@ mod imp {
         x: Rounded<'a>,
         /// Whether `x` has the pixels of this task alone, one after another.
         gathered: bool,
-        out: Shared<'a, f32>,
+        out: DisjointSlice<'a, f32>,
         pixels: Range<usize>,
         panels: Range<usize>,
     }
@@ -295,7 +305,7 @@ mod imp {
                 let mut start = self.pixels.start;
                 while start < self.pixels.end {
                     let count = most.min(self.pixels.end - start);
-                    // SAFETY: the processor has AVX512-BF16, as the caller of this function knows.
+                    // SAFETY: the caller guarantees that the processor has AVX512-BF16.
                     unsafe { with_tile!(count, vectors, block::<()>(self, start, panel)) };
                     start += count;
                 }
@@ -335,7 +345,7 @@ mod imp {
         sums
     }
 
-    /// One tile: pixels `start..start + M`, one panel.
+    /// Computes one tile: pixels `start..start + M`, one panel.
     ///
     /// # Safety
     /// The processor must have AVX512-BF16.
@@ -347,7 +357,7 @@ mod imp {
         let [height, columns] = product.lattice.count;
         let [x_height, x_width] = product.x.size;
 
-        // Where each row of the tile reads from and writes to.
+        // The addresses that each row of the tile reads and writes.
         let mut origin = [[0isize; 2]; M];
         let mut image = [0usize; M];
         let mut write = [0usize; M];
@@ -395,7 +405,7 @@ mod imp {
             }
         }
 
-        // A copy, so that the sums themselves are never indexed by a variable: they stay in registers.
+        // A copy, so that the accumulators are never indexed by a variable and stay in registers.
         let sums = std::hint::black_box(sums);
         let epilogue = &product.epilogue;
         for n in 0..N {

@@ -1,5 +1,5 @@
-//! Memory that is used again: a step of training asks for the same sizes as the step before, and fresh pages from the
-//! system cost more than many an operation that fills them.
+//! A pool of buffers. Each training step allocates the same sizes as the step before, and page faults on fresh memory
+//! cost more than many of the operations that fill it.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -15,7 +15,7 @@ const SMALL: usize = 16 << 10;
 const HUGE: usize = 2 << 20;
 const CACHE_LINE: usize = 64;
 
-/// `len` floats, aligned to a cache line. What they are at first is arbitrary, but never uninitialised.
+/// A buffer of floats, aligned to a cache line. Its initial values are arbitrary, but initialized.
 pub struct Buffer {
     start: NonNull<f32>,
     len: usize,
@@ -23,15 +23,15 @@ pub struct Buffer {
     size: usize,
 }
 
-// SAFETY: a buffer owns its memory alone.
+// SAFETY: a buffer is the only owner of its memory.
 unsafe impl Send for Buffer {}
 // SAFETY: shared access to a buffer only reads.
 unsafe impl Sync for Buffer {}
 
-/// What was given back, by size, and counts of bytes.
+/// Free buffers by size, and byte counts.
 #[derive(Default)]
 struct Pool {
-    /// Buffers of a size with the times at which they came back, the oldest first.
+    /// Free buffers of each size with the time of their return, the oldest first.
     free: BTreeMap<usize, VecDeque<(u64, NonNull<f32>)>>,
     time: u64,
     kept: usize,
@@ -40,7 +40,7 @@ struct Pool {
 }
 
 impl Pool {
-    /// A kept buffer of `size` bytes or little more.
+    /// Takes a free buffer of `size` bytes or a little more.
     fn take(&mut self, size: usize) -> Option<(usize, NonNull<f32>)> {
         let (&size, buffers) = self.free.range_mut(size..=size + size / 4).find(|(_, buffers)| !buffers.is_empty())?;
         let (_, start) = buffers.pop_back()?;
@@ -52,19 +52,19 @@ impl Pool {
         self.time += 1;
         self.kept += size;
         self.free.entry(size).or_default().push_back((self.time, start));
-        // Never more kept for later than was once in use; what waited longest goes first.
+        // The pool keeps at most the peak use and frees the oldest buffers first.
         while self.kept > self.most_live {
             let oldest = self.free.iter().filter_map(|(&size, buffers)| Some((buffers.front()?.0, size))).min();
             let Some((_, size)) = oldest else { break };
             let Some((_, start)) = self.free.get_mut(&size).and_then(VecDeque::pop_front) else { break };
             self.kept -= size;
-            // SAFETY: the pool owns it alone.
+            // SAFETY: the pool is the only owner.
             unsafe { free(start, size) };
         }
     }
 }
 
-// SAFETY: the pool owns the memory that its pointers mean.
+// SAFETY: the pool is the only owner of the memory behind its pointers.
 unsafe impl Send for Pool {}
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: BTreeMap::new(), time: 0, kept: 0, live: 0, most_live: 0 });
@@ -73,7 +73,7 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Rounds up so that at most an eighth is wasted and sizes meet again.
+/// Rounds up to a size class; at most an eighth is wasted.
 fn size_class(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 16).max(CACHE_LINE);
     bytes.next_multiple_of(step)
@@ -84,7 +84,7 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, align).expect("`Buffer::new` bounds the size")
 }
 
-/// The most floats of a buffer. Rounding its bytes up to a size class and an alignment stays below `isize::MAX`.
+/// The maximum number of floats of a buffer. Rounding its bytes up to a size class and an alignment stays below `isize::MAX`.
 const LONGEST: usize = isize::MAX as usize / (2 * size_of::<f32>());
 
 /// The number of elements of a tensor of these sizes.
@@ -98,7 +98,7 @@ pub fn elements<const N: usize>(sizes: [usize; N]) -> usize {
 }
 
 impl Buffer {
-    /// A buffer of `len` floats of any value.
+    /// Allocates `len` floats with arbitrary values.
     ///
     /// # Panics
     ///
@@ -126,7 +126,7 @@ impl Buffer {
         Self { start, len, size }
     }
 
-    /// A buffer of `len` zeros.
+    /// Allocates `len` zeros.
     pub fn zeros(len: usize) -> Self {
         let mut buffer = Self::new(len);
         buffer.fill(0.0);
@@ -137,7 +137,7 @@ impl Buffer {
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: NonNull<f32>, size: usize) {
     if size >= HUGE && !cfg!(miri) {
-        // SAFETY: the range was just allocated; the advice changes nothing that a program can see.
+        // SAFETY: the range was just allocated, and the advice does not change its contents.
         unsafe { libc::madvise(start.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
     }
 }
@@ -153,7 +153,7 @@ impl Drop for Buffer {
             pool.keep(self.size, self.start);
             return;
         }
-        // SAFETY: the buffer owns it alone.
+        // SAFETY: the buffer is the only owner.
         unsafe { free(self.start, self.size) };
     }
 }
@@ -176,7 +176,7 @@ impl Deref for Buffer {
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: `len` floats were allocated and initialised, and `self` is borrowed exclusively.
+        // SAFETY: `len` floats were allocated and initialized, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
