@@ -4,122 +4,146 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::{SourceKind, Split};
-use runtime::{logging::Verbosity, progress::Output};
+use runtime::{
+    logging::Verbosity,
+    progress::Output,
+    shell::{CompletionsArgs, ManArgs},
+};
 
-/// Looks into image data, checks it, shows it, repacks it and measures how fast it loads
+/// Inspect, check, preview, shard and benchmark image data
 ///
-/// DATA is read in place, whatever it is: ImageNet's official archives, a folder of classes, WebDataset shards,
-/// Parquet files. Nothing is unpacked or converted.
+/// DATA is read in place: ImageNet's official archives, a folder of classes, WebDataset shards, Parquet files. Nothing is
+/// unpacked or converted.
 ///
 /// Results go to standard output; progress and warnings go to standard error.
 #[derive(Debug, Parser)]
 #[command(name = "datasets", version, after_long_help = runtime::exit::HELP, max_term_width = 100)]
 pub struct Cli {
-    /// What to do
+    /// The command
     #[command(subcommand)]
     pub command: Command,
-    /// How much is said on standard error
+    /// The verbosity of standard error
     #[command(flatten)]
     pub verbosity: Verbosity,
 }
 
 impl Cli {
-    /// Where progress goes.
+    /// Returns where progress is shown.
     pub fn progress(&self) -> Output {
         Output::from_quiet(self.verbosity.is_quiet())
     }
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Says what DATA is: kind, classes, counts, sizes
+    /// Print the kind, classes, counts and image sizes of DATA
     ///
-    /// Reads the headers of some images, evenly spread (`--sample`), and prints a histogram of their sizes.
+    /// Reads the headers of evenly spaced images (--sample) and prints a histogram of their sizes.
     #[command(after_long_help = "Examples:\n  datasets inspect imagenet/\n  datasets inspect photos/ --format json")]
     Inspect(InspectArgs),
 
-    /// Checks every sample of DATA
+    /// Check every sample of DATA
     ///
-    /// Reads and decodes every sample of both splits, on all cores, and reports: samples that cannot be decoded or end
-    /// early, formats that differ from the extension, CMYK, odd EXIF, duplicates (exact, and near by perceptual hash),
-    /// tiny and huge images, class imbalance, images of `val` that are in `train` too, and the fingerprint of the
-    /// label map. Ends with exit code 3 where a sample cannot be used.
+    /// Decodes every sample of both splits, on all cores, and reports unreadable and truncated samples, formats that differ
+    /// from the extension, CMYK images, EXIF rotation, duplicates (exact, and near by perceptual hash), tiny and huge images,
+    /// class imbalance, images of `val` that are also in `train`, and the fingerprint of the label map. The exit code is 3 if
+    /// a sample is unusable.
     #[command(after_long_help = "Examples:
   datasets doctor imagenet/
   datasets doctor imagenet/ --quarantine bad.txt
-  datasets bench imagenet/ --without bad.txt")]
+  datasets bench imagenet/ --exclude bad.txt")]
     Doctor(DoctorArgs),
 
-    /// Draws a captioned grid of samples as the network sees them
+    /// Draw a captioned grid of samples as the network receives them
     ///
-    /// Each cell shows a sample after the transforms of `--pipeline`, with its class and key below.
+    /// Each cell shows a sample after the transforms of --pipeline, with its class and key.
     #[command(after_long_help = "Examples:
   datasets preview imagenet/ --out grid.png
   datasets preview imagenet/ --out grid.png --repeats 4    # each sample four times, augmented anew")]
     Preview(PreviewArgs),
 
-    /// Packs DATA into WebDataset shards
+    /// Pack DATA into WebDataset shards
     ///
-    /// Writes `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or what its format is) and `KEY.cls`, with
-    /// `NAME-SPLIT-manifest.json` of sizes and SHA-256 hashes. Stopped on the way, the same command goes on after the
-    /// last whole shard. The same data and options give the same bytes.
+    /// Writes `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or its own format) and `KEY.cls`, and
+    /// `NAME-SPLIT-manifest.json` with sizes and SHA-256 hashes. After an interruption the same command continues after the
+    /// last complete shard. The same data and options write the same bytes.
     #[command(after_long_help = "Examples:
   datasets shard imagenet/ --out shards/ --shuffle
   datasets shard photos/ --out shards/ --shard-size 256MB --resize 512")]
     Shard(ShardArgs),
 
-    /// Measures how fast DATA loads, in images a second
+    /// Measure how fast DATA loads, in images per second
     ///
-    /// Loads batches as training does and throws them away. Prints the median over the passes but the first, and where
-    /// the workers' time went.
+    /// Loads batches as training does and discards them. Prints the median over all passes but the first, and the time that
+    /// the workers spent on reading, decoding and transforming.
     #[command(after_long_help = "Examples:
   datasets bench imagenet/ --pipeline train --workers 8
   datasets bench imagenet/ --pipeline eval --format json")]
     Bench(BenchArgs),
+
+    /// Print a shell's completion script
+    #[command(
+        after_long_help = "Examples:\n  datasets completions bash > ~/.local/share/bash-completion/completions/datasets"
+    )]
+    Completions(CompletionsArgs),
+
+    /// Write manual pages
+    #[command(after_long_help = "Examples:\n  datasets man ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 /// The data and how to open it.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// The data: a folder, an archive, a pattern of shards, a URL
-    #[arg(value_name = "DATA")]
-    pub data: String,
-    /// The kind of data, where it is not recognized or not rightly
-    #[arg(long, value_name = "KIND")]
+    /// Data: a folder, an archive, a pattern of shards, or a URL
+    #[arg(value_name = "DATA", required_unless_present = "data_flag")]
+    data: Option<String>,
+    /// The same as DATA, as in `train` and `infer`
+    #[arg(long = "data", id = "data_flag", value_name = "DATA", conflicts_with = "data")]
+    data_flag: Option<String>,
+    /// Kind of data, if it is not recognized correctly
+    #[arg(long, value_name = "KIND", help_heading = "Data")]
     pub source: Option<SourceKind>,
-    /// Hold back this share of each class as `val`, where the data has no `val` of its own
-    #[arg(long, value_name = "SHARE")]
+    /// Fraction of each class to hold out as `val`, if the data has no `val` split
+    #[arg(long, value_name = "FRACTION", help_heading = "Data")]
     pub val_fraction: Option<f64>,
-    /// The seed of every random choice
-    #[arg(long, default_value_t = 0)]
+    /// Seed of all random choices
+    #[arg(long, default_value_t = 0, help_heading = "Data")]
     pub seed: u64,
     /// Accept classes without images
-    #[arg(long)]
+    #[arg(long, help_heading = "Data")]
     pub allow_empty_classes: bool,
 }
 
-/// One split, less what is in quarantine.
-#[derive(Debug, Args)]
-pub struct SplitArgs {
-    /// The split: train, val or all
-    #[arg(long, default_value_t = Split::Train)]
-    pub split: Split,
-    /// Leave out the samples that this quarantine file lists
-    #[arg(long, value_name = "FILE", alias = "quarantine")]
-    pub without: Option<PathBuf>,
+impl DataArgs {
+    /// Returns the data as typed.
+    pub fn data(&self) -> &str {
+        self.data.as_deref().or(self.data_flag.as_deref()).unwrap_or_default()
+    }
 }
 
-/// How results are printed.
+/// A split without the excluded samples.
+#[derive(Debug, Args)]
+pub struct SplitArgs {
+    /// Split: train, val or all
+    #[arg(long, default_value_t = Split::Train, help_heading = "Data")]
+    pub split: Split,
+    /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
+    #[arg(long, value_name = "FILE", alias = "without", help_heading = "Data")]
+    pub exclude: Option<PathBuf>,
+}
+
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people
+    /// Text for people
     Text,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
-/// Which transforms.
+/// The transforms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PipelineName {
     /// RandomResizedCrop and RandomHorizontalFlip
@@ -135,10 +159,10 @@ pub struct InspectArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub split: SplitArgs,
-    /// How many images' headers to read; 0 reads all
+    /// Number of images whose headers are read; 0 reads all
     #[arg(long, value_name = "N", default_value_t = 2000)]
     pub sample: usize,
-    /// How to print the result
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -148,37 +172,37 @@ pub struct InspectArgs {
 pub struct DoctorArgs {
     #[command(flatten)]
     pub data: DataArgs,
-    /// Write the list of samples to leave out to this file
+    /// Write the samples to exclude to this file
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
-    /// What the quarantine list holds
+    /// Samples that the file lists
     #[arg(long, value_enum, value_delimiter = ',', default_value = "broken", requires = "quarantine")]
     pub quarantine_what: Vec<QuarantineWhat>,
-    /// How to print the result
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Threads; by default as many as there are cores
+    /// Threads [default: one per core]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
-    /// An image whose shorter side has fewer pixels is tiny
+    /// Shorter side below which an image is tiny
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
     pub tiny: u32,
-    /// An image whose longer side has more pixels is huge
+    /// Longer side above which an image is huge
     #[arg(long, value_name = "PIXELS", default_value_t = 8192)]
     pub huge: u32,
-    /// Images are near duplicates if at most this many bits of 128 differ in their perceptual hashes
+    /// Largest number of differing bits (of 128) between the perceptual hashes of near duplicates
     #[arg(long, value_name = "BITS", default_value_t = 6, value_parser = clap::value_parser!(u32).range(0..=15))]
     pub near: u32,
 }
 
-/// What goes into a quarantine list.
+/// The samples that a quarantine file lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QuarantineWhat {
-    /// Samples that cannot be decoded or end early
+    /// Unreadable and truncated samples
     Broken,
     /// All but the first of each group of exact duplicates within a split
     Duplicates,
-    /// Samples of `train` that are in `val` too, exactly
+    /// Samples of `train` that are also in `val`, byte by byte
     Leaks,
     /// Tiny images
     Tiny,
@@ -191,25 +215,25 @@ pub struct PreviewArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub split: SplitArgs,
-    /// Where the picture goes (PNG)
+    /// PNG file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Which transforms
+    /// Transforms
     #[arg(long, value_enum, default_value_t = PipelineName::Train)]
     pub pipeline: PipelineName,
     /// Height and width of the crops in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub size: u32,
-    /// Cells in a row
+    /// Cells per row
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub columns: u32,
-    /// Rows
+    /// Number of rows
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub rows: u32,
-    /// Show each sample so many times, augmented anew
+    /// Number of augmentations of each sample
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub repeats: u32,
-    /// The epoch whose first samples are shown
+    /// Epoch whose first samples are shown
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub epoch: u64,
 }
@@ -221,25 +245,25 @@ pub struct ShardArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub split: SplitArgs,
-    /// The folder for the shards
+    /// Folder to write the shards to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// How large a shard may grow: bytes, or with kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024)
+    /// Largest size of a shard: bytes, or with kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024)
     #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = byte_size)]
     pub shard_size: u64,
-    /// Shuffle the samples, as training from shards wants it
+    /// Shuffle the samples, recommended for training from shards
     #[arg(long)]
     pub shuffle: bool,
-    /// Shrink images whose shorter side is longer to so many pixels, as JPEGs; smaller images keep their bytes
+    /// Resize images with a longer shorter side to this shorter side, as JPEG; other images keep their bytes
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=65535))]
     pub resize: Option<u32>,
-    /// The quality of shrunk JPEGs, 1 to 100
+    /// Quality of resized JPEGs, 1 to 100
     #[arg(long, value_name = "Q", default_value_t = 95, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
-    /// The first part of the shards' names; by default the name of DATA
+    /// First part of the shards' names [default: the name of DATA]
     #[arg(long)]
     pub name: Option<String>,
-    /// Threads; by default as many as there are cores
+    /// Threads [default: one per core]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
 }
@@ -251,33 +275,33 @@ pub struct BenchArgs {
     pub data: DataArgs,
     #[command(flatten)]
     pub split: SplitArgs,
-    /// Which transforms
+    /// Transforms
     #[arg(long, value_enum, default_value_t = PipelineName::Train)]
     pub pipeline: PipelineName,
     /// Height and width of the crops in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub size: u32,
-    /// Threads; by default as many as there are cores. 0 loads on the main thread
+    /// Threads; 0 loads on the main thread [default: one per core]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
-    /// Images a batch
+    /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
-    /// Images a pass; the data comes again where it is shorter
+    /// Images per pass; shorter data is repeated
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     pub images: u32,
-    /// Passes; the first warms up and does not count where there are more
+    /// Number of passes; the first is a warm-up if there are several
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pub passes: u32,
-    /// The most memory for batches in flight
+    /// Largest memory of batches in flight
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = byte_size)]
     pub memory: u64,
-    /// How to print the result
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
 
-/// Bytes from `1000`, `64kB`, `1.5GB`, `512MiB`.
+/// Parses a size in bytes: `1000`, `64kB`, `1.5GB`, `512MiB`.
 fn byte_size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

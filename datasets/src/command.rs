@@ -25,7 +25,7 @@ fn open_data(data: &DataArgs, split: &SplitArgs) -> Result<Opened> {
     for note in &opened.notes {
         log::warn!("{note}");
     }
-    if let Some(path) = &split.without {
+    if let Some(path) = &split.exclude {
         opened.source = without(opened.source, path)?;
     }
     Ok(opened)
@@ -40,7 +40,7 @@ fn open_split(data: &DataArgs, split: Split) -> datasets::Result<Opened> {
         allow_empty_classes: data.allow_empty_classes,
         ..OpenOptions::default()
     };
-    open(&data.data, &options)
+    open(data.data(), &options)
 }
 
 fn without(source: Arc<dyn Source>, path: &Path) -> Result<Arc<dyn Source>> {

@@ -1,14 +1,16 @@
-//! `datasets`: looks into image data, checks it, shows it, repacks it and measures how fast it loads.
+//! `datasets`: inspects, checks, previews, shards and benchmarks image data.
 
 #![forbid(unsafe_code)]
 
 mod cli;
 mod command;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use runtime::{
     exit::{self, ExitCode},
-    logging,
+    logging::{self, LogFormat},
+    progress::Output,
+    shell,
 };
 
 use crate::{
@@ -18,13 +20,21 @@ use crate::{
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::init(cli.verbosity);
     let progress = cli.progress();
-    exit::run(|| match &cli.command {
+    exit::run(|| {
+        logging::init(cli.verbosity, LogFormat::Plain)?;
+        run(&cli.command, progress)
+    })
+}
+
+fn run(command: &Command, progress: Output) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Inspect(args) => inspect::run(args, progress),
         Command::Doctor(args) => doctor::run(args, progress),
         Command::Preview(args) => preview::run(args),
         Command::Shard(args) => shard::run(args, progress),
         Command::Bench(args) => bench::run(args, progress),
-    })
+        Command::Completions(args) => shell::completions(args, Cli::command()),
+        Command::Man(args) => shell::man(args, Cli::command()),
+    }
 }

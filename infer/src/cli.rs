@@ -7,8 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
-    logging::Verbosity,
+    logging::{LogFormat, Verbosity},
     progress::Output,
+    shell::{CompletionsArgs, ManArgs},
     world::WorldArgs,
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,15 @@ impl Cli {
     /// Returns where progress is shown.
     pub fn progress(&self) -> Output {
         Output::from_quiet(self.verbosity.is_quiet())
+    }
+
+    /// Returns the format of log lines: a server's have time stamps.
+    pub fn log_format(&self) -> LogFormat {
+        match &self.command {
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => args.log_format,
+            _ => LogFormat::Plain,
+        }
     }
 }
 
@@ -179,6 +189,16 @@ Examples:
   cargo run -p infer --features ndarray,wgpu -- verify
   infer verify --arch vgg16 --size 224 --backend cuda:1")]
     Verify(VerifyArgs),
+
+    /// Print a shell's completion script
+    #[command(
+        after_long_help = "Examples:\n  infer completions bash > ~/.local/share/bash-completion/completions/infer"
+    )]
+    Completions(CompletionsArgs),
+
+    /// Write manual pages
+    #[command(after_long_help = "Examples:\n  infer man ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 /// An output format.
@@ -281,9 +301,9 @@ pub struct EvaluateArgs {
     /// Split to evaluate
     #[arg(long, value_enum, default_value_t = SplitArg::Val)]
     pub split: SplitArg,
-    /// Leave out the samples listed in this quarantine file
-    #[arg(long, value_name = "FILE", alias = "quarantine")]
-    pub without: Option<PathBuf>,
+    /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
+    #[arg(long, value_name = "FILE", aliases = ["without", "quarantine"])]
+    pub exclude: Option<PathBuf>,
     /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W", required_unless_present = "ensemble")]
     pub weights: Option<String>,
@@ -462,6 +482,9 @@ pub struct ServeArgs {
     /// Decoding threads [default: one per core]
     #[arg(help_heading = "Limits", long, value_name = "N", value_parser = threads)]
     pub workers: Option<usize>,
+    /// Format of log lines on standard error
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
 }

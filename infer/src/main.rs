@@ -5,11 +5,12 @@
 mod cli;
 mod command;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use runtime::{
     exit::{self, ExitCode},
     logging,
     progress::Output,
+    shell,
     world::{self, World},
 };
 
@@ -20,10 +21,10 @@ use crate::{
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::init(cli.verbosity);
     cli.kernels.choose();
     let progress = cli.progress();
     exit::run(|| {
+        logging::init(cli.verbosity, cli.log_format())?;
         let world = world::join(std::time::Duration::from_secs_f64(cli.ranks.mpi_timeout))?;
         if !matches!(cli.command, Command::Evaluate(_)) {
             world.require_alone("every command but `infer evaluate`")?;
@@ -48,5 +49,7 @@ fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
         Command::Models(args) => models::run(args),
         Command::Devices(args) => runtime::backend::devices(args),
         Command::Verify(args) => verify::run(args, progress),
+        Command::Completions(args) => shell::completions(args, Cli::command()),
+        Command::Man(args) => shell::man(args, Cli::command()),
     }
 }

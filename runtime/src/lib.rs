@@ -12,5 +12,6 @@ pub mod exit;
 pub mod files;
 pub mod logging;
 pub mod progress;
+pub mod shell;
 pub mod warmup;
 pub mod world;

@@ -1,39 +1,60 @@
-//! The binaries' logger, on standard error, and the flags `-v` and `-q` that steer it.
+//! The binaries' logger on standard error, controlled by `-v`, `-q`, `--log-format` and `RUST_LOG`.
 //!
-//! | flags | Hearth's own crates | everything else |
+//! | flags | Hearth's crates | other crates |
 //! |---|---|---|
-//! | `-qq` | nothing | nothing |
-//! | `-q` | warnings | errors |
-//! | none | info | errors |
-//! | `-v` | debug | warnings |
+//! | `-qq` | off | off |
+//! | `-q` | warn | error |
+//! | none | info | error |
+//! | `-v` | debug | warn |
 //! | `-vv` | trace | info |
 //! | `-vvv` | trace | trace |
 //!
-//! Results go to standard output and are no part of this. Progress bars step aside while a line is printed.
+//! `RUST_LOG`, if set, replaces this table: `RUST_LOG=debug`, `RUST_LOG=warn,datasets=trace`.
+//!
+//! Results go to standard output and are not logged. Progress bars are hidden while a line is printed.
 
-use std::io::Write;
-use std::sync::OnceLock;
+use std::{
+    io::Write,
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use env_filter::Filter;
+use log::{
+    Level, LevelFilter, Log, Metadata, Record,
+    kv::{self, VisitSource},
+};
 
-/// The flags `-v` and `-q`: put `#[command(flatten)] verbosity: Verbosity` into a binary's arguments.
+/// The flags `-v` and `-q`; flatten it into the arguments of a binary.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Verbosity {
-    /// Say more on standard error (repeat for still more)
+    /// Log more on standard error (repeat for more; RUST_LOG overrides)
     #[arg(short, long, action = clap::ArgAction::Count, global = true, conflicts_with = "quiet")]
     pub verbose: u8,
-    /// Say less on standard error: no progress, only warnings (twice: nothing)
+    /// Log less on standard error: no progress, only warnings (twice: nothing)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub quiet: u8,
 }
 
+/// The format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Plain lines for a terminal
+    #[default]
+    Plain,
+    /// Lines with a time stamp and a level
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
 impl Verbosity {
-    /// Whether progress is unwanted.
+    /// Returns whether progress is hidden.
     pub fn is_quiet(self) -> bool {
         self.quiet > 0
     }
 
-    /// The levels for Hearth's crates and for all others.
+    /// Returns the levels of Hearth's crates and of all others.
     fn levels(self) -> (LevelFilter, LevelFilter) {
         match i32::from(self.verbose) - i32::from(self.quiet) {
             ..=-2 => (LevelFilter::Off, LevelFilter::Off),
@@ -46,39 +67,82 @@ impl Verbosity {
     }
 }
 
-/// The installed logger; `log` wants it to live for ever.
+/// The installed logger, which `log` requires to be `'static`.
 static LOGGER: OnceLock<StderrLogger> = OnceLock::new();
 
-/// Installs the logger. A second call, or one after another logger was installed, changes nothing.
-pub fn init(verbosity: Verbosity) {
-    let (own, others) = verbosity.levels();
-    let logger = LOGGER.get_or_init(|| StderrLogger { own, others });
+/// Installs the logger. Has no effect if one is installed already.
+///
+/// # Errors
+/// If `RUST_LOG` cannot be parsed.
+pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
+    let spec = std::env::var("RUST_LOG").ok().filter(|spec| !spec.trim().is_empty());
+    let levels = Levels::new(verbosity, spec.as_deref())?;
+    let logger = LOGGER.get_or_init(|| StderrLogger { levels, format });
     if log::set_logger(logger).is_ok() {
-        log::set_max_level(own.max(others));
+        log::set_max_level(logger.levels.max());
+    }
+    Ok(())
+}
+
+/// The crates of Hearth.
+const OWN_CRATES: [&str; 11] =
+    ["hearth", "kernels", "models", "hub", "zoo", "datasets", "runtime", "report", "train", "infer", "serve"];
+
+/// Decides which records are logged.
+enum Levels {
+    /// The table of flags.
+    Flags { own: LevelFilter, others: LevelFilter },
+    /// `RUST_LOG`.
+    Variable(Filter),
+}
+
+impl Levels {
+    fn new(verbosity: Verbosity, variable: Option<&str>) -> anyhow::Result<Self> {
+        let Some(spec) = variable else {
+            let (own, others) = verbosity.levels();
+            return Ok(Self::Flags { own, others });
+        };
+        let mut builder = env_filter::Builder::new();
+        builder.try_parse(spec).map_err(|error| {
+            anyhow::anyhow!("the environment variable RUST_LOG is `{spec}`: {error}; an example is `warn,train=debug`")
+        })?;
+        Ok(Self::Variable(builder.build()))
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        match self {
+            Self::Flags { own, others } => {
+                let crate_name = metadata.target().split("::").next().unwrap_or_default();
+                metadata.level() <= if OWN_CRATES.contains(&crate_name) { *own } else { *others }
+            }
+            Self::Variable(filter) => filter.enabled(metadata),
+        }
+    }
+
+    fn max(&self) -> LevelFilter {
+        match self {
+            Self::Flags { own, others } => *own.max(others),
+            Self::Variable(filter) => filter.filter(),
+        }
     }
 }
 
-/// One line a record.
 struct StderrLogger {
-    own: LevelFilter,
-    others: LevelFilter,
+    levels: Levels,
+    format: LogFormat,
 }
-
-/// The crates whose records count as Hearth's own.
-const OWN_CRATES: [&str; 8] = ["models", "datasets", "runtime", "zoo", "report", "train", "infer", "serve"];
 
 impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let crate_name = metadata.target().split("::").next().unwrap_or_default();
-        let limit = if OWN_CRATES.contains(&crate_name) { self.own } else { self.others };
-        metadata.level() <= limit
+        self.levels.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            // Where standard error is closed, a log line is not worth ending the run.
+            let line = line(record, self.format, SystemTime::now());
+            // A closed standard error must not end the run.
             crate::progress::suspend(|| {
-                let _ = writeln!(std::io::stderr(), "{}", line(record));
+                let _ = writeln!(std::io::stderr(), "{line}");
             });
         }
     }
@@ -86,53 +150,137 @@ impl Log for StderrLogger {
     fn flush(&self) {}
 }
 
-/// `text`, `warning: text`, or `debug (datasets::loader): text`.
-fn line(record: &Record<'_>) -> String {
-    match record.level() {
-        Level::Error => format!("error: {}", record.args()),
-        Level::Warn => format!("warning: {}", record.args()),
-        Level::Info => record.args().to_string(),
-        Level::Debug => format!("debug ({}): {}", record.target(), record.args()),
-        Level::Trace => format!("trace ({}): {}", record.target(), record.args()),
+/// Collects the key-value pairs of a record.
+struct Pairs(Vec<(String, serde_json::Value)>);
+
+impl<'kvs> VisitSource<'kvs> for Pairs {
+    fn visit_pair(&mut self, key: kv::Key<'kvs>, value: kv::Value<'kvs>) -> Result<(), kv::Error> {
+        let value = value
+            .to_u64()
+            .map(Into::into)
+            .or_else(|| value.to_f64().map(Into::into))
+            .unwrap_or_else(|| serde_json::Value::String(value.to_string()));
+        self.0.push((key.as_str().to_string(), value));
+        Ok(())
     }
+}
+
+/// Formats a record, in [`LogFormat::Plain`] as `text`, `warning: text`, or `debug (datasets::loader): text`.
+fn line(record: &Record<'_>, format: LogFormat, now: SystemTime) -> String {
+    let mut pairs = Pairs(Vec::new());
+    // `visit_pair` never fails.
+    let _ = record.key_values().visit(&mut pairs);
+    if format == LogFormat::Json {
+        let mut object = serde_json::Map::new();
+        object.insert("time".into(), time(now).into());
+        object.insert("level".into(), record.level().as_str().to_lowercase().into());
+        object.insert("target".into(), record.target().into());
+        object.insert("message".into(), record.args().to_string().into());
+        // The fields above cannot be replaced.
+        pairs.0.into_iter().for_each(|(key, value)| {
+            object.entry(key).or_insert(value);
+        });
+        return serde_json::Value::Object(object).to_string();
+    }
+    let mut text = record.args().to_string();
+    for (key, value) in pairs.0 {
+        let value = match value {
+            serde_json::Value::String(value) => quoted(&value),
+            value => value.to_string(),
+        };
+        text += &format!("{}{key}={value}", if text.is_empty() { "" } else { " " });
+    }
+    match (format, record.level()) {
+        (LogFormat::Text, level) => format!("{} {level:<5} {}: {text}", time(now), record.target()),
+        (_, Level::Error) => format!("error: {text}"),
+        (_, Level::Warn) => format!("warning: {text}"),
+        (_, Level::Info) => text,
+        (_, Level::Debug) => format!("debug ({}): {text}", record.target()),
+        (_, Level::Trace) => format!("trace ({}): {text}", record.target()),
+    }
+}
+
+/// Returns the time in UTC by RFC 3339, in milliseconds.
+fn time(now: SystemTime) -> String {
+    let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let whole = SystemTime::UNIX_EPOCH + Duration::from_millis(millis.try_into().unwrap_or(u64::MAX));
+    humantime::format_rfc3339_millis(whole).to_string()
+}
+
+/// Quotes a value of a log line unless it is plain.
+fn quoted(value: &str) -> String {
+    let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'='));
+    if plain { value.to_string() } else { format!("{value:?}") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn enabled(verbosity: Verbosity, target: &str, level: Level) -> bool {
-        let (own, others) = verbosity.levels();
-        StderrLogger { own, others }.enabled(&Metadata::builder().target(target).level(level).build())
+    fn enabled(verbosity: Verbosity, spec: Option<&str>, target: &str, level: Level) -> bool {
+        let metadata = Metadata::builder().target(target).level(level).build();
+        Levels::new(verbosity, spec).unwrap().enabled(&metadata)
     }
 
     #[test]
-    fn our_crates_say_more_than_others() {
+    fn own_crates_log_more_than_others() {
         let plain = Verbosity::default();
-        assert!(enabled(plain, "train::recipe", Level::Info));
-        assert!(!enabled(plain, "models::hub", Level::Debug));
-        assert!(!enabled(plain, "wgpu_hal::vulkan", Level::Warn));
-        assert!(!enabled(plain, "trainer", Level::Info), "a prefix is not a crate");
+        assert!(enabled(plain, None, "train::recipe", Level::Info));
+        assert!(!enabled(plain, None, "models::graph", Level::Debug));
+        assert!(!enabled(plain, None, "wgpu_hal::vulkan", Level::Warn));
+        assert!(!enabled(plain, None, "trainer", Level::Info), "a prefix is not a crate");
         let verbose = Verbosity { verbose: 1, quiet: 0 };
-        assert!(enabled(verbose, "models::hub", Level::Debug));
-        assert!(enabled(verbose, "wgpu_hal::vulkan", Level::Warn));
+        assert!(enabled(verbose, None, "models::graph", Level::Debug));
+        assert!(enabled(verbose, None, "wgpu_hal::vulkan", Level::Warn));
     }
 
     #[test]
-    fn quiet_leaves_warnings_and_very_quiet_nothing() {
+    fn quiet_keeps_warnings_and_very_quiet_nothing() {
         let quiet = Verbosity { verbose: 0, quiet: 1 };
         assert!(quiet.is_quiet());
-        assert!(enabled(quiet, "infer", Level::Warn) && !enabled(quiet, "infer", Level::Info));
-        assert!(!enabled(Verbosity { verbose: 0, quiet: 2 }, "infer", Level::Error));
+        assert!(enabled(quiet, None, "infer", Level::Warn) && !enabled(quiet, None, "infer", Level::Info));
+        assert!(!enabled(Verbosity { verbose: 0, quiet: 2 }, None, "infer", Level::Error));
     }
 
     #[test]
-    fn lines_name_the_level_and_where_it_matters_the_module() {
+    fn rust_log_replaces_the_flags() {
+        let quiet = Verbosity { verbose: 0, quiet: 2 };
+        assert!(enabled(quiet, Some("warn,datasets=trace"), "datasets::loader", Level::Trace));
+        assert!(!enabled(quiet, Some("warn,datasets=trace"), "train", Level::Info));
+        let error = Levels::new(quiet, Some("train=loud")).map(drop).unwrap_err().to_string();
+        assert!(error.contains("RUST_LOG") && error.contains("train=loud"), "{error}");
+    }
+
+    #[test]
+    fn plain_lines_name_the_level_and_where_it_matters_the_module() {
         let text = |level| {
-            line(&Record::builder().level(level).target("models::hub").args(format_args!("resumed at 5")).build())
+            let args = format_args!("resumed at 5");
+            line(
+                &Record::builder().level(level).target("hub::download").args(args).build(),
+                LogFormat::Plain,
+                SystemTime::UNIX_EPOCH,
+            )
         };
         assert_eq!(text(Level::Info), "resumed at 5");
         assert_eq!(text(Level::Warn), "warning: resumed at 5");
-        assert_eq!(text(Level::Debug), "debug (models::hub): resumed at 5");
+        assert_eq!(text(Level::Debug), "debug (hub::download): resumed at 5");
+    }
+
+    #[test]
+    fn text_and_json_lines_have_a_time_and_the_pairs() {
+        let pairs = [("path", kv::Value::from("/a b\n")), ("status", kv::Value::from(200u64))];
+        let now = SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_250_000);
+        let text = |format| {
+            let args = format_args!("request");
+            let mut record = Record::builder();
+            line(&record.level(Level::Info).target("serve").args(args).key_values(&pairs).build(), format, now)
+        };
+        assert_eq!(text(LogFormat::Text), r#"1970-01-01T00:25:00.250Z INFO  serve: request path="/a b\n" status=200"#);
+        let json: serde_json::Value = serde_json::from_str(&text(LogFormat::Json)).unwrap();
+        let expected = serde_json::json!({
+            "time": "1970-01-01T00:25:00.250Z", "level": "info", "target": "serve",
+            "message": "request", "path": "/a b\n", "status": 200
+        });
+        assert_eq!(json, expected);
     }
 }

@@ -94,7 +94,7 @@ fn measure(args: &BenchArgs, workers: usize, loader: &ImageLoader, output: Outpu
     let spent = difference(&all, &warm);
     let counted = if rates.len() > 1 { &rates[1..] } else { &rates[..] };
     Ok(Bench {
-        data: args.data.data.clone(),
+        data: args.data.data().to_string(),
         pipeline: match args.pipeline {
             PipelineName::Train => "train",
             PipelineName::Eval => "eval",

@@ -288,7 +288,7 @@ fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec
         fingerprint.update(b"\n");
     }
     Report {
-        data: args.data.data.clone(),
+        data: args.data.data().to_string(),
         kind: kind.to_string(),
         splits: examined.iter().map(split_report).collect(),
         label_map: hex(&fingerprint.finalize()),

@@ -100,7 +100,7 @@ fn inspect(args: &InspectArgs, opened: &Opened, output: Output) -> Inspection {
         *colors.entry(format!("{:?}", header.color)).or_default() += 1;
     }
     Inspection {
-        data: args.data.data.clone(),
+        data: args.data.data().to_string(),
         kind: opened.kind.to_string(),
         split: opened.split.to_string(),
         samples: source.len(),

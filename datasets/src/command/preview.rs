@@ -33,7 +33,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
         .allow_unlabeled(true)
         .build()?;
     loader.start_at(args.epoch, 0)?;
-    let Some(batch) = loader.batches().next() else { bail!("{} holds no sample", args.data.data) };
+    let Some(batch) = loader.batches().next() else { bail!("{} holds no sample", args.data.data()) };
     let batch = batch?;
     write(&args.out, &draw(&batch, &opened.source, args.columns))?;
     println!("{}: {}", args.out.display(), count(batch.len(), "sample"));

@@ -20,7 +20,7 @@ use crate::cli::ShardArgs;
 
 pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
     let opened = open_data(&args.data, &args.split)?;
-    let name = args.name.clone().unwrap_or_else(|| default_name(&args.data.data));
+    let name = args.name.clone().unwrap_or_else(|| default_name(args.data.data()));
     let options = ShardOptions {
         prefix: format!("{name}-{}", opened.split),
         shard_bytes: args.shard_size,

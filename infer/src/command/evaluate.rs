@@ -164,7 +164,7 @@ fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
         log::warn!("{note}");
     }
     let mut source = opened.source;
-    if let Some(path) = &args.without {
+    if let Some(path) = &args.exclude {
         let (kept, left_out) = Quarantine::load(path)?.apply(source)?;
         log::info!("{}: {left_out} images are left out", path.display());
         source = kept;

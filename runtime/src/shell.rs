@@ -1,0 +1,65 @@
+//! Shell completions and manual pages of a binary, generated from its command line.
+
+use std::{io::Write, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Command;
+use clap_complete::Shell;
+
+use crate::exit::ExitCode;
+
+/// `completions`
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// `man`
+#[derive(Debug, clap::Args)]
+pub struct ManArgs {
+    /// Folder to write the pages to, one per command
+    #[arg(value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Prints the completion script of `command` on standard output.
+///
+/// # Errors
+/// If standard output cannot be written.
+pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitCode> {
+    let name = command.get_name().to_string();
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    std::io::stdout().write_all(&script).context("cannot write to standard output")?;
+    Ok(ExitCode::Success)
+}
+
+/// Writes the manual pages of `command` and its subcommands.
+///
+/// # Errors
+/// If the folder cannot be created or a page cannot be written.
+pub fn man(args: &ManArgs, command: Command) -> Result<ExitCode> {
+    let folder = &args.out;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
+    clap_mangen::generate_to(command, folder)
+        .with_context(|| format!("cannot write manual pages to {}", folder.display()))?;
+    Ok(ExitCode::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_written_for_each_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = ManArgs { out: folder.path().join("man1") };
+        let command = Command::new("tool").about("Do things").subcommand(Command::new("part").about("Do a part"));
+        assert_eq!(man(&args, command).unwrap(), ExitCode::Success);
+        let page = |name: &str| std::fs::read_to_string(args.out.join(name)).unwrap();
+        assert!(page("tool.1").contains("Do things"));
+        assert!(page("tool-part.1").contains("Do a part"));
+    }
+}
