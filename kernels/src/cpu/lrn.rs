@@ -228,12 +228,12 @@ mod tests {
         *,
     };
 
-    fn neighbours(channel: usize, channels: usize, size: usize) -> std::ops::Range<usize> {
+    fn neighbors(channel: usize, channels: usize, size: usize) -> std::ops::Range<usize> {
         channel.saturating_sub(size / 2)..(channel + (size - 1) / 2 + 1).min(channels)
     }
 
     fn bases(x: &[f64], lrn: &Lrn) -> Vec<f64> {
-        let sum = |channel| neighbours(channel, x.len(), lrn.size).map(|i| x[i] * x[i]).sum::<f64>();
+        let sum = |channel| neighbors(channel, x.len(), lrn.size).map(|i| x[i] * x[i]).sum::<f64>();
         let factor = f64::from(lrn.alpha) / lrn.size as f64;
         (0..x.len()).map(|channel| f64::from(lrn.k) + factor * sum(channel)).collect()
     }
@@ -273,7 +273,7 @@ mod tests {
                     let beta = f64::from(lrn.beta);
                     expected_dx[channel] += dy[channel] / bases[channel].powf(beta);
                     let factor = 2.0 * beta * f64::from(lrn.alpha) / lrn.size as f64;
-                    for i in neighbours(channel, channels, lrn.size) {
+                    for i in neighbors(channel, channels, lrn.size) {
                         expected_dx[i] -= factor * dy[channel] * expected * x[i] / bases[channel];
                     }
                 }

@@ -60,7 +60,7 @@ fn pixels_of(len: usize, channels: usize) -> usize {
 pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
     let pixels = pixels_of(x.len(), channels);
     let pivot = &x[..channels];
-    let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
+    let sums = sum(Sums { x, dy: None, mask: Mask::None, center: pivot, channels });
     let mut mean = vec![0.0; channels];
     let mut variance = vec![0.0; channels];
     for channel in 0..channels {
@@ -75,7 +75,7 @@ pub fn statistics(x: &[f32], channels: usize) -> [Vec<f32>; 2] {
 pub fn raw_sums(x: &[f32], channels: usize) -> [Vec<f64>; 2] {
     let pixels = pixels_of(x.len(), channels) as f64;
     let pivot = &x[..channels];
-    let mut sums = sum(Sums { x, dy: None, mask: Mask::None, centre: pivot, channels });
+    let mut sums = sum(Sums { x, dy: None, mask: Mask::None, center: pivot, channels });
     let mut squares = sums.split_off(channels);
     for ((sum, square), &pivot) in sums.iter_mut().zip(&mut squares).zip(pivot) {
         let pivot = f64::from(pivot);
@@ -90,25 +90,25 @@ pub fn raw_sums(x: &[f32], channels: usize) -> [Vec<f64>; 2] {
 pub fn gradient_sums(x: &[f32], dy: &mut [f32], mask: Mask<'_>, mean: &[f32]) -> [Vec<f64>; 2] {
     assert_eq!(x.len(), dy.len(), "a gradient is as large as its value");
     let channels = mean.len();
-    let mut sums = sum(Sums { x, dy: Some(DisjointSlice::new(dy)), mask, centre: mean, channels });
+    let mut sums = sum(Sums { x, dy: Some(DisjointSlice::new(dy)), mask, center: mean, channels });
     let products = sums.split_off(channels);
     [sums, products]
 }
 
-/// Without a gradient: `Σ (x − centre)` and `Σ (x − centre)²`. With one: `Σ g` and `Σ g · (x − centre)`.
+/// Without a gradient: `Σ (x − center)` and `Σ (x − center)²`. With one: `Σ g` and `Σ g · (x − center)`.
 #[derive(Clone, Copy)]
 struct Sums<'a> {
     x: &'a [f32],
     dy: Option<DisjointSlice<'a, f32>>,
     mask: Mask<'a>,
-    centre: &'a [f32],
+    center: &'a [f32],
     channels: usize,
 }
 
 /// `[2 · channels]`.
 fn sum(job: Sums<'_>) -> Vec<f64> {
     let pixels = pixels_of(job.x.len(), job.channels);
-    assert!(job.centre.len() == job.channels, "{} centres of {} channels", job.centre.len(), job.channels);
+    assert!(job.center.len() == job.channels, "{} centers of {} channels", job.center.len(), job.channels);
     assert!(job.dy.is_none_or(|dy| dy.len() == job.x.len()), "a gradient of another size");
     job.mask.check(job.x.len(), job.channels);
     let parts = PARTS.min(pixels.div_ceil(8)).max(1);
@@ -141,7 +141,7 @@ impl WithSimd for SumTask<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Sums { x, dy, mask, centre, channels } = self.job;
+        let Sums { x, dy, mask, center, channels } = self.job;
         let rows = (RUN / (channels * size_of::<f32>())).clamp(4, 128);
         let zero = simd.splat_f32s(0.0);
         let mut start = self.pixels.start;
@@ -150,10 +150,10 @@ impl WithSimd for SumTask<'_> {
             let mut channel = 0;
             while channel < channels {
                 let count = S::F32_LANES.min(channels - channel);
-                // SAFETY: `count` channels are left of each pixel, of the centre, the scale and the shift; a task has
+                // SAFETY: `count` channels are left of each pixel, of the center, the scale and the shift; a task has
                 // its pixels of the gradient alone.
                 unsafe {
-                    let middle = load_at(simd, centre, channel, count);
+                    let middle = load_at(simd, center, channel, count);
                     let [mut first, mut second] = [zero; 2];
                     match (dy, mask) {
                         (None, _) => {
@@ -372,6 +372,6 @@ pub fn channel_sums(x: &[f32], channels: usize) -> Vec<f32> {
         return vec![0.0; channels];
     }
     let zeros = vec![0.0; channels];
-    let sums = sum(Sums { x, dy: None, mask: Mask::None, centre: &zeros, channels });
+    let sums = sum(Sums { x, dy: None, mask: Mask::None, center: &zeros, channels });
     sums[..channels].iter().map(|&sum| sum as f32).collect()
 }
