@@ -128,5 +128,5 @@ fn unfreeze_over_a_third(prepared: &mut Prepared) -> Result<()> {
     if let Some(Transfer { unfreeze_per_epoch, .. }) = &mut prepared.recipe.transfer {
         *unfreeze_per_epoch = Some(stages.div_ceil(epochs).max(1));
     }
-    prepared.recipe.check()
+    Ok(prepared.recipe.check()?)
 }

@@ -39,5 +39,5 @@ fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
     for set in &args.set {
         overrides.parse(set)?;
     }
-    recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)
+    Ok(recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?)
 }

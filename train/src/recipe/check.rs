@@ -2,11 +2,18 @@
 
 use anyhow::{bail, ensure};
 
-use super::{Decay, OptimizerName, Recipe};
+use super::{Decay, Error, OptimizerName, Recipe};
 
 impl Recipe {
-    /// Whether the numbers make sense.
-    pub fn check(&self) -> anyhow::Result<()> {
+    /// Checks that the values are valid and fit each other.
+    ///
+    /// # Errors
+    /// Fails at the first value that is not valid.
+    pub fn check(&self) -> Result<(), Error> {
+        self.check_all().map_err(Error::new)
+    }
+
+    fn check_all(&self) -> anyhow::Result<()> {
         let Self { epochs, batch_size, accumulate, max_bad_steps, .. } = self;
         ensure!(*epochs > 0, "epochs is 0: nothing to train");
         ensure!(*batch_size > 0, "batch_size is 0: a batch needs at least one image");

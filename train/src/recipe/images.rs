@@ -4,6 +4,8 @@ use datasets::transforms::{EvalTransform, Pipeline, Transform, batch::BatchTrans
 use models::{ChannelOrder, Preprocess};
 use serde::{Deserialize, Serialize};
 
+use super::Error;
+
 /// How images become the network's input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +50,7 @@ impl Images {
     }
 
     /// The training transforms of each phase, with the epoch, from 0, at which it begins.
-    pub fn phases(&self) -> anyhow::Result<Vec<(usize, Pipeline)>> {
+    pub(crate) fn phases(&self) -> anyhow::Result<Vec<(usize, Pipeline)>> {
         let mut phases = Vec::new();
         if self.sizes.first().is_none_or(|phase| phase.epoch > 1) {
             phases.push((0, self.train.clone()));
@@ -60,7 +62,7 @@ impl Images {
     }
 
     /// The training transforms for images of another side: all sizes in pixels change in proportion.
-    fn resized(&self, size: u32) -> anyhow::Result<Pipeline> {
+    fn resized(&self, size: u32) -> Result<Pipeline, Error> {
         let old = self.size().unwrap_or(size as usize) as f64;
         let scale = |value: &mut u32| *value = (f64::from(*value) * f64::from(size) / old).round().max(1.0) as u32;
         let mut transforms: Vec<Transform> = self.train.clone().into();
@@ -82,12 +84,15 @@ impl Images {
                 _ => {}
             }
         }
-        Ok(Pipeline::new(transforms)?)
+        Pipeline::new(transforms).map_err(|error| Error::new(error.into()))
     }
 
     /// Changes the side of all images to `size`; what validation resizes to before its crop changes in proportion,
     /// rounded down as torchvision's recipes do it (224 → 256, 64 → 73).
-    pub fn set_size(&mut self, size: u32) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// Fails if a size is out of the range of its transform.
+    pub fn set_size(&mut self, size: u32) -> Result<(), Error> {
         self.train = self.resized(size)?;
         self.eval.resize = (u64::from(self.eval.resize) * u64::from(size) / u64::from(self.eval.crop.max(1))) as u32;
         self.eval.crop = size;
@@ -122,7 +127,7 @@ impl Images {
     ///
     /// # Errors
     /// For a card of rectangles, which no training transform here makes.
-    pub fn follow(&mut self, card: &Preprocess) -> anyhow::Result<()> {
+    pub(crate) fn follow(&mut self, card: &Preprocess) -> anyhow::Result<()> {
         use datasets::transforms::{Interpolation, ResizeRule};
         let [height, width] = card.input_size;
         let side = |side: usize| u32::try_from(side).map_err(|_| anyhow::anyhow!("{side} pixels are too many"));

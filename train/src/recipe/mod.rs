@@ -4,6 +4,7 @@
 //! optimizer, the schedule. The effective recipe of a run lies in its folder and alone repeats it.
 
 mod check;
+mod error;
 mod images;
 mod read;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use models::Architecture;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    error::Error,
     images::{Images, Phase},
     read::{Overrides, load, parse},
     shipped::{SHIPPED, Shipped},

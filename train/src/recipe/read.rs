@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, anyhow, bail};
 use toml::{Table, Value};
 
-use super::{Recipe, SHIPPED};
+use super::{Error, Recipe, SHIPPED};
 
 /// What flags change in a recipe: values by dotted key, `schedule.learning_rate`.
 #[derive(Debug, Clone, Default)]
@@ -24,9 +24,15 @@ impl Overrides {
         self.0.extend(more.0);
     }
 
-    /// From `KEY=VALUE`, the value being TOML; what is no TOML is taken as a string.
-    pub fn parse(&mut self, text: &str) -> anyhow::Result<()> {
-        let (key, value) = text.split_once('=').with_context(|| format!("cannot set `{text}`: write KEY=VALUE"))?;
+    /// Adds a `KEY=VALUE` whose value is TOML, or else a string.
+    ///
+    /// # Errors
+    /// Fails if there is no `=`.
+    pub fn parse(&mut self, text: &str) -> Result<(), Error> {
+        let (key, value) = text
+            .split_once('=')
+            .with_context(|| format!("cannot set `{text}`: write KEY=VALUE"))
+            .map_err(Error::new)?;
         let (key, value) = (key.trim(), value.trim());
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
         self.0.push((key.to_string(), parsed.unwrap_or_else(|| Value::String(value.to_string()))));
@@ -48,9 +54,13 @@ impl Overrides {
     }
 }
 
-/// The recipe of a shipped name or a file, with the overrides. Not yet checked: data and weights may still change it.
-pub fn load(name: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
-    let (text, shown) = text(name)?;
+/// Reads a shipped recipe or a file and applies the overrides. The values are not checked yet: data and weights may still
+/// change them.
+///
+/// # Errors
+/// Fails if there is no such recipe or file, or if it is not a recipe.
+pub fn load(name: &str, overrides: &Overrides) -> Result<Recipe, Error> {
+    let (text, shown) = text(name).map_err(Error::new)?;
     parse(&text, &shown, overrides)
 }
 
@@ -69,8 +79,15 @@ fn text(name: &str) -> anyhow::Result<(String, String)> {
     Ok((text, format!("the recipe {name}")))
 }
 
-/// From TOML; `shown` is how messages call it.
-pub fn parse(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
+/// Parses a recipe in TOML and applies the overrides; messages call it `shown`.
+///
+/// # Errors
+/// Fails if the text is not a recipe.
+pub fn parse(text: &str, shown: &str, overrides: &Overrides) -> Result<Recipe, Error> {
+    parsed(text, shown, overrides).map_err(Error::new)
+}
+
+fn parsed(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
     let invalid = |error: toml::de::Error| {
         let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
         anyhow!("{shown} is not valid: {}{suggestion}", error.to_string().trim_end())
@@ -108,7 +125,7 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
 
 /// A shipped recipe as it is.
 #[cfg(test)]
-pub fn shipped(name: &str) -> anyhow::Result<Recipe> {
+pub fn shipped(name: &str) -> Result<Recipe, Error> {
     load(name, &Overrides::default())
 }
 
