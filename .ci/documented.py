@@ -92,7 +92,7 @@ def data(scratch):
     images = sorted(
         image for image in (ROOT / "datasets/tests/fixtures/decode").glob("*.jpg") if "broken" not in image.name
     )
-    classes = [line.split("\t")[0] for line in (ROOT / "models/data/imagenet_classes.tsv").read_text().splitlines()]
+    classes = [line.split("\t")[0] for line in (ROOT / "datasets/data/imagenet_classes.tsv").read_text().splitlines()]
     wnids = [name for name in classes if re.fullmatch(r"n\d{8}", name)][:3]
     for folder, names in {"photos": ["cat", "dog"], "imagenet": wnids}.items():
         for split, first, count in (("train", 0, 4), ("val", 4, 2)):

@@ -6,10 +6,10 @@ use std::{
 };
 
 use burn::tensor::Device;
+use hub::{Card, LoadOptions};
 use image::RgbImage;
 use infer::{Model, Prediction};
-use models::{Architecture, Card, Network};
-use zoo::LoadOptions;
+use models::{Architecture, Network};
 
 use crate::{
     DeviceSpec,
@@ -123,9 +123,9 @@ impl ClassifierBuilder {
 }
 
 /// Opens weights; an architecture is only for a file without a card, and must not contradict one.
-fn open_weights(name: &str, load: &LoadOptions, device: &Device) -> Result<zoo::Opened> {
+fn open_weights(name: &str, load: &LoadOptions, device: &Device) -> Result<hub::Opened> {
     let failed = |cause| Error::Weights { name: name.into(), cause };
-    let open = |load: &LoadOptions| zoo::weights::open(name, load, device, runtime::progress::Output::Quiet);
+    let open = |load: &LoadOptions| hub::open(name, load, device).map_err(anyhow::Error::from);
     let Some(asked) = load.architecture else { return open(load).map_err(|error| failed(cause(error))) };
     match open(&LoadOptions { architecture: None, ..load.clone() }) {
         Ok(opened) if opened.card.architecture != asked => Err(failed(format!(
@@ -140,16 +140,16 @@ fn open_weights(name: &str, load: &LoadOptions, device: &Device) -> Result<zoo::
 /// Checks that published weights have this name.
 pub(crate) fn check_published(name: &str) -> Result<()> {
     let failed = |cause| Error::Weights { name: name.into(), cause };
-    models::hub::find(name).map(|_| ()).map_err(|error| failed(cause(error)))
+    hub::find(name).map(|_| ()).map_err(|error| failed(cause(error)))
 }
 
 /// Checks that a file, or a run folder with weights, has this path.
 pub(crate) fn check_path(path: &Path) -> Result<()> {
     std::fs::metadata(path).map_err(|source| Error::Io { path: path.into(), source })?;
-    if path.is_dir() && !path.join(zoo::weights::RUN_WEIGHTS).is_file() {
+    if path.is_dir() && !path.join(hub::RUN_WEIGHTS).is_file() {
         let cause = format!(
             "it is not a run folder: it has no {}; give the folder of a run with a finished epoch, or a weight file",
-            zoo::weights::RUN_WEIGHTS
+            hub::RUN_WEIGHTS
         );
         return Err(Error::Weights { name: path.display().to_string(), cause });
     }
@@ -162,7 +162,7 @@ impl Classifier {
         ClassifierBuilder::default()
     }
 
-    /// Opens published weights on the CPU. They are downloaded once; [`published`](crate::models::hub::published) lists
+    /// Opens published weights on the CPU. They are downloaded once; [`published`](crate::hub::published) lists
     /// them.
     ///
     /// # Errors
@@ -283,7 +283,7 @@ impl Classifier {
 }
 
 /// Decodes images, on as many threads as there are cores.
-fn prepare(images: &[ImageInput<'_>], preprocess: &zoo::CardPreprocess) -> Result<Vec<RgbImage>> {
+fn prepare(images: &[ImageInput<'_>], preprocess: &hub::Preprocessor) -> Result<Vec<RgbImage>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(images.len());
     if threads <= 1 {
         return images.iter().map(|image| image.prepare(preprocess)).collect();

@@ -7,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hub::Preprocessor;
 use image::{DynamicImage, ImageFormat, RgbImage};
-use zoo::CardPreprocess as Preprocessor;
 
 use crate::error::{Error, Result};
 

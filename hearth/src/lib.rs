@@ -50,12 +50,12 @@ pub use train::{
 pub use trainer::{Flow, TrainedRun, Trainer};
 
 pub use datasets;
+pub use hub;
 pub use image;
 pub use kernels;
 pub use models;
 #[cfg(feature = "serve")]
 pub use serve;
-pub use zoo as hub;
 
 /// The Rust examples of the README and the guide, which are compiled and run as documentation tests.
 #[cfg(doctest)]

@@ -11,6 +11,7 @@ use std::{
     thread,
 };
 
+use hub::LoadOptions;
 use models::Architecture;
 use report::format::{RunKind, Score};
 use runtime::progress::Output;
@@ -20,7 +21,6 @@ use train::{
     recipe::{self, Freeze, Overrides},
     training::{self, End, Finished, Prepared},
 };
-use zoo::LoadOptions;
 
 use crate::{
     Classifier, DeviceSpec,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
@@ -13,7 +14,6 @@ use runtime::{
     world::WorldArgs,
 };
 use serde::{Deserialize, Serialize};
-use zoo::LoadOptions;
 
 /// Classify images; evaluate, explain, export and serve image classifiers
 ///

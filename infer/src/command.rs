@@ -15,11 +15,24 @@ pub mod verify;
 use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
+use burn::tensor::Device;
+use hub::{LoadOptions, Opened};
 use runtime::{
     backend::{self, BackendArgs, Selected},
+    progress::{Download, Output},
     world::world,
 };
 use serde::Serialize;
+
+/// Opens the weights that `--weights` names, with the progress of a download shown on `output`.
+fn open_weights(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
+    let mut download = Download::new(output);
+    let opened = hub::open_with_progress(name, options, device, &mut |published, progress| {
+        download.report(published.file(), progress.done, progress.total, progress.resumed);
+    })?;
+    download.finish();
+    Ok(opened)
+}
 
 /// Opens the device of `--backend` and logs which it is.
 fn select(args: &BackendArgs) -> Result<Selected> {

@@ -275,7 +275,8 @@ mod tests {
     use burn::module::{Module, ModuleMapper, Param};
     use burn::tensor::{Device, TensorData};
     use datasets::SampleRng;
-    use models::{Architecture, Card, NetworkConfig};
+    use hub::Card;
+    use models::{Architecture, NetworkConfig};
 
     use super::*;
 
@@ -296,7 +297,7 @@ mod tests {
         let device = Device::flex();
         let mut card = Card::of(architecture, 4, "a test");
         let side = architecture.min_size().max(32);
-        card.preprocess = models::Preprocess::imagenet(side, side);
+        card.preprocess = hub::Preprocess::imagenet(side, side);
         let network = NetworkConfig::new(architecture).with_num_classes(4).with_aux_logits(false).init(&device);
         let network = network.map(&mut Drawn(SampleRng::new(5, 0, 0)));
         Model::new(network, card, &device).unwrap()

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use datasets::{Class, imagenet};
-use models::Card;
+use hub::Card;
 
 /// The network's class for each class of the data, in label order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl ClassMap {
     /// # Errors
     /// Fails if the network lacks a class of the data; the error names some.
     pub fn new(data: &[Class], card: &Card) -> Result<Self> {
-        let of_imagenet = card.classes == models::imagenet_classes();
+        let of_imagenet = card.classes == hub::imagenet_classes();
         let find = |class: &Class| {
             let by_wnid = of_imagenet.then(|| imagenet::class_index(&class.id)).flatten();
             by_wnid.or_else(|| {

@@ -1,8 +1,8 @@
 //! Inference from a model card and its weights: the library behind the `infer` binary.
 //!
 //! ```text
-//! --weights → zoo::weights::open → Opened (weights, card) ─┬→ Model (network on a device)
-//!                                                          └→ CardPreprocess (as the card specifies)
+//! --weights → hub::open → Opened (weights, card) ─┬→ Model (network on a device)
+//!                                                 └→ Preprocessor (as the card specifies)
 //! IMAGE…    → inputs::expand → stream::batches (decoded on threads, bounded, in order) → Model::probabilities
 //! IMAGE…    → Explainer → heat → picture; features → vectors, neighbors
 //! network   → models::Graph (recorded) ─┬→ onnx

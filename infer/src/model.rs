@@ -6,16 +6,15 @@ use burn::{
     tensor::{Device, FloatDType, Tensor},
 };
 use datasets::ImageBatch;
-use models::{Card, Network};
-
-use zoo::{CardPreprocess, Opened};
+use hub::{Card, Opened, Preprocessor};
+use models::Network;
 
 /// A network ready to classify.
 #[derive(Debug)]
 pub struct Model {
     network: Network,
     card: Card,
-    preprocess: CardPreprocess,
+    preprocess: Preprocessor,
     device: Device,
     /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
@@ -38,7 +37,7 @@ impl Model {
     /// and equal up to rounding, unless `keep_batch_norm` is set.
     ///
     /// # Errors
-    /// Fails like [`Opened::network`] and [`CardPreprocess::new`].
+    /// Fails like [`Opened::network`] and [`Preprocessor::new`].
     pub fn load(opened: &Opened, keep_batch_norm: bool, device: &Device) -> Result<Self> {
         let device = device.clone().without_autodiff();
         let network = opened.network(false, &device)?;
@@ -49,9 +48,9 @@ impl Model {
     /// Creates a model from a network on `device` and its card.
     ///
     /// # Errors
-    /// Fails like [`CardPreprocess::new`].
+    /// Fails like [`Preprocessor::new`].
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
-        let preprocess = CardPreprocess::new(&card)?;
+        let preprocess = Preprocessor::new(&card)?;
         // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
         Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
     }
@@ -87,7 +86,7 @@ impl Model {
     }
 
     /// Returns the card's preprocessing.
-    pub fn preprocess(&self) -> &CardPreprocess {
+    pub fn preprocess(&self) -> &Preprocessor {
         &self.preprocess
     }
 

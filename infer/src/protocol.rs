@@ -8,8 +8,8 @@ use datasets::{
     meters::{Stage, Stopwatch},
     transforms::{CenterCrop, FiveCrop, Interpolation, Resize, ResizeRule, TenCrop, resize},
 };
+use hub::Card;
 use image::{RgbImage, imageops};
-use models::Card;
 
 /// Which crops of an image are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,15 +78,15 @@ impl CropStack {
         let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
         let side = pixels(width)?;
         let interpolation = match preprocess.interpolation {
-            models::Interpolation::Nearest => Interpolation::Nearest,
-            models::Interpolation::Bilinear => Interpolation::Bilinear,
-            models::Interpolation::Bicubic => Interpolation::Bicubic,
+            hub::Interpolation::Nearest => Interpolation::Nearest,
+            hub::Interpolation::Bilinear => Interpolation::Bilinear,
+            hub::Interpolation::Bicubic => Interpolation::Bicubic,
         };
         let of = |size: u32, rule| Resize { size, rule, interpolation, antialias: preprocess.antialias };
         let own = match preprocess.resize {
-            models::Resize::ShorterSide(shorter) => of(pixels(shorter)?, ResizeRule::Shorter),
-            models::Resize::Squash([height, width]) if height == width => of(pixels(width)?, ResizeRule::Squash),
-            models::Resize::Squash([height, width]) => {
+            hub::Resize::ShorterSide(shorter) => of(pixels(shorter)?, ResizeRule::Shorter),
+            hub::Resize::Squash([height, width]) if height == width => of(pixels(width)?, ResizeRule::Squash),
+            hub::Resize::Squash([height, width]) => {
                 bail!(
                     "the card of {} resizes to {height} × {width} pixels; only square inputs are supported",
                     card.architecture
@@ -228,7 +228,7 @@ mod tests {
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         let card = Card::of(Architecture::ResNet18, 10, "a test");
-        let expected = zoo::CardPreprocess::new(&card).unwrap().decode(bytes.get_ref()).unwrap();
+        let expected = hub::Preprocessor::new(&card).unwrap().decode(bytes.get_ref()).unwrap();
         assert_eq!(stack(Crops::One, &[], false).unwrap().of(&image)[0], expected);
         let mirrored = stack(Crops::One, &[], true).unwrap().of(&image);
         assert_eq!(mirrored[0], imageops::flip_horizontal(&expected));

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use image::RgbImage;
 
-use zoo::CardPreprocess;
+use hub::Preprocessor;
 
 use crate::Input;
 
@@ -25,7 +25,7 @@ const WAITING: usize = 8;
 /// Fails if `consume` returns an error, which stops the work.
 pub fn batches<'a>(
     inputs: &'a [Input],
-    preprocess: &CardPreprocess,
+    preprocess: &Preprocessor,
     batch_size: usize,
     threads: usize,
     mut consume: impl FnMut(&[(&'a Input, Result<RgbImage>)]) -> Result<()>,
@@ -60,21 +60,22 @@ pub fn batches<'a>(
     })
 }
 
-fn decode(input: &Input, preprocess: &CardPreprocess) -> Result<RgbImage> {
+fn decode(input: &Input, preprocess: &Preprocessor) -> Result<RgbImage> {
     Ok(preprocess.decode(&input.read()?)?)
 }
 
 #[cfg(test)]
 mod tests {
     use anyhow::bail;
-    use models::{Architecture, Card};
+    use hub::Card;
+    use models::Architecture;
 
     use super::*;
 
     #[test]
     fn images_and_errors_keep_their_order_for_any_number_of_threads() {
         let folder = tempfile::tempdir().unwrap();
-        let preprocess = CardPreprocess::new(&Card::of(Architecture::ResNet20, 10, "a test")).unwrap();
+        let preprocess = Preprocessor::new(&Card::of(Architecture::ResNet20, 10, "a test")).unwrap();
         let inputs: Vec<Input> = (0..23u8)
             .map(|i| {
                 let path = folder.path().join(format!("{i}.png"));

@@ -8,7 +8,8 @@ use std::{
 };
 
 use fixture::Fixture;
-use models::{Architecture, Card};
+use hub::Card;
+use models::Architecture;
 use serde_json::Value;
 
 #[test]

@@ -5,7 +5,8 @@ mod fixture;
 use std::fs;
 
 use fixture::Fixture;
-use models::{Architecture, Card, Weights};
+use hub::{Card, Weights};
+use models::Architecture;
 
 fn size_of(fixture: &Fixture, name: &str) -> (u32, u32) {
     image::open(fixture.path(name)).unwrap_or_else(|error| panic!("{name}: {error}")).to_rgb8().dimensions()

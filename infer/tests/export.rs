@@ -8,8 +8,9 @@ use std::{path::Path, process::Command};
 
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use datasets::SampleRng;
+use hub::{Card, Strictness, Weights, weights};
 use infer::onnx;
-use models::{Architecture, Card, Entry, Graph, Network, NetworkConfig, Strictness, Weights, weights};
+use models::{Architecture, Entry, Graph, Network, NetworkConfig};
 
 fn python() -> Option<String> {
     let python = std::env::var("HEARTH_PYTHON").unwrap_or_else(|_| "python3".to_string());
@@ -131,13 +132,8 @@ fn folded_files_and_records_are_recognized() {
                 true => weights::save_record(&written, &card, &path).unwrap(),
                 false => weights::save(&written, &card, &path).unwrap(),
             }
-            let opened = zoo::weights::open(
-                &path.display().to_string(),
-                &zoo::LoadOptions::default(),
-                &device,
-                runtime::progress::Output::Quiet,
-            );
-            let opened = opened.unwrap();
+            let options = hub::LoadOptions::default();
+            let opened = hub::open(&path.display().to_string(), &options, &device).unwrap();
             assert_eq!(opened.card, card);
             let read = opened.network(false, &device).unwrap().forward(images.clone());
             let largest = logits.clone().abs().max().into_scalar::<f32>();

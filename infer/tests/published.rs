@@ -11,16 +11,16 @@ use std::{
 
 use burn::tensor::{Device, FloatDType};
 use datasets::{BadSamples, OpenOptions, Source, Split, open};
+use hub::{Card, LoadOptions, Preprocessor, Resize};
 use infer::{
     Model,
     evaluation::{Settings, evaluate},
     protocol::{Crops, Protocol},
 };
-use models::{Architecture, Card, Resize};
+use models::Architecture;
 use report::format::EvaluationSpec;
 use runtime::progress::{Output, Progress, Unit};
 use serde::Deserialize;
-use zoo::{CardPreprocess, LoadOptions, weights};
 
 /// The largest accepted difference of a count from the reference's.
 const COUNT_TOLERANCE: usize = 1;
@@ -147,7 +147,7 @@ fn bvlc(protocol: &str, resize: Option<Resize>, dtype: Option<FloatDType>, toler
     let device = Device::flex();
     let options = LoadOptions { architecture: Some(Architecture::GoogLeNet2014), ..LoadOptions::default() };
     let name = weights_file.display().to_string();
-    let mut opened = weights::open(&name, &options, &device, Output::Quiet).expect("weights");
+    let mut opened = hub::open(&name, &options, &device).expect("weights");
     if let Some(resize) = resize {
         opened.card.preprocess.resize = resize;
     }
@@ -193,7 +193,7 @@ fn cifar(architecture: Architecture) {
 
     let device = Device::flex();
     let options = LoadOptions { card: Some(folder.path().join("card.json")), ..LoadOptions::default() };
-    let opened = weights::open(&weights_file.display().to_string(), &options, &device, Output::Quiet).expect("weights");
+    let opened = hub::open(&weights_file.display().to_string(), &options, &device).expect("weights");
     let model = Model::load(&opened, false, &device).expect("a network");
     let source = open(&images.display().to_string(), &OpenOptions::split(Split::All)).expect("the images").source;
     let classes: Vec<&str> = source.classes().iter().map(|class| class.id.as_str()).collect();
@@ -213,8 +213,8 @@ fn resnet56_on_a_thousand_images_of_cifar_10() {
 
 #[test]
 fn the_built_in_card_of_bvlc_is_what_these_tests_use() {
-    let published = models::hub::find("googlenet_2014").expect("published");
+    let published = hub::find("googlenet_2014").expect("published");
     let usual = Card::of(Architecture::GoogLeNet2014, 1000, "");
     assert_eq!(published.card().preprocess, usual.preprocess);
-    assert!(CardPreprocess::new(&published.card()).is_ok());
+    assert!(Preprocessor::new(&published.card()).is_ok());
 }

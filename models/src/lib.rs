@@ -1,5 +1,6 @@
-//! The classic image classifiers as Burn modules: AlexNet, VGG, GoogLeNet, Inception v3, ResNet and their kin, with
-//! their published weights and the model card that says how a network wants its images.
+//! The classic image classifiers as Burn modules: AlexNet, VGG, GoogLeNet, Inception v3, ResNet and their variants.
+//!
+//! The crate `hub` reads and writes weights, downloads published ones, and prepares images.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -16,15 +17,12 @@
 pub mod alexnet;
 mod architecture;
 mod blocks;
-mod card;
 pub mod cifar_resnet;
 mod error;
-mod files;
 pub mod googlenet;
 pub mod googlenet_2014;
 pub mod graph;
 pub mod hook;
-pub mod hub;
 pub mod inception_v3;
 mod network;
 pub mod nn;
@@ -34,16 +32,13 @@ mod recompute;
 pub mod resnet;
 mod summary;
 pub mod vgg;
-pub mod weights;
 
 pub use architecture::{Architecture, NetworkConfig};
 pub use blocks::{ConvNorm, Layer};
-pub use card::{Card, ChannelOrder, Interpolation, Preprocess, Resize, imagenet_classes};
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use network::{Entry, Network, Output};
 pub use summary::{Stage, Summary};
-pub use weights::{Strictness, Weights};
 
 /// The candidate most like `name`, for "did you mean".
 fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {

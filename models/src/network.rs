@@ -22,7 +22,7 @@ use crate::{
 
 /// An image classifier. Built by [`NetworkConfig`](crate::NetworkConfig).
 ///
-/// Inputs are images `[n, 3, h, w]`, normalized as the [model card](crate::Card) says. On an autodiff device the
+/// Inputs are images `[n, 3, h, w]`, normalized as the network's model card specifies. On an autodiff device the
 /// network runs in training mode (dropout, batch statistics), elsewhere in evaluation mode; `network.valid()` leads
 /// from the first to the second.
 ///
@@ -264,8 +264,8 @@ pub struct Entry {
     pub path: String,
     /// The shape as PyTorch has it: a linear map is `[out, in]`.
     pub shape: Vec<usize>,
-    /// A weight that Burn keeps as `[in, out]`.
-    pub(crate) is_linear: bool,
+    /// Whether this is a weight that Burn stores as `[in, out]`.
+    pub is_linear: bool,
 }
 
 impl Entry {

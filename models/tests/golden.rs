@@ -16,8 +16,9 @@ use burn::{
     optim::{GradientsParams, SgdConfig, decay::WeightDecayConfig, momentum::MomentumConfig},
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
+use hub::{Strictness, Weights};
 use libtest_mimic::{Arguments, Failed, Trial};
-use models::{Architecture, Network, NetworkConfig, Strictness, Weights};
+use models::{Architecture, Network, NetworkConfig};
 use serde::Deserialize;
 
 /// What every logit may deviate by, relative to the largest; a case for which PyTorch's own f32 does worse says so.

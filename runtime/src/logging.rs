@@ -85,8 +85,8 @@ pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
 }
 
 /// The crates of Hearth.
-const OWN_CRATES: [&str; 11] =
-    ["hearth", "kernels", "models", "hub", "zoo", "datasets", "runtime", "report", "train", "infer", "serve"];
+const OWN_CRATES: [&str; 10] =
+    ["hearth", "kernels", "models", "hub", "datasets", "runtime", "report", "train", "infer", "serve"];
 
 /// Decides which records are logged.
 enum Levels {

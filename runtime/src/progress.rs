@@ -226,6 +226,37 @@ impl Progress {
     }
 }
 
+/// The progress of a download, shown from the first report on.
+pub struct Download {
+    output: Output,
+    shown: Option<Progress>,
+}
+
+impl Download {
+    /// A download that has not begun, to be shown on `output`.
+    pub fn new(output: Output) -> Self {
+        Self { output, shown: None }
+    }
+
+    /// Shows that `done` of `total` bytes of `file` are on disk; `resumed` of them came from an earlier download.
+    pub fn report(&mut self, file: &str, done: u64, total: Option<u64>, resumed: u64) {
+        let bar = self.shown.get_or_insert_with(|| {
+            let bar = Progress::new(format!("download {file}"), Unit::Bytes, total, self.output);
+            bar.set_initial(resumed);
+            bar
+        });
+        bar.set_total(total);
+        bar.set_done(done);
+    }
+
+    /// Ends with a summary, as [`Progress::finish`] does, if there was a download.
+    pub fn finish(self) {
+        if let Some(bar) = self.shown {
+            bar.finish();
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if let View::Bar(bar) = &self.view {

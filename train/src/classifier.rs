@@ -12,7 +12,8 @@ use burn::{
 };
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use datasets::{ImageBatch, UploadedBatch};
-use models::{ChannelOrder, Network, Output};
+use hub::ChannelOrder;
+use models::{Network, Output};
 
 use crate::{
     evaluation::{self, BatchScalars, Prediction, Reading},

@@ -18,7 +18,8 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
-use models::{Network, weights};
+use hub::weights;
+use models::Network;
 use report::format::RunKind;
 use runtime::{
     files::write_atomic,
@@ -106,7 +107,7 @@ impl Probe<'_> {
         mut self,
         network: Network,
         run: &Path,
-        card: &models::Card,
+        card: &hub::Card,
         valid_source: &Arc<dyn Source>,
     ) -> Result<Outcome> {
         let recipe = self.recipe;
@@ -163,7 +164,7 @@ impl Probe<'_> {
             self.journal.record(&record);
             let best = self.state.best(recipe.checkpoints.best).map(|best| best.epoch);
             if best == Some(record.epoch) {
-                weights::save(&network, card, run.join(zoo::weights::RUN_WEIGHTS))?;
+                weights::save(&network, card, run.join(hub::RUN_WEIGHTS))?;
                 results::write_predictions(run, &predictions, valid_source)?;
             }
             if stop.load(std::sync::atomic::Ordering::Relaxed) {

@@ -10,13 +10,13 @@ use burn::{
 };
 use burn_train::TrainStep;
 use datasets::ImageBatch;
-use models::{Architecture, NetworkConfig, Strictness, Weights};
+use hub::{LoadOptions, Strictness, Weights};
+use models::{Architecture, NetworkConfig};
 use report::{
     chart::{Chart, Scale, Series},
     format::RunKind,
 };
 use runtime::files::write_atomic_bytes;
-use zoo::LoadOptions;
 
 use crate::{
     classifier::{Classifier, Task},

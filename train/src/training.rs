@@ -13,16 +13,15 @@ use burn::{
     tensor::Device,
 };
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
-use models::{Card, weights};
+use hub::{Card, LoadOptions, weights};
 use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec,
     files::write_atomic_bytes,
-    progress::Output,
+    progress::{Download, Output},
     warmup::{Pace, Warmup, autotunes},
     world::world,
 };
-use zoo::LoadOptions;
 
 pub use crate::trainer::End;
 use crate::{
@@ -130,7 +129,7 @@ pub struct Prepared {
     /// The effective recipe.
     pub recipe: Recipe,
     pub(crate) data: DataSet,
-    pub(crate) start: Option<zoo::Opened>,
+    pub(crate) start: Option<hub::Opened>,
     pub(crate) device: Device,
     /// All devices of this process, where they are several.
     pub(crate) devices: Option<Plan>,
@@ -183,7 +182,7 @@ pub fn follow_weights(
 }
 
 /// Checks the recipe and opens its data.
-fn complete(recipe: Recipe, start: Option<zoo::Opened>, device: Device, options: &Options) -> anyhow::Result<Prepared> {
+fn complete(recipe: Recipe, start: Option<hub::Opened>, device: Device, options: &Options) -> anyhow::Result<Prepared> {
     recipe.check()?;
     if let Some(dtype) = recipe.network.dtype.half() {
         runtime::dtype::check(options.device_names(), &device, dtype)?;
@@ -229,9 +228,14 @@ impl Finished {
     }
 }
 
-fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<zoo::Opened> {
-    zoo::weights::open(name, load, device, options.progress)
-        .with_context(|| format!("cannot start from the weights {name}"))
+fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<hub::Opened> {
+    let mut download = Download::new(options.progress);
+    let opened = hub::open_with_progress(name, load, device, &mut |published, progress| {
+        download.report(published.file(), progress.done, progress.total, progress.resumed);
+    });
+    let opened = opened.with_context(|| format!("cannot start from the weights {name}"))?;
+    download.finish();
+    Ok(opened)
 }
 
 /// Returns the number of stages of the network that a recipe trains.

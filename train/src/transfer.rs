@@ -5,14 +5,15 @@ use burn::{
     module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamGroup, ParamId},
     tensor::{Device, Tensor},
 };
-use models::{Network, NetworkConfig, Strictness};
+use hub::Strictness;
+use models::{Network, NetworkConfig};
 
 use crate::recipe::{Freeze, Recipe, Transfer};
 
 /// The recipe's network for so many classes, with fresh or trained weights, on an autodiff device.
 pub fn network(
     recipe: &Recipe,
-    start: Option<&zoo::Opened>,
+    start: Option<&hub::Opened>,
     classes: &[String],
     device: &Device,
 ) -> anyhow::Result<Network> {

@@ -16,7 +16,7 @@ pub const CLASSES: usize = 1000;
 pub const VAL_IMAGES: usize = 50_000;
 
 /// One line a class in label order, `wnid TAB name`: the wnids sort as the labels do.
-static CLASS_LIST: &str = include_str!("../../../models/data/imagenet_classes.tsv");
+static CLASS_LIST: &str = include_str!("../../data/imagenet_classes.tsv");
 
 /// The label of each validation image, u16 little-endian.
 static VAL_LABELS: &[u8] = include_bytes!("../../data/imagenet_val_labels.bin");

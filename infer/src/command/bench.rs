@@ -21,7 +21,7 @@ use runtime::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{announce, failure_reason};
+use super::{announce, failure_reason, open_weights};
 use crate::cli::{BenchArgs, Format};
 
 /// The architectures measured by default: one of each family.
@@ -86,7 +86,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let subjects: Vec<Vec<String>> = match &args.weights {
         Some(weights) => {
             // An error in the weights fails the command, not each row.
-            zoo::weights::open(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
+            open_weights(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
             vec![[vec!["--weights".to_string(), weights.clone()], load_arguments(args)].concat()]
         }
         None => architectures.iter().map(|architecture| vec![architecture.name().to_string()]).collect(),
@@ -263,7 +263,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
 /// Returns the architecture, the network and its default input size.
 fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Architecture, Network, [usize; 2])> {
     if let Some(weights) = &args.weights {
-        let opened = zoo::weights::open(weights, &args.load, device, output)?;
+        let opened = open_weights(weights, &args.load, device, output)?;
         return Ok((opened.card.architecture, opened.network(false, device)?, opened.card.preprocess.input_size));
     }
     let [architecture] = args.architectures[..] else { bail!("--in-process takes one architecture") };

@@ -10,7 +10,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use super::select;
+use super::{open_weights, select};
 use crate::cli::{AnswerFormat, ClassifyArgs};
 
 /// The number of images from which progress is shown.
@@ -37,7 +37,7 @@ enum Outcome {
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
-    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let opened = open_weights(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };

@@ -7,6 +7,7 @@ use infer::diagram;
 use models::{Architecture, Graph, NetworkConfig};
 use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
 
+use super::open_weights;
 use crate::cli::DiagramArgs;
 
 pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
@@ -19,7 +20,7 @@ pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
             (architecture, network, [architecture.default_size(); 2])
         }
         None => {
-            let opened = zoo::weights::open(&args.network, &args.load, &device, output)?;
+            let opened = open_weights(&args.network, &args.load, &device, output)?;
             (opened.card.architecture, opened.network(false, &device)?, opened.card.preprocess.input_size)
         }
     };

@@ -31,7 +31,7 @@ use runtime::{
     world::World,
 };
 
-use super::{announce, grouped, print_json, select};
+use super::{announce, grouped, open_weights, print_json, select};
 use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
 
 /// The largest number of classes printed; the worst are printed first.
@@ -51,7 +51,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
-        let opened = zoo::weights::open(name, &args.load, &device, output)?;
+        let opened = open_weights(name, &args.load, &device, output)?;
         Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;

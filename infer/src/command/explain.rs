@@ -24,7 +24,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use super::{png, select};
+use super::{open_weights, png, select};
 use crate::cli::{ExplainArgs, Format, MethodArg};
 
 /// Rows of a contact sheet; more images need more sheets.
@@ -57,7 +57,7 @@ struct Neighbor {
 pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
-    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let opened = open_weights(&args.weights, &args.load, &device, output)?;
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
     let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
@@ -201,7 +201,7 @@ fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
 
 fn filters(args: &ExplainArgs, model: &Model) -> Result<()> {
     let (mut weights, shape) = features::first_filters(model.network())?;
-    if model.card().preprocess.channel_order == models::ChannelOrder::Bgr {
+    if model.card().preprocess.channel_order == hub::ChannelOrder::Bgr {
         let [_, height, width] = shape;
         for filter in weights.chunks_exact_mut(3 * height * width) {
             let (blue, rest) = filter.split_at_mut(height * width);

@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use hub::weights;
 use infer::onnx;
-use models::{Graph, weights};
+use models::Graph;
 use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
 
-use super::grouped;
+use super::{grouped, open_weights};
 use crate::cli::{ExportArgs, ExportFormat};
 
 pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::host()?.device()?;
-    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let opened = open_weights(&args.weights, &args.load, &device, output)?;
     let mut card = opened.card.clone();
     let extension = match args.to {
         ExportFormat::Safetensors => "safetensors",

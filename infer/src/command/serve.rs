@@ -14,7 +14,7 @@ use runtime::{exit::ExitCode, progress::Output};
 use serde_json::json;
 use serve::{Engine, Explanation, Options, RejectReason};
 
-use super::{png, select};
+use super::{open_weights, png, select};
 use crate::cli::ServeArgs;
 
 /// A model as the server's engine.
@@ -77,7 +77,7 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     ensure!(args.token.as_deref() != Some(""), "the token is empty; omit it, or give one");
     let selected = select(&args.run.backend)?;
     let device = selected.device().clone();
-    let opened = zoo::weights::open(&args.weights, &args.load, &device, output)?;
+    let opened = open_weights(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
     let defaults = Options::default();
     let options = Options {

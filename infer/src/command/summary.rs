@@ -1,11 +1,12 @@
 //! `infer summary`: prints a network's stages, shapes, parameters and multiply-adds.
 
 use anyhow::{Context, Result};
-use models::{Architecture, Card, ChannelOrder, NetworkConfig, Resize, Summary};
+use hub::{Card, ChannelOrder, Resize};
+use models::{Architecture, NetworkConfig, Summary};
 use runtime::{backend::BackendSpec, exit::ExitCode, progress::Output};
 use serde::Serialize;
 
-use super::print_json;
+use super::{open_weights, print_json};
 use crate::cli::{Format, SummaryArgs};
 
 #[derive(Debug, Serialize)]
@@ -33,7 +34,7 @@ pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::host()?.device()?;
     let (architecture, network, card) = match (&args.weights, args.network) {
         (Some(name), _) => {
-            let opened = zoo::weights::open(name, &args.load, &device, output)?;
+            let opened = open_weights(name, &args.load, &device, output)?;
             (opened.card.architecture, opened.network(true, &device)?, Some(opened.card))
         }
         (None, architecture) => {

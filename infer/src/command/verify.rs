@@ -15,7 +15,8 @@ use burn::{
     optim::GradientsParams,
     tensor::{Device, Tensor, TensorData, activation::log_softmax},
 };
-use models::{Architecture, Entry, Network, NetworkConfig, Output as NetworkOutput, Strictness, Weights};
+use hub::{Strictness, Weights};
+use models::{Architecture, Entry, Network, NetworkConfig, Output as NetworkOutput};
 use runtime::{
     backend::{Backend, BackendSpec, DeviceSelector, compiled},
     exit::ExitCode,

@@ -9,8 +9,9 @@ mod proto;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context, Result, bail, ensure};
+use hub::Card;
 use models::{
-    Card, Graph,
+    Graph,
     graph::{Constant, Node, Op, Size, Value},
 };
 use prost::Message;

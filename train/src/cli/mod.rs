@@ -12,6 +12,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::BadSamples;
+use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
@@ -23,7 +24,6 @@ use train::{
     recipe::{Freeze, Overrides},
     training::Options,
 };
-use zoo::LoadOptions;
 
 use self::lines::{Lines, Printer};
 

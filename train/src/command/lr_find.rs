@@ -1,9 +1,9 @@
 //! `train lr-find`: the learning rate range test (Smith, 2015, <https://arxiv.org/abs/1506.01186>).
 
 use anyhow::{Result, ensure};
+use hub::LoadOptions;
 use runtime::exit::ExitCode;
 use train::{lr_finder, recipe, training};
-use zoo::LoadOptions;
 
 use crate::cli::LrFindArgs;
 

@@ -1,13 +1,13 @@
 //! `train pretrain`: from random weights.
 
 use anyhow::Result;
+use hub::LoadOptions;
 use report::format::RunKind;
 use runtime::exit::ExitCode;
 use train::{
     recipe::{self, Recipe},
     training,
 };
-use zoo::LoadOptions;
 
 use super::{conclude, dry_run};
 use crate::cli::PretrainArgs;

@@ -1,7 +1,7 @@
 //! How images become the network's input, in training and in validation.
 
 use datasets::transforms::{EvalTransform, Pipeline, Transform, batch::BatchTransforms};
-use models::{ChannelOrder, Preprocess};
+use hub::{ChannelOrder, Preprocess};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -107,14 +107,14 @@ impl Images {
         let resize = resize as usize;
         Preprocess {
             resize: match rule {
-                ResizeRule::Shorter => models::Resize::ShorterSide(resize),
-                ResizeRule::Squash => models::Resize::Squash([resize; 2]),
+                ResizeRule::Shorter => hub::Resize::ShorterSide(resize),
+                ResizeRule::Squash => hub::Resize::Squash([resize; 2]),
             },
             input_size: [crop as usize; 2],
             interpolation: match interpolation {
-                Interpolation::Nearest => models::Interpolation::Nearest,
-                Interpolation::Bilinear => models::Interpolation::Bilinear,
-                Interpolation::Bicubic => models::Interpolation::Bicubic,
+                Interpolation::Nearest => hub::Interpolation::Nearest,
+                Interpolation::Bilinear => hub::Interpolation::Bilinear,
+                Interpolation::Bicubic => hub::Interpolation::Bicubic,
             },
             antialias,
             channel_order: self.channel_order,
@@ -137,16 +137,16 @@ impl Images {
         );
         self.set_size(side(width)?)?;
         (self.eval.resize, self.eval.rule) = match card.resize {
-            models::Resize::ShorterSide(shorter) => (side(shorter)?, ResizeRule::Shorter),
-            models::Resize::Squash([height, width]) if height == width => (side(width)?, ResizeRule::Squash),
-            models::Resize::Squash([height, width]) => {
+            hub::Resize::ShorterSide(shorter) => (side(shorter)?, ResizeRule::Shorter),
+            hub::Resize::Squash([height, width]) if height == width => (side(width)?, ResizeRule::Squash),
+            hub::Resize::Squash([height, width]) => {
                 anyhow::bail!("the weights' card squashes images to {height} × {width} pixels; training knows squares")
             }
         };
         self.eval.interpolation = match card.interpolation {
-            models::Interpolation::Nearest => Interpolation::Nearest,
-            models::Interpolation::Bilinear => Interpolation::Bilinear,
-            models::Interpolation::Bicubic => Interpolation::Bicubic,
+            hub::Interpolation::Nearest => Interpolation::Nearest,
+            hub::Interpolation::Bilinear => Interpolation::Bilinear,
+            hub::Interpolation::Bicubic => Interpolation::Bicubic,
         };
         self.eval.antialias = card.antialias;
         (self.mean, self.std, self.channel_order) = (card.mean, card.std, card.channel_order);

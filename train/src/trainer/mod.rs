@@ -37,7 +37,8 @@ use burn::{
 };
 use burn_train::Interrupter;
 use datasets::Source;
-use models::{Card, Network, weights};
+use hub::{Card, weights};
+use models::Network;
 use runtime::{
     backend::{Backend, BackendSpec},
     world::World,
@@ -293,7 +294,7 @@ impl Trainer {
         };
         let run = &self.session.run;
         let source: &Arc<dyn Source> = self.session.loaders.valid.source();
-        let kept = weights::save(&network, &self.session.card, run.join(zoo::weights::RUN_WEIGHTS))
+        let kept = weights::save(&network, &self.session.card, run.join(hub::RUN_WEIGHTS))
             .map_err(anyhow::Error::from)
             .and_then(|()| results::write_predictions(run, &predictions, source));
         if let Err(error) = kept {

@@ -235,7 +235,7 @@ fn a_file_is_known_by_its_checksum_whatever_its_name() {
     assert!(is_known(&unsized_entry, &named) && !is_known(&unsized_entry, &renamed));
     std::fs::write(&named, [&content[1..], b"x"].concat()).expect("written");
     assert!(!is_known(&entry, &named), "the name alone proves nothing");
-    assert!(matches!(identify(&folder.path().join("missing.pth")), Err(Error::Io { .. })));
+    assert!(matches!(identify(&folder.path().join("missing.pth")), Err(Error::Cache { .. })));
 }
 
 // ---- downloads ----
@@ -569,7 +569,7 @@ fn a_full_disk_is_told_and_leaves_no_file_of_the_final_name() {
     let part = folder.path().join(format!("{}.part", entry.file()));
     std::os::unix::fs::symlink("/dev/full", part).expect("linked");
     let error = hub(folder.path()).fetch(&entry, &mut ignore).unwrap_err();
-    assert!(matches!(&error, Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull), "{error}");
+    assert!(matches!(&error, Error::Cache { source, .. } if source.kind() == io::ErrorKind::StorageFull), "{error}");
     assert!(error.to_string().contains("--cache-dir"), "{error}");
     assert!(!folder.path().join(entry.file()).exists());
 }
@@ -637,7 +637,7 @@ fn the_proxy_variables_of_the_environment_and_its_cache_folder_are_used() {
         .args([
             "--exact",
             "--nocapture",
-            "hub::tests::the_proxy_variables_of_the_environment_and_its_cache_folder_are_used",
+            "published::tests::the_proxy_variables_of_the_environment_and_its_cache_folder_are_used",
         ])
         .env(URL, "http://publisher.invalid")
         .env("XDG_CACHE_HOME", folder.path())

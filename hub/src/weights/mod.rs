@@ -31,7 +31,9 @@ use burn_store::{
 
 pub use mismatch::{Difference, Mismatch, WrongShape};
 
-use crate::{Architecture, Card, Entry, Error, Network, NetworkConfig, Result, files};
+use models::{Architecture, Entry, Network, NetworkConfig};
+
+use crate::{Card, Error, Result, files};
 
 /// The key of the card in a file's metadata.
 const CARD: &str = "hearth.card";

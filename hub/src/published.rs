@@ -5,10 +5,10 @@
 //! into the user's cache folder and returns its path:
 //!
 //! ```no_run
-//! use models::hub::{Hub, find};
+//! use hub::{Hub, find};
 //!
 //! let path = Hub::new().fetch(find("resnet50")?, &mut |progress| eprintln!("{} bytes", progress.done))?;
-//! # Ok::<(), models::hub::Error>(())
+//! # Ok::<(), hub::Error>(())
 //! ```
 //!
 //! # What lies in the cache folder
@@ -30,12 +30,13 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use models::Architecture;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
 use ureq::Agent;
 
-use crate::{Architecture, Card, Preprocess};
+use crate::{Card, Error, Preprocess, error::cache_error};
 
 /// How far a published size, rounded to 0.001 MiB, may be from the true one, in bytes.
 const SIZE_TOLERANCE: u64 = 1024;
@@ -43,7 +44,7 @@ const SIZE_TOLERANCE: u64 = 1024;
 /// How many tries in a row may bring nothing new before a download fails.
 const MAX_FAILURES: u32 = 5;
 
-/// A published file of weights, as `models/data/published.json` lists it.
+/// A published file of weights, as `hub/data/published.json` lists it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Published {
@@ -179,13 +180,13 @@ pub fn find(name: &str) -> Result<&'static Published, Error> {
 /// downloaded by other means gets its card. A file whose size the publisher does not tell must have its name.
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read.
+/// [`Error::Cache`] where the file cannot be read.
 pub fn identify(path: &Path) -> Result<Option<&'static Published>, Error> {
     identify_among(published(), path)
 }
 
 fn identify_among<'a>(entries: &'a [Published], path: &Path) -> Result<Option<&'a Published>, Error> {
-    let len = path.metadata().map_err(io_error("read", path))?.len();
+    let len = path.metadata().map_err(cache_error("read", path))?.len();
     let is_named = |entry: &Published| path.file_name().is_some_and(|name| name == entry.file());
     let is_sized = |entry: &Published| !entry.is_short(len) && !entry.is_long(len);
     let possible = entries.iter().filter(|entry| match entry.size_mib {
@@ -232,107 +233,6 @@ pub struct Progress {
     pub total: Option<u64>,
     /// Of `done`, the bytes that an earlier download had left: no part of a rate.
     pub resumed: u64,
-}
-
-/// What can go wrong with published weights.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// No published weights have that name.
-    #[error("no published weights are called '{name}'; did you mean {}?", .nearest.join(" or "))]
-    UnknownName {
-        /// What was asked for.
-        name: String,
-        /// The names most like it.
-        nearest: Vec<String>,
-    },
-    /// Neither `XDG_CACHE_HOME` nor `HOME` says where a cache folder could be.
-    #[error("no folder to keep weights in: set XDG_CACHE_HOME or HOME, or give one with --cache-dir")]
-    NoCacheFolder,
-    /// The file is not in the cache folder and downloads are off.
-    #[error("{} is not there and downloads are off (--offline): fetch {url} and put it there", path.display())]
-    Offline {
-        /// Where the file is looked for.
-        path: PathBuf,
-        /// Where it is published.
-        url: String,
-    },
-    /// The server's answer was not the file.
-    #[error("{url}: the server answered {status}; {}", status_advice(*status))]
-    Status {
-        /// What was asked for.
-        url: String,
-        /// The HTTP status.
-        status: u16,
-    },
-    /// The network failed, again and again.
-    #[error("cannot download {url}: {cause}; {} MiB are kept in {}, run the same command to resume", done / 1048576, part.display())]
-    Network {
-        /// What was asked for.
-        url: String,
-        /// What happened the last time.
-        cause: String,
-        /// How much is there already, in bytes.
-        done: u64,
-        /// Where.
-        part: PathBuf,
-    },
-    /// What was downloaded, or lies in the cache folder, is not the published file.
-    #[error("{origin} is not the published file: expected {expected}, got {got}; {advice}")]
-    WrongFile {
-        /// The URL or path.
-        origin: String,
-        /// The published checksum and size.
-        expected: String,
-        /// The checksum and size that were found.
-        got: String,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// A proxy variable holds no proxy.
-    #[error("the environment variable {variable} holds no proxy URL like http://host:8080: '{value}'")]
-    Proxy {
-        /// The variable.
-        variable: String,
-        /// Its value.
-        value: String,
-    },
-    /// The cache folder cannot be read or written.
-    #[error("cannot {action} {}: {source}{}", path.display(), io_advice(source))]
-    Io {
-        /// `read`, `write`, …
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-fn status_advice(status: u16) -> &'static str {
-    match status {
-        404 | 410 => "it is no longer published there, or the mirror does not have it",
-        401 | 403 | 407 => "access is refused: is a proxy or mirror in between?",
-        _ => "try again later, or use a mirror",
-    }
-}
-
-fn io_advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; make room or choose another disk with --cache-dir, then run the same command to resume"
-        }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "; choose another folder with --cache-dir"
-        }
-        _ => "",
-    }
-}
-
-/// A shorthand for `map_err`.
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_path_buf();
-    move |source| Error::Io { action, path, source }
 }
 
 /// The cache of published weights, and how it is filled.
@@ -443,7 +343,7 @@ impl Hub {
         }
 
         let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(io_error("create folder", folder))?;
+        std::fs::create_dir_all(folder).map_err(cache_error("create folder", folder))?;
         let part = beside(&path, "part");
         let _lock = lock(&beside(&path, "lock"), &part, published, progress)?;
         // Another process may have brought it while this one waited.
@@ -578,10 +478,10 @@ impl Cached {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Missing),
-            Err(error) => return Err(io_error("open", path)(error)),
+            Err(error) => return Err(cache_error("open", path)(error)),
         };
         let mut hash = Hash::new(&published.checksum);
-        let len = hash.read(&mut file, u64::MAX).map_err(io_error("read", path))?;
+        let len = hash.read(&mut file, u64::MAX).map_err(cache_error("read", path))?;
         Ok(if hash.is(&published.checksum) { Self::Right } else { Self::Wrong(hash.description(len)) })
     }
 }
@@ -663,11 +563,11 @@ impl Part {
     /// Opens what an earlier download left, or an empty part.
     fn open(path: PathBuf, checksum: &Checksum) -> Result<Self, Error> {
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(io_error("open", &path))?;
+        let mut file = open.map_err(cache_error("open", &path))?;
         let empty_hash = Hash::new(checksum);
         let mut hash = empty_hash.clone();
-        let existing = file.metadata().map_err(io_error("read", &path))?.len();
-        let len = hash.read(&mut file, existing).map_err(io_error("read", &path))?;
+        let existing = file.metadata().map_err(cache_error("read", &path))?.len();
+        let len = hash.read(&mut file, existing).map_err(cache_error("read", &path))?;
         Ok(Self { path, file, hash, empty_hash, len, is_spliced: false })
     }
 
@@ -680,7 +580,7 @@ impl Part {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write_all(bytes).map_err(io_error("write", &self.path))?;
+        self.file.write_all(bytes).map_err(cache_error("write", &self.path))?;
         self.hash.update(bytes);
         self.len += bytes.len() as u64;
         Ok(())
@@ -688,8 +588,8 @@ impl Part {
 
     /// Empties it.
     fn clear(&mut self) -> Result<(), Error> {
-        self.file.set_len(0).map_err(io_error("write", &self.path))?;
-        self.file.seek(SeekFrom::Start(0)).map_err(io_error("write", &self.path))?;
+        self.file.set_len(0).map_err(cache_error("write", &self.path))?;
+        self.file.seek(SeekFrom::Start(0)).map_err(cache_error("write", &self.path))?;
         self.hash = self.empty_hash.clone();
         self.len = 0;
         self.is_spliced = false;
@@ -698,18 +598,18 @@ impl Part {
 
     fn remove(self) -> Result<(), Error> {
         drop(self.file);
-        std::fs::remove_file(&self.path).map_err(io_error("delete", &self.path))
+        std::fs::remove_file(&self.path).map_err(cache_error("delete", &self.path))
     }
 
     /// Gives it its final name, for good.
     fn persist(self, path: &Path) -> Result<(), Error> {
-        self.file.sync_all().map_err(io_error("write", &self.path))?;
+        self.file.sync_all().map_err(cache_error("write", &self.path))?;
         drop(self.file);
-        std::fs::rename(&self.path, path).map_err(io_error("write", path))?;
+        std::fs::rename(&self.path, path).map_err(cache_error("write", path))?;
         // Only Unix can open a folder, and has to, for a rename to last.
         #[cfg(unix)]
         if let Some(folder) = path.parent() {
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("write", folder))?;
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(cache_error("write", folder))?;
         }
         Ok(())
     }
@@ -722,7 +622,7 @@ fn lock(
     published: &Published,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Option<File>, Error> {
-    let file = File::create(path).map_err(io_error("create", path))?;
+    let file = File::create(path).map_err(cache_error("create", path))?;
     let mut waited = false;
     loop {
         match file.try_lock() {

@@ -6,7 +6,8 @@ use burn::{
     module::Module,
     tensor::{DType, Device, Distribution, Tensor, TensorData},
 };
-use models::{Architecture, Card, Error, Network, NetworkConfig, Strictness, Weights, weights};
+use hub::{Card, Error, Strictness, Weights, weights};
+use models::{Architecture, Network, NetworkConfig};
 
 const ARCHITECTURE: Architecture = Architecture::ResNet20;
 
@@ -90,7 +91,7 @@ fn what_is_saved_is_loaded_to_the_bit_with_its_card() {
 
 #[test]
 fn a_saved_file_has_torchvisions_names_and_layouts() {
-    let golden = include_str!("golden/resnet18.json");
+    let golden = include_str!("../../models/tests/golden/resnet18.json");
     let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
     let wanted = golden["tensors"].as_array().unwrap();
     let network = NetworkConfig::new(Architecture::ResNet18).init(&Device::flex());

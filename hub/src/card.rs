@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use datasets::imagenet;
+use models::Architecture;
 use serde::{Deserialize, Serialize};
 
-use crate::{Architecture, Error, Result, files};
+use crate::{Error, Result, files};
 
 /// The version of the card's form that this build writes and reads.
 const FORMAT: u32 = 1;
@@ -124,8 +126,7 @@ impl Preprocess {
 
 /// The names of ImageNet's 1000 classes, in label order.
 pub fn imagenet_classes() -> Vec<String> {
-    let table = include_str!("../data/imagenet_classes.tsv");
-    table.lines().filter_map(|line| line.split_once('\t')).map(|(_wnid, name)| name.to_string()).collect()
+    imagenet::classes().iter().map(|class| class.name.clone()).collect()
 }
 
 impl Card {

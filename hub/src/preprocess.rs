@@ -1,17 +1,17 @@
 //! Preprocessing from encoded bytes to a network's input, as the model card specifies.
 
-use anyhow::{Context, Result};
 use burn::tensor::{Device, Tensor};
 use datasets::{
     DecodeError, ImageBatch, Limits, SampleRng, decode,
     transforms::{CenterCrop, Interpolation, Pipeline, Resize, ResizeRule, Transform, resize},
 };
 use image::{RgbImage, imageops};
-use models::{Card, ChannelOrder, Preprocess};
+
+use crate::{Card, ChannelOrder, Error, Preprocess, Result};
 
 /// The preprocessing of a model card.
 #[derive(Debug, Clone)]
-pub struct CardPreprocess {
+pub struct Preprocessor {
     card: Preprocess,
     steps: Steps,
     limits: Limits,
@@ -34,30 +34,30 @@ enum Resizing {
     Squash([u32; 2], Interpolation, bool),
 }
 
-impl CardPreprocess {
+impl Preprocessor {
     /// Creates the preprocessing that `card` specifies.
     ///
     /// # Errors
-    /// Fails if a size is too large.
+    /// [`Error::Preprocess`] where a size is too large.
     pub fn new(card: &Card) -> Result<Self> {
-        Self::build(card.preprocess.clone()).context("the model card's preprocessing is not supported")
+        Self::build(card.preprocess.clone()).map_err(Error::Preprocess)
     }
 
-    fn build(card: Preprocess) -> Result<Self> {
-        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too large a size"));
+    fn build(card: Preprocess) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let pixels = |side: usize| u32::try_from(side).map_err(|_| format!("{side} pixels are too large a size"));
         let interpolation = match card.interpolation {
-            models::Interpolation::Nearest => Interpolation::Nearest,
-            models::Interpolation::Bilinear => Interpolation::Bilinear,
-            models::Interpolation::Bicubic => Interpolation::Bicubic,
+            crate::Interpolation::Nearest => Interpolation::Nearest,
+            crate::Interpolation::Bilinear => Interpolation::Bilinear,
+            crate::Interpolation::Bicubic => Interpolation::Bicubic,
         };
         let antialias = card.antialias;
         let square = |[height, width]: [usize; 2]| height == width;
         let resize =
-            |size: usize, rule| Ok::<_, anyhow::Error>(Resize { size: pixels(size)?, rule, interpolation, antialias });
+            |size: usize, rule| Ok::<_, String>(Resize { size: pixels(size)?, rule, interpolation, antialias });
         let resizing = match card.resize {
-            models::Resize::ShorterSide(side) => Resizing::Rule(resize(side, ResizeRule::Shorter)?),
-            models::Resize::Squash(size) if square(size) => Resizing::Rule(resize(size[0], ResizeRule::Squash)?),
-            models::Resize::Squash([height, width]) => {
+            crate::Resize::ShorterSide(side) => Resizing::Rule(resize(side, ResizeRule::Shorter)?),
+            crate::Resize::Squash(size) if square(size) => Resizing::Rule(resize(size[0], ResizeRule::Squash)?),
+            crate::Resize::Squash([height, width]) => {
                 Resizing::Squash([pixels(height)?, pixels(width)?], interpolation, antialias)
             }
         };
@@ -149,7 +149,7 @@ mod tests {
 
     use super::*;
 
-    fn card(resize: models::Resize, input_size: [usize; 2]) -> Card {
+    fn card(resize: crate::Resize, input_size: [usize; 2]) -> Card {
         let mut card = Card::of(Architecture::ResNet20, 10, "a test");
         card.preprocess = Preprocess { resize, input_size, ..Preprocess::imagenet(8, 8) };
         card
@@ -169,14 +169,14 @@ mod tests {
     fn rectangles_are_cropped_as_squares_are() {
         let image = gradient(40, 30);
         let bytes = encoded(&image);
-        let square = CardPreprocess::new(&card(models::Resize::ShorterSide(16), [12, 12])).unwrap();
-        let tall = CardPreprocess::new(&card(models::Resize::ShorterSide(16), [12, 10])).unwrap();
+        let square = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 12])).unwrap();
+        let tall = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 10])).unwrap();
         let (square, tall) = (square.decode(&bytes).unwrap(), tall.decode(&bytes).unwrap());
         assert_eq!((tall.width(), tall.height()), (10, 12));
         // 21 × 16 pixels: the square begins at column 4 (4.5 rounds to even), the narrower crop at 6 (5.5).
         assert_eq!(tall, imageops::crop_imm(&square, 2, 0, 10, 12).to_image());
 
-        let squashed = CardPreprocess::new(&card(models::Resize::Squash([12, 10]), [12, 10])).unwrap();
+        let squashed = Preprocessor::new(&card(crate::Resize::Squash([12, 10]), [12, 10])).unwrap();
         let expected = resize(&image, 10, 12, Interpolation::Bilinear, true);
         assert_eq!(squashed.decode(&bytes).unwrap(), expected);
     }
@@ -191,11 +191,11 @@ mod tests {
 
     #[test]
     fn bgr_input_is_normalized_by_the_card_s_order() {
-        let mut card = card(models::Resize::Squash([1, 1]), [1, 1]);
+        let mut card = card(crate::Resize::Squash([1, 1]), [1, 1]);
         card.preprocess.channel_order = ChannelOrder::Bgr;
         card.preprocess.mean = [10.0 / 255.0, 20.0 / 255.0, 30.0 / 255.0];
         card.preprocess.std = [1.0 / 255.0; 3];
-        let preprocess = CardPreprocess::new(&card).unwrap();
+        let preprocess = Preprocessor::new(&card).unwrap();
         let batch = preprocess.batch(&[&RgbImage::from_pixel(1, 1, image::Rgb([1, 2, 3]))]);
         let input = preprocess.normalize(&batch, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
         let expected = [3.0 - 10.0, 2.0 - 20.0, 1.0 - 30.0];

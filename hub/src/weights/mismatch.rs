@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use models::Entry;
+
 use super::{Keyed, is_head};
-use crate::{Entry, nearest};
 
 /// Rows shown of each kind before the rest is only counted.
 const SHOWN: usize = 12;
@@ -89,6 +90,13 @@ impl Mismatch {
         self.unexpected.retain(|row| !ignored(&row.key));
         self.wrong_shape.retain(|row| !ignored(&row.key));
     }
+}
+
+/// The candidate most similar to `name`, if any is similar.
+fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = candidates.map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    (best.0 >= 0.7).then_some(best.1)
 }
 
 impl fmt::Display for Mismatch {

@@ -5,33 +5,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
-use models::{
-    Architecture, Card, Network, Strictness, Weights,
-    hub::{self, Hub, Published},
-};
-use runtime::progress::{Output, Progress, Unit};
+use models::{Architecture, Network};
+
+use crate::{Card, Error, Hub, Progress, Published, Result, Strictness, Weights, find, identify};
 
 /// The weight file of a run folder; it contains the card.
 pub const RUN_WEIGHTS: &str = "weights.safetensors";
 
-/// How weights are found and read: a group of command-line arguments.
-#[derive(Debug, Clone, Default, clap::Args)]
+/// How weights are found and read. With the feature `clap` it is a group of command-line arguments.
+#[derive(Debug, Clone, Default)]
+#[cfg_attr(feature = "clap", derive(clap::Args))]
 pub struct LoadOptions {
     /// Architecture of a weight file without a model card
-    #[arg(short, long = "arch", value_name = "ARCH")]
+    #[cfg_attr(feature = "clap", arg(short, long = "arch", value_name = "ARCH"))]
     pub architecture: Option<Architecture>,
     /// Model card (JSON) for a weight file without one, or in place of its own
-    #[arg(long, value_name = "FILE")]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
     pub card: Option<PathBuf>,
     /// Cache folder of published weights
     ///
     /// Default: `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
-    #[arg(long, value_name = "DIR")]
+    #[cfg_attr(feature = "clap", arg(long, value_name = "DIR"))]
     pub cache_dir: Option<PathBuf>,
     /// Never download: published weights must be in the cache folder
-    #[arg(long)]
+    #[cfg_attr(feature = "clap", arg(long))]
     pub offline: bool,
 }
 
@@ -59,45 +57,54 @@ impl Opened {
         let folded = weights.is_folded(card.architecture, device);
         let network = if folded { network.fold_batch_norm() } else { network };
         let (network, _) = weights.load(network, card.architecture, Strictness::Exact)?;
-        ensure!(
-            network.num_classes() == card.classes.len(),
-            "the model card of {} contradicts its weights: it has {} classes, the last layer has {}",
-            weights.path().display(),
-            card.classes.len(),
-            network.num_classes()
-        );
-        Ok(network)
+        let (classes, layer) = (card.classes.len(), network.num_classes());
+        match classes == layer {
+            true => Ok(network),
+            false => Err(Error::OtherClasses { path: weights.path().to_path_buf(), card: classes, layer }),
+        }
     }
 }
 
-/// Opens the weights that `name` refers to. An existing path takes precedence over a published name; published weights
-/// are downloaded if they are not in the cache folder, with progress shown on `output`. Nothing is moved to `device`,
-/// which is only used to inspect shapes.
+/// Opens the weights that `name` refers to: a file, a run folder, or published weights. An existing path takes
+/// precedence over a published name; published weights are downloaded if they are not in the cache folder. Nothing is
+/// moved to `device`, which is only used to inspect shapes.
 ///
 /// The card is, in this order: `options.card`; the one in the file; that of the published weights, also for a file with
 /// their checksum; the default card of `options.architecture`.
 ///
 /// # Errors
-/// Fails if there is no such file or name, if the file cannot be read, if there is no card, or if card, file and
+/// Where there is no such file or name, where the file cannot be read, where there is no card, or where card, file and
 /// `options` contradict each other.
-pub fn open(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
-    let (path, published) = locate(name, options, output)?;
+pub fn open(name: &str, options: &LoadOptions, device: &Device) -> Result<Opened> {
+    open_with_progress(name, options, device, &mut |_, _| {})
+}
+
+/// Like [`open`], and reports the progress of a download.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with_progress(
+    name: &str,
+    options: &LoadOptions,
+    device: &Device,
+    progress: &mut dyn FnMut(&Published, Progress),
+) -> Result<Opened> {
+    let (path, published) = locate(name, options, progress)?;
     let weights = Weights::open(&path)?;
     let card = card(&weights, published, options, device)?;
-    let shown = path.display();
-    if let Some(asked) = options.architecture {
-        ensure!(
-            asked == card.architecture,
-            "--arch {asked} contradicts the model card of {shown}, which is for {}; omit --arch, or choose other weights",
-            card.architecture
-        );
+    if let Some(asked) = options.architecture.filter(|asked| *asked != card.architecture) {
+        return Err(Error::OtherArchitecture { asked, card: card.architecture, path });
     }
-    log::debug!("{shown}: {}, {} classes, from {}", card.architecture, card.classes.len(), card.origin);
+    log::debug!("{}: {}, {} classes, from {}", path.display(), card.architecture, card.classes.len(), card.origin);
     Ok(Opened { weights, card })
 }
 
 /// Returns the path, and the published weights if `name` is one of their names.
-fn locate(name: &str, options: &LoadOptions, output: Output) -> Result<(PathBuf, Option<&'static Published>)> {
+fn locate(
+    name: &str,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(&Published, Progress),
+) -> Result<(PathBuf, Option<&'static Published>)> {
     let path = Path::new(name);
     if path.is_dir() {
         return Ok((in_run_folder(path)?, None));
@@ -106,28 +113,15 @@ fn locate(name: &str, options: &LoadOptions, output: Output) -> Result<(PathBuf,
         return Ok((path.to_path_buf(), None));
     }
     if is_path_like(name) {
-        bail!("cannot read {name}: no such file or folder");
+        return Err(Error::NotFound { path: name.to_string() });
     }
-    let published = hub::find(name).with_context(|| {
-        format!("--weights {name}: no file or run folder has this path (`infer models` lists published names)")
-    })?;
+    let published =
+        find(name).map_err(|source| Error::UnknownWeights { name: name.to_string(), source: Box::new(source) })?;
     let mut hub = Hub::new().with_offline(options.offline);
     if let Some(folder) = &options.cache_dir {
         hub = hub.with_cache_dir(folder);
     }
-    let mut shown: Option<Progress> = None;
-    let path = hub.fetch(published, &mut |progress| {
-        let bar = shown.get_or_insert_with(|| {
-            let bar = Progress::new(format!("download {}", published.file()), Unit::Bytes, progress.total, output);
-            bar.set_initial(progress.resumed);
-            bar
-        });
-        bar.set_total(progress.total);
-        bar.set_done(progress.done);
-    })?;
-    if let Some(bar) = shown {
-        bar.finish();
-    }
+    let path = hub.fetch(published, &mut |state| progress(published, state))?;
     Ok((path, Some(published)))
 }
 
@@ -136,21 +130,14 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
-    let shown = folder.display();
     // `--weights artifacts` is an easy mistake for a run in that folder.
     let mut runs: Vec<PathBuf> = fs::read_dir(folder)
-        .with_context(|| format!("cannot list the folder {shown}"))?
+        .map_err(|source| Error::Io { action: "list the folder", path: folder.to_path_buf(), source })?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.join(RUN_WEIGHTS).is_file())
         .collect();
     runs.sort();
-    match runs.last() {
-        Some(run) => bail!("{shown} is not a run folder but contains some; did you mean --weights {}?", run.display()),
-        None => bail!(
-            "{shown} is not a run folder: it has no {RUN_WEIGHTS}; give the folder that `train` printed, or a weight \
-             file"
-        ),
-    }
+    Err(Error::NotARun { folder: folder.to_path_buf(), run: runs.pop() })
 }
 
 /// Whether `name` looks like a path rather than a published name.
@@ -165,13 +152,12 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
     if let Some(file) = &options.card {
         let card = Card::read(file)?;
         if let Some(own) = weights.card().filter(|own| own.architecture != card.architecture) {
-            bail!(
-                "--card {} is for {}, but {} has a model card for {}",
-                file.display(),
-                card.architecture,
-                path.display(),
-                own.architecture
-            );
+            return Err(Error::OtherCard {
+                card: file.clone(),
+                given: card.architecture,
+                path: path.to_path_buf(),
+                own: own.architecture,
+            });
         }
         return Ok(card);
     }
@@ -180,21 +166,19 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
     }
     let published = match published {
         Some(published) => Some(published),
-        None => hub::identify(path)?,
+        None => identify(path)?,
     };
     if let Some(published) = published {
         for note in &published.notes {
             log::debug!("{}: {note}", published.name());
         }
-        ensure!(
-            !published.features_only,
-            "{} has no trained classifier, only features: it can be fine-tuned, but cannot classify",
-            published.name()
-        );
-        return Ok(published.card());
+        return match published.features_only {
+            true => Err(Error::FeaturesOnly { name: published.name() }),
+            false => Ok(published.card()),
+        };
     }
     let Some(architecture) = options.architecture else {
-        return Err(models::Error::NoCard { path: path.to_path_buf() }.into());
+        return Err(Error::NoCard { path: path.to_path_buf() });
     };
     let classes = weights.config(architecture, device).num_classes;
     log::info!(
@@ -206,9 +190,10 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
 
 #[cfg(test)]
 mod tests {
-    use models::{NetworkConfig, weights::save};
+    use models::NetworkConfig;
 
     use super::*;
+    use crate::weights::save;
 
     fn tiny() -> (NetworkConfig, Card) {
         let card = Card::of(Architecture::ResNet20, 4, "a test");
@@ -216,7 +201,7 @@ mod tests {
     }
 
     fn open_quietly(name: &Path, options: &LoadOptions) -> Result<Opened> {
-        open(&name.display().to_string(), options, &Device::flex(), Output::Quiet)
+        open(&name.display().to_string(), options, &Device::flex())
     }
 
     #[test]
@@ -282,7 +267,14 @@ mod tests {
     #[test]
     fn a_path_that_is_not_there_and_a_name_that_is_not_published_are_told_apart() {
         let options = LoadOptions { offline: true, ..LoadOptions::default() };
-        let error = |name: &str| format!("{:#}", open(name, &options, &Device::flex(), Output::Quiet).unwrap_err());
+        let error = |name: &str| {
+            let error = open(name, &options, &Device::flex()).unwrap_err();
+            // As the binaries print it.
+            std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(": ")
+        };
         assert!(error("missing.pth").contains("no such file or folder"), "{}", error("missing.pth"));
         assert!(error("runs/resnet50").contains("no such file or folder"));
         assert!(error("resnet5").contains("did you mean resnet5"), "{}", error("resnet5"));

@@ -1,0 +1,243 @@
+//! The error type of this crate.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use models::Architecture;
+
+use crate::weights::Mismatch;
+
+/// Shorthand for a result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with weights, cards and downloads. Messages name the file, the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be opened, read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A file does not have the format it was read as.
+    #[error("{} is not readable as {kind}: {cause}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it was read as.
+        kind: &'static str,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A file's tensors do not match the network's.
+    #[error("{} does not hold the weights of {architecture}:\n{mismatch}", path.display())]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// The network.
+        architecture: Architecture,
+        /// The table of differences.
+        mismatch: Box<Mismatch>,
+    },
+    /// A file without a card was given without an architecture.
+    #[error(
+        "{} carries no model card, so its architecture is not known: name it with --arch (for instance --arch resnet50)",
+        path.display()
+    )]
+    NoCard {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A card is not well-formed or contradicts itself.
+    #[error("the model card of {} is not valid: {cause}", path.display())]
+    Card {
+        /// The file that contains the card.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The preprocessing of a card cannot be applied.
+    #[error("the model card's preprocessing is not supported")]
+    Preprocess(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no file or folder of that path.
+    #[error("cannot read {path}: no such file or folder")]
+    NotFound {
+        /// The path as it was given.
+        path: String,
+    },
+    /// A folder without weights was given.
+    #[error("{}", not_a_run(folder, run.as_deref()))]
+    NotARun {
+        /// The folder.
+        folder: PathBuf,
+        /// A run in that folder, if there is one.
+        run: Option<PathBuf>,
+    },
+    /// A name is neither a path nor that of published weights.
+    #[error("--weights {name}: no file or run folder has this path (`infer models` lists published names)")]
+    UnknownWeights {
+        /// The name.
+        name: String,
+        /// [`Error::UnknownName`].
+        source: Box<Error>,
+    },
+    /// The requested architecture is not that of the weights' card.
+    #[error(
+        "--arch {asked} contradicts the model card of {}, which is for {card}; omit --arch, or choose other weights",
+        path.display()
+    )]
+    OtherArchitecture {
+        /// The requested architecture.
+        asked: Architecture,
+        /// The architecture of the card.
+        card: Architecture,
+        /// The file of weights.
+        path: PathBuf,
+    },
+    /// The given card is for another architecture than the file's own card.
+    #[error("--card {} is for {given}, but {} has a model card for {own}", card.display(), path.display())]
+    OtherCard {
+        /// The file of the given card.
+        card: PathBuf,
+        /// Its architecture.
+        given: Architecture,
+        /// The file of weights.
+        path: PathBuf,
+        /// The architecture of that file's card.
+        own: Architecture,
+    },
+    /// A card has another number of classes than the weights' last layer.
+    #[error(
+        "the model card of {} contradicts its weights: it has {card} classes, the last layer has {layer}",
+        path.display()
+    )]
+    OtherClasses {
+        /// The file of weights.
+        path: PathBuf,
+        /// The number of classes of the card.
+        card: usize,
+        /// The number of outputs of the last layer.
+        layer: usize,
+    },
+    /// Published weights whose classifier was not trained.
+    #[error("{name} has no trained classifier, only features: it can be fine-tuned, but cannot classify")]
+    FeaturesOnly {
+        /// The name of the weights.
+        name: String,
+    },
+    /// No published weights have that name.
+    #[error("no published weights are called '{name}'; did you mean {}?", .nearest.join(" or "))]
+    UnknownName {
+        /// What was asked for.
+        name: String,
+        /// The most similar names.
+        nearest: Vec<String>,
+    },
+    /// Neither `XDG_CACHE_HOME` nor `HOME` names a parent of a cache folder.
+    #[error("no folder to keep weights in: set XDG_CACHE_HOME or HOME, or give one with --cache-dir")]
+    NoCacheFolder,
+    /// The file is not in the cache folder and downloads are off.
+    #[error("{} is not there and downloads are off (--offline): fetch {url} and put it there", path.display())]
+    Offline {
+        /// Where the file is looked for.
+        path: PathBuf,
+        /// Where it is published.
+        url: String,
+    },
+    /// The server did not answer with the file.
+    #[error("{url}: the server answered {status}; {}", status_advice(*status))]
+    Status {
+        /// The requested URL.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The network failed repeatedly.
+    #[error("cannot download {url}: {cause}; {} MiB are kept in {}, run the same command to resume", done / 1048576, part.display())]
+    Network {
+        /// The requested URL.
+        url: String,
+        /// The cause of the last failure.
+        cause: String,
+        /// How many bytes are on disk.
+        done: u64,
+        /// The unfinished file.
+        part: PathBuf,
+    },
+    /// A downloaded or cached file is not the published one.
+    #[error("{origin} is not the published file: expected {expected}, got {got}; {advice}")]
+    WrongFile {
+        /// The URL or path.
+        origin: String,
+        /// The published checksum and size.
+        expected: String,
+        /// The checksum and size that were found.
+        got: String,
+        /// The remedy.
+        advice: &'static str,
+    },
+    /// A proxy variable contains no proxy.
+    #[error("the environment variable {variable} holds no proxy URL like http://host:8080: '{value}'")]
+    Proxy {
+        /// The variable.
+        variable: String,
+        /// Its value.
+        value: String,
+    },
+    /// The cache folder cannot be read or written.
+    #[error("cannot {action} {}: {source}{}", path.display(), cache_advice(source))]
+    Cache {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+fn not_a_run(folder: &Path, run: Option<&Path>) -> String {
+    let shown = folder.display();
+    match run {
+        Some(run) => {
+            format!("{shown} is not a run folder but contains some; did you mean --weights {}?", run.display())
+        }
+        None => format!(
+            "{shown} is not a run folder: it has no {}; give the folder that `train` printed, or a weight file",
+            crate::RUN_WEIGHTS
+        ),
+    }
+}
+
+fn status_advice(status: u16) -> &'static str {
+    match status {
+        404 | 410 => "it is no longer published there, or the mirror does not have it",
+        401 | 403 | 407 => "access is refused: is a proxy or mirror in between?",
+        _ => "try again later, or use a mirror",
+    }
+}
+
+fn cache_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room or choose another disk with --cache-dir, then run the same command to resume"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose another folder with --cache-dir"
+        }
+        _ => "",
+    }
+}
+
+/// A shorthand for `map_err`.
+pub(crate) fn cache_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_path_buf();
+    move |source| Error::Cache { action, path, source }
+}
