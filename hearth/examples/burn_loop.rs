@@ -12,7 +12,7 @@ use burn::{
 use hearth::{
     ImageDataset,
     datasets::{ImageBatch, Split},
-    models::{Architecture, NetworkConfig},
+    models::{Architecture, ImageClassifier, NetworkConfig},
 };
 
 const MEAN: [f32; 3] = [0.305; 3];

@@ -12,7 +12,7 @@ use burn::{
 use hearth::{
     ImageDataset,
     datasets::Split,
-    models::{Architecture, Network, NetworkConfig},
+    models::{Architecture, ImageClassifier, Network, NetworkConfig},
 };
 
 #[derive(Module, Debug)]
@@ -33,7 +33,7 @@ impl Custom {
 
     /// Images `[n, 3, h, w]` to logits `[n, classes]`.
     fn forward(&self, images: Tensor<4>) -> Tensor<2> {
-        self.head.forward(relu(self.neck.forward(self.backbone.features(images))))
+        self.head.forward(relu(self.neck.forward(self.backbone.forward_pre_logits(images))))
     }
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use hub::{Card, LoadOptions};
 use image::RgbImage;
 use infer::{Model, Prediction};
-use models::{Architecture, Network};
+use models::{Architecture, ImageClassifier, Network};
 
 use crate::{
     DeviceSpec,

@@ -115,10 +115,10 @@ impl Preprocess {
 
     /// What the architecture's published weights want. For files that have no card of their own.
     pub fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::GoogLeNet2014 => Self::bvlc(),
-            Architecture::InceptionV3 => Self::imagenet(342, 299),
-            _ if architecture.default_size() == 32 => Self::imagenet(32, 32),
+        match architecture.default_size() {
+            _ if architecture == Architecture::GoogLeNet2014 => Self::bvlc(),
+            299 => Self::imagenet(342, 299),
+            32 => Self::imagenet(32, 32),
             _ => Self::imagenet(256, 224),
         }
     }

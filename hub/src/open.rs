@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use models::{Architecture, Network};
+use models::{Architecture, ImageClassifier, Network};
 
 use crate::{Card, Error, Hub, Progress, Published, Result, Strictness, Weights, find, identify};
 

@@ -1,7 +1,7 @@
 //! Facts of published weights against the networks.
 
 use burn::tensor::Device;
-use models::{Architecture, NetworkConfig, Summary};
+use models::{Architecture, ImageClassifier, NetworkConfig, Summary};
 
 #[test]
 fn parameters_and_multiply_adds_are_those_torchvision_publishes() {

@@ -7,7 +7,7 @@ use burn::{
     tensor::{DType, Device, Distribution, Tensor, TensorData},
 };
 use hub::{Card, Error, Strictness, Weights, weights};
-use models::{Architecture, Network, NetworkConfig};
+use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 
 const ARCHITECTURE: Architecture = Architecture::ResNet20;
 
@@ -178,7 +178,7 @@ fn a_fresh_head_keeps_everything_below() {
     assert!(report.mismatch.is_empty());
     assert_eq!(report.loaded, saved.entries().len() - 2);
     let images = images();
-    assert_eq!(values(saved.features(images.clone())), values(loaded.features(images.clone())));
+    assert_eq!(values(saved.forward_pre_logits(images.clone())), values(loaded.forward_pre_logits(images.clone())));
     assert_eq!(loaded.forward(images).dims(), [2, 10]);
 
     let weights = tensors(&saved, |key, data| if key == "bn1.bias" { None } else { same(key, data) });

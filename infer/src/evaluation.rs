@@ -1,6 +1,7 @@
 //! Evaluation on labeled images: every image counts once, with the probabilities of its crops and of the networks
 //! averaged.
 
+use models::ImageClassifier;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,

@@ -16,7 +16,7 @@ use image::{
     ImageBuffer, Luma, RgbImage,
     imageops::{self, FilterType},
 };
-use models::hook::ForwardHook;
+use models::{ImageClassifier, hook::ForwardHook};
 
 use crate::Model;
 
@@ -310,13 +310,20 @@ mod tests {
 
     #[test]
     fn every_family_and_method_yields_a_map_of_the_image_size() {
-        use Architecture::*;
-        for architecture in [AlexNet, Vgg11, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNet20] {
+        for architecture in [
+            Architecture::AlexNet,
+            Architecture::Vgg11,
+            Architecture::GoogLeNet,
+            Architecture::GoogLeNet2014,
+            Architecture::InceptionV3,
+            Architecture::ResNet18,
+            Architecture::ResNet20,
+        ] {
             let model = model(architecture);
             let image = image(&model);
             let methods = [Method::GradCam, Method::GradCamPlusPlus, Method::SmoothGrad];
             let all = [Method::GradCam, Method::GradCamPlusPlus, Method::SmoothGrad, Method::Occlusion];
-            for &method in if architecture == ResNet20 { &all[..] } else { &methods[..] } {
+            for &method in if architecture == Architecture::ResNet20 { &all[..] } else { &methods[..] } {
                 let heats = Explainer::new(&model, method, None, 8).unwrap().explain(&image, &[0, 3]).unwrap();
                 assert_eq!(heats.len(), 2);
                 for heat in heats {

@@ -12,7 +12,7 @@ use burn::{
     tensor::Tensor,
 };
 use image::RgbImage;
-use models::Network;
+use models::{ImageClassifier, Network};
 use runtime::files::{write_atomic, write_atomic_bytes};
 
 use crate::{Input, Model, stream};
@@ -24,7 +24,7 @@ impl Model {
     /// Fails if the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
         let input = self.preprocess().normalize(&self.preprocess().batch(images), self.device());
-        let features = self.network().features(self.typed(input));
+        let features = self.network().forward_pre_logits(self.typed(input));
         let [_, length] = features.dims();
         let values = features.try_into_data().context("running the network failed")?;
         let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are not floats")?;

@@ -7,7 +7,7 @@ use burn::{
 };
 use datasets::ImageBatch;
 use hub::{Card, Opened, Preprocessor};
-use models::Network;
+use models::{ImageClassifier, Network};
 
 /// A network ready to classify.
 #[derive(Debug)]

@@ -17,9 +17,13 @@ use burn::{
 };
 
 use crate::{
-    blocks::{Layer, column, dense_classifier, dropout_relu_features, fresh_linear, max_pool, padding},
+    FeatureInfo, ImageClassifier, NetworkConfig, Variant,
+    blocks::{
+        Layer, column, column_info, dense_classifier, dropout_relu_features, fresh_linear, last_relu, max_pool, padding,
+    },
     ops,
     pass::Pass,
+    registry::variants,
 };
 
 /// Configuration of [`AlexNet`].
@@ -31,6 +35,17 @@ pub struct AlexNetConfig {
     /// The probability of dropping a unit before each of the two hidden linear maps.
     #[config(default = 0.5)]
     pub dropout: f64,
+}
+
+const HEAD_KEY: &str = "classifier.6";
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { min_size: 63, head_key: HEAD_KEY, last_map: "features.11", ..variant }
+}
+
+variants! {
+    AlexNet, facts;
+    AlexNet, alexnet = AlexNetConfig::new();
 }
 
 /// AlexNet: five convolutions, three linear maps. Input at least 63 × 63.
@@ -47,6 +62,12 @@ const CONVOLUTIONS: [(bool, usize, usize, usize, usize); 5] =
     [(false, 64, 11, 4, 2), (true, 192, 5, 1, 2), (true, 384, 3, 1, 1), (false, 256, 3, 1, 1), (false, 256, 3, 1, 1)];
 
 impl AlexNetConfig {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self.dropout = options.dropout.unwrap_or(self.dropout);
+        self
+    }
+
     /// Weights drawn as PyTorch does by default: uniform ±1/√fan_in, biases too.
     pub fn init(&self, device: &Device) -> AlexNet {
         let mut features = Vec::new();
@@ -77,34 +98,43 @@ impl AlexNetConfig {
     }
 }
 
-impl AlexNet {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 256, h', w']`, 6 × 6 for 224 × 224 pixels.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        column(&self.features, x, pass)
+impl ImageClassifier for AlexNet {
+    /// 256 channels, 6 × 6 for 224 × 224 pixels.
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        column(&self.features, images, pass)
     }
 
-    /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
-    /// classifier fits.
-    pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
-        let (_, first, _, _, second, _, last) = &self.classifier;
-        dense_classifier(self.forward_features(x, &mut Pass::new(&mut ())), 6, [first, second, last])
-    }
-
-    /// The last feature map → the vector before the last linear layer `[n, 4096]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [6, 6]));
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [6, 6]));
         let x = self.classifier.0.forward(x.flatten(1, 3)); // [n, 256 · 6 · 6]
         dropout_relu_features(x, &self.classifier.1, &self.classifier.3, &self.classifier.4)
     }
 
-    /// The vector before the last linear layer `[n, 4096]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.classifier.6, x)
+    fn classifier(&self) -> &Linear {
+        &self.classifier.6
     }
 
-    /// The same network with a fresh last layer for `num_classes`.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.classifier.6 = fresh_linear(&self.classifier.6, num_classes, device);
         self
+    }
+
+    fn head_key(&self) -> &'static str {
+        HEAD_KEY
+    }
+
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        column_info(&self.features)
+    }
+
+    fn last_map(&self) -> String {
+        last_relu(&self.features)
+    }
+
+    fn forward_dense(&self, images: Tensor<4>) -> Tensor<2> {
+        let (_, first, _, _, second, _, last) = &self.classifier;
+        ops::in_type_of(images, |images| {
+            dense_classifier(self.features(images, &mut Pass::new(&mut ())), 6, [first, second, last])
+        })
     }
 }

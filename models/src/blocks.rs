@@ -11,12 +11,13 @@ use burn::{
 };
 
 use crate::{
+    FeatureInfo,
     ops::{self, Then},
     pass::Pass,
 };
 
 /// A convolution and the norm after it, unless that is folded.
-pub(crate) type ConvNormMut<'a> = (&'a mut Conv2d, &'a mut Option<BatchNorm>);
+pub type ConvNormMut<'a> = (&'a mut Conv2d, &'a mut Option<BatchNorm>);
 
 /// Puts a norm, as it is in evaluation, into the convolution before it: weights times γ/σ, and a bias of β − μγ/σ.
 pub(crate) fn fold(conv: &mut Conv2d, norm: &mut Option<BatchNorm>) {
@@ -79,7 +80,12 @@ pub enum Layer {
 }
 
 impl Layer {
-    /// `[n, c, h, w]` → `[n, c', h', w']`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, c', h', w']`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Layer::Conv(conv) => ops::conv2d(conv, x),
@@ -130,6 +136,33 @@ fn column_segment(layers: &[Layer], first: usize, mut x: Tensor<4>, pass: &mut P
     x
 }
 
+/// The feature maps of a column: what enters each pooling, and the output of the last one.
+pub(crate) fn column_info(layers: &[Layer]) -> Vec<FeatureInfo> {
+    let (mut channels, mut stride) = (3, 1);
+    let mut info = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        match layer {
+            Layer::Conv(conv) => {
+                channels = conv.weight.lazy_shape()[0];
+                stride *= conv.stride[0];
+            }
+            Layer::MaxPool(pool) => {
+                info.push(FeatureInfo::new(format!("features.{}", index.saturating_sub(1)), channels, stride));
+                stride *= pool.stride[0];
+            }
+            Layer::BatchNorm(_) | Layer::Relu(_) => {}
+        }
+    }
+    info.push(FeatureInfo::new(format!("features.{}", layers.len().saturating_sub(1)), channels, stride));
+    info
+}
+
+/// The last of a column's ReLUs.
+pub(crate) fn last_relu(layers: &[Layer]) -> String {
+    let last = layers.iter().rposition(|layer| matches!(layer, Layer::Relu(_)));
+    format!("features.{}", last.unwrap_or_default())
+}
+
 /// The classifier of AlexNet and VGG: three linear maps with dropout and ReLU between them. The tuples' indices are
 /// torchvision's names (`classifier.0` to `classifier.6`).
 pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Dropout, second: &Linear) -> Tensor<2> {
@@ -154,19 +187,34 @@ pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, la
 }
 
 /// Configuration of a [`ConvNorm`] block.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use models::ConvNormConfig;
+///
+/// let device = Device::flex();
+/// let layer = ConvNormConfig::new([3, 16], 3).with_stride(2).with_padding(1).init(&device);
+/// assert_eq!(layer.forward(Tensor::zeros([1, 3, 8, 8], &device)).dims(), [1, 16, 4, 4]);
+/// ```
 #[derive(Debug, Clone)]
-pub(crate) struct ConvNormConfig {
+pub struct ConvNormConfig {
+    /// Channels of the input and of the output.
     pub channels: [usize; 2],
+    /// Height and width of the kernel.
     pub kernel: [usize; 2],
+    /// The stride along both axes.
     pub stride: usize,
+    /// Pixels of padding on both sides of each axis: `[vertical, horizontal]`.
     pub padding: [usize; 2],
-    /// BatchNorm after the convolution, or a bias in it.
+    /// Batch normalization after the convolution, instead of a bias in it.
     pub norm: bool,
+    /// How the weights are drawn.
     pub initializer: Initializer,
 }
 
 impl ConvNormConfig {
-    /// A `kernel × kernel` convolution, stride 1, no padding, followed by BatchNorm and ReLU.
+    /// A `kernel × kernel` convolution with stride 1 and without padding, followed by batch normalization and ReLU.
+    /// Weights are normal with deviation 0.01.
     pub fn new(channels: [usize; 2], kernel: usize) -> Self {
         Self {
             channels,
@@ -178,31 +226,37 @@ impl ConvNormConfig {
         }
     }
 
+    /// Sets the kernel and its padding, by axis.
     pub fn with_kernel(mut self, kernel: [usize; 2], padding: [usize; 2]) -> Self {
         (self.kernel, self.padding) = (kernel, padding);
         self
     }
 
+    /// Sets the stride along both axes.
     pub fn with_stride(mut self, stride: usize) -> Self {
         self.stride = stride;
         self
     }
 
+    /// Sets the padding of all four sides.
     pub fn with_padding(mut self, pad: usize) -> Self {
         self.padding = [pad, pad];
         self
     }
 
+    /// Sets whether there is a batch normalization, instead of a bias.
     pub fn with_norm(mut self, norm: bool) -> Self {
         self.norm = norm;
         self
     }
 
+    /// Sets how the weights are drawn.
     pub fn with_initializer(mut self, initializer: Initializer) -> Self {
         self.initializer = initializer;
         self
     }
 
+    /// Builds the block.
     pub fn init(&self, device: &Device) -> ConvNorm {
         let mut conv = Conv2dConfig::new(self.channels, self.kernel)
             .with_stride([self.stride, self.stride])
@@ -230,7 +284,12 @@ pub struct ConvNorm {
 }
 
 impl ConvNorm {
-    /// `[n, c_in, h, w]` → `[n, c_out, h', w']`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c_in, h, w]`
+    /// - output: `[n, c_out, h', w']`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         ops::conv2d_then(&self.conv, x, Then { norm: self.bn.as_ref(), residual: None, relu: true })
     }

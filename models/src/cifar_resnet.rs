@@ -17,10 +17,12 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNormMut, fold, fresh_linear, padding},
+    FeatureInfo, ImageClassifier, NetworkConfig, Variant,
+    blocks::{ConvNormMut, fresh_linear, padding},
     nn::{conv_norm, fan_out},
     ops,
     pass::Pass,
+    registry::variants,
     resnet::stem,
 };
 
@@ -37,6 +39,35 @@ pub struct CifarResNetConfig {
     pub num_classes: usize,
 }
 
+const HEAD_KEY: &str = "linear";
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { default_size: 32, default_classes: 10, head_key: HEAD_KEY, last_map: "layer3", ..variant }
+}
+
+/// The paper's names count layers with weights: 6n + 2.
+const fn blocks(depth: usize) -> usize {
+    (depth - 2) / 6
+}
+
+variants! {
+    CifarResNet, facts;
+    /// The paper's ResNet for CIFAR-10 with 20 layers.
+    ResNet20, resnet20 = CifarResNetConfig::new(blocks(20));
+    /// The paper's ResNet for CIFAR-10 with 32 layers.
+    ResNet32, resnet32 = CifarResNetConfig::new(blocks(32));
+    /// The paper's ResNet for CIFAR-10 with 44 layers.
+    ResNet44, resnet44 = CifarResNetConfig::new(blocks(44));
+    /// The paper's ResNet for CIFAR-10 with 56 layers.
+    ResNet56, resnet56 = CifarResNetConfig::new(blocks(56));
+    /// The paper's ResNet for CIFAR-10 with 110 layers.
+    ResNet110, resnet110 = CifarResNetConfig::new(blocks(110));
+    /// The paper's plain network with 20 layers.
+    Plain20, plain20 = CifarResNetConfig::new(blocks(20)).with_shortcuts(false);
+    /// The paper's plain network with 56 layers.
+    Plain56, plain56 = CifarResNetConfig::new(blocks(56)).with_shortcuts(false);
+}
+
 /// A ResNet for small images. Input at least 4 × 4; the paper's is 32 × 32.
 #[derive(Module, Debug)]
 #[allow(missing_docs)] // In order of the forward pass.
@@ -50,19 +81,19 @@ pub struct CifarResNet {
 }
 
 impl CifarResNetConfig {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self
+    }
+
     /// Weights drawn as the paper does: convolutions normal with variance 2/fan_in; the linear map PyTorch's default.
     pub fn init(&self, device: &Device) -> CifarResNet {
         let layer = |[input, output]: [usize; 2], stride: usize| {
             (0..self.blocks)
                 .map(|i| {
                     let (input, stride) = if i == 0 { (input, stride) } else { (output, 1) };
-                    CifarBlock {
-                        conv1: conv3x3([input, output], stride, device),
-                        bn1: Some(BatchNormConfig::new(output).init(device)),
-                        conv2: conv3x3([output, output], 1, device),
-                        bn2: Some(BatchNormConfig::new(output).init(device)),
-                        shortcut: self.shortcuts,
-                    }
+                    let config = CifarBlockConfig::new(input, output).with_stride(stride);
+                    config.with_shortcut(self.shortcuts).init(device)
                 })
                 .collect()
         };
@@ -77,6 +108,35 @@ impl CifarResNetConfig {
     }
 }
 
+/// Configuration of a [`CifarBlock`].
+#[derive(Config, Debug)]
+pub struct CifarBlockConfig {
+    /// Channels of the input.
+    pub channels: usize,
+    /// Channels of the output.
+    pub planes: usize,
+    /// The stride of the first convolution.
+    #[config(default = 1)]
+    pub stride: usize,
+    /// Whether the input is added to the output.
+    #[config(default = true)]
+    pub shortcut: bool,
+}
+
+impl CifarBlockConfig {
+    /// Builds a block with random weights.
+    pub fn init(&self, device: &Device) -> CifarBlock {
+        let Self { channels, planes, stride, shortcut } = *self;
+        CifarBlock {
+            conv1: conv3x3([channels, planes], stride, device),
+            bn1: Some(BatchNormConfig::new(planes).init(device)),
+            conv2: conv3x3([planes, planes], 1, device),
+            bn2: Some(BatchNormConfig::new(planes).init(device)),
+            shortcut,
+        }
+    }
+}
+
 fn conv3x3(channels: [usize; 2], stride: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new(channels, [3, 3])
         .with_stride([stride, stride])
@@ -86,39 +146,38 @@ fn conv3x3(channels: [usize; 2], stride: usize, device: &Device) -> Conv2d {
         .init(device)
 }
 
-impl CifarResNet {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 64, h/4, w/4]`.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        let x = pass.segment(x, |x, pass| stem(&self.conv1, &self.bn1, x, pass)); // [n, 16, h, w]
+impl ImageClassifier for CifarResNet {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let x = pass.segment(images, |x, pass| stem(&self.conv1, &self.bn1, x, pass)); // [n, 16, h, w]
         let x = forward_blocks("layer1", &self.layer1, x, pass);
         let x = forward_blocks("layer2", &self.layer2, x, pass); // [n, 32, h/2, w/2]
         forward_blocks("layer3", &self.layer3, x, pass) // [n, 64, h/4, w/4]
     }
 
-    /// The last feature map → the vector before the classifier `[n, 64]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1])).flatten(1, 3)
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [1, 1])).flatten(1, 3)
     }
 
-    /// The pooled vector `[n, 64]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.linear, x)
+    fn classifier(&self) -> &Linear {
+        &self.linear
     }
 
-    /// The same network with a fresh last layer for `num_classes`.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.linear = fresh_linear(&self.linear, num_classes, device);
         self
     }
 
-    /// The same function in evaluation, with every norm folded into the convolution before it.
-    pub fn fold_batch_norm(mut self) -> Self {
-        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
-        self
+    fn head_key(&self) -> &'static str {
+        HEAD_KEY
     }
 
-    /// Each convolution with the norm after it.
-    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        [("layer1", 16, 1), ("layer2", 32, 2), ("layer3", 64, 4)]
+            .map(|(stage, channels, stride)| FeatureInfo::new(stage, channels, stride))
+            .to_vec()
+    }
+
+    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
         let mut all = vec![(&mut self.conv1, &mut self.bn1)];
         for block in [&mut self.layer1, &mut self.layer2, &mut self.layer3].into_iter().flatten() {
             all.extend([(&mut block.conv1, &mut block.bn1), (&mut block.conv2, &mut block.bn2)]);
@@ -145,7 +204,12 @@ pub struct CifarBlock {
 }
 
 impl CifarBlock {
-    /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, planes, h/stride, w/stride]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [planes, ..] = self.conv2.weight.dims();
         let (x, identity) = if self.shortcut {

@@ -29,6 +29,14 @@ pub enum Error {
         /// The smallest side it accepts.
         min: usize,
     },
+    /// A network has no stage of that name.
+    #[error("there is no stage `{stage}`; there are {}", stages.join(", "))]
+    UnknownStage {
+        /// The requested stage.
+        stage: String,
+        /// The stages that could be meant.
+        stages: Vec<String>,
+    },
     /// A network could not be recorded as a graph.
     #[error("this network cannot be recorded as a graph: {0}")]
     Graph(String),

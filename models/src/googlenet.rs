@@ -14,9 +14,11 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNorm, ConvNormConfig, ConvNormMut, fold, fresh_linear, max_pool, to_plus_minus_one},
+    AuxClassifier, FeatureInfo, ImageClassifier, NetworkConfig, Variant,
+    blocks::{ConvNorm, ConvNormConfig, ConvNormMut, fresh_linear, max_pool, to_plus_minus_one},
     ops,
     pass::Pass,
+    registry::variants,
 };
 
 /// Configuration of [`GoogLeNet`].
@@ -37,6 +39,22 @@ pub struct GoogLeNetConfig {
     /// The same in the auxiliary classifiers.
     #[config(default = 0.7)]
     pub dropout_aux: f64,
+}
+
+/// torchvision's names of the auxiliary classifiers.
+pub(crate) const AUX: &[AuxClassifier] = &[
+    AuxClassifier { name: "aux1", stage: "inception4a", head_key: "aux1.fc2" },
+    AuxClassifier { name: "aux2", stage: "inception4d", head_key: "aux2.fc2" },
+];
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { min_size: 15, last_map: "inception5b", aux: AUX, ..variant }
+}
+
+variants! {
+    GoogLeNet, facts;
+    /// torchvision's GoogLeNet, with batch normalization.
+    GoogLeNet, googlenet = GoogLeNetConfig::new();
 }
 
 /// GoogLeNet: a stem, nine Inception modules, two auxiliary classifiers. Input at least 15 × 15.
@@ -78,6 +96,17 @@ pub(crate) const INCEPTION: [[usize; 7]; 9] = [
 ];
 
 impl GoogLeNetConfig {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self.aux_logits = options.aux_logits;
+        self.transform_input = options.transform_input;
+        if options.dropout == Some(0.0) {
+            self.dropout_aux = 0.0;
+        }
+        self.dropout = options.dropout.unwrap_or(self.dropout);
+        self
+    }
+
     /// Weights drawn as torchvision does: normal with deviation 0.01 (its truncation at ±2 is 200 deviations away);
     /// linear maps too, their biases PyTorch's default.
     pub fn init(&self, device: &Device) -> GoogLeNet {
@@ -116,10 +145,9 @@ pub(crate) fn normal_linear(inputs: usize, outputs: usize, std: f64, device: &De
     Linear { weight, ..LinearConfig::new(inputs, outputs).init(device) }
 }
 
-impl GoogLeNet {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 1024, h/32, w/32]`.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        let x = pass.segment(x, |x, pass| {
+impl ImageClassifier for GoogLeNet {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let x = pass.segment(images, |x, pass| {
             let x = if self.transform_input { to_plus_minus_one(x) } else { x };
             let x = pass.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
             pass.stage("maxpool1", ops::max_pool2d(&max_pool(3, 2, 0, true), x)) // [n, 64, h/4, w/4]
@@ -142,32 +170,16 @@ impl GoogLeNet {
         pass.block("inception5b", x, |x| self.inception5b.forward(x))
     }
 
-    /// The last feature map → the vector before the classifier `[n, 1024]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
     }
 
-    /// The vector before the classifier `[n, 1024]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.fc, x)
+    fn classifier(&self) -> &Linear {
+        &self.fc
     }
 
-    /// The stages whose outputs the auxiliary classifiers take.
-    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
-        if self.aux1.is_some() { &["inception4a", "inception4d"] } else { &[] }
-    }
-
-    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`.
-    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
-        let heads = [("aux1", &self.aux1), ("aux2", &self.aux2)].into_iter().zip(outputs);
-        heads
-            .filter_map(|((name, head), x)| Some((name, head.as_ref()?.forward(ops::adaptive_avg_pool2d(x, [4, 4])))))
-            .collect()
-    }
-
-    /// The same network with fresh last layers for `num_classes`, in the auxiliary classifiers too.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         for aux in [&mut self.aux1, &mut self.aux2].into_iter().flatten() {
             aux.fc2 = fresh_linear(&aux.fc2, num_classes, device);
@@ -175,14 +187,34 @@ impl GoogLeNet {
         self
     }
 
-    /// The same function in evaluation, with every norm folded into the convolution before it.
-    pub fn fold_batch_norm(mut self) -> Self {
-        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
-        self
+    fn head_key(&self) -> &'static str {
+        "fc"
     }
 
-    /// Each convolution with the norm after it.
-    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        [
+            ("conv1", 64, 2),
+            ("conv3", 192, 4),
+            ("inception3b", 480, 8),
+            ("inception4e", 832, 16),
+            ("inception5b", 1024, 32),
+        ]
+        .map(|(stage, channels, stride)| FeatureInfo::new(stage, channels, stride))
+        .to_vec()
+    }
+
+    fn aux_classifiers(&self) -> &'static [AuxClassifier] {
+        if self.aux1.is_some() { AUX } else { &[] }
+    }
+
+    fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        let heads = [("aux1", &self.aux1), ("aux2", &self.aux2)].into_iter().zip(outputs);
+        heads
+            .filter_map(|((name, head), x)| Some((name, head.as_ref()?.forward(ops::adaptive_avg_pool2d(x, [4, 4])))))
+            .collect()
+    }
+
+    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
         let mut all = vec![self.conv1.as_mut(), self.conv2.as_mut(), self.conv3.as_mut()];
         for inception in [
             &mut self.inception3a,
@@ -205,7 +237,8 @@ impl GoogLeNet {
 }
 
 /// Configuration of an [`Inception`] module.
-pub(crate) struct InceptionConfig {
+#[derive(Debug, Clone)]
+pub struct InceptionConfig {
     channels: [usize; 7],
     /// Kernel of the third branch: 3 in torchvision, 5 in the paper.
     third_kernel: usize,
@@ -214,17 +247,19 @@ pub(crate) struct InceptionConfig {
 }
 
 impl InceptionConfig {
-    /// torchvision's module: BatchNorm, a 3 × 3 third branch.
+    /// torchvision's module: batch normalization, a 3 × 3 third branch. `channels` are those of the input, of the 1×1
+    /// branch, of the 3×3 branch (before and after), of the third branch (before and after), and of the pooling branch.
     pub fn new(channels: [usize; 7]) -> Self {
         let initializer = Initializer::Normal { mean: 0.0, std: 0.01 };
         Self { channels, third_kernel: 3, norm: true, initializer }
     }
 
-    /// The paper's module: biases, a true 5 × 5 third branch.
+    /// The paper's module: biases, a true 5 × 5 third branch; `channels` as for [`new`](Self::new).
     pub fn paper(channels: [usize; 7], initializer: Initializer) -> Self {
         Self { channels, third_kernel: 5, norm: false, initializer }
     }
 
+    /// Builds the module.
     pub fn init(&self, device: &Device) -> Inception {
         let conv = |channels, kernel: usize| {
             ConvNormConfig::new(channels, kernel)
@@ -257,7 +292,12 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// `[n, c, h, w]` → `[n, c1 + c3 + c5 + pool, h, w]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, c1 + c3 + c5 + pool, h, w]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1 = self.branch1.forward(x1);
@@ -269,13 +309,18 @@ impl Inception {
 }
 
 /// Configuration of an [`InceptionAux`] classifier.
-pub(crate) struct InceptionAuxConfig {
+#[derive(Debug, Clone)]
+pub struct InceptionAuxConfig {
+    /// The 1×1 convolution to 128 channels.
     pub conv: ConvNormConfig,
+    /// The number of classes.
     pub num_classes: usize,
+    /// The probability of dropping a unit between the two linear layers.
     pub dropout: f64,
 }
 
 impl InceptionAuxConfig {
+    /// Builds the classifier.
     pub fn init(&self, device: &Device) -> InceptionAux {
         InceptionAux {
             conv: self.conv.init(device),
@@ -300,7 +345,12 @@ pub struct InceptionAux {
 }
 
 impl InceptionAux {
-    /// `[n, c, 4, 4]` → `[n, classes]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, 4, 4]`
+    /// - output: `[n, classes]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
         let x = self.conv.forward(x).flatten(1, 3); // [n, 128 · 4 · 4]
         let x = self.dropout.forward(relu(ops::linear(&self.fc1, x)));

@@ -15,10 +15,12 @@ use burn::{
 };
 
 use crate::{
+    AuxClassifier, FeatureInfo, ImageClassifier, NetworkConfig, Variant,
     blocks::{ConvNorm, ConvNormConfig, fresh_linear, max_pool},
-    googlenet::{INCEPTION, Inception, InceptionAux, InceptionConfig},
+    googlenet::{AUX, INCEPTION, Inception, InceptionAux, InceptionConfig},
     ops,
     pass::Pass,
+    registry::variants,
 };
 
 /// Configuration of [`GoogLeNet2014`].
@@ -36,6 +38,16 @@ pub struct GoogLeNet2014Config {
     /// The same in the auxiliary classifiers.
     #[config(default = 0.7)]
     pub dropout_aux: f64,
+}
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { min_size: 15, last_map: "inception5b", aux: AUX, ..variant }
+}
+
+variants! {
+    GoogLeNet2014, facts;
+    /// The GoogLeNet of the 2014 paper.
+    GoogLeNet2014, googlenet_2014 = GoogLeNet2014Config::new();
 }
 
 /// The GoogLeNet of 2014. Input at least 15 × 15; the paper's is 224 × 224.
@@ -61,6 +73,16 @@ pub struct GoogLeNet2014 {
 }
 
 impl GoogLeNet2014Config {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self.aux_logits = options.aux_logits;
+        if options.dropout == Some(0.0) {
+            self.dropout_aux = 0.0;
+        }
+        self.dropout = options.dropout.unwrap_or(self.dropout);
+        self
+    }
+
     /// Weights drawn as BVLC's Caffe model does (the paper does not say): uniform ±√(3/fan_in); the biases of
     /// convolutions and hidden linear maps 0.2, those of classifiers 0.
     pub fn init(&self, device: &Device) -> GoogLeNet2014 {
@@ -110,13 +132,12 @@ fn caffe_linear(inputs: usize, outputs: usize, bias: f64, device: &Device) -> Li
     Linear { bias: Some(Initializer::Constant { value: bias }.init([outputs], device)), ..config.init(device) }
 }
 
-impl GoogLeNet2014 {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 1024, h/32, w/32]`.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+impl ImageClassifier for GoogLeNet2014 {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
         let pool = max_pool(3, 2, 0, true);
         let norm = LocalResponseNormConfig::new(5).with_alpha(1e-4).with_beta(0.75);
 
-        let x = pass.segment(x, |x, pass| {
+        let x = pass.segment(images, |x, pass| {
             let x = pass.stage("conv1", self.conv1.forward(x)); // [n, 64, h/2, w/2]
             pass.stage("maxpool1", ops::max_pool2d(&pool, x)) // [n, 64, h/4, w/4]
         });
@@ -140,35 +161,46 @@ impl GoogLeNet2014 {
         pass.block("inception5b", x, |x| self.inception5b.forward(x))
     }
 
-    /// The last feature map → the vector before the classifier `[n, 1024]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 1024]
     }
 
-    /// The vector before the classifier `[n, 1024]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.fc, x)
+    fn classifier(&self) -> &Linear {
+        &self.fc
     }
 
-    /// The stages whose outputs the auxiliary classifiers take.
-    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
-        if self.aux1.is_some() { &["inception4a", "inception4d"] } else { &[] }
-    }
-
-    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`.
-    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
-        let heads = [("aux1", &self.aux1), ("aux2", &self.aux2)].into_iter().zip(outputs);
-        heads.filter_map(|((name, head), x)| Some((name, head.as_ref()?.forward(aux_pool(x))))).collect()
-    }
-
-    /// The same network with fresh last layers for `num_classes`, in the auxiliary classifiers too.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         for aux in [&mut self.aux1, &mut self.aux2].into_iter().flatten() {
             aux.fc2 = fresh_linear(&aux.fc2, num_classes, device);
         }
         self
+    }
+
+    fn head_key(&self) -> &'static str {
+        "fc"
+    }
+
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        [
+            ("conv1", 64, 2),
+            ("conv3", 192, 4),
+            ("inception3b", 480, 8),
+            ("inception4e", 832, 16),
+            ("inception5b", 1024, 32),
+        ]
+        .map(|(stage, channels, stride)| FeatureInfo::new(stage, channels, stride))
+        .to_vec()
+    }
+
+    fn aux_classifiers(&self) -> &'static [AuxClassifier] {
+        if self.aux1.is_some() { AUX } else { &[] }
+    }
+
+    fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        let heads = [("aux1", &self.aux1), ("aux2", &self.aux2)].into_iter().zip(outputs);
+        heads.filter_map(|((name, head), x)| Some((name, head.as_ref()?.forward(aux_pool(x))))).collect()
     }
 }
 

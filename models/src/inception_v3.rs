@@ -15,10 +15,12 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNorm, ConvNormConfig, ConvNormMut, fold, fresh_linear, max_pool, to_plus_minus_one},
+    AuxClassifier, FeatureInfo, ImageClassifier, NetworkConfig, Variant,
+    blocks::{ConvNorm, ConvNormConfig, ConvNormMut, fresh_linear, max_pool, to_plus_minus_one},
     googlenet::normal_linear,
     ops,
     pass::Pass,
+    registry::variants,
 };
 
 /// Configuration of [`InceptionV3`].
@@ -36,6 +38,17 @@ pub struct InceptionV3Config {
     /// The probability of dropping a unit of the feature vector.
     #[config(default = 0.5)]
     pub dropout: f64,
+}
+
+const AUX: &[AuxClassifier] = &[AuxClassifier { name: "AuxLogits", stage: "Mixed_6e", head_key: "AuxLogits.fc" }];
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { min_size: 75, default_size: 299, last_map: "Mixed_7c", aux: AUX, ..variant }
+}
+
+variants! {
+    InceptionV3, facts;
+    InceptionV3, inception_v3 = InceptionV3Config::new();
 }
 
 /// Inception v3: a stem, eleven Inception modules, an auxiliary classifier. Input at least 75 × 75; the paper's is
@@ -91,6 +104,14 @@ fn average(x: Tensor<4>) -> Tensor<4> {
 }
 
 impl InceptionV3Config {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self.aux_logits = options.aux_logits;
+        self.transform_input = options.transform_input;
+        self.dropout = options.dropout.unwrap_or(self.dropout);
+        self
+    }
+
     /// Weights drawn as torchvision does: normal with deviation 0.1, 0.001 in the auxiliary classifier's linear map
     /// (truncated at ±2, which is 20 deviations away); biases PyTorch's default.
     pub fn init(&self, device: &Device) -> InceptionV3 {
@@ -119,11 +140,10 @@ impl InceptionV3Config {
     }
 }
 
-impl InceptionV3 {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 2048, h', w']`, 8 × 8 for 299 × 299 pixels.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+impl ImageClassifier for InceptionV3 {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
         // Shapes for 299 × 299.
-        let x = pass.segment(x, |x, pass| {
+        let x = pass.segment(images, |x, pass| {
             let x = if self.transform_input { to_plus_minus_one(x) } else { x };
             let x = pass.stage("Conv2d_1a_3x3", self.Conv2d_1a_3x3.forward(x)); // [n, 32, 149, 149]
             let x = pass.stage("Conv2d_2a_3x3", self.Conv2d_2a_3x3.forward(x)); // [n, 32, 147, 147]
@@ -148,30 +168,16 @@ impl InceptionV3 {
         pass.block("Mixed_7c", x, |x| self.Mixed_7c.forward(x))
     }
 
-    /// The last feature map → the vector before the classifier `[n, 2048]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1]));
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [1, 1]));
         self.dropout.forward(x.flatten(1, 3)) // [n, 2048]
     }
 
-    /// The vector before the classifier `[n, 2048]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.fc, x)
+    fn classifier(&self) -> &Linear {
+        &self.fc
     }
 
-    /// The stages whose outputs the auxiliary classifiers take.
-    pub(crate) fn aux_stages(&self) -> &'static [&'static str] {
-        if self.AuxLogits.is_some() { &["Mixed_6e"] } else { &[] }
-    }
-
-    /// The outputs of [`aux_stages`](Self::aux_stages) → auxiliary logits, each `[n, classes]`.
-    pub(crate) fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
-        let heads = self.AuxLogits.iter().zip(outputs);
-        heads.map(|(head, x)| ("AuxLogits", head.forward(x))).collect()
-    }
-
-    /// The same network with fresh last layers for `num_classes`, in the auxiliary classifier too.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         if let Some(aux) = &mut self.AuxLogits {
             aux.fc = fresh_linear(&aux.fc, num_classes, device);
@@ -179,14 +185,32 @@ impl InceptionV3 {
         self
     }
 
-    /// The same function in evaluation, with every norm folded into the convolution before it.
-    pub fn fold_batch_norm(mut self) -> Self {
-        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
-        self
+    fn head_key(&self) -> &'static str {
+        "fc"
     }
 
-    /// Each convolution with the norm after it.
-    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        [
+            ("Conv2d_2b_3x3", 64, 2),
+            ("Conv2d_4a_3x3", 192, 4),
+            ("Mixed_5d", 288, 8),
+            ("Mixed_6e", 768, 16),
+            ("Mixed_7c", 2048, 32),
+        ]
+        .map(|(stage, channels, stride)| FeatureInfo::new(stage, channels, stride))
+        .to_vec()
+    }
+
+    fn aux_classifiers(&self) -> &'static [AuxClassifier] {
+        if self.AuxLogits.is_some() { AUX } else { &[] }
+    }
+
+    fn classify_aux(&self, outputs: Vec<Tensor<4>>) -> Vec<(&'static str, Tensor<2>)> {
+        let heads = self.AuxLogits.iter().zip(outputs);
+        heads.map(|(head, x)| ("AuxLogits", head.forward(x))).collect()
+    }
+
+    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
         let mut all = vec![
             &mut self.Conv2d_1a_3x3,
             &mut self.Conv2d_2a_3x3,
@@ -236,7 +260,12 @@ impl InceptionA {
         }
     }
 
-    /// `[n, c, h, w]` → `[n, 224 + pool features, h, w]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, 224 + pool features, h, w]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);
@@ -274,7 +303,12 @@ impl InceptionB {
         }
     }
 
-    /// `[n, c, h, w]` → `[n, 480 + c, (h − 1)/2, (w − 1)/2]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, 480 + c, (h − 1)/2, (w − 1)/2]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3] = ops::fan_out(x);
         let branch3x3 = self.branch3x3.forward(x1);
@@ -322,7 +356,12 @@ impl InceptionC {
         }
     }
 
-    /// `[n, 768, h, w]` → `[n, 768, h, w]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, 768, h, w]`
+    /// - output: `[n, 768, h, w]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);
@@ -387,7 +426,12 @@ impl InceptionD {
         }
     }
 
-    /// `[n, c, h, w]` → `[n, 512 + c, (h − 1)/2, (w − 1)/2]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, 512 + c, (h − 1)/2, (w − 1)/2]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3] = ops::fan_out(x);
         let branch3x3 = self.branch3x3_2.forward(self.branch3x3_1.forward(x1));
@@ -433,7 +477,12 @@ impl InceptionE {
         }
     }
 
-    /// `[n, c, h, w]` → `[n, 2048, h, w]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, 2048, h, w]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x1, x2, x3, x4] = ops::fan_out(x);
         let branch1x1 = self.branch1x1.forward(x1);

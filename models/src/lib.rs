@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
-//! use models::{Architecture, NetworkConfig};
+//! use models::{Architecture, ImageClassifier, NetworkConfig};
 //!
 //! let device = Device::flex();
 //! let network = NetworkConfig::new(Architecture::ResNet20).init(&device);
@@ -15,29 +15,33 @@
 #![forbid(unsafe_code)]
 
 pub mod alexnet;
-mod architecture;
 mod blocks;
 pub mod cifar_resnet;
+mod classifier;
 mod error;
+mod feature;
+mod freeze;
 pub mod googlenet;
 pub mod googlenet_2014;
 pub mod graph;
 pub mod hook;
 pub mod inception_v3;
-mod network;
 pub mod nn;
 mod ops;
 mod pass;
 mod recompute;
+mod registry;
 pub mod resnet;
 mod summary;
 pub mod vgg;
 
-pub use architecture::{Architecture, NetworkConfig};
-pub use blocks::{ConvNorm, Layer};
+pub use blocks::{ConvNorm, ConvNormConfig, ConvNormMut, Layer};
+pub use classifier::{Entry, ImageClassifier, Output};
 pub use error::{Error, Result};
+pub use feature::{FeatureExtractor, FeatureInfo};
 pub use graph::Graph;
-pub use network::{Entry, Network, Output};
+pub use pass::Pass;
+pub use registry::{Architecture, AuxClassifier, Network, NetworkConfig, Variant};
 pub use summary::{Stage, Summary};
 
 /// The candidate most like `name`, for "did you mean".

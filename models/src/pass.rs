@@ -1,5 +1,7 @@
 //! One forward pass through a network: who observes it, and which of its segments are computed.
 
+use std::cell::Cell;
+
 use burn::tensor::Tensor;
 
 use crate::hook::ForwardHook;
@@ -8,30 +10,38 @@ use crate::hook::ForwardHook;
 /// to leave the segment out.
 type Select<'a> = &'a mut dyn FnMut(usize, &Tensor<4>) -> Option<Tensor<4>>;
 
-/// The state of a forward pass.
-pub(crate) struct Pass<'a> {
+/// The state of a forward pass. A network announces the outputs of its named stages to it, for
+/// [`ForwardHook`]s, and divides itself into segments, for gradient checkpointing.
+pub struct Pass<'a> {
     hook: &'a mut dyn ForwardHook,
     select: Option<Select<'a>>,
+    /// How many outputs are still needed; segments that begin at 0 are left out.
+    missing: Option<&'a Cell<usize>>,
     segments: usize,
 }
 
 impl<'a> Pass<'a> {
-    /// A pass through the whole network.
+    /// Creates a pass through the whole network.
     pub fn new(hook: &'a mut dyn ForwardHook) -> Self {
-        Self { hook, select: None, segments: 0 }
+        Self { hook, select: None, missing: None, segments: 0 }
     }
 
     /// A pass through the segments that `select` chooses.
-    pub fn through(select: Select<'a>, hook: &'a mut dyn ForwardHook) -> Self {
-        Self { hook, select: Some(select), segments: 0 }
+    pub(crate) fn through(select: Select<'a>, hook: &'a mut dyn ForwardHook) -> Self {
+        Self { hook, select: Some(select), missing: None, segments: 0 }
     }
 
-    /// Announces the output of stage `name`; what this returns flows on.
+    /// A pass that ends after the segment in which `missing` becomes 0.
+    pub(crate) fn until(missing: &'a Cell<usize>, hook: &'a mut dyn ForwardHook) -> Self {
+        Self { hook, select: None, missing: Some(missing), segments: 0 }
+    }
+
+    /// Announces the output of stage `name`; the network continues with the returned tensor.
     pub fn stage(&mut self, name: &str, output: Tensor<4>) -> Tensor<4> {
         self.hook.on_output(name, output)
     }
 
-    /// Whether stage `name` must be announced.
+    /// Whether stage `name` must be announced. Operations up to the next such stage may be fused.
     pub fn observes(&self, name: &str) -> bool {
         self.hook.observes(name)
     }
@@ -41,6 +51,9 @@ impl<'a> Pass<'a> {
     pub fn segment(&mut self, x: Tensor<4>, run: impl FnOnce(Tensor<4>, &mut Self) -> Tensor<4>) -> Tensor<4> {
         let index = self.segments;
         self.segments += 1;
+        if self.missing.is_some_and(|missing| missing.get() == 0) {
+            return x;
+        }
         let input = match &mut self.select {
             None => x,
             Some(select) => match select(index, &x) {

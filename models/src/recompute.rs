@@ -7,53 +7,33 @@
 use std::{cell::Cell, collections::HashSet};
 
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
+    module::{ModuleVisitor, Param, ParamId},
     optim::GradientsParams,
     tensor::{Gradients, Tensor},
 };
 
-use crate::{Network, Output, ops, pass::Pass};
+use crate::{ImageClassifier, Output, pass::Pass};
 
-impl Network {
-    /// Computes the gradients of `loss` by gradient checkpointing: the gradients of
-    /// `loss(network.forward_aux(images)).backward()`, in less memory, for the time of another forward pass.
-    ///
-    /// The running statistics of batch normalization are updated once. In f32 the gradients are bit-identical to those of
-    /// the plain backward pass where an activation between two segments has at most two consumers, as in ResNets.
-    ///
-    /// ```
-    /// use burn::tensor::{Device, Tensor};
-    /// use models::{Architecture, NetworkConfig};
-    ///
-    /// let device = Device::flex().autodiff();
-    /// let network = NetworkConfig::new(Architecture::ResNet20).init(&device);
-    /// let images = Tensor::ones([2, 3, 32, 32], &device);
-    /// let gradients = network.checkpointed_gradients(images, |output| output.logits.square().mean());
-    /// assert_eq!(gradients.len(), 3 * 19 + 2); // Weights and two parameters of a norm each; the classifier.
-    /// ```
-    ///
-    /// # Panics
-    /// If the network is not on an autodiff device, or the loss does not depend on its output.
-    pub fn checkpointed_gradients(&self, images: Tensor<4>, loss: impl FnOnce(Output) -> Tensor<1>) -> GradientsParams {
-        ops::in_type_of(images, |images| gradients(self, images, loss))
-    }
-}
-
-fn gradients(network: &Network, images: Tensor<4>, loss: impl FnOnce(Output) -> Tensor<1>) -> GradientsParams {
+/// The gradients of `loss(network.forward_aux(images))`.
+pub(crate) fn gradients(
+    network: &impl ImageClassifier,
+    images: Tensor<4>,
+    loss: impl FnOnce(Output) -> Tensor<1>,
+) -> GradientsParams {
     let mut found = Found::of(network);
     let mut count = 0;
     let mut none = |index: usize, _: &Tensor<4>| {
         count = index + 1;
         None
     };
-    network.forward_features(images.clone(), &mut Pass::through(&mut none, &mut ()));
+    network.features(images.clone(), &mut Pass::through(&mut none, &mut ()));
     let last = count - 1;
     let Forward { mut inputs, aux } = Forward::run(network, &images, last);
 
     // The last segment, the classifier, the auxiliary classifiers and the loss, as one graph.
     let mut input = Input::of(last, inputs.pop().expect("a network has a segment"));
     let features = segment(network, &images, last, &input.tensor);
-    let logits = network.classify(features);
+    let logits = network.classify(network.pre_logits(features, &mut Pass::new(&mut ())));
     let aux: Vec<(usize, Input)> =
         aux.into_iter().map(|(boundary, activation)| (boundary, Input::of(boundary, activation))).collect();
     let aux_logits = network.classify_aux(aux.iter().map(|(_, input)| input.tensor.clone()).collect());
@@ -85,9 +65,9 @@ fn gradients(network: &Network, images: Tensor<4>, loss: impl FnOnce(Output) -> 
 }
 
 /// Runs one segment on its input.
-fn segment(network: &Network, images: &Tensor<4>, wanted: usize, input: &Tensor<4>) -> Tensor<4> {
+fn segment(network: &impl ImageClassifier, images: &Tensor<4>, wanted: usize, input: &Tensor<4>) -> Tensor<4> {
     let mut one = |index: usize, _: &Tensor<4>| (index == wanted).then(|| input.clone());
-    network.forward_features(images.clone(), &mut Pass::through(&mut one, &mut ()))
+    network.features(images.clone(), &mut Pass::through(&mut one, &mut ()))
 }
 
 /// What the first forward pass keeps.
@@ -101,10 +81,10 @@ struct Forward {
 impl Forward {
     /// All segments before the last, without a graph. A copy of the network computes them, whose norms leave the running
     /// statistics alone: those change when a segment is computed again.
-    fn run(network: &Network, images: &Tensor<4>, last: usize) -> Self {
+    fn run(network: &impl ImageClassifier, images: &Tensor<4>, last: usize) -> Self {
         let mut copy = network.clone().no_grad();
         copy.norms_mut().into_iter().for_each(|norm| norm.momentum = 0.0);
-        let names = network.aux_stages();
+        let names: Vec<&str> = network.aux_classifiers().iter().map(|aux| aux.stage).collect();
         let mut inputs = Vec::with_capacity(last + 1);
         let mut aux = vec![None; names.len()];
         let next = Cell::new(0);
@@ -118,7 +98,7 @@ impl Forward {
             inputs.push(input.clone());
             (index < last).then(|| input.clone())
         };
-        copy.forward_features(images.clone(), &mut Pass::through(&mut select, &mut hook));
+        copy.features(images.clone(), &mut Pass::through(&mut select, &mut hook));
         Self { inputs, aux: aux.into_iter().flatten().collect() }
     }
 }
@@ -150,7 +130,7 @@ struct Found {
 
 impl Found {
     /// Of no parameter. Those that are not drawn yet are drawn, so that copies of the network have the same.
-    fn of(network: &Network) -> Self {
+    fn of(network: &impl ImageClassifier) -> Self {
         struct Trainable(HashSet<ParamId>);
         impl ModuleVisitor for Trainable {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -168,7 +148,7 @@ impl Found {
         self.missing.is_empty()
     }
 
-    fn collect(&mut self, network: &Network, gradients: &mut Gradients) {
+    fn collect(&mut self, network: &impl ImageClassifier, gradients: &mut Gradients) {
         struct Collect<'a>(&'a mut Found, &'a mut Gradients);
         impl ModuleVisitor for Collect<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

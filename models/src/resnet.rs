@@ -18,10 +18,12 @@ use burn::{
 };
 
 use crate::{
-    blocks::{ConvNormMut, fold, fresh_linear, kaiming_fan_out, max_pool, padding},
+    FeatureInfo, ImageClassifier, NetworkConfig, Variant,
+    blocks::{ConvNormMut, fresh_linear, kaiming_fan_out, max_pool, padding},
     nn::{conv_norm, fan_out},
     ops::{self, Then},
     pass::Pass,
+    registry::variants,
 };
 
 /// Configuration of [`ResNet`].
@@ -42,6 +44,24 @@ pub struct ResNetConfig {
     pub num_classes: usize,
 }
 
+const fn facts(variant: Variant) -> Variant {
+    Variant { last_map: "layer4", ..variant }
+}
+
+variants! {
+    ResNet, facts;
+    ResNet18, resnet18 = ResNetConfig::new([2, 2, 2, 2], false);
+    ResNet34, resnet34 = ResNetConfig::new([3, 4, 6, 3], false);
+    ResNet50, resnet50 = ResNetConfig::new([3, 4, 6, 3], true);
+    ResNet101, resnet101 = ResNetConfig::new([3, 4, 23, 3], true);
+    ResNet152, resnet152 = ResNetConfig::new([3, 8, 36, 3], true);
+    ResNeXt50, resnext50_32x4d = ResNetConfig::new([3, 4, 6, 3], true).with_groups(32).with_width_per_group(4);
+    ResNeXt101, resnext101_32x8d = ResNetConfig::new([3, 4, 23, 3], true).with_groups(32).with_width_per_group(8);
+    ResNeXt101x64, resnext101_64x4d = ResNetConfig::new([3, 4, 23, 3], true).with_groups(64).with_width_per_group(4);
+    WideResNet50, wide_resnet50_2 = ResNetConfig::new([3, 4, 6, 3], true).with_width_per_group(128);
+    WideResNet101, wide_resnet101_2 = ResNetConfig::new([3, 4, 23, 3], true).with_width_per_group(128);
+}
+
 /// ResNet: a stem, four layers of residual blocks, one linear map. Any input size.
 #[derive(Module, Debug)]
 #[allow(missing_docs)] // The fields are torchvision's module names, in order of the forward pass.
@@ -56,6 +76,11 @@ pub struct ResNet {
 }
 
 impl ResNetConfig {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self
+    }
+
     /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, the linear map PyTorch's default.
     pub fn init(&self, device: &Device) -> ResNet {
         let expansion = if self.bottleneck { 4 } else { 1 };
@@ -63,9 +88,15 @@ impl ResNetConfig {
         let mut layer = |planes: usize, blocks: usize, stride: usize| {
             let mut block = |stride| {
                 let out = planes * expansion;
-                let config = BlockConfig { channels: [channels, out], planes, stride };
+                let config = BlockConfig::new(channels, planes).with_stride(stride);
                 channels = out;
-                self.block(&config, device)
+                match self.bottleneck {
+                    true => {
+                        let config = config.with_groups(self.groups).with_width_per_group(self.width_per_group);
+                        Block::Bottleneck(config.init_bottleneck(device))
+                    }
+                    false => Block::Basic(config.init_basic(device)),
+                }
             };
             let mut layer = vec![block(stride)];
             layer.extend((1..blocks).map(|_| block(1)));
@@ -81,38 +112,74 @@ impl ResNetConfig {
             fc: LinearConfig::new(512 * expansion, self.num_classes).init(device),
         }
     }
+}
 
-    fn block(&self, config: &BlockConfig, device: &Device) -> Block {
-        let BlockConfig { channels: [input, output], planes, stride } = *config;
-        let norm = |channels| Some(BatchNormConfig::new(channels).init(device));
-        let downsample =
-            (stride != 1 || input != output).then(|| (conv([input, output], 1, stride, 1, device), norm(output)));
-        if !self.bottleneck {
-            return Block::Basic(BasicBlock {
-                conv1: conv([input, planes], 3, stride, 1, device),
-                bn1: norm(planes),
-                conv2: conv([planes, planes], 3, 1, 1, device),
-                bn2: norm(planes),
-                downsample,
-            });
-        }
-        let width = planes * self.width_per_group / 64 * self.groups;
-        Block::Bottleneck(Bottleneck {
-            conv1: conv([input, width], 1, 1, 1, device),
-            bn1: norm(width),
-            conv2: conv([width, width], 3, stride, self.groups, device),
-            bn2: norm(width),
-            conv3: conv([width, output], 1, 1, 1, device),
-            bn3: norm(output),
+/// Configuration of a residual block: a [`BasicBlock`] or a [`Bottleneck`].
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use models::resnet::BlockConfig;
+///
+/// let device = Device::flex();
+/// let block = BlockConfig::new(64, 32).with_stride(2).init_bottleneck(&device);
+/// assert_eq!(block.forward(Tensor::zeros([1, 64, 8, 8], &device)).dims(), [1, 4 * 32, 4, 4]);
+/// ```
+#[derive(Config, Debug)]
+pub struct BlockConfig {
+    /// Channels of the input.
+    pub channels: usize,
+    /// Channels of the 3×3 convolution, before groups; a bottleneck has four times as many at its output.
+    pub planes: usize,
+    /// The stride of the (first) 3×3 convolution.
+    #[config(default = 1)]
+    pub stride: usize,
+    /// Groups of a bottleneck's 3×3 convolution.
+    #[config(default = 1)]
+    pub groups: usize,
+    /// Channels per group of a bottleneck's 3×3 convolution, where `planes` is 64.
+    #[config(default = 64)]
+    pub width_per_group: usize,
+}
+
+impl BlockConfig {
+    /// Builds a basic block with random weights. Its output has `planes` channels.
+    pub fn init_basic(&self, device: &Device) -> BasicBlock {
+        let Self { channels, planes, stride, .. } = *self;
+        let downsample = self.downsample(planes, device);
+        BasicBlock {
+            conv1: conv([channels, planes], 3, stride, 1, device),
+            bn1: norm(planes, device),
+            conv2: conv([planes, planes], 3, 1, 1, device),
+            bn2: norm(planes, device),
             downsample,
-        })
+        }
+    }
+
+    /// Builds a bottleneck with random weights. Its output has `4 · planes` channels.
+    pub fn init_bottleneck(&self, device: &Device) -> Bottleneck {
+        let Self { channels, planes, stride, groups, width_per_group } = *self;
+        let (width, output) = (planes * width_per_group / 64 * groups, 4 * planes);
+        let downsample = self.downsample(output, device);
+        Bottleneck {
+            conv1: conv([channels, width], 1, 1, 1, device),
+            bn1: norm(width, device),
+            conv2: conv([width, width], 3, stride, groups, device),
+            bn2: norm(width, device),
+            conv3: conv([width, output], 1, 1, 1, device),
+            bn3: norm(output, device),
+            downsample,
+        }
+    }
+
+    fn downsample(&self, output: usize, device: &Device) -> Downsample {
+        let Self { channels, stride, .. } = *self;
+        (stride != 1 || channels != output)
+            .then(|| (conv([channels, output], 1, stride, 1, device), norm(output, device)))
     }
 }
 
-struct BlockConfig {
-    channels: [usize; 2],
-    planes: usize,
-    stride: usize,
+fn norm(channels: usize, device: &Device) -> Option<BatchNorm> {
+    Some(BatchNormConfig::new(channels).init(device))
 }
 
 /// A convolution without bias that keeps the size of the map (before its stride).
@@ -126,10 +193,9 @@ fn conv(channels: [usize; 2], kernel: usize, stride: usize, groups: usize, devic
         .init(device)
 }
 
-impl ResNet {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 512, h/32, w/32]` (2048 channels with bottlenecks).
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        let x = pass.segment(x, |x, pass| {
+impl ImageClassifier for ResNet {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        let x = pass.segment(images, |x, pass| {
             let x = stem(&self.conv1, &self.bn1, x, pass); // [n, 64, h/2, w/2]
             pass.stage("maxpool", ops::max_pool2d(&max_pool(3, 2, 1, false), x)) // [n, 64, h/4, w/4]
         });
@@ -139,30 +205,34 @@ impl ResNet {
         forward_blocks("layer4", &self.layer4, x, pass) // [n, ·, h/32, w/32]
     }
 
-    /// The last feature map → the vector before the classifier `[n, 512]` (`[n, 2048]` with bottlenecks).
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [1, 1])).flatten(1, 3)
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [1, 1])).flatten(1, 3)
     }
 
-    /// The vector before the classifier → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.fc, x)
+    fn classifier(&self) -> &Linear {
+        &self.fc
     }
 
-    /// The same network with a fresh last layer for `num_classes`.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.fc = fresh_linear(&self.fc, num_classes, device);
         self
     }
 
-    /// The same function in evaluation, with every norm folded into the convolution before it.
-    pub fn fold_batch_norm(mut self) -> Self {
-        self.conv_norms_mut().into_iter().for_each(|(conv, norm)| fold(conv, norm));
-        self
+    fn head_key(&self) -> &'static str {
+        "fc"
     }
 
-    /// Each convolution with the norm after it.
-    pub(crate) fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        let layers = [(&self.layer1, 4), (&self.layer2, 8), (&self.layer3, 16), (&self.layer4, 32)];
+        let mut info = vec![FeatureInfo::new("relu", self.conv1.weight.lazy_shape()[0], 2)];
+        for (index, (blocks, stride)) in layers.into_iter().enumerate() {
+            let channels = blocks.last().map_or(0, Block::channels);
+            info.push(FeatureInfo::new(format!("layer{}", index + 1), channels, stride));
+        }
+        info
+    }
+
+    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
         let mut all = vec![(&mut self.conv1, &mut self.bn1)];
         let layers = [&mut self.layer1, &mut self.layer2, &mut self.layer3, &mut self.layer4];
         layers.into_iter().flatten().for_each(|block| all.extend(block.conv_norms_mut()));
@@ -196,7 +266,12 @@ pub enum Block {
 }
 
 impl Block {
-    /// `[n, c, h, w]` → `[n, c', h/stride, w/stride]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, c', h/stride, w/stride]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Block::Basic(block) => block.forward(x),
@@ -204,7 +279,17 @@ impl Block {
         }
     }
 
-    fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
+    /// Returns the number of channels of the output.
+    pub fn channels(&self) -> usize {
+        let last = match self {
+            Block::Basic(block) => &block.conv2,
+            Block::Bottleneck(block) => &block.conv3,
+        };
+        last.weight.lazy_shape()[0]
+    }
+
+    /// Returns each convolution with the batch normalization after it.
+    pub fn conv_norms_mut(&mut self) -> Vec<ConvNormMut<'_>> {
         let (mut all, downsample) = match self {
             Block::Basic(BasicBlock { conv1, bn1, conv2, bn2, downsample }) => {
                 (vec![(conv1, bn1), (conv2, bn2)], downsample)
@@ -219,7 +304,7 @@ impl Block {
 }
 
 /// The projection of a shortcut whose ends differ: 1×1 convolution and norm.
-type Downsample = Option<(Conv2d, Option<BatchNorm>)>;
+pub type Downsample = Option<(Conv2d, Option<BatchNorm>)>;
 
 /// Two 3×3 convolutions and a shortcut.
 #[derive(Module, Debug)]
@@ -233,7 +318,12 @@ pub struct BasicBlock {
 }
 
 impl BasicBlock {
-    /// `[n, c, h, w]` → `[n, planes, h/stride, w/stride]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, planes, h/stride, w/stride]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x, identity] = fan_out(x);
         let identity = match &self.downsample {
@@ -259,7 +349,12 @@ pub struct Bottleneck {
 }
 
 impl Bottleneck {
-    /// `[n, c, h, w]` → `[n, 4 · planes, h/stride, w/stride]`.
+    /// Runs the block.
+    ///
+    /// # Shapes
+    ///
+    /// - x: `[n, c, h, w]`
+    /// - output: `[n, 4 · planes, h/stride, w/stride]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [x, identity] = fan_out(x);
         let identity = match &self.downsample {

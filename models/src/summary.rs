@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::{Architecture, Network, Result, ops};
+use crate::{Architecture, ImageClassifier, Network, Result, ops};
 
 /// The stages of a network for one input size.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,11 +15,14 @@ use burn::{
 };
 
 use crate::{
+    Architecture, FeatureInfo, ImageClassifier, NetworkConfig, Variant,
     blocks::{
-        Layer, column, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out, max_pool, padding,
+        Layer, column, column_info, dense_classifier, dropout_relu_features, fold, fresh_linear, kaiming_fan_out,
+        last_relu, max_pool, padding,
     },
     ops,
     pass::Pass,
+    registry::variants,
 };
 
 /// Channels of each convolution of the column; `M` is a max pooling.
@@ -68,6 +71,28 @@ pub struct VggConfig {
     pub dropout: f64,
 }
 
+const HEAD_KEY: &str = "classifier.6";
+
+const fn facts(variant: Variant) -> Variant {
+    Variant { min_size: 32, head_key: HEAD_KEY, ..variant }
+}
+
+variants! {
+    Vgg, facts;
+    Vgg11, vgg11 = VggConfig::new(VggDepth::Eleven, false), last_map: "features.19";
+    Vgg11Bn, vgg11_bn = VggConfig::new(VggDepth::Eleven, true),
+        last_map: "features.27", folded: Some(Architecture::Vgg11);
+    Vgg13, vgg13 = VggConfig::new(VggDepth::Thirteen, false), last_map: "features.23";
+    Vgg13Bn, vgg13_bn = VggConfig::new(VggDepth::Thirteen, true),
+        last_map: "features.33", folded: Some(Architecture::Vgg13);
+    Vgg16, vgg16 = VggConfig::new(VggDepth::Sixteen, false), last_map: "features.29";
+    Vgg16Bn, vgg16_bn = VggConfig::new(VggDepth::Sixteen, true),
+        last_map: "features.42", folded: Some(Architecture::Vgg16);
+    Vgg19, vgg19 = VggConfig::new(VggDepth::Nineteen, false), last_map: "features.35";
+    Vgg19Bn, vgg19_bn = VggConfig::new(VggDepth::Nineteen, true),
+        last_map: "features.51", folded: Some(Architecture::Vgg19);
+}
+
 /// VGG: a column of 3 × 3 convolutions, three linear maps. Input at least 32 × 32.
 #[derive(Module, Debug)]
 pub struct Vgg {
@@ -78,6 +103,12 @@ pub struct Vgg {
 }
 
 impl VggConfig {
+    fn with_options(mut self, options: &NetworkConfig) -> Self {
+        self.num_classes = options.num_classes;
+        self.dropout = options.dropout.unwrap_or(self.dropout);
+        self
+    }
+
     /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, linear maps normal with deviation
     /// 0.01, biases zero.
     ///
@@ -126,40 +157,49 @@ fn conv3x3(channels: [usize; 2], device: &Device) -> Conv2d {
     Conv2d { bias: Some(Initializer::Zeros.init([channels[1]], device)), ..conv }
 }
 
-impl Vgg {
-    /// Images `[n, 3, h, w]` → the last feature map `[n, 512, h/32, w/32]`.
-    pub(crate) fn forward_features(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-        column(&self.features, x, pass)
+impl ImageClassifier for Vgg {
+    /// 512 channels, stride 32.
+    fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
+        column(&self.features, images, pass)
     }
 
-    /// Images `[n, 3, h, w]` of at least 224 × 224 → logits `[n, classes]`, averaged over all places at which the
-    /// classifier fits: the paper's dense evaluation (section 3.2), of an image that was not cropped.
-    pub fn forward_dense(&self, x: Tensor<4>) -> Tensor<2> {
-        let (first, _, _, second, _, _, last) = &self.classifier;
-        dense_classifier(self.forward_features(x, &mut Pass::new(&mut ())), 7, [first, second, last])
-    }
-
-    /// The last feature map → the vector before the last linear layer `[n, 4096]`.
-    pub(crate) fn pre_logits(&self, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
-        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(x, [7, 7]));
+    fn pre_logits(&self, features: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<2> {
+        let x = pass.stage("avgpool", ops::adaptive_avg_pool2d(features, [7, 7]));
         let x = x.flatten(1, 3); // [n, 512 · 7 · 7]
         let x = dropout_relu_features(x, &self.classifier.0, &self.classifier.2, &self.classifier.3);
         self.classifier.5.forward(x)
     }
 
-    /// The vector before the last linear layer `[n, 4096]` → logits `[n, classes]`.
-    pub fn head(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::logits(&self.classifier.6, x)
+    fn classifier(&self) -> &Linear {
+        &self.classifier.6
     }
 
-    /// The same network with a fresh last layer for `num_classes`.
-    pub fn with_classes(mut self, num_classes: usize, device: &Device) -> Self {
+    fn reset_classifier(mut self, num_classes: usize, device: &Device) -> Self {
         self.classifier.6 = fresh_linear(&self.classifier.6, num_classes, device);
         self
     }
 
-    /// Its norms.
-    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+    fn head_key(&self) -> &'static str {
+        HEAD_KEY
+    }
+
+    fn feature_info(&self) -> Vec<FeatureInfo> {
+        column_info(&self.features)
+    }
+
+    fn last_map(&self) -> String {
+        last_relu(&self.features)
+    }
+
+    /// The paper's dense evaluation (section 3.2).
+    fn forward_dense(&self, images: Tensor<4>) -> Tensor<2> {
+        let (first, _, _, second, _, _, last) = &self.classifier;
+        ops::in_type_of(images, |images| {
+            dense_classifier(self.features(images, &mut Pass::new(&mut ())), 7, [first, second, last])
+        })
+    }
+
+    fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
         let norms = self.features.iter_mut().filter_map(|layer| match layer {
             Layer::BatchNorm(norm) => Some(norm),
             _ => None,
@@ -167,9 +207,8 @@ impl Vgg {
         norms.collect()
     }
 
-    /// The same function in evaluation, with every norm folded into the convolution before it: `vgg16_bn` becomes a
-    /// `vgg16`, names of layers included.
-    pub fn fold_batch_norm(mut self) -> Self {
+    /// `vgg16_bn` becomes a `vgg16`, names of layers included.
+    fn fold_batch_norm(mut self) -> Self {
         let mut features = Vec::with_capacity(self.features.len());
         for layer in self.features {
             match (layer, features.last_mut()) {

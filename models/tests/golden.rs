@@ -18,7 +18,7 @@ use burn::{
 };
 use hub::{Strictness, Weights};
 use libtest_mimic::{Arguments, Failed, Trial};
-use models::{Architecture, Network, NetworkConfig};
+use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 use serde::Deserialize;
 
 /// What every logit may deviate by, relative to the largest; a case for which PyTorch's own f32 does worse says so.
@@ -82,9 +82,17 @@ fn backends(architecture: Architecture) -> Vec<Backend> {
     let mut backends: Vec<Backend> = vec![("flex", Device::flex)];
     #[cfg(feature = "ndarray")]
     {
-        use Architecture::*;
-        if [AlexNet, Vgg11, GoogLeNet, GoogLeNet2014, InceptionV3, ResNet18, ResNeXt50, ResNet20]
-            .contains(&architecture)
+        if [
+            Architecture::AlexNet,
+            Architecture::Vgg11,
+            Architecture::GoogLeNet,
+            Architecture::GoogLeNet2014,
+            Architecture::InceptionV3,
+            Architecture::ResNet18,
+            Architecture::ResNeXt50,
+            Architecture::ResNet20,
+        ]
+        .contains(&architecture)
         {
             backends.push(("ndarray", Device::ndarray));
         }

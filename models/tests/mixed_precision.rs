@@ -6,7 +6,7 @@ use burn::{
     optim::GradientsParams,
     tensor::{DType, Device, Distribution, FloatDType, Tensor},
 };
-use models::{Architecture, Network, NetworkConfig};
+use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 
 /// One of each family; small inputs keep them fast.
 const FAMILIES: [Architecture; 8] = [
@@ -75,7 +75,7 @@ fn activations_stay_in_the_type_of_the_images_and_logits_leave_in_f32() {
             assert_eq!(logits.dtype(), DType::F32);
             let difference = distance(logits, exact.clone());
             assert!(difference > 0.0 && difference < most, "{architecture}, {dtype:?}: {difference}");
-            assert_eq!(network.features(rounded).dtype(), DType::F32);
+            assert_eq!(network.forward_pre_logits(rounded).dtype(), DType::F32);
         }
     }
 }

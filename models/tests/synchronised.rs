@@ -12,7 +12,7 @@ use burn::{
     store::ModuleRecord,
     tensor::{Bytes, Device, Tensor, TensorData},
 };
-use models::{Architecture, Network, NetworkConfig};
+use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 
 fn values(len: usize) -> Vec<f32> {
     let mut state = 7u64;

@@ -13,7 +13,7 @@ use burn::{
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use datasets::{ImageBatch, UploadedBatch};
 use hub::ChannelOrder;
-use models::{Network, Output};
+use models::{ImageClassifier, Network, Output};
 
 use crate::{
     evaluation::{self, BatchScalars, Prediction, Reading},

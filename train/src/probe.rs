@@ -19,7 +19,7 @@ use burn::{
 };
 use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
 use hub::weights;
-use models::Network;
+use models::{ImageClassifier, Network};
 use report::format::RunKind;
 use runtime::{
     files::write_atomic,
@@ -189,7 +189,7 @@ impl Probe<'_> {
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
         let labels: Vec<u32> = chosen.iter().map(|&row| self.train.labels[row as usize]).collect();
         let batch = ImageBatch::of_labels(&labels);
-        let logits = model.network.head(values.clone().select(0, rows));
+        let logits = model.network.classify(values.clone().select(0, rows));
         let loss = self.task.loss_of(logits.clone(), &batch, &device);
         let gradients = GradientsParams::from_grads(loss.backward(), &**model);
         let gradients = optimizer.pack(&**model, gradients, &self.state.learning_rate.into());
@@ -201,7 +201,7 @@ impl Probe<'_> {
     }
 
     fn predict(&self, network: &Network) -> Vec<Prediction> {
-        let logits = network.head(self.valid.tensor(&self.device.clone().without_autodiff()));
+        let logits = network.classify(self.valid.tensor(&self.device.clone().without_autodiff()));
         let [_, classes] = logits.dims();
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         let indices: Vec<usize> = self.valid.indices.iter().map(|&index| index as usize).collect();
@@ -228,7 +228,7 @@ fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
             }
         }
     }
-    let mut values = Values { wanted: transfer::backbone(network), hash: Sha256::new() };
+    let mut values = Values { wanted: network.backbone_params(), hash: Sha256::new() };
     values.hash.update(recipe.architecture.name());
     network.visit(&mut values);
     if recipe.network.dtype.half().is_some() {
@@ -270,7 +270,7 @@ fn features(
     let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };
     for batch in loader.batches() {
         let batch = batch?;
-        let values = network.features(task.images(&batch, &device));
+        let values = network.forward_pre_logits(task.images(&batch, &device));
         features.width = values.dims()[1];
         features.values.extend(values.into_data().iter::<f32>());
         features.labels.extend(batch.labels.iter().flatten());

@@ -460,7 +460,7 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use models::{Architecture, NetworkConfig};
+    use models::{Architecture, ImageClassifier, NetworkConfig};
 
     use super::*;
     use crate::{
@@ -538,7 +538,7 @@ mod tests {
         let device = Device::flex().autodiff();
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(10).init(&device);
         let network = transfer::draw_all(network);
-        let first = transfer::group(&network, &transfer::stages(&network), 1);
+        let first = network.frozen_group(1);
         let (model, mut optimizer) = model(network.freeze_group(first.clone()), 10);
         let devices = vec![device.clone(); 3];
         let plan = plan(Together::Collectives, 3);

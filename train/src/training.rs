@@ -14,6 +14,7 @@ use burn::{
 };
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use hub::{Card, LoadOptions, weights};
+use models::ImageClassifier;
 use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec,
@@ -245,7 +246,7 @@ fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Optio
 pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
     let classes = prepared.data.class_names();
     let network = transfer::network(&prepared.recipe, prepared.start.as_ref(), &classes, &prepared.device)?;
-    Ok(transfer::stages(&network).len())
+    Ok(network.stages().len())
 }
 
 /// Trains only the classifier, as a linear probe, if the recipe freezes all else and transforms no image at random;

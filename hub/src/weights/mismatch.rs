@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use models::Entry;
+use models::{Architecture, Entry};
 
 use super::{Keyed, is_head};
 
@@ -45,7 +45,7 @@ pub struct WrongShape {
 }
 
 impl Mismatch {
-    pub(super) fn between(entries: &[Entry], file: &BTreeMap<String, Keyed<'_>>, head_key: &str) -> Self {
+    pub(super) fn between(entries: &[Entry], file: &BTreeMap<String, Keyed<'_>>, architecture: Architecture) -> Self {
         let wanted: BTreeMap<&str, &Entry> = entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
         let missing: Vec<&Entry> = entries.iter().filter(|entry| !file.contains_key(&entry.key)).collect();
         let unexpected: Vec<(&String, &Keyed)> =
@@ -56,7 +56,7 @@ impl Mismatch {
                 key: entry.key.clone(),
                 want: entry.shape.clone(),
                 got: got.clone(),
-                head: is_head(&entry.key, head_key),
+                head: is_head(&entry.key, architecture),
             })
         });
         Self {

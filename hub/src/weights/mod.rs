@@ -31,7 +31,7 @@ use burn_store::{
 
 pub use mismatch::{Difference, Mismatch, WrongShape};
 
-use models::{Architecture, Entry, Network, NetworkConfig};
+use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig};
 
 use crate::{Card, Error, Result, files};
 
@@ -130,7 +130,7 @@ impl Weights {
         let keyed = self.keyed(&network.entries());
         let head = format!("{}.weight", network.head_key());
         let classes = keyed.get(head.as_str()).and_then(|tensor| tensor.shape.first().copied());
-        let aux = architecture.has_aux() && keyed.keys().any(|key| is_aux(key));
+        let aux = architecture.has_aux() && keyed.keys().any(|key| is_aux(key, architecture));
         config.with_num_classes(classes.unwrap_or(architecture.default_classes())).with_aux_logits(aux)
     }
 
@@ -197,19 +197,19 @@ impl Weights {
     ) -> Result<(Network, Loaded)> {
         let entries = network.entries();
         let mut keyed = self.keyed(&entries);
-        if architecture.has_aux() && !entries.iter().any(|entry| is_aux(&entry.key)) {
-            keyed.retain(|key, _| !is_aux(key));
+        if architecture.has_aux() && !entries.iter().any(|entry| is_aux(&entry.key, architecture)) {
+            keyed.retain(|key, _| !is_aux(key, architecture));
         }
-        let mut mismatch = Mismatch::between(&entries, &keyed, network.head_key());
+        let mut mismatch = Mismatch::between(&entries, &keyed, architecture);
         if strictness == Strictness::FreshHead {
-            mismatch.ignore(|key| is_head(key, network.head_key()));
+            mismatch.ignore(|key| is_head(key, architecture));
         }
         if strictness != Strictness::Partial && !mismatch.is_empty() {
             return Err(Error::Mismatch { path: self.path.clone(), architecture, mismatch: Box::new(mismatch) });
         }
 
         let fits = |entry: &Entry| {
-            let head = strictness == Strictness::FreshHead && is_head(&entry.key, network.head_key());
+            let head = strictness == Strictness::FreshHead && is_head(&entry.key, architecture);
             !head && keyed.get(&entry.key).is_some_and(|tensor| tensor.shape == entry.shape)
         };
         let wanted: Vec<PackTensor> = entries
@@ -269,14 +269,16 @@ impl<'a> Keyed<'a> {
 }
 
 /// A tensor of an auxiliary classifier.
-fn is_aux(key: &str) -> bool {
-    ["aux1.", "aux2.", "AuxLogits."].iter().any(|prefix| key.starts_with(prefix))
+fn is_aux(key: &str, architecture: Architecture) -> bool {
+    let (module, _) = key.split_once('.').unwrap_or((key, ""));
+    architecture.variant().aux.iter().any(|aux| aux.name == module)
 }
 
 /// A tensor of a last linear map: the network's or an auxiliary classifier's.
-fn is_head(key: &str, head_key: &str) -> bool {
+fn is_head(key: &str, architecture: Architecture) -> bool {
     let layer = key.rsplit_once('.').map_or(key, |(layer, _)| layer);
-    layer == head_key || ["aux1.fc2", "aux2.fc2", "AuxLogits.fc"].contains(&layer)
+    let variant = architecture.variant();
+    layer == variant.head_key || variant.aux.iter().any(|aux| aux.head_key == layer)
 }
 
 /// Writes a network as safetensors with torchvision's names and layouts and its card inside: PyTorch's

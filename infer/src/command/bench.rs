@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
-use models::{Architecture, Network, NetworkConfig};
+use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,

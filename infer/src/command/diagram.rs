@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use infer::diagram;
-use models::{Architecture, Graph, NetworkConfig};
+use models::{Architecture, Graph, ImageClassifier, NetworkConfig};
 use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
 
 use super::open_weights;

@@ -1,5 +1,6 @@
 //! `infer explain`: saliency maps, activations of stages, feature vectors, nearest neighbors.
 
+use models::ImageClassifier;
 use std::{
     collections::BTreeSet,
     fs,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use hub::weights;
 use infer::onnx;
-use models::Graph;
+use models::{Graph, ImageClassifier};
 use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
 
 use super::{grouped, open_weights};

@@ -1,7 +1,7 @@
 //! `infer models`: lists the architectures and their published weights.
 
 use anyhow::Result;
-use models::{Architecture, NetworkConfig};
+use models::{Architecture, ImageClassifier, NetworkConfig};
 use runtime::{backend::BackendSpec, exit::ExitCode};
 use serde::Serialize;
 

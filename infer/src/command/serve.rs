@@ -1,5 +1,6 @@
 //! `infer serve`: serves a network over HTTP.
 
+use models::ImageClassifier;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};

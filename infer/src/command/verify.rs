@@ -16,7 +16,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation::log_softmax},
 };
 use hub::{Strictness, Weights};
-use models::{Architecture, Entry, Network, NetworkConfig, Output as NetworkOutput};
+use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig, Output as NetworkOutput};
 use runtime::{
     backend::{Backend, BackendSpec, DeviceSelector, compiled},
     exit::ExitCode,
@@ -352,8 +352,7 @@ impl Subject {
 }
 
 fn has_wide_classifier(architecture: Architecture) -> bool {
-    use Architecture::*;
-    matches!(architecture, AlexNet | Vgg11 | Vgg11Bn | Vgg13 | Vgg13Bn | Vgg16 | Vgg16Bn | Vgg19 | Vgg19Bn)
+    [models::alexnet::VARIANTS, models::vgg::VARIANTS].concat().contains(&architecture)
 }
 
 /// Collects gradients by the names of their parameters.
@@ -519,6 +518,7 @@ fn text(rows: &[Row], tolerance: f64, gradient_tolerance: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use models::ImageClassifier;
 
     #[test]
     fn a_difference_is_relative_to_the_largest_value() {

@@ -1,7 +1,7 @@
 //! `train plan`: what training on many devices would take. The formula is in [`Figures`]; here are its figures and words.
 
 use anyhow::{Result, ensure};
-use models::{Architecture, NetworkConfig};
+use models::{Architecture, ImageClassifier, NetworkConfig};
 use runtime::{backend::BackendSpec, exit::ExitCode};
 use serde::Serialize;
 use train::scale::{Estimate, Figures, RATE_IMAGES, Resource};

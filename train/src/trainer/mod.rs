@@ -38,7 +38,7 @@ use burn::{
 use burn_train::Interrupter;
 use datasets::Source;
 use hub::{Card, weights};
-use models::Network;
+use models::{ImageClassifier, Network};
 use runtime::{
     backend::{Backend, BackendSpec},
     world::World,
@@ -227,13 +227,13 @@ impl Trainer {
     fn unfreeze(&mut self, epoch: usize) -> Result<()> {
         let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
         let network = &self.model.network;
-        let stages = transfer::stages(network);
+        let stages = network.stages();
         // A session is built as its first epoch wants it.
         let before = transfer::num_frozen(&stages, transfer, epoch.saturating_sub(1))?;
         let now = transfer::num_frozen(&stages, transfer, epoch)?;
         if now < before {
-            let still = transfer::group(network, &stages, now);
-            let group = transfer::group(network, &stages, before).exclude(still);
+            let still = network.frozen_group(now);
+            let group = network.frozen_group(before).exclude(still);
             self.model.update(|model| model.unfreeze(group.clone()));
             if let Some(replicas) = &self.replicas {
                 replicas.unfreeze(&group)?;
