@@ -5,11 +5,11 @@
 mod cli;
 mod command;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use cli::Command;
 use runtime::{
     exit::{self, ExitCode},
-    world,
+    shell, world,
 };
 
 fn main() -> ExitCode {
@@ -32,6 +32,8 @@ fn main() -> ExitCode {
             Some(Command::Bench(args)) => command::bench::run(args),
             Some(Command::Devices(args)) => runtime::backend::devices(args),
             Some(Command::Plan(args)) => command::plan::run(args),
+            Some(Command::Completions(args)) => shell::completions(args, cli::Cli::command()),
+            Some(Command::Man(args)) => shell::man(args, cli::Cli::command()),
         };
         world.conclude(result.map_err(cli::flags::with_flags))
     })

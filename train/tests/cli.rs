@@ -594,7 +594,19 @@ fn several_devices_go_on_with_another_number_and_are_refused_where_they_cannot_s
 #[test]
 fn bench_measures_steps_with_either_kernels() {
     let home = tempfile::tempdir().unwrap();
-    let args = ["bench", "resnet20", "--size", "32", "--batch-sizes", "2", "--iters", "2", "--warmup", "1", "--both"];
+    let args = [
+        "bench",
+        "resnet20",
+        "--size",
+        "32",
+        "--batch-sizes",
+        "2",
+        "--iters",
+        "2",
+        "--warmup",
+        "1",
+        "--compare-kernels",
+    ];
     let out = succeed(home.path(), &args);
     let rows: Vec<&str> = out.lines().collect();
     assert!(rows.len() == 3 && rows[1].contains("reference") && rows[2].contains("optimized"), "{out}");

@@ -479,7 +479,7 @@ fn drawn(key: &str, shape: &[usize], low: f32, high: f32) -> TensorData {
 fn text(rows: &[Row], tolerance: f64, gradient_tolerance: f64) -> String {
     let backend = rows.iter().map(|row| row.backend.len()).max().unwrap_or(0).max("backend".len());
     let mut text = format!(
-        "{:<15}{:<10}{:>8}  {:<backend$}  {:>12}  {:<36}{:>9}  {}\n",
+        "{:<16}{:<10}{:>8}  {:<backend$}  {:>12}  {:<36}{:>9}  {}\n",
         "architecture", "pass", "input", "backend", "logits, loss", "largest, at", "time", "verdict"
     );
     let number = |difference: Option<f64>| match difference {
@@ -488,7 +488,7 @@ fn text(rows: &[Row], tolerance: f64, gradient_tolerance: f64) -> String {
         None => "not finite".to_string(),
     };
     for Row { architecture, pass, backend: name, input_size: [h, w], note, outcome } in rows {
-        let start = format!("{architecture:<15}{:<10}{:>8}  {name:<backend$}", pass.name(), format!("{h}x{w}"));
+        let start = format!("{architecture:<16}{:<10}{:>8}  {name:<backend$}", pass.name(), format!("{h}x{w}"));
         let (found, verdict) = match outcome {
             Outcome::NotRun { reason } => {
                 text += &format!("{start}  not run: {reason}\n");
@@ -506,7 +506,7 @@ fn text(rows: &[Row], tolerance: f64, gradient_tolerance: f64) -> String {
             format!("{:.1} s", found.seconds)
         );
         if let Some(note) = note {
-            text += &format!("{:15}({note})\n", "");
+            text += &format!("{:16}({note})\n", "");
         }
     }
     text + &format!(

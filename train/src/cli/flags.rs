@@ -5,7 +5,7 @@ const FLAGS: [(&str, &str); 16] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
-    ("data.quarantine", "--quarantine"),
+    ("data.quarantine", "--exclude"),
     ("data.bad_samples", "--bad-samples"),
     ("batch_size", "--batch-size"),
     ("schedule.learning_rate", "--lr"),

@@ -18,6 +18,7 @@ use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
     exit,
     progress::Output,
+    shell::{CompletionsArgs, ManArgs},
     world::{self, WorldArgs},
 };
 use train::{
@@ -27,12 +28,11 @@ use train::{
 
 use self::lines::{Lines, Printer};
 
-/// Trains image classifiers.
+/// Train image classifiers
 ///
-/// Without arguments: ResNet-20 on the embedded data set of handwritten digits, in about ten seconds on two cores. The
-/// result lies in a new folder under `artifacts/`: the recipe that repeats the run, the model card, the best weights
-/// with the card inside, checkpoints, the metrics of every epoch and a report. `infer classify IMAGE --weights FOLDER`
-/// uses it.
+/// Without arguments, trains ResNet-20 on the embedded data set of handwritten digits, in about ten seconds on two cores. The
+/// result is a new folder under `artifacts/`: the recipe that repeats the run, the model card, the best weights with the card,
+/// checkpoints, the metrics of each epoch and a report. `infer classify IMAGE --weights FOLDER` uses it.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = exit::HELP, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -52,32 +52,65 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train a network from random weights (the default command)
+    #[command(after_long_help = "Examples:
+  train pretrain                                               # ResNet-20 on the embedded digits
+  train pretrain --data photos/ --arch resnet18 --epochs 30
+  train pretrain --data photos/ --arch resnet18 --dry-run      # time and memory first
+  train pretrain --data /data/imagenet --recipe imagenet-classic --arch resnet50 --devices cuda:0-7")]
     Pretrain(Box<PretrainArgs>),
-    /// Train on from trained weights, with new data and new classes
+    /// Fine-tune trained weights on new data and new classes
+    #[command(after_long_help = "Examples:
+  train finetune --weights resnet50 --data photos/
+  train finetune --weights resnet50 --data photos/ --recipe linear-probe
+  train finetune --weights resnet50 --data photos/ --auto
+  train finetune --weights artifacts/my-run --data photos/ --freeze until=layer3")]
     Finetune(Box<FinetuneArgs>),
-    /// Go on with a run that was interrupted, to the same bits as if it had not been
+    /// Resume an interrupted run, with bit-identical results
+    #[command(after_long_help = "Examples:
+  train resume artifacts/photos-resnet18-001")]
     Resume(ResumeArgs),
-    /// Find a learning rate: train a little while it rises, and see where the loss falls fastest
+    /// Find a learning rate: raise it during a short training and locate the steepest fall of the loss
+    #[command(after_long_help = "Examples:
+  train lr-find --data photos/ --arch resnet18
+  train lr-find --data photos/ --weights resnet50 --chart lr.svg")]
     LrFind(Box<LrFindArgs>),
     /// List the recipes, or show one
+    #[command(after_long_help = "Examples:
+  train recipes
+  train recipes imagenet-classic > mine.toml")]
     Recipes(RecipesArgs),
-    /// Write a run's report again, or compare runs
+    /// Rewrite the report of a run, or compare runs
+    #[command(after_long_help = "Examples:
+  train report artifacts/photos-resnet18-001
+  train report artifacts/photos-resnet18-001 artifacts/photos-resnet18-002 --out comparison.html")]
     Report(ReportArgs),
-    /// Repeat an experiment of a paper
+    /// Reproduce an experiment of a paper
     Study(StudyArgs),
-    /// Measure how fast networks train, and in how much memory
+    /// Measure training speed and memory
+    #[command(after_long_help = "Examples:
+  train bench resnet50 --batch-sizes 8,64 --dtype bf16
+  train bench resnet18 --compare-kernels
+  train bench resnet50 --backend cuda --format json")]
     Bench(BenchArgs),
     /// List the devices of the compiled backends, and which one `--backend auto` picks
     Devices(DevicesArgs),
-    /// Reckon what training on many devices would take, from figures of one
+    /// Estimate training on many devices from figures of one
     ///
-    /// A model and no measurement: every device trains on a batch of its own, and gradients are averaged by rings,
-    /// within a host and then between hosts. A step takes as long as the slowest of the arithmetic with the all-reduce
-    /// that it waits for, decoding, the disk and the network. Each row says which that is and, as shares of a step,
-    /// how far the others are from it; the lines below say what to set. docs/scale.md has the formula and examples.
+    /// A model, not a measurement: each device trains on its own batch, and gradients are averaged by ring all-reduce, within
+    /// a host and then between hosts. A step takes as long as its slowest resource: computation with the all-reduce that it
+    /// waits for, decoding, the disk, or the network. Each row names that resource and the load of the others; the lines below
+    /// name what to change. docs/scale.md has the formula and examples.
     ///
-    /// Give your own figures: `train bench ARCH` measures a device, `datasets bench DATA --pipeline train` decoding.
+    /// Pass your own figures: `train bench ARCH` measures a device, `datasets bench DATA --pipeline train` the decoding.
     Plan(Box<PlanArgs>),
+    /// Print a shell's completion script
+    #[command(
+        after_long_help = "Examples:\n  train completions bash > ~/.local/share/bash-completion/completions/train"
+    )]
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    #[command(after_long_help = "Examples:\n  train man ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
 impl Command {
@@ -98,25 +131,27 @@ impl Command {
             Self::Bench(_) => "bench",
             Self::Devices(_) => "devices",
             Self::Plan(_) => "plan",
+            Self::Completions(_) => "completions",
+            Self::Man(_) => "man",
         }
     }
 }
 
-/// Measures how fast networks train, and in how much memory.
+/// Measure training speed and memory
 ///
-/// Random images and labels go through whole steps of training: normalising, forward, backward, SGD with momentum and
+/// Times whole training steps on random images and labels: normalization, forward, backward, and SGD with momentum and
 /// weight decay. Each row is measured in a process of its own.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// The architectures (`infer models` lists them), with weights drawn at random; by default one of each family
+    /// Architectures (`infer models` lists them), with random weights [default: one of each family]
     #[arg(value_name = "ARCH")]
     pub architectures: Vec<Architecture>,
 
-    /// Images a step, each number a row
+    /// Images per step, a row each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8], value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_sizes: Vec<u32>,
 
-    /// Side of the images in pixels; the network's own by default
+    /// Side of the images in pixels [default: the network's own]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub size: Option<u32>,
 
@@ -124,15 +159,15 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     pub classes: u32,
 
-    /// In what convolutions and linear maps compute
+    /// Compute type of convolutions and linear layers
     #[arg(long, value_name = "f32|bf16|f16", default_value = "f32", value_parser = ["f32", "bf16", "f16"])]
     pub dtype: String,
 
-    /// Threads of the CPU backends; by default as many as there are cores
+    /// Threads of the CPU backends [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
 
-    /// Steps that are timed
+    /// Timed steps
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub iters: u32,
 
@@ -143,19 +178,19 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub warmup: Option<u32>,
 
-    /// A row with the fast kernels and one with Burn's own operations
-    #[arg(long)]
-    pub both: bool,
+    /// Measure with the optimized kernels and with Burn's reference operations, a row each
+    #[arg(long = "compare-kernels", alias = "both")]
+    pub compare_kernels: bool,
 
     /// The backend and its device (may be repeated, each a row) [env: HEARTH_BACKEND] [default: auto]
     #[arg(short, long = "backend", value_name = "auto|NAME[:DEVICE]")]
     pub backends: Vec<BackendChoice>,
 
-    /// How results are printed, row by row
+    /// Output format, row by row
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub format: LogFormat,
 
-    /// Measure the one row asked for in this process
+    /// Measure a single row in this process
     #[arg(long, hide = true)]
     pub in_process: bool,
 }
@@ -163,99 +198,96 @@ pub struct BenchArgs {
 /// Figures of one device and one host, and how many of them.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// The architecture (`infer models` lists them), whose parameters are counted
+    /// Architecture (`infer models` lists them)
     #[arg(value_name = "ARCH", default_value = "resnet50")]
     pub architecture: Architecture,
 
-    /// Numbers of devices, each a row
+    /// Numbers of devices, a row each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64, 512], allow_negative_numbers = true, value_parser = at_least(1))]
     pub devices: Vec<u64>,
 
-    /// Devices in a host
+    /// Devices per host
     #[arg(long, value_name = "N", default_value_t = 8, allow_negative_numbers = true, value_parser = at_least(1))]
     pub devices_per_host: u64,
 
-    /// Images a second that one device trains on, as `train bench` measures it [default: two cores of a CPU, where
-    /// docs/performance.md has the architecture]
+    /// Training images per second of one device, as `train bench` measures it [default: two CPU cores, for the architectures
+    /// in docs/performance.md]
     ///
-    /// For orientation, not from Hearth: NVIDIA gives 938 (TF32) and 2470 (mixed precision) for ResNet-50 in PyTorch on
+    /// For orientation, not measured with Hearth: NVIDIA reports 938 (TF32) and 2470 (mixed precision) for ResNet-50 in PyTorch on
     /// one A100.
     #[arg(long, value_name = "IMAGES", allow_negative_numbers = true, value_parser = positive)]
     pub images_per_s: Option<f64>,
 
-    /// Images a step of each device
+    /// Images per step and device
     #[arg(long = "batch-per-device", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
     pub batch_size: u64,
 
-    /// How often the training images are seen
+    /// Number of epochs
     #[arg(long, value_name = "N", default_value_t = 90, allow_negative_numbers = true, value_parser = at_least(1))]
     pub epochs: u64,
 
-    /// Training images; ImageNet's by default
+    /// Number of training images (the default is ImageNet's)
     #[arg(long, value_name = "N", default_value_t = 1_281_167, allow_negative_numbers = true, value_parser = at_least(1))]
     pub images: u64,
 
-    /// Validation images, seen once an epoch; 0 for none
+    /// Number of validation images, evaluated each epoch; 0 for none
     #[arg(long, value_name = "N", default_value_t = 50_000, allow_negative_numbers = true, value_parser = at_least(0))]
     pub validation: u64,
 
-    /// Classes, on which the head's parameters depend [default: the architecture's, 1000 or 10]
+    /// Number of classes [default: the architecture's, 1000 or 10]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=100_000))]
     pub classes: Option<u32>,
 
-    /// Thousands of bytes of an encoded image, on average; by default ImageNet's, whose training archive has
-    /// 147,897,477,120 bytes (138 GiB) for 1,281,167 images
+    /// Mean size of an encoded image in kB (the default is ImageNet's: 147,897,477,120 bytes for 1,281,167 images)
     #[arg(long, value_name = "KB", default_value_t = 115.0, allow_negative_numbers = true, value_parser = positive)]
     pub image_kb: f64,
 
-    /// Cores of a host that decode
+    /// Decoding cores per host
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
     pub cores_per_host: u64,
 
-    /// Images a second that a core decodes, crops and flips; by default half of the 1671 that two cores were measured at
+    /// Images per second that a core decodes, crops and flips (the default is half of the 1671 measured on two cores)
     #[arg(long, value_name = "IMAGES", default_value_t = 835.0, allow_negative_numbers = true, value_parser = positive)]
     pub decode_per_core: f64,
 
-    /// Millions of bytes a second that a host's disk reads in order: about 150 for a hard disk, 500 for SATA, 2000 and
-    /// more for NVMe
+    /// Sequential read rate of a host's disk in MB/s: about 150 for a hard disk, 500 for SATA, 2000 and more for NVMe
     #[arg(long, value_name = "MB", default_value_t = 2000.0, allow_negative_numbers = true, value_parser = positive)]
     pub disk_mb: f64,
 
-    /// Gbit/s of a host's network, each way: for the all-reduce between hosts and, with --remote, the images
+    /// Network bandwidth of a host in Gbit/s, each way: for the all-reduce between hosts and, with --remote, the images
     #[arg(long, value_name = "GBIT", default_value_t = 100.0, allow_negative_numbers = true, value_parser = positive)]
     pub network_gbit: f64,
 
-    /// Gbit/s of a device's link to the others of its host, each way: about 200 for PCIe 4.0 × 16, 2400 for NVLink 3
+    /// Bandwidth of a device's link to the others of its host in Gbit/s, each way: about 200 for PCIe 4.0 × 16, 2400 for NVLink 3
     #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = positive)]
     pub link_gbit: f64,
 
-    /// Bytes of a gradient as it is sent: 4 for f32, 2 for bf16 and f16
+    /// Bytes per transmitted gradient value: 4 for f32, 2 for bf16 and f16
     #[arg(long, value_name = "BYTES", default_value_t = 4.0, allow_negative_numbers = true, value_parser = positive)]
     pub dtype_bytes: f64,
 
-    /// Microseconds that a message of a ring takes, whatever its size
+    /// Latency of a message of the ring in microseconds
     #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = not_negative)]
     pub latency_us: f64,
 
-    /// The share of the all-reduce that hides behind the backward pass, from 0 (nothing) to 1; never more than that
-    /// pass lasts
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true, value_parser = share)]
+    /// Fraction of the all-reduce that overlaps the backward pass, from 0 to 1; at most the duration of that pass
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, allow_negative_numbers = true, value_parser = share)]
     pub overlap: f64,
 
-    /// Images come by the network, from an object store, and not from a disk in the host
+    /// Images come from an object store over the network, not from a local disk
     #[arg(long)]
     pub remote: bool,
 
-    /// How the result is printed
+    /// Output format
     #[arg(long, value_enum, default_value_t = PlanFormat::Text)]
     pub format: PlanFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PlanFormat {
-    /// A table, and what to set
+    /// A table and advice
     Text,
-    /// The figures and a row for each number of devices
+    /// The inputs and a row for each number of devices
     Json,
     /// The rows
     Csv,
@@ -284,12 +316,12 @@ fn share(text: &str) -> Result<f64, String> {
 
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
-    /// A shipped recipe (`train recipes` lists them) or a file; flags override what it says [default: digits, or
+    /// Recipe: a shipped one (`train recipes` lists them) or a file; flags override its keys [default: digits, or
     /// imagenet-classic with --data]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub recipe: Option<String>,
 
-    /// The network, for instance resnet50 or vgg16_bn
+    /// Architecture, such as resnet50 or vgg16_bn (`infer models` lists them)
     #[arg(long, value_name = "NAME")]
     pub arch: Option<Architecture>,
 
@@ -299,32 +331,32 @@ pub struct PretrainArgs {
 
 #[derive(Debug, Args)]
 pub struct FinetuneArgs {
-    /// What to start from: a run folder, a file of weights, or a published name (`infer models` lists them)
+    /// Weights to start from: a run folder, a file, or a published name (`infer models` lists them)
     #[arg(long, value_name = "W")]
     pub weights: Option<String>,
 
-    /// A shipped recipe (`train recipes` lists them) or a file; flags override what it says
+    /// Recipe: a shipped one (`train recipes` lists them) or a file; flags override its keys
     #[arg(long, value_name = "NAME|FILE.toml", default_value = "finetune")]
     pub recipe: String,
 
-    /// Stages that stay as they are: no gradient, BatchNorm statistics and dropout fixed
-    #[arg(long, value_name = "none|backbone|until=STAGE")]
+    /// Stages to freeze: no gradient, fixed BatchNorm statistics, no dropout
+    #[arg(help_heading = "Fine-tuning", long, value_name = "none|backbone|until=STAGE")]
     pub freeze: Option<Freeze>,
 
-    /// The epoch, from 1, with which frozen stages begin to be trained
-    #[arg(long, value_name = "EPOCH")]
+    /// Epoch, from 1, at which frozen stages are unfrozen
+    #[arg(help_heading = "Fine-tuning", long, value_name = "EPOCH")]
     pub unfreeze_at: Option<i64>,
 
-    /// From that epoch on, so many stages more each epoch, in place of all at once
-    #[arg(long, value_name = "STAGES")]
+    /// Number of stages to unfreeze per epoch from then on [default: all at once]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "STAGES")]
     pub unfreeze_per_epoch: Option<i64>,
 
-    /// Each stage's rate is that of the next deeper one times this
-    #[arg(long, value_name = "FACTOR")]
+    /// Factor of each stage's learning rate relative to the next deeper stage
+    #[arg(help_heading = "Fine-tuning", long, value_name = "FACTOR")]
     pub layer_decay: Option<f64>,
 
-    /// Do it all: a linear probe, a search for the rate, then the whole network from the head down; both are reported
-    #[arg(long)]
+    /// Run a linear probe, find a learning rate, then fine-tune the whole network with gradual unfreezing; report both
+    #[arg(help_heading = "Fine-tuning", long)]
     pub auto: bool,
 
     #[command(flatten)]
@@ -334,89 +366,88 @@ pub struct FinetuneArgs {
     pub run: RunArgs,
 }
 
-/// What every training has.
+/// The arguments of a training run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The images: class folders, ImageNet's archives, shards, a table, `digits`
-    #[arg(long, value_name = "DATA")]
+    /// Training data: class folders, ImageNet's archives, WebDataset shards, Parquet files, or `digits`
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub data: Option<String>,
 
-    /// Validation images, where DATA has no `val` part or another is wanted
-    #[arg(long, value_name = "DATA")]
+    /// Validation data, in place of the `val` split of --data
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub val: Option<String>,
 
-    /// Hold this share of the training images out where there is no `val` part
-    #[arg(long, value_name = "SHARE")]
+    /// Fraction of the training images to hold out if there is no validation data
+    #[arg(help_heading = "Data", long, value_name = "FRACTION")]
     pub val_fraction: Option<f64>,
 
-    /// A list of samples to leave out, made by `datasets doctor --quarantine FILE`
-    #[arg(long, value_name = "FILE")]
+    /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
+    #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
     pub quarantine: Option<String>,
 
-    /// What to do with an image that cannot be read or decoded
-    #[arg(long, value_enum)]
+    /// Handling of unreadable images
+    #[arg(help_heading = "Data", long, value_enum)]
     pub bad_samples: Option<BadSamplesArg>,
 
-    /// How often the training images are seen
-    #[arg(long)]
+    /// Number of epochs
+    #[arg(help_heading = "Training", long, value_name = "N")]
     pub epochs: Option<i64>,
 
-    /// Images a forward pass, over all processes
-    #[arg(long, value_name = "N")]
+    /// Images per forward pass, over all processes
+    #[arg(help_heading = "Training", long, value_name = "N")]
     pub batch_size: Option<i64>,
 
-    /// The learning rate after the warm-up
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    /// Learning rate after the warm-up
+    #[arg(help_heading = "Training", long, value_name = "RATE", allow_negative_numbers = true)]
     pub lr: Option<f64>,
 
-    /// The learning rate is for so many images a step, 256 usually: it is multiplied by what a step has, over all
-    /// processes and with accumulation, over N
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    /// Scale the learning rate linearly: by the images per step (over all processes, with accumulation) divided by N, which
+    /// usually is 256
+    #[arg(help_heading = "Training", long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     pub lr_per: Option<i64>,
 
-    /// Several processes: batch normalisation in training by the statistics of all their images, not of each one's own
-    #[arg(long)]
+    /// Synchronize batch normalization: statistics over the batches of all processes
+    #[arg(help_heading = "Several processes", long)]
     pub sync_bn: bool,
 
-    /// Several processes: what becomes of each one's running statistics before they are used: their mean (reduce), the
-    /// first process's (broadcast), or each its own (none, for comparison)
-    #[arg(long, value_name = "reduce|broadcast|none", value_parser = ["reduce", "broadcast", "none"])]
+    /// Running statistics of batch normalization for evaluation: the mean over processes (reduce), the first process's
+    /// (broadcast), or each its own (none, for comparison)
+    #[arg(help_heading = "Several processes", long, value_name = "reduce|broadcast|none", value_parser = ["reduce", "broadcast", "none"])]
     pub dist_bn: Option<String>,
 
-    /// The side of the images in pixels; what validation resizes to changes in proportion
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    /// Side of the images in pixels; the resize of validation changes in proportion
+    #[arg(help_heading = "Training", long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub size: Option<u32>,
 
-    /// What convolutions and linear maps are computed in; weights and gradients stay f32
-    #[arg(long, value_enum)]
+    /// Compute type of convolutions and linear layers; weights and gradients are f32
+    #[arg(help_heading = "Training", long, value_enum)]
     pub dtype: Option<DtypeArg>,
 
-    /// What the initial weights, the order, the augmentation and dropout depend on
-    #[arg(long, value_parser = clap::value_parser!(i64).range(0..))]
+    /// Seed of the initial weights, the order of samples, augmentation and dropout
+    #[arg(help_heading = "Training", long, value_parser = clap::value_parser!(i64).range(0..))]
     pub seed: Option<i64>,
 
-    /// Any key of the recipe, for instance optimizer.nesterov=true or ema.decay=0.999; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Set a key of the recipe, such as optimizer.nesterov=true or ema.decay=0.999 (may be repeated)
+    #[arg(help_heading = "Training", long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 
-    /// A few steps of everything, the validation and a checkpoint included, then an estimate of the run's time and
-    /// memory; nothing is kept
-    #[arg(long)]
+    /// Run a few steps with validation and a checkpoint, estimate the time and memory of the run, and keep nothing
+    #[arg(help_heading = "Training", long)]
     pub dry_run: bool,
 
     #[command(flatten)]
     pub how: HowArgs,
 }
 
-/// What does not change a run's result.
+/// Options that do not change the result of a run.
 #[derive(Debug, Args)]
 pub struct HowArgs {
-    /// The folder in which the run's folder is made
-    #[arg(long, value_name = "DIR", default_value = "artifacts")]
+    /// Folder to create the run folder in
+    #[arg(help_heading = "Output", long, value_name = "DIR", default_value = "artifacts")]
     pub artifacts: PathBuf,
 
-    /// The run's folder itself; it must be empty or not there
-    #[arg(long, value_name = "DIR", conflicts_with = "artifacts")]
+    /// Run folder; it must be empty or not exist
+    #[arg(help_heading = "Output", long, value_name = "DIR", conflicts_with = "artifacts")]
     pub out: Option<PathBuf>,
 
     #[command(flatten)]
@@ -425,33 +456,33 @@ pub struct HowArgs {
 
 #[derive(Debug, Args)]
 pub struct LoadingArgs {
-    /// Threads that decode and augment [default: one a core]
-    #[arg(long, value_name = "N")]
+    /// Threads that decode and augment [default: one per core]
+    #[arg(help_heading = "Data", long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// No progress, only the result
-    #[arg(short, long)]
+    /// Show no progress, only the result
+    #[arg(help_heading = "Output", short, long)]
     pub quiet: bool,
 
-    /// How progress is written where there is no terminal
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    /// Format of progress on standard error
+    #[arg(help_heading = "Output", long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Compute")]
     pub backend: BackendArgs,
 
-    /// The devices of a host, cuda:0-7 or cuda:0,2, on which batches are shared out
+    /// Devices of a host to train on, such as cuda:0-7 or cuda:0,2
     ///
-    /// One process trains on all of them. Where several run on the host (mpirun, srun), each takes as many as another, in
-    /// their order.
-    #[arg(long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
+    /// One process trains on all of them. Several processes on the host (mpirun, srun) use equal numbers of them, in order.
+    #[arg(help_heading = "Compute", long, value_name = "NAME:DEVICES", conflicts_with = "backend")]
     pub devices: Option<Devices>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
+    /// Text, or a progress bar on a terminal
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
@@ -459,7 +490,7 @@ pub enum LogFormat {
 pub enum DtypeArg {
     F32,
     Bf16,
-    /// With a loss scale that adapts
+    /// With dynamic loss scaling
     F16,
 }
 
@@ -467,9 +498,9 @@ pub enum DtypeArg {
 pub enum BadSamplesArg {
     /// Stop, naming archive, member, offset and cause
     Strict,
-    /// Leave it out and count it
+    /// Skip the sample and count it
     Skip,
-    /// Put another sample in its place and count it
+    /// Substitute another sample and count it
     Substitute,
 }
 
@@ -491,7 +522,8 @@ const _: fn(BadSamples) = |policy| match policy {
 
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
-    /// The run's folder
+    /// Run folder
+    #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
     #[command(flatten)]
@@ -507,28 +539,27 @@ pub struct LrFindArgs {
     #[arg(long, value_name = "W")]
     pub weights: Option<String>,
 
-    /// A shipped recipe or a file [default: digits, or finetune with --weights, or imagenet-classic with --data]
+    /// Recipe: a shipped one or a file [default: digits, or finetune with --weights, or imagenet-classic with --data]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub recipe: Option<String>,
 
-    /// The lowest rate
+    /// Lowest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
     pub from: f64,
 
-    /// The highest rate
+    /// Highest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 10.0)]
     pub to: f64,
 
-    /// Steps between them
+    /// Number of steps between them
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=100_000))]
     pub steps: u64,
 
-    /// The chart (SVG); a table of the same name ends with .csv
+    /// Chart to write (SVG); a table is written beside it (.csv)
     #[arg(long, value_name = "FILE.svg", default_value = "lr-find.svg")]
     pub chart: PathBuf,
 
-    /// The architecture: of the network, or of a file of weights that carries no model card
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
 
     #[command(flatten)]
@@ -537,17 +568,17 @@ pub struct LrFindArgs {
 
 #[derive(Debug, Args)]
 pub struct RecipesArgs {
-    /// Show this one as TOML
+    /// Recipe to print as TOML
     pub name: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// Folders of runs: of one, its report is written again; several are compared
+    /// Run folders: one rewrites its report, several are compared
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
 
-    /// Where the comparison goes
+    /// File of the comparison
     #[arg(long, value_name = "FILE.html", default_value = "comparison.html")]
     pub out: PathBuf,
 }
@@ -560,25 +591,25 @@ pub struct StudyArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum Study {
-    /// Why shortcuts: plain20, plain56, resnet20 and resnet56 under one recipe (He et al., 2015, figure 6)
+    /// Compare networks with and without shortcuts: plain20, plain56, resnet20 and resnet56 under one recipe (He et al., 2015, figure 6)
     Shortcuts(ShortcutsArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct ShortcutsArgs {
-    /// The images [default: the embedded digits]
+    /// Training data [default: the embedded digits]
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
 
-    /// A shipped recipe or a file [default: digits, or cifar with --data]
+    /// Recipe: a shipped one or a file [default: digits, or cifar with --data]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub recipe: Option<String>,
 
-    /// How often the training images are seen
+    /// Number of epochs
     #[arg(long)]
     pub epochs: Option<i64>,
 
-    /// Any key of the recipe; may be repeated
+    /// Set a key of the recipe (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 

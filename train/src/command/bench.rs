@@ -75,8 +75,11 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let lines = if args.format == LogFormat::Json { Lines::Json } else { Lines::Text };
     announce(&selected, lines);
     let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
-    let choices =
-        if args.both { vec![KernelMode::Reference, KernelMode::Optimized] } else { vec![kernels::kernel_mode()] };
+    let choices = if args.compare_kernels {
+        vec![KernelMode::Reference, KernelMode::Optimized]
+    } else {
+        vec![kernels::kernel_mode()]
+    };
     let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
     let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), Output::from_quiet(false));
     if args.format == LogFormat::Text {

@@ -123,7 +123,7 @@ pub struct Data {
     /// The share of the training images that is held out where the data has no `val` part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
-    /// A list of samples to leave out, made by `datasets doctor --quarantine`.
+    /// A list of samples to exclude, written by `datasets doctor --quarantine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
     /// The handling of an image that cannot be read or decoded.
