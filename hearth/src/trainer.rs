@@ -305,6 +305,9 @@ impl Trainer {
 
     /// Trains until the last epoch, or until a callback stops the run.
     ///
+    /// Runs of one process wait for each other, since Burn's random generators belong to the process; so a callback must not
+    /// start another run. Results are bit-identical if no other thread initializes a network or applies dropout meanwhile.
+    ///
     /// # Errors
     /// Fails if the recipe is not valid, if data, weights or device cannot be opened, if the run folder cannot be
     /// written, or if the loss is not finite in many steps in a row. What a failed training wrote stays in its run
@@ -318,6 +321,9 @@ impl Trainer {
     }
 
     fn train(self) -> Result<TrainedRun> {
+        // Burn's random generators belong to the process: a second run would draw from the same sequence.
+        static ALONE: Mutex<()> = Mutex::new(());
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let Self { start, size, device, artifacts, folder, workers, callbacks } = self;
         device.open()?;
         let stop = callbacks.stop.clone();

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -18,6 +18,12 @@ use hearth::{
     models::{Architecture, NetworkConfig},
 };
 use tempfile::TempDir;
+
+/// Keeps tests from drawing from Burn's random generators, which belong to the process, while another one trains.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The folder of a run of two epochs on digits.
 fn digits_run() -> &'static Path {
@@ -47,6 +53,7 @@ fn message<T>(result: hearth::Result<T>) -> String {
 
 #[test]
 fn files_bytes_images_and_buffers_have_the_same_result() {
+    let _alone = alone();
     let classifier = Classifier::open(digits_run()).unwrap();
     let bytes = digit(3);
     let folder = tempfile::tempdir().unwrap();
@@ -71,6 +78,7 @@ fn files_bytes_images_and_buffers_have_the_same_result() {
 
 #[test]
 fn batches_have_the_results_of_single_images() {
+    let _alone = alone();
     let classifier = Classifier::builder().top(1).open(digits_run()).unwrap();
     let images: Vec<Vec<u8>> = (0..35).map(digit).collect();
     let classes = classifier.classify_batch(&images).unwrap();
@@ -88,6 +96,7 @@ fn batches_have_the_results_of_single_images() {
 
 #[test]
 fn most_digits_are_classified_correctly_after_two_epochs() {
+    let _alone = alone();
     let digits = ImageDataset::open("digits", Split::Val).unwrap();
     let images: Vec<Vec<u8>> = (0..100).map(digit).collect();
     let classes = Classifier::open(digits_run()).unwrap().classify_batch(&images).unwrap();
@@ -97,6 +106,7 @@ fn most_digits_are_classified_correctly_after_two_epochs() {
 
 #[test]
 fn a_network_of_one_s_own_classifies_by_its_card() {
+    let _alone = alone();
     let device = Device::flex();
     let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(10).init(&device);
     let card = Classifier::open(digits_run()).unwrap().card().clone();
@@ -109,6 +119,7 @@ fn a_network_of_one_s_own_classifies_by_its_card() {
 
 #[test]
 fn what_cannot_be_opened_is_named_with_its_cause_and_remedy() {
+    let _alone = alone();
     assert!(message(Classifier::pretrained("resnet5")).contains("did you mean resnet5"));
     assert!(message(Classifier::open("missing.pth")).contains("cannot read missing.pth"));
     let folder = tempfile::tempdir().unwrap();
@@ -133,12 +144,14 @@ fn what_cannot_be_opened_is_named_with_its_cause_and_remedy() {
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_backend_that_is_not_compiled_in_names_its_feature() {
+    let _alone = alone();
     let error = message("cuda".parse::<DeviceSpec>().unwrap().open());
     assert!(error.contains("enable the feature `cuda` of hearth-vision"), "{error}");
 }
 
 #[test]
 fn a_run_folder_has_what_the_program_writes() {
+    let _alone = alone();
     let run = digits_run();
     let files = ["recipe.toml", "run.json", "card.json", "metrics.csv", "epochs.csv", "report.html", "predictions.csv"];
     for file in files.iter().chain(&["weights.safetensors", "last.safetensors"]) {
@@ -150,6 +163,7 @@ fn a_run_folder_has_what_the_program_writes() {
 
 #[test]
 fn a_run_that_a_callback_stops_resumes_to_the_bits_of_one_that_was_not() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let recipe = fs::read_to_string(digits_run().join("recipe.toml")).unwrap();
     let steps = Arc::new(AtomicUsize::new(0));
@@ -185,6 +199,7 @@ fn a_run_that_a_callback_stops_resumes_to_the_bits_of_one_that_was_not() {
 
 #[test]
 fn the_builder_changes_the_recipe_that_is_trained() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let run = Trainer::pretrain(Architecture::Plain20, "digits")
         .epochs(1)
@@ -212,6 +227,7 @@ fn the_builder_changes_the_recipe_that_is_trained() {
 
 #[test]
 fn a_training_that_cannot_start_names_the_key_or_the_file() {
+    let _alone = alone();
     let digits = || Trainer::pretrain(Architecture::ResNet20, "digits").folder("never-created");
     assert!(message(digits().epochs(0).run()).contains("epochs is 0"));
     assert!(message(digits().data("missing").run()).contains("missing"));
@@ -230,6 +246,7 @@ fn a_training_that_cannot_start_names_the_key_or_the_file() {
 
 #[test]
 fn a_loader_s_images_depend_on_seed_epoch_and_index_alone() {
+    let _alone = alone();
     let epochs = |workers: usize, seed: u64| {
         let digits = ImageDataset::open("digits", Split::Train).unwrap();
         let loader = digits.augment(16).batch_size(100).shuffle(seed).workers(workers).data_loader().unwrap();

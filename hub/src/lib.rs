@@ -7,7 +7,7 @@
 //! ```
 //! use burn::tensor::{Device, Tensor};
 //! use hub::{Card, LoadOptions, weights};
-//! use models::{Architecture, NetworkConfig};
+//! use models::{Architecture, ImageClassifier, NetworkConfig};
 //!
 //! let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("weights.safetensors");
