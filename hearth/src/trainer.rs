@@ -18,6 +18,7 @@ use runtime::progress::Output;
 use train::{
     EpochRecord, Options, Recipe,
     observer::{EpochReport, Observer, StepReport},
+    probe,
     recipe::{self, Freeze, Overrides},
     training::{self, End, Finished, Prepared},
 };
@@ -367,7 +368,7 @@ impl Trainer {
 /// Starts a run from random or trained weights.
 fn fit(prepared: Prepared, options: &Options) -> Result<Finished> {
     let finished = match &prepared.recipe.transfer {
-        Some(_) => training::finetune(prepared, options),
+        Some(_) => probe::finetune(prepared, options),
         None => training::start(prepared, RunKind::Pretrain, options),
     };
     finished.map_err(|error| Error::Start { cause: cause(error) })

@@ -14,6 +14,7 @@ mod page;
 mod run;
 mod sections;
 pub mod stats;
+pub mod study;
 
 use std::path::{Path, PathBuf};
 

@@ -16,8 +16,10 @@ mod error;
 mod metrics;
 mod middleware;
 mod page;
+mod rates;
 mod routes;
 mod server;
+mod state;
 mod upload;
 
 use std::{net::SocketAddr, time::Duration};

@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     middleware::{self, Rates},
     page,
+    state::AppState,
     upload::{self, Uploads},
 };
 
@@ -44,28 +45,6 @@ pub const ROUTES: [(&str, &str); 7] = [
     ("get", "/metrics"),
     ("get", "/openapi.json"),
 ];
-
-/// The state that all handlers share.
-pub struct AppState<E> {
-    pub engine: Arc<E>,
-    pub queue: Queue,
-    pub options: Options,
-    pub metrics: Arc<Metrics>,
-    /// Permits for images.
-    pub images: Permits,
-    /// Permits for bytes of request bodies.
-    pub bodies: Permits,
-    /// Permits for concurrent decoding.
-    pub decoders: Arc<Semaphore>,
-    pub rates: Rates,
-    pub closing: AtomicBool,
-}
-
-impl<E> AppState<E> {
-    fn is_ready(&self) -> bool {
-        self.queue.is_ready() && !self.closing.load(Ordering::Acquire)
-    }
-}
 
 pub fn router<E: Engine>(state: Arc<AppState<E>>) -> Router {
     let interface = Router::new()

@@ -29,7 +29,8 @@ use crate::{
     batch,
     metrics::Metrics,
     middleware::{Peer, Rates},
-    routes::{self, AppState},
+    routes,
+    state::AppState,
 };
 
 /// The time limit for receiving a request's head.

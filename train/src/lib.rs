@@ -22,7 +22,7 @@ mod journal;
 pub mod lr_finder;
 mod metric;
 pub mod observer;
-mod probe;
+pub mod probe;
 mod progress;
 mod ranks;
 pub mod recipe;

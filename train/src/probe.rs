@@ -29,10 +29,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     classifier::{Classifier, Task},
+    data,
     evaluation::{self, BatchScalars, Prediction, Reading},
     journal::Journal,
     progress::{EpochRecord, Interval, State, Times, lap},
-    recipe::Recipe,
+    recipe::{Freeze, Recipe},
     results,
     schedule::Rates,
     trainer::{End, Outcome, flat, guard::StepCheck, optimizer::Optimizer, slot::Slot},
@@ -52,8 +53,31 @@ struct Features {
     indices: Vec<u32>,
 }
 
+/// Trains only the classifier, as a linear probe, if the recipe freezes all else and transforms no image at random;
+/// otherwise the network.
+///
+/// # Errors
+/// Fails like [`training::start`].
+pub fn finetune(prepared: Prepared, options: &Options) -> Result<Finished> {
+    if is_probe(&prepared.recipe) {
+        start(prepared, options)
+    } else {
+        training::start(prepared, RunKind::Finetune, options)
+    }
+}
+
+/// Whether every image has the same features in every epoch.
+fn is_probe(recipe: &Recipe) -> bool {
+    let frozen = recipe
+        .transfer
+        .as_ref()
+        .is_some_and(|transfer| transfer.freeze == Freeze::Backbone && transfer.unfreeze_at.is_none());
+    let images = &recipe.images;
+    frozen && images.mix.choices().is_empty() && !images.train.transforms().iter().any(data::is_random)
+}
+
 /// Runs a probe in a folder of its own.
-pub fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
+fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let (folder, card, info) = training::new_run(&prepared, RunKind::Probe, options)?;
     let Prepared { recipe, data, start, device, devices } = &prepared;
     let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));

@@ -15,6 +15,7 @@ use models::{Architecture, NetworkConfig};
 use report::{
     chart::{Chart, Scale, Series},
     format::RunKind,
+    study::StudyRow,
 };
 use runtime::files::write_atomic_bytes;
 
@@ -171,32 +172,17 @@ fn write(folder: &Path, trained: &[Trained]) -> Result<()> {
         ("gradient-before", by_layer("Gradient by layer before training", 0)),
         ("gradient-after", by_layer("Gradient by layer after training", 1)),
     ];
-    let mut figures = String::new();
-    for (name, chart) in charts {
-        let svg = chart.to_svg();
-        write_atomic_bytes(&folder.join(format!("{name}.svg")), svg.as_bytes())?;
-        figures += &format!("<figure>{svg}</figure>\n");
+    for (name, chart) in &charts {
+        write_atomic_bytes(&folder.join(format!("{name}.svg")), chart.to_svg().as_bytes())?;
     }
-    let mut rows = String::new();
-    for trained in trained {
-        let (train, valid) = trained.errors();
-        let name = trained.architecture.name();
-        let run = trained.run.file_name().map_or(String::new(), |run| run.to_string_lossy().into_owned());
-        rows += &format!(
-            "<tr><th><a href=\"{run}/report.html\">{name}</a></th><td>{train:.2} %</td><td>{valid:.2} %</td></tr>\n"
-        );
-    }
-    let page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Why shortcuts</title>\n\
-         <style>\nbody {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; \
-         background: #fff; color: #1c1c1c }}\nfigure {{ margin: 1.5rem 0 }} svg {{ max-width: 100%; height: auto }}\n\
-         table {{ border-collapse: collapse }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}\n</style>\n\
-         <h1>Why shortcuts</h1>\n<p>Four networks under one recipe: 20 and 56 layers deep, without shortcuts (broken \
-         lines) and with them. A deeper plain network is harder to train; its error is higher already on the images it \
-         is trained on, so this is no overfitting. With shortcuts depth does no such harm (He et al., 2015, section 4.2 \
-         and figure 6).</p>\n<table>\n<tr><th>network</th><th>training error</th><th>validation error</th></tr>\n\
-         {rows}</table>\n{figures}</html>\n"
-    );
+    let rows: Vec<StudyRow> = trained
+        .iter()
+        .map(|trained| {
+            let (train_error, validation_error) = trained.errors();
+            let run = trained.run.file_name().map_or(String::new(), |run| run.to_string_lossy().into_owned());
+            StudyRow { network: trained.architecture.name(), run, train_error, validation_error }
+        })
+        .collect();
+    let page = report::study::shortcuts(&rows, charts.iter().map(|(_, chart)| chart));
     write_atomic_bytes(&folder.join("study.html"), page.as_bytes())
 }

@@ -32,10 +32,9 @@ use crate::{
     journal::Journal,
     metric::{Kind as MetricKind, Mean},
     observer::{Observer, Silent, WarningsOnly},
-    probe,
     progress::State,
     ranks,
-    recipe::{Freeze, Recipe},
+    recipe::Recipe,
     renderer::{NoFiles, renderer},
     replicas::Plan,
     results,
@@ -247,29 +246,6 @@ pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
     let classes = prepared.data.class_names();
     let network = transfer::network(&prepared.recipe, prepared.start.as_ref(), &classes, &prepared.device)?;
     Ok(network.stages().len())
-}
-
-/// Trains only the classifier, as a linear probe, if the recipe freezes all else and transforms no image at random;
-/// otherwise the network.
-///
-/// # Errors
-/// Fails like [`start`].
-pub fn finetune(prepared: Prepared, options: &Options) -> anyhow::Result<Finished> {
-    if is_probe(&prepared.recipe) {
-        probe::start(prepared, options)
-    } else {
-        start(prepared, RunKind::Finetune, options)
-    }
-}
-
-/// Whether every image has the same features in every epoch.
-fn is_probe(recipe: &Recipe) -> bool {
-    let frozen = recipe
-        .transfer
-        .as_ref()
-        .is_some_and(|transfer| transfer.freeze == Freeze::Backbone && transfer.unfreeze_at.is_none());
-    let images = &recipe.images;
-    frozen && images.mix.choices().is_empty() && !images.train.transforms().iter().any(data::is_random)
 }
 
 /// Trains a network in a new run folder. A training that fails after its first step is not an error here: see

@@ -14,7 +14,7 @@ use super::{
     index::{IndexCache, Table},
     is_image_name,
     names::Labels,
-    open::{Found, OpenOptions, OpenPart, Part},
+    options::{Found, OpenOptions, OpenPart, Part},
     packed::{Packed, sample_size},
     parallel,
     tar::{Member, Tar},

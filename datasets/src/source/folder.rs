@@ -23,7 +23,7 @@ use std::{
 use super::{
     Class, Location, MAX_SAMPLE_BYTES, Source, check_index, is_image_name,
     names::{Labels, Names, natural_order},
-    open::{Found, OpenOptions, Part},
+    options::{Found, OpenOptions, Part},
 };
 use crate::{Error, Result, imagenet};
 

@@ -3,10 +3,12 @@
 //! [`open`] recognizes what a path, a pattern or a URL holds; one module a kind does the reading.
 
 mod archive;
+mod codec;
 mod folder;
 mod index;
 mod names;
 mod open;
+mod options;
 mod packed;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -21,7 +23,8 @@ mod webdataset;
 pub use folder::Folder;
 pub(crate) use index::write_atomically;
 pub use names::natural_order;
-pub use open::{OpenOptions, Opened, RemoteOptions, SourceKind, Split, open};
+pub use open::open;
+pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]
 pub use parquet::Table as ParquetTable;

@@ -1,6 +1,6 @@
 //! The samples' names and labels, packed: a million paths in a few bytes each.
 
-use super::index::{Decoder, Encoder};
+use super::codec::{Decoder, Encoder};
 use crate::{Error, Result};
 
 /// A list of names in groups (a folder, an inner archive, a shard). What all names of a group begin and end with is

@@ -26,7 +26,7 @@ use super::{
     ReadAt,
     archive::OFFICIAL_NAMES,
     index::{fnv, write_atomically},
-    open::RemoteOptions,
+    options::RemoteOptions,
     pattern,
 };
 use crate::{Error, Result};

@@ -26,7 +26,7 @@ use super::{
     Class, IMAGE_EXTENSIONS, LocalFile, ReadAt, Source, Split,
     index::{IndexCache, Table},
     names::Labels,
-    open::{Found, OpenOptions, OpenPart, Part},
+    options::{Found, OpenOptions, OpenPart, Part},
     packed::{Packed, sample_size},
     parallel,
     tar::{Member, Tar},

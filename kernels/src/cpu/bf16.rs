@@ -16,7 +16,6 @@
 use ::half::bf16;
 
 use super::{
-    amx,
     buffer_pool::Buffer,
     conv::{self, Product},
     disjoint::{DisjointSlice, part},
@@ -43,18 +42,18 @@ pub struct Packed {
     pub(super) taps: usize,
     /// The number of channels of the left operand.
     pub(super) k: usize,
-    /// At least `⌈k / 2⌉`; for [`amx`] whole tiles, padded with zeros.
+    /// At least `⌈k / 2⌉`; for [`super::amx`] whole tiles, padded with zeros.
     pub(super) pairs: usize,
     /// The number of channels of the result.
     pub(super) channels: usize,
 }
 
 impl Packed {
-    /// Rounds packed weights to the nearest bf16 values, ties to even.
-    pub fn new(weights: &conv::Packed) -> Self {
+    /// Rounds packed weights to the nearest bf16 values, ties to even. `whole_tiles` pads `k` to the tiles of AMX.
+    pub fn new(weights: &conv::Packed, whole_tiles: bool) -> Self {
         let [taps, k, channels] = weights.dims();
         let width = conv::panel_width();
-        let pairs = if amx::is_available() { k.next_multiple_of(32) / 2 } else { k.div_ceil(2) };
+        let pairs = if whole_tiles { k.next_multiple_of(32) / 2 } else { k.div_ceil(2) };
         let mut data = Buffer::zeros(channels.div_ceil(width) * taps * pairs * width);
         for (to, from) in data.chunks_exact_mut(pairs * width).zip(weights.data().chunks_exact(k * width)) {
             for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(2 * width)) {

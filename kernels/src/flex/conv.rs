@@ -105,7 +105,8 @@ pub fn forward(
     };
     let bf16 = flags.bf16 && shape.groups == 1 && bf16::is_available();
     let halves = |rows: usize| {
-        let make = || bf16::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows));
+        let make =
+            || bf16::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows), amx::is_available());
         if flags.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
     };
     let multiply = |product: Product<'_, ()>, group: usize, rows: usize, out: &mut [f32]| {
@@ -192,7 +193,7 @@ fn forward_by_tiles(
     let reads_rows = reads_rows(shape);
     let (taps, rows) =
         if reads_rows { (row_taps(shape), shape.kernel[0]) } else { (forward_taps(shape), shape.taps()) };
-    let make = || bf16::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows));
+    let make = || bf16::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows), amx::is_available());
     let weights = if flags.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
     let (x, padded) = if reads_rows {
         let x = widened(x);
@@ -246,7 +247,7 @@ pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]
             transposed: true,
             turned: false,
         };
-        bf16::Packed::new(&Packed::new(floats(weight), order))
+        bf16::Packed::new(&Packed::new(floats(weight), order), amx::is_available())
     };
     let weights = kept(weight, Form::Half { rows: 1 }, make);
     let taps = [Tap { down: 0, right: 0, index: 0 }];

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use runtime::exit::ExitCode;
 use train::{
-    lr_finder,
+    lr_finder, probe,
     recipe::{self, Overrides, Transfer},
     training::{self, Options, Prepared},
 };
@@ -22,7 +22,7 @@ pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    conclude(training::finetune(prepared, &options)?)
+    conclude(probe::finetune(prepared, &options)?)
 }
 
 /// The recipe with the command line's changes and then `more`; data, weights and images as it and the card say.
@@ -76,7 +76,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     of_probe.set("schedule.learning_rate", Some(1e-3));
     of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
     of_probe.set("transfer.weights", weights);
-    let probe = training::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
+    let probe = probe::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
     let head = probe.run.display().to_string();
 
     eprintln!("2 of 3: a search for the rate, from the probe's head");
@@ -99,7 +99,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     gradual.parse("transfer.layer_decay = 0.8")?;
     let mut prepared = prepare(args, &args.recipe, Some(&head), gradual, options)?;
     unfreeze_over_a_third(&mut prepared)?;
-    let tuned = training::finetune(prepared, options)?;
+    let tuned = probe::finetune(prepared, options)?;
 
     let comparison = options.artifacts.join(format!("{}-auto.html", tuned.info.name));
     report::compare(&[probe.run.clone(), tuned.run.clone()], &comparison)?;

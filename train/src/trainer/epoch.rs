@@ -5,16 +5,8 @@ use std::{sync::atomic::Ordering, time::Instant};
 use anyhow::Result;
 use burn_train::{EventProcessorTraining, LearnerEvent};
 
-use super::{Session, Trainer, step::AccumulatedStep};
+use super::{Session, Trainer, share::BatchShare, step::AccumulatedStep};
 use crate::progress::{Times, lap};
-
-/// What a rank has of a batch, or all ranks together.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct BatchShare {
-    /// What it counts in the mean: its images, or the sum of their classes' weights.
-    pub weight: f64,
-    pub images: f64,
-}
 
 /// What all ranks know alike, because one of them said it.
 #[derive(Debug, Clone, Copy, Default)]

@@ -15,6 +15,7 @@ pub mod flat;
 pub mod guard;
 pub mod learner;
 pub mod optimizer;
+mod share;
 pub mod slot;
 mod step;
 mod upload;
@@ -45,15 +46,8 @@ use runtime::{
 };
 
 use self::{
-    ema::Ema,
-    epoch::{Agreed, BatchShare},
-    guard::LossScale,
-    learner::Events,
-    optimizer::Optimizer,
-    slot::Slot,
-    step::SubmittedStep,
-    upload::Copies,
-    validate::Validation,
+    ema::Ema, epoch::Agreed, guard::LossScale, learner::Events, optimizer::Optimizer, share::BatchShare, slot::Slot,
+    step::SubmittedStep, upload::Copies, validate::Validation,
 };
 use crate::{
     checkpoint::{Checkpoint, Store},

@@ -13,12 +13,12 @@ use datasets::SampleRng;
 use super::{
     Readback, Session, Trainer,
     ema::Ema,
-    epoch::BatchShare,
     guard::{
         LossScale, StepCheck, StepResult, guard_running_statistics, next_loss_scale, running_statistics,
         set_running_statistics,
     },
     optimizer::Update,
+    share::BatchShare,
     upload::{FetchedBatch, FetchedPart},
 };
 use crate::{

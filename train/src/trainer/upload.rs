@@ -10,7 +10,7 @@ use anyhow::Result;
 use burn::data::dataloader::Progress;
 use datasets::{ImageBatch, loader::Batches};
 
-use super::{Trainer, epoch::BatchShare};
+use super::{Trainer, share::BatchShare};
 use crate::{
     progress::lap,
     replicas::{PartBatch, Replicas},

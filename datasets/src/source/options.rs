@@ -1,0 +1,195 @@
+//! Options of opening a data set, and what is found.
+
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
+
+use super::Source;
+use crate::Result;
+
+/// Which part of a data set to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Split {
+    /// The training split.
+    #[default]
+    Train,
+    /// The validation split.
+    Val,
+    /// Both splits, train first.
+    All,
+}
+
+impl Split {
+    /// `train`, `val` or `all`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Val => "val",
+            Split::All => "all",
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Split {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Split::Train, Split::Val, Split::All]
+            .into_iter()
+            .find(|split| split.name() == text)
+            .ok_or_else(|| format!("unknown split `{text}`; expected train, val or all"))
+    }
+}
+
+/// How a data set is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SourceKind {
+    /// The official archives of ImageNet, `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`.
+    Archive,
+    /// WebDataset shards.
+    WebDataset,
+    /// Parquet tables as the Hugging Face hub has them; needs the cargo feature `parquet`.
+    Parquet,
+    /// Class folders, with `train` and `val` above them or without.
+    Folder,
+    /// Kaggle's ImageNet: `ILSVRC/Data/CLS-LOC` with `LOC_val_solution.csv`.
+    Kaggle,
+    /// The handwritten digits that are built in.
+    Digits,
+    /// Images without labels: one file, a folder of files, a pattern.
+    Images,
+}
+
+impl SourceKind {
+    /// All kinds, in the order in which a path is tried.
+    pub const ALL: [SourceKind; 7] = [
+        SourceKind::Digits,
+        SourceKind::Archive,
+        SourceKind::WebDataset,
+        SourceKind::Parquet,
+        SourceKind::Kaggle,
+        SourceKind::Folder,
+        SourceKind::Images,
+    ];
+
+    /// Returns the name that `--source` accepts.
+    pub fn name(self) -> &'static str {
+        match self {
+            SourceKind::Archive => "archive",
+            SourceKind::WebDataset => "webdataset",
+            SourceKind::Parquet => "parquet",
+            SourceKind::Folder => "folder",
+            SourceKind::Kaggle => "kaggle",
+            SourceKind::Digits => "digits",
+            SourceKind::Images => "images",
+        }
+    }
+}
+
+impl fmt::Display for SourceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for SourceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        SourceKind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            let names: Vec<_> = SourceKind::ALL.iter().map(|kind| kind.name()).collect();
+            format!("unknown kind of source `{text}`; expected one of {}", names.join(", "))
+        })
+    }
+}
+
+/// Options of [`open`]. `OpenOptions::default()` opens the training split of any kind of data.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// The part to open.
+    pub split: Split,
+    /// The kind; by default it is detected.
+    pub kind: Option<SourceKind>,
+    /// The fraction of the training data that becomes the validation split if the data has none, drawn by class (see
+    /// [`Subset::split`]). `None`: such data has no validation split.
+    pub val_fraction: Option<f64>,
+    /// The seed of that draw.
+    pub seed: u64,
+    /// Classes without training images are noted instead of refused.
+    pub allow_empty_classes: bool,
+    /// Where indices of archives are kept; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
+    pub index_cache: Option<PathBuf>,
+    /// How files on servers are read; counts with the cargo feature `remote`.
+    pub remote: RemoteOptions,
+}
+
+/// How files on servers are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteOptions {
+    /// The number of retries of a failed request, with pauses of 0.1 s, 0.2 s, 0.4 s, … 20 s.
+    pub retries: u32,
+    /// A disk cache of fetched data; `None` caches nothing.
+    pub cache_folder: Option<PathBuf>,
+    /// The largest size of the disk cache in bytes.
+    pub cache_bytes: u64,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        Self { retries: 8, cache_folder: None, cache_bytes: 20_000_000_000 }
+    }
+}
+
+impl OpenOptions {
+    /// The options for one split, all else at its default.
+    pub fn split(split: Split) -> Self {
+        Self { split, ..Self::default() }
+    }
+}
+
+/// What [`open`] found.
+#[derive(Clone)]
+pub struct Opened {
+    /// The samples.
+    pub source: Arc<dyn Source>,
+    /// The kind of data.
+    pub kind: SourceKind,
+    /// The split that was opened.
+    pub split: Split,
+    /// Notes for the user, one sentence each: empty classes, skipped files.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("kind", &self.kind)
+            .field("split", &self.split)
+            .field("samples", &self.source.len())
+            .field("classes", &self.source.classes().len())
+            .field("notes", &self.notes)
+            .finish()
+    }
+}
+
+/// A source and notes about it.
+pub(super) struct Part {
+    pub source: Arc<dyn Source>,
+    pub notes: Vec<String>,
+}
+
+/// Opens a split lazily: the training archive is not indexed to read the validation images.
+pub(super) type OpenPart<'a> = Box<dyn FnOnce() -> Result<Part> + 'a>;
+
+/// What is found at a path, before a split is selected.
+pub(super) enum Found<'a> {
+    /// Data with splits, or at least one of them.
+    Divided { container: String, train: Option<OpenPart<'a>>, val: Option<OpenPart<'a>> },
+    /// Data without.
+    Whole(OpenPart<'a>),
+}
