@@ -12,7 +12,7 @@ use burn::{
 
 use crate::{
     FeatureInfo,
-    ops::{self, Then},
+    ops::{self, PostOps},
     pass::Pass,
 };
 
@@ -89,8 +89,8 @@ impl Layer {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Layer::Conv(conv) => ops::conv2d(conv, x),
-            Layer::BatchNorm(bn) => ops::then(x, Then { norm: Some(bn), ..Then::default() }),
-            Layer::Relu(_) => ops::then(x, Then { relu: true, ..Then::default() }),
+            Layer::BatchNorm(bn) => ops::post_ops(x, PostOps { norm: Some(bn), ..PostOps::default() }),
+            Layer::Relu(_) => ops::post_ops(x, PostOps { relu: true, ..PostOps::default() }),
             Layer::MaxPool(pool) => ops::max_pool2d(pool, x),
         }
     }
@@ -117,16 +117,16 @@ fn column_segment(layers: &[Layer], first: usize, mut x: Tensor<4>, pass: &mut P
         let mut last = index;
         x = match layer {
             Layer::Conv(conv) => {
-                let mut then = Then::default();
+                let mut post_ops = PostOps::default();
                 while !pass.observes(&name(last)) {
                     match layers.get(last + 1) {
-                        Some(Layer::BatchNorm(bn)) if !then.relu => then.norm = Some(bn),
-                        Some(Layer::Relu(_)) if !then.relu => then.relu = true,
+                        Some(Layer::BatchNorm(bn)) if !post_ops.relu => post_ops.norm = Some(bn),
+                        Some(Layer::Relu(_)) if !post_ops.relu => post_ops.relu = true,
                         _ => break,
                     }
                     last += 1;
                 }
-                ops::conv2d_then(conv, x, then)
+                ops::conv2d_with(conv, x, post_ops)
             }
             layer => layer.forward(x),
         };
@@ -291,7 +291,7 @@ impl ConvNorm {
     /// - x: `[n, c_in, h, w]`
     /// - output: `[n, c_out, h', w']`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        ops::conv2d_then(&self.conv, x, Then { norm: self.bn.as_ref(), residual: None, relu: true })
+        ops::conv2d_with(&self.conv, x, PostOps { norm: self.bn.as_ref(), residual: None, relu: true })
     }
 
     pub(crate) fn as_mut(&mut self) -> ConvNormMut<'_> {

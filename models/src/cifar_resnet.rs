@@ -19,11 +19,10 @@ use burn::{
 use crate::{
     FeatureInfo, ImageClassifier, NetworkConfig, Variant,
     blocks::{ConvNormMut, fresh_linear, padding},
-    nn::{conv_norm, fan_out},
+    nn::{conv_norm, fan_out, stem},
     ops,
     pass::Pass,
     registry::variants,
-    resnet::stem,
 };
 
 /// Configuration of [`CifarResNet`].

@@ -130,9 +130,9 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut ep
     y
 }
 
-/// What a convolution does before the next: normalises, adds a shortcut, takes the ReLU.
+/// Operations after a convolution, in this order: normalization, residual sum, ReLU.
 #[derive(Debug, Default)]
-pub(crate) struct Then<'a> {
+pub(crate) struct PostOps<'a> {
     pub norm: Option<&'a BatchNorm>,
     /// As the output.
     pub residual: Option<Tensor<4>>,
@@ -140,24 +140,24 @@ pub(crate) struct Then<'a> {
 }
 
 /// `relu(norm(conv(x)) + residual)`: `[n, c_in, h, w]` → `[n, c_out, h', w']`.
-pub(crate) fn conv2d_then(conv: &Conv2d, x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
+pub(crate) fn conv2d_with(conv: &Conv2d, x: Tensor<4>, ops: PostOps<'_>) -> Tensor<4> {
     let Some(padding) = pads(conv).filter(|_| is_fast(&x)) else {
-        return self::then(conv2d(conv, x), then);
+        return post_ops(conv2d(conv, x), ops);
     };
-    let Then { norm, residual, relu } = then;
+    let PostOps { norm, residual, relu } = ops;
     match norm {
         None => fast_conv2d(conv, padding, x, Epilogue { residual, relu, ..Epilogue::default() }),
         Some(norm) if !x.device().is_autodiff() => {
             let [scale, shift] = affine(norm, &x.device());
             fast_conv2d(conv, padding, x, Epilogue { scale: Some(scale), bias: Some(shift), residual, relu })
         }
-        norm => self::then(conv2d(conv, x), Then { norm, residual, relu }),
+        norm => post_ops(conv2d(conv, x), PostOps { norm, residual, relu }),
     }
 }
 
 /// `relu(norm(x) + residual)`: `[n, c, h, w]` → `[n, c, h, w]`.
-pub(crate) fn then(x: Tensor<4>, then: Then<'_>) -> Tensor<4> {
-    let Then { norm, residual, relu } = then;
+pub(crate) fn post_ops(x: Tensor<4>, ops: PostOps<'_>) -> Tensor<4> {
+    let PostOps { norm, residual, relu } = ops;
     if !is_fast(&x) {
         // Moved from step to step, so that backends may work in place.
         let x = match norm {

@@ -20,8 +20,8 @@ use burn::{
 use crate::{
     FeatureInfo, ImageClassifier, NetworkConfig, Variant,
     blocks::{ConvNormMut, fresh_linear, kaiming_fan_out, max_pool, padding},
-    nn::{conv_norm, fan_out},
-    ops::{self, Then},
+    nn::{conv_norm, fan_out, stem},
+    ops,
     pass::Pass,
     registry::variants,
 };
@@ -238,16 +238,6 @@ impl ImageClassifier for ResNet {
         layers.into_iter().flatten().for_each(|block| all.extend(block.conv_norms_mut()));
         all
     }
-}
-
-/// The stages `conv1`, `bn1` and `relu`: one step, unless the hook observes what lies between them.
-pub(crate) fn stem(conv: &Conv2d, norm: &Option<BatchNorm>, x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
-    if !pass.observes("conv1") && !pass.observes("bn1") {
-        return pass.stage("relu", conv_norm(conv, norm).relu().forward(x));
-    }
-    let x = pass.stage("conv1", ops::conv2d(conv, x));
-    let x = pass.stage("bn1", ops::then(x, Then { norm: norm.as_ref(), ..Then::default() }));
-    pass.stage("relu", ops::then(x, Then { relu: true, ..Then::default() }))
 }
 
 fn forward_blocks(name: &str, blocks: &[Block], x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {

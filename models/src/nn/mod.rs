@@ -7,6 +7,7 @@ use burn::{
     tensor::Tensor,
 };
 
+pub(crate) use conv_norm::stem;
 pub use conv_norm::{FusedConv, conv_norm};
 
 /// Pools the average of windows that cover the input, so that the output has the given height and width.
