@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod cache;
 mod dataset;
 pub mod decode;
 pub mod digits;
@@ -28,6 +29,7 @@ pub mod source;
 pub mod transforms;
 
 pub use batch::{ImageBatch, UploadedBatch};
+pub use cache::cache_folder;
 pub use dataset::{SourceDataset, SourceItem};
 pub use decode::{DecodeError, Limits, decode, probe};
 pub use digits::Digits;

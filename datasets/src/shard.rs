@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -215,7 +216,7 @@ fn fingerprint(source: &dyn Source, options: &ShardOptions) -> String {
         add(&source.key(index));
         add(&format!("{:?}", source.label(index)));
     }
-    hex(&hash.finalize())
+    HEXLOWER.encode(&hash.finalize())
 }
 
 /// Returns the shards of a manifest, if they belong to the same data and still exist.
@@ -360,12 +361,8 @@ impl<W: Write> TarWriter<W> {
     /// Writes the end of the archive. Returns the writer, the archive's length and its SHA-256.
     fn finish(mut self) -> io::Result<(W, u64, String)> {
         self.put(&[0; 1024])?;
-        Ok((self.out, self.position, hex(&self.hash.finalize())))
+        Ok((self.out, self.position, HEXLOWER.encode(&self.hash.finalize())))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The paths of a manifest's shards in the folder `out`.
@@ -415,7 +412,7 @@ mod tests {
         for shard in &manifest.shards {
             let bytes = fs::read(out.path().join(&shard.file)).unwrap();
             assert!(bytes.len() <= 12_000 && bytes.len() as u64 == shard.bytes);
-            assert_eq!(hex(&Sha256::digest(&bytes)), shard.sha256);
+            assert_eq!(HEXLOWER.encode(&Sha256::digest(&bytes)), shard.sha256);
         }
         let index_cache = Some(out.path().join("cache"));
         let options = OpenOptions { split: Split::Train, index_cache, ..Default::default() };

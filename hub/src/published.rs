@@ -256,11 +256,8 @@ impl Default for Hub {
 impl Hub {
     /// The user's cache folder, online, by the proxies that the environment names.
     pub fn new() -> Self {
-        // The XDG specification ignores relative paths.
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
         Self {
-            cache_dir: cache.map(|cache| cache.join("hearth").join("weights")),
+            cache_dir: datasets::cache_folder("weights"),
             offline: false,
             mirror: None,
             timeout: Duration::from_secs(30),

@@ -69,15 +69,7 @@ impl Page {
 
 /// Formats a count with thousands separators.
 pub(crate) fn thousands(count: usize) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    runtime::progress::thousands(count as u64)
 }
 
 /// Formats a count and its noun.

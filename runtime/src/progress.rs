@@ -348,6 +348,11 @@ pub fn human_duration(duration: Duration) -> String {
     }
 }
 
+/// Formats a count with thousands separators: `1,281,167`.
+pub fn thousands(count: u64) -> String {
+    indicatif::HumanCount(count).to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -387,6 +392,11 @@ mod tests {
             State { done, initial: 0, total, started, last_line: started, lines: VecDeque::new() },
             started + Duration::from_secs(seconds),
         )
+    }
+
+    #[test]
+    fn long_numbers_are_grouped() {
+        assert_eq!([0, 999, 1000, 25_557_032].map(thousands), ["0", "999", "1,000", "25,557,032"]);
     }
 
     #[test]

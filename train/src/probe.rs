@@ -281,7 +281,7 @@ fn features(
         hash.update(source.location(index).to_string().as_bytes());
     }
     let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let cache = cache_folder().map(|folder| folder.join(format!("{name}.features")));
+    let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));
     if let Some(path) = &cache {
         match read(path) {
             Ok(Some(features)) => return Ok(features),
@@ -312,13 +312,6 @@ fn features(
         log::warn!("{error:#}; the features will be computed again next time");
     }
     Ok(features)
-}
-
-/// `$XDG_CACHE_HOME/hearth/features` or `~/.cache/hearth/features`.
-fn cache_folder() -> Option<PathBuf> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("hearth").join("features"))
 }
 
 /// A file: a magic number, the width and the count, labels, indices, values, all little-endian, and their checksum.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use data_encoding::HEXLOWER;
 use datasets::{
     Error, Quarantine, Source, SourceKind, Split,
     decode::{self, ColorModel, Exif, Format, Limits},
@@ -291,7 +292,7 @@ fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec
         data: args.data.data().to_string(),
         kind: kind.to_string(),
         splits: examined.iter().map(split_report).collect(),
-        label_map: hex(&fingerprint.finalize()),
+        label_map: HEXLOWER.encode(&fingerprint.finalize()),
         findings,
         duplicates: exact.iter().map(|group| samples(group)).collect(),
         near_duplicates: near.iter().map(|group| samples(group)).collect(),
@@ -438,10 +439,6 @@ fn more(n: usize) -> &'static str {
 
 fn rest(n: usize) -> Option<String> {
     n.checked_sub(SHOWN).filter(|&rest| rest > 0).map(|rest| format!("  … and {rest} more (all with --format json)"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

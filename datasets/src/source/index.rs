@@ -5,7 +5,7 @@
 //! synced and renamed: if two processes index concurrently, each writes a complete file, and the later one is kept.
 
 use std::{
-    env, fs,
+    fs,
     io::{self, Write},
     path::{Path, PathBuf},
     process,
@@ -17,7 +17,7 @@ use super::{
     codec::{Decoder, Encoder},
     names::Names,
 };
-use crate::Result;
+use crate::{Result, cache::cache_folder};
 
 /// Changes whenever the layout of the file does.
 const MAGIC: &[u8; 8] = b"hearthi1";
@@ -87,7 +87,7 @@ pub(crate) struct IndexCache(Option<PathBuf>);
 impl IndexCache {
     /// The given folder, or `hearth/index` in the user's cache folder; without one, nothing is cached.
     pub(crate) fn new(folder: Option<&Path>) -> Self {
-        Self(folder.map(Path::to_owned).or_else(|| Some(user_cache()?.join("hearth").join("index"))))
+        Self(folder.map(Path::to_owned).or_else(|| cache_folder("index")))
     }
 
     /// Returns the table of `file` from the cache, or builds and caches it. `layout` distinguishes the tables that
@@ -115,12 +115,6 @@ impl IndexCache {
         }
         Ok(table)
     }
-}
-
-/// `$XDG_CACHE_HOME`, `~/.cache`, or on Windows `%LOCALAPPDATA%`.
-fn user_cache() -> Option<PathBuf> {
-    let folder = |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache"))).or_else(|| folder("LOCALAPPDATA"))
 }
 
 fn load(path: &Path, key: &str, length: u64) -> Option<Table> {

@@ -27,11 +27,11 @@ use runtime::{
     backend::{self, Selected},
     exit::ExitCode,
     files::write_atomic_bytes,
-    progress::{Output, Progress, Unit},
+    progress::{Output, Progress, Unit, thousands},
     world::World,
 };
 
-use super::{announce, grouped, open_weights, print_json, select};
+use super::{announce, open_weights, print_json, select};
 use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
 
 /// The largest number of classes printed; the worst are printed first.
@@ -203,7 +203,7 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
     let mut text = format!(
         "{} on {} {} images of {} ({}), {}\n",
         spec.architectures.join(" + "),
-        grouped(top1.of),
+        thousands(top1.of as u64),
         spec.split,
         spec.data,
         if summary.num_shards > 1 {
@@ -219,8 +219,8 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
             rate.percent,
             rate.low,
             rate.high,
-            grouped(rate.right),
-            grouped(rate.of)
+            thousands(rate.right as u64),
+            thousands(rate.of as u64)
         )
     };
     text += &rate("top-1", top1);

@@ -6,9 +6,14 @@ use anyhow::{Context, Result, bail, ensure};
 use hub::weights;
 use infer::onnx;
 use models::{Graph, ImageClassifier};
-use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
+use runtime::{
+    backend::BackendSpec,
+    exit::ExitCode,
+    files::write_atomic_bytes,
+    progress::{Output, thousands},
+};
 
-use super::{grouped, open_weights};
+use super::open_weights;
 use crate::cli::{ExportArgs, ExportFormat};
 
 pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
@@ -53,8 +58,8 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
     println!(
         "{}, {} parameters, {} bytes: {shown}",
         card.architecture,
-        grouped(network.num_parameters()),
-        grouped(bytes as usize)
+        thousands(network.num_parameters() as u64),
+        thousands(bytes)
     );
     Ok(ExitCode::Success)
 }

@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use models::{Architecture, ImageClassifier, NetworkConfig};
-use runtime::{backend::BackendSpec, exit::ExitCode};
+use runtime::{backend::BackendSpec, exit::ExitCode, progress::thousands};
 use serde::Serialize;
 
-use super::{grouped, print_json};
+use super::print_json;
 use crate::cli::{Format, ModelsArgs};
 
 #[derive(Debug, Serialize)]
@@ -86,7 +86,7 @@ fn text(list: &[Listed]) -> String {
         };
         let published: Vec<String> = published.iter().map(weights).collect();
         let published = if published.is_empty() { "-".to_string() } else { published.join(", ") };
-        text += &format!("{architecture:<18}{:>12}{size:>7}  {published}\n", grouped(*parameters));
+        text += &format!("{architecture:<18}{:>12}{size:>7}  {published}\n", thousands(*parameters as u64));
     }
     text
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use models::{Architecture, ImageClassifier, NetworkConfig};
-use runtime::{backend::BackendSpec, exit::ExitCode};
+use runtime::{backend::BackendSpec, exit::ExitCode, progress::thousands};
 use serde::Serialize;
 use train::scale::{Estimate, Figures, RATE_IMAGES, Resource};
 
@@ -38,9 +38,9 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
             global_batch <= figures.images,
             "{} images a step (--devices {devices} with --batch-per-device {}) are more than an epoch's {}: give fewer \
              --devices, a smaller --batch-per-device or more --images",
-            grouped(global_batch),
+            thousands(global_batch),
             figures.batch_size,
-            grouped(figures.images),
+            thousands(figures.images),
         );
     }
     let rows = args.devices.iter().map(|&devices| figures.estimate(devices)).collect();
@@ -113,12 +113,12 @@ impl Plan {
         let mut text = format!(
             "{}: {} parameters, {:.1} MB of gradients; a device trains {} images/s, {} a step; {} epochs of {} images\n",
             self.architecture,
-            grouped(figures.parameters),
+            thousands(figures.parameters),
             figures.gradient_bytes() / 1e6,
             short(figures.images_per_s),
             figures.batch_size,
             figures.epochs,
-            grouped(figures.images),
+            thousands(figures.images),
         );
         text += HEADER;
         for row in &self.rows {
@@ -149,7 +149,7 @@ impl Plan {
             format!(
                 "above {} images a step, here from {devices} devices on, SGD begins to lose accuracy: LAMB (--recipe imagenet-a3), \
                  or smaller batches",
-                grouped(LARGE_BATCH),
+                thousands(LARGE_BATCH),
             )
         }));
         lines
@@ -231,12 +231,6 @@ fn short(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
-    groups.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +258,5 @@ mod tests {
             [0.051, 9.99, 9.999, 25.6, 99.99, 634_339.3].map(short),
             ["0.05", "9.99", "10.0", "25.6", "100", "634339"]
         );
-
-        assert_eq!([0, 999, 1000, 25_557_032].map(grouped), ["0", "999", "1,000", "25,557,032"]);
     }
 }
