@@ -1,12 +1,6 @@
 //! Routes and handlers.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Router,
@@ -20,17 +14,13 @@ use axum::{
 use image::RgbImage;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
     Engine, Options,
-    admission::Permits,
-    batch::Queue,
     error::{self, ApiError},
-    metrics::Metrics,
-    middleware::{self, Rates},
-    page,
+    middleware, page,
     state::AppState,
     upload::{self, Uploads},
 };

@@ -24,12 +24,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use crate::{
-    Engine, Options,
-    admission::Permits,
-    batch,
-    metrics::Metrics,
-    middleware::{Peer, Rates},
-    routes,
+    Engine, Options, admission::Permits, batch, metrics::Metrics, middleware::Peer, rates::Rates, routes,
     state::AppState,
 };
 

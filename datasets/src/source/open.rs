@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name,
-    options::{Found, OpenOptions, Opened, Part, SourceKind, Split},
+    options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split},
     pattern,
     subset::Chain,
     webdataset::{self, WEBDATASET},

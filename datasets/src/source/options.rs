@@ -108,7 +108,7 @@ impl FromStr for SourceKind {
     }
 }
 
-/// Options of [`open`]. `OpenOptions::default()` opens the training split of any kind of data.
+/// Options of [`open`](crate::open). `OpenOptions::default()` opens the training split of any kind of data.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// The part to open.
@@ -116,7 +116,7 @@ pub struct OpenOptions {
     /// The kind; by default it is detected.
     pub kind: Option<SourceKind>,
     /// The fraction of the training data that becomes the validation split if the data has none, drawn by class (see
-    /// [`Subset::split`]). `None`: such data has no validation split.
+    /// [`Subset::split`](super::Subset::split)). `None`: such data has no validation split.
     pub val_fraction: Option<f64>,
     /// The seed of that draw.
     pub seed: u64,
@@ -152,7 +152,7 @@ impl OpenOptions {
     }
 }
 
-/// What [`open`] found.
+/// The data that [`open`](crate::open) found.
 #[derive(Clone)]
 pub struct Opened {
     /// The samples.

@@ -203,7 +203,7 @@ fn bf16_dot_products_equal_the_exact_sums() {
             x: Map { data: &x, size: [pixels, 1], pitch: inputs, offset: 0 },
             stride: [1, 1],
             taps: &[Tap { down: 0, right: 0, index: 0 }],
-            weights: &bf16::Packed::new(&Packed::new(&w, order), amx::is_available()),
+            weights: &bf16::Packed::new(&Packed::new(&w, order), super::amx::is_available()),
             lattice: Lattice::all([pixels, 1]),
             out_pitch: outputs,
             out_offset: 0,
