@@ -32,7 +32,7 @@ pub struct AlexNetConfig {
     /// The number of classes.
     #[config(default = 1000)]
     pub num_classes: usize,
-    /// The probability of dropping a unit before each of the two hidden linear maps.
+    /// The probability of dropping a unit before each of the two hidden linear layers.
     #[config(default = 0.5)]
     pub dropout: f64,
 }
@@ -48,7 +48,7 @@ variants! {
     AlexNet, alexnet = AlexNetConfig::new();
 }
 
-/// AlexNet: five convolutions, three linear maps. Input at least 63 × 63.
+/// AlexNet: five convolutions, three linear layers. Input at least 63 × 63.
 #[derive(Module, Debug)]
 pub struct AlexNet {
     /// Convolutions, ReLUs and poolings.

@@ -163,7 +163,7 @@ pub(crate) fn last_relu(layers: &[Layer]) -> String {
     format!("features.{}", last.unwrap_or_default())
 }
 
-/// The classifier of AlexNet and VGG: three linear maps with dropout and ReLU between them. The tuples' indices are
+/// The classifier of AlexNet and VGG: three linear layers with dropout and ReLU between them. The tuples' indices are
 /// torchvision's names (`classifier.0` to `classifier.6`).
 pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Dropout, second: &Linear) -> Tensor<2> {
     let x = relu(ops::linear(first, x));
@@ -171,7 +171,7 @@ pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Drop
 }
 
 /// The classifier of AlexNet and VGG at every place of a map `[n, c, h, w]` of at least `window × window`, its scores
-/// averaged: `[n, classes]`. The first linear map becomes a convolution of the window, the others of 1 × 1.
+/// averaged: `[n, classes]`. The first linear layer becomes a convolution of the window, the others of 1 × 1.
 pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, last]: [&Linear; 3]) -> Tensor<2> {
     let [n, channels, _, _] = map.dims();
     let weight = ops::value(&first.weight, map.dtype()).transpose();

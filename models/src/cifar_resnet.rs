@@ -85,7 +85,7 @@ impl CifarResNetConfig {
         self
     }
 
-    /// Weights drawn as the paper does: convolutions normal with variance 2/fan_in; the linear map PyTorch's default.
+    /// Weights drawn as the paper does: convolutions normal with variance 2/fan_in; the linear layer PyTorch's default.
     pub fn init(&self, device: &Device) -> CifarResNet {
         let layer = |[input, output]: [usize; 2], stride: usize| {
             (0..self.blocks)

@@ -373,7 +373,7 @@ pub struct Entry {
     pub key: String,
     /// Burn's path of it: `ResNet.layer1.0.Basic.bn1.gamma`.
     pub path: String,
-    /// The shape as PyTorch has it: a linear map is `[out, in]`.
+    /// The shape as PyTorch has it: a linear layer is `[out, in]`.
     pub shape: Vec<usize>,
     /// Whether this is a weight that Burn stores as `[in, out]`.
     pub is_linear: bool,
@@ -393,7 +393,7 @@ impl Entry {
 }
 
 /// Collects keys and shapes. Enum variants do not show in PyTorch's keys; norms call their parameters weight and bias;
-/// linear maps are transposed.
+/// linear layers are transposed.
 #[derive(Default)]
 struct Keys {
     path: Vec<(String, String)>,

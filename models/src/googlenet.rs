@@ -108,7 +108,7 @@ impl GoogLeNetConfig {
     }
 
     /// Weights drawn as torchvision does: normal with deviation 0.01 (its truncation at ±2 is 200 deviations away);
-    /// linear maps too, their biases PyTorch's default.
+    /// linear layers too, their biases PyTorch's default.
     pub fn init(&self, device: &Device) -> GoogLeNet {
         let inception = |i: usize| InceptionConfig::new(INCEPTION[i]).init(device);
         let aux = |channels| {
@@ -139,7 +139,7 @@ impl GoogLeNetConfig {
     }
 }
 
-/// A linear map with normal weights of deviation `std` and PyTorch's default biases.
+/// A linear layer with normal weights of deviation `std` and PyTorch's default biases.
 pub(crate) fn normal_linear(inputs: usize, outputs: usize, std: f64, device: &Device) -> Linear {
     let weight = Initializer::Normal { mean: 0.0, std }.init([inputs, outputs], device);
     Linear { weight, ..LinearConfig::new(inputs, outputs).init(device) }
@@ -331,7 +331,7 @@ impl InceptionAuxConfig {
     }
 }
 
-/// An auxiliary classifier: 1×1 convolution and two linear maps over a 4 × 4 map.
+/// An auxiliary classifier: 1×1 convolution and two linear layers over a 4 × 4 map.
 #[derive(Module, Debug)]
 pub struct InceptionAux {
     /// 1×1 to 128 channels.

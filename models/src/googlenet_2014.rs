@@ -84,7 +84,7 @@ impl GoogLeNet2014Config {
     }
 
     /// Weights drawn as BVLC's Caffe model does (the paper does not say): uniform ±√(3/fan_in); the biases of
-    /// convolutions and hidden linear maps 0.2, those of classifiers 0.
+    /// convolutions and hidden linear layers 0.2, those of classifiers 0.
     pub fn init(&self, device: &Device) -> GoogLeNet2014 {
         let conv = |channels, kernel| {
             ConvNormConfig::new(channels, kernel)

@@ -136,7 +136,7 @@ impl Graph {
         Recording::of(network, size).and_then(|recording| recording.graph(size)).map_err(Error::Graph)
     }
 
-    /// The multiply-adds of a node for one image; those of convolutions and linear maps count, as is the custom.
+    /// The multiply-adds of a node for one image; those of convolutions and linear layers count, as is the custom.
     pub fn multiply_adds(&self, node: &Node) -> u64 {
         let fan_in = match (&node.op, node.inputs.get(1).and_then(|weight| self.constants.get(weight))) {
             (Op::Conv2d { .. }, Some(weight)) => weight.shape[1..].iter().product(),
@@ -279,7 +279,7 @@ impl Recording {
 }
 
 impl Graph {
-    /// A product with a constant and the sum with another is one linear map.
+    /// A product with a constant and the sum with another is one linear layer.
     fn join_bias(&mut self) {
         let mut at = 0;
         while at + 1 < self.nodes.len() {

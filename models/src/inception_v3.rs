@@ -112,7 +112,7 @@ impl InceptionV3Config {
         self
     }
 
-    /// Weights drawn as torchvision does: normal with deviation 0.1, 0.001 in the auxiliary classifier's linear map
+    /// Weights drawn as torchvision does: normal with deviation 0.1, 0.001 in the auxiliary classifier's linear layer
     /// (truncated at ±2, which is 20 deviations away); biases PyTorch's default.
     pub fn init(&self, device: &Device) -> InceptionV3 {
         InceptionV3 {

@@ -62,7 +62,7 @@ variants! {
     WideResNet101, wide_resnet101_2 = ResNetConfig::new([3, 4, 23, 3], true).with_width_per_group(128);
 }
 
-/// ResNet: a stem, four layers of residual blocks, one linear map. Any input size.
+/// ResNet: a stem, four layers of residual blocks, one linear layer. Any input size.
 #[derive(Module, Debug)]
 #[allow(missing_docs)] // The fields are torchvision's module names, in order of the forward pass.
 pub struct ResNet {
@@ -81,7 +81,7 @@ impl ResNetConfig {
         self
     }
 
-    /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, the linear map PyTorch's default.
+    /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, the linear layer PyTorch's default.
     pub fn init(&self, device: &Device) -> ResNet {
         let expansion = if self.bottleneck { 4 } else { 1 };
         let mut channels = 64;

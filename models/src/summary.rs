@@ -26,7 +26,7 @@ pub struct Stage {
     pub output: Vec<usize>,
     /// The number of its parameters.
     pub parameters: usize,
-    /// The multiply-adds of its convolutions and linear maps for one image; those of auxiliary classifiers, which only
+    /// The multiply-adds of its convolutions and linear layers for one image; those of auxiliary classifiers, which only
     /// training runs, are not counted.
     pub multiply_adds: u64,
 }

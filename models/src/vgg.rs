@@ -32,7 +32,7 @@ const B: &[usize] = &[64, 64, M, 128, 128, M, 256, 256, M, 512, 512, M, 512, 512
 const D: &[usize] = &[64, 64, M, 128, 128, M, 256, 256, 256, M, 512, 512, 512, M, 512, 512, 512, M];
 const E: &[usize] = &[64, 64, M, 128, 128, M, 256, 256, 256, 256, M, 512, 512, 512, 512, M, 512, 512, 512, 512, M];
 
-/// The depth of the network: its convolutions and linear maps.
+/// The depth of the network: its convolutions and linear layers.
 #[derive(Config, Debug, Copy, PartialEq, Eq)]
 pub enum VggDepth {
     /// Configuration A.
@@ -66,7 +66,7 @@ pub struct VggConfig {
     /// The number of classes.
     #[config(default = 1000)]
     pub num_classes: usize,
-    /// The probability of dropping a unit after each of the two hidden linear maps.
+    /// The probability of dropping a unit after each of the two hidden linear layers.
     #[config(default = 0.5)]
     pub dropout: f64,
 }
@@ -93,7 +93,7 @@ variants! {
         last_map: "features.51", folded: Some(Architecture::Vgg19);
 }
 
-/// VGG: a column of 3 × 3 convolutions, three linear maps. Input at least 32 × 32.
+/// VGG: a column of 3 × 3 convolutions, three linear layers. Input at least 32 × 32.
 #[derive(Module, Debug)]
 pub struct Vgg {
     /// Convolutions, norms, ReLUs and poolings.
@@ -109,7 +109,7 @@ impl VggConfig {
         self
     }
 
-    /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, linear maps normal with deviation
+    /// Weights drawn as torchvision does: convolutions Kaiming-normal by fan-out, linear layers normal with deviation
     /// 0.01, biases zero.
     ///
     /// **NOTE** The paper drew all weights with deviation 0.1 and started deep networks from trained shallow ones.

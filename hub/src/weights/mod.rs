@@ -54,7 +54,7 @@ pub enum Strictness {
     /// Every tensor of the network, and no other.
     #[default]
     Exact,
-    /// As `Exact`, but the last linear map (of auxiliary classifiers too) keeps its fresh weights: for new classes.
+    /// As `Exact`, but the last linear layer (of auxiliary classifiers too) keeps its fresh weights: for new classes.
     FreshHead,
     /// What fits is loaded; the rest is reported and left as it is.
     Partial,
@@ -274,7 +274,7 @@ fn is_aux(key: &str, architecture: Architecture) -> bool {
     architecture.variant().aux.iter().any(|aux| aux.name == module)
 }
 
-/// A tensor of a last linear map: the network's or an auxiliary classifier's.
+/// A tensor of a last linear layer: the network's or an auxiliary classifier's.
 fn is_head(key: &str, architecture: Architecture) -> bool {
     let layer = key.rsplit_once('.').map_or(key, |(layer, _)| layer);
     let variant = architecture.variant();

@@ -233,7 +233,7 @@ fn map_values(x: &FlexTensor) -> amx::Values<'_> {
     if x.dtype() == DType::BF16 { amx::Values::Half(halves(x)) } else { amx::Values::Single(floats(x)) }
 }
 
-/// A linear map as a convolution of single pixels, both operands rounded to bf16; its weights are kept.
+/// A linear layer as a convolution of single pixels, both operands rounded to bf16; its weights are kept.
 pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]>, y: &mut [f32]) {
     let ([rows, inputs], [_, outputs]) = (x.layout().shape().dims(), weight.layout().shape().dims());
     let make = || {
