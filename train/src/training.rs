@@ -32,11 +32,10 @@ use crate::{
     journal::Journal,
     metric::{Kind as MetricKind, Mean},
     observer::{Observer, Silent, WarningsOnly},
+    parallel,
     progress::State,
-    ranks,
     recipe::Recipe,
     renderer::{NoFiles, renderer},
-    replicas::Plan,
     results,
     run::{self, RECIPE, RunFolder},
     schedule::Rates,
@@ -132,7 +131,7 @@ pub struct Prepared {
     pub(crate) start: Option<hub::Opened>,
     pub(crate) device: Device,
     /// All devices of this process, where they are several.
-    pub(crate) devices: Option<Plan>,
+    pub(crate) devices: Option<parallel::Plan>,
 }
 
 impl fmt::Debug for Prepared {
@@ -193,7 +192,7 @@ fn complete(recipe: Recipe, start: Option<hub::Opened>, device: Device, options:
             "ranks.sync_bn with data.bad_samples = \"skip\" could leave a process without images; use \"substitute\""
         );
     }
-    let devices = Plan::new(&options.devices, &device, &recipe, world())?;
+    let devices = parallel::Plan::new(&options.devices, &device, &recipe, world())?;
     let mut data = data::open(&recipe.data, recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
     Ok(Prepared { recipe, data, start, device, devices })
@@ -560,7 +559,7 @@ impl Parts {
         }
         if checkpoint.is_none() {
             // A record gives parameters the identity that the root's have; groups are built on it.
-            network = ranks::broadcast_network(world(), network)?;
+            network = parallel::broadcast_network(world(), network)?;
             rate_groups = recipe.transfer.as_ref().map_or(Vec::new(), |t| transfer::rate_groups(&network, t));
         }
         let mut ema = recipe.ema.as_ref().map(|ema| Ema::new(ema, &network, buffer));

@@ -11,7 +11,7 @@ use burn_train::{
 };
 
 use super::{End, Outcome, Session, Trainer, epoch::Agreed, slot::Slot, upload::Copies};
-use crate::{checkpoint::Store, classifier::Classifier, replicas::Replicas};
+use crate::{checkpoint::Store, classifier::Classifier, parallel};
 
 /// The strategy that Burn's `SupervisedTraining` runs. It runs once.
 pub struct Strategy {
@@ -46,7 +46,8 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
         let model = learner.model();
         // A copy of the model would keep its tensors from being changed in place.
         drop(learner);
-        let replicas = session.devices.as_ref().map(|plan| Replicas::start(plan, &model, &session.optimizer));
+        let Session { world, devices, device, optimizer, .. } = &session;
+        let parallel = parallel::start(world, devices.as_ref(), device, &model, optimizer);
         let mut run = Trainer {
             store: Store::new(&session.run),
             session,
@@ -58,7 +59,7 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
             read: Instant::now(),
             clock: Instant::now(),
             seconds: 0.0,
-            replicas,
+            parallel,
             events: components.event_processor,
             interrupter: components.interrupter,
             saved: Instant::now(),

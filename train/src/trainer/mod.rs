@@ -55,9 +55,9 @@ use crate::{
     data::Loaders,
     evaluation::Reading,
     journal::Journal,
+    parallel::{self, DataParallel},
     progress::{EpochRecord, State, Times, lap},
     recipe::{Dtype, Recipe},
-    replicas::{self, Replicas},
     results, transfer,
 };
 
@@ -69,7 +69,7 @@ pub struct Session {
     pub loaders: Loaders,
     pub device: Device,
     /// The devices of this process, where they are several.
-    pub devices: Option<replicas::Plan>,
+    pub devices: Option<parallel::Plan>,
     pub state: State,
     pub optimizer: Optimizer,
     /// The learning rates of the steps that follow.
@@ -168,7 +168,7 @@ struct Trainer {
     /// Since when time is not yet charged, and the seconds since the last step that was recorded.
     clock: Instant,
     seconds: f64,
-    replicas: Option<Replicas>,
+    parallel: Box<dyn DataParallel>,
     events: Events,
     interrupter: Interrupter,
     store: Store,
@@ -229,9 +229,7 @@ impl Trainer {
             let still = network.frozen_group(now);
             let group = network.frozen_group(before).exclude(still);
             self.model.update(|model| model.unfreeze(group.clone()));
-            if let Some(replicas) = &self.replicas {
-                replicas.unfreeze(&group)?;
-            }
+            self.parallel.unfreeze(&group)?;
         }
         Ok(())
     }
@@ -320,9 +318,7 @@ impl Trainer {
     /// Writes a checkpoint. Where that fails the run goes on: the last one is whole, and there will be another.
     fn checkpoint(&mut self) {
         let mut mark = Instant::now();
-        if let Err(error) = self.share_running_statistics() {
-            self.session.journal.warn(&format!("{error:#}"));
-        }
+        self.sync_running_statistics();
         if !self.session.world.is_root() {
             (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
             return;

@@ -19,13 +19,12 @@ use super::{
     },
     optimizer::Update,
     share::BatchShare,
-    upload::{FetchedBatch, FetchedPart},
+    upload::{FetchedBatch, FetchedShard},
 };
 use crate::{
-    classifier::Pass,
     evaluation::{BatchScalars, Reading},
+    parallel::Shard,
     progress::Times,
-    ranks, replicas,
 };
 
 /// Rows of `metrics.csv` per epoch, at most.
@@ -89,32 +88,22 @@ impl Trainer {
             return Ok(());
         }
         step.samples.extend(batch.samples);
-        let devices = batch.parts.len();
-        let mut parts = Vec::with_capacity(devices);
-        for (place, FetchedPart { batch: part, share: own }) in batch.parts.into_iter().enumerate() {
-            // Dropout's draws depend on the place in the data alone; each device has draws of its own.
-            let number = world.rank() * devices + place;
+        let devices = batch.shards.len();
+        let mut shards = Vec::with_capacity(devices);
+        for (index, FetchedShard { images, share: own }) in batch.shards.into_iter().enumerate() {
+            // Dropout's draws depend on the position in the data alone; each device has draws of its own.
+            let number = world.rank() * devices + index;
             let stream = STEP_STREAM | (number as u64) << 40 | batch.number as u64;
             let seed = SampleRng::new(self.session.recipe.seed, batch.epoch, stream).below(u64::MAX);
             let is_all = own.images == all.images;
-            let share = if is_all { 1.0 } else { own.weight / all.weight };
-            // So that the sum over parts is that of the whole batch's mean, whatever its images weigh.
-            let loss_factor = if is_all { 1.0 } else { share * all.images / own.images };
-            parts.push(replicas::Part { batch: part, share, loss_factor, seed });
+            let weight = if is_all { 1.0 } else { own.weight / all.weight };
+            // So that the sum over shards is that of the whole batch's mean, whatever its images weigh.
+            let loss_factor = if is_all { 1.0 } else { weight * all.images / own.images };
+            shards.push(Shard { images, weight, loss_factor, seed });
         }
         let scale = self.loss_scale.as_ref().map(LossScale::value);
-        let gradients = match &self.replicas {
-            Some(replicas) => {
-                let (gradients, scalars) = replicas.pass(&self.model, parts, scale)?;
-                step.passes.extend(scalars);
-                gradients
-            }
-            None => {
-                let Pass { gradients, scalars } = parts.remove(0).pass(&self.model, &self.session.device, scale);
-                step.passes.push(scalars);
-                gradients
-            }
-        };
+        let (gradients, scalars) = self.parallel.forward_backward(&self.model, shards, scale)?;
+        step.passes.extend(scalars);
         if self.session.recipe.accumulate == 1 {
             step.gradients = gradients;
         } else {
@@ -131,7 +120,7 @@ impl Trainer {
         let world = self.session.world;
         let device = self.session.device.clone().without_autodiff();
         let all = (!world.is_alone()).then(|| self.sum_readings(std::mem::take(&mut step.passes)));
-        let gradients = ranks::sum_gradients(world, &self.model, step.gradients, &device);
+        let gradients = self.parallel.all_reduce(&self.model, step.gradients);
         self.exchanged(|times| &mut times.all_reduce);
 
         let number = self.step() + 1;
@@ -147,17 +136,12 @@ impl Trainer {
             None => Some(check.update()),
         };
         if let Some(update) = update {
-            let Self { model, replicas, session, rates, .. } = self;
-            let main = || model.update(|model| session.optimizer.step(model, gradients, &update));
-            match replicas {
-                None => main(),
-                Some(replicas) => {
-                    replicas.step(rates, &update, main)?;
-                    // They are where they were last used.
-                    let statistics = running_statistics(model).to_device(&session.device, &**model);
-                    set_running_statistics(model, statistics);
-                }
-            }
+            let Self { model, parallel, session, rates, .. } = self;
+            let mut gradients = Some(gradients);
+            parallel.step(model, rates, &update, &mut |model| {
+                let Some(gradients) = gradients.take() else { return };
+                model.update(|model| session.optimizer.step(model, gradients, &update));
+            })?;
             let finite = result.is_none().then_some(&check.verdict.finite);
             if let Some(finite) = finite {
                 guard_running_statistics(model, step.statistics, finite);
@@ -167,9 +151,7 @@ impl Trainer {
             }
         } else {
             set_running_statistics(&self.model, step.statistics);
-            if let Some(replicas) = &self.replicas {
-                replicas.discard()?;
-            }
+            self.parallel.discard()?;
         }
         if let Some(scale) = &mut self.loss_scale {
             match (result, self.session.state.loss_scale) {

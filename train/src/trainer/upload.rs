@@ -11,10 +11,7 @@ use burn::data::dataloader::Progress;
 use datasets::{ImageBatch, loader::Batches};
 
 use super::{Trainer, share::BatchShare};
-use crate::{
-    progress::lap,
-    replicas::{PartBatch, Replicas},
-};
+use crate::{parallel::ShardImages, progress::lap};
 
 /// A batch that is ready for its pass.
 pub(super) struct FetchedBatch {
@@ -25,11 +22,11 @@ pub(super) struct FetchedBatch {
     /// That of the epoch, up to this batch.
     pub progress: Progress,
     /// One for each device; none where the batch has no image.
-    pub parts: Vec<FetchedPart>,
+    pub shards: Vec<FetchedShard>,
 }
 
-pub(super) struct FetchedPart {
-    pub batch: PartBatch,
+pub(super) struct FetchedShard {
+    pub images: ShardImages,
     pub share: BatchShare,
 }
 
@@ -78,24 +75,23 @@ impl Trainer {
         let share_of = |batch: &ImageBatch| BatchShare { weight: task.weight(batch), images: batch.mixed_len() as f64 };
         let (number, epoch, share) = (batch.number, batch.epoch, share_of(&batch));
         let samples = batch.indices[..batch.mixed_len()].to_vec();
-        let mut parts = Vec::new();
+        let mut shards = Vec::new();
         if !samples.is_empty() {
-            for batch in batch.split(self.replicas.as_ref().map_or(1, Replicas::len)) {
+            let devices = self.parallel.num_devices();
+            for batch in batch.split(devices) {
                 let share = share_of(&batch);
-                let batch = match &self.replicas {
-                    Some(_) => PartBatch::Host(batch),
-                    None => self.copy(batch)?,
-                };
-                parts.push(FetchedPart { batch, share });
+                // Several devices have threads, which upload side by side.
+                let images = if devices > 1 { ShardImages::Host(batch) } else { self.copy(batch)? };
+                shards.push(FetchedShard { images, share });
             }
         }
-        Ok(FetchedBatch { number, epoch, share, samples, progress, parts })
+        Ok(FetchedBatch { number, epoch, share, samples, progress, shards })
     }
 
-    fn copy(&mut self, batch: ImageBatch) -> Result<PartBatch> {
+    fn copy(&mut self, batch: ImageBatch) -> Result<ShardImages> {
         let device = &self.session.device;
         if !self.session.is_asynchronous {
-            return Ok(PartBatch::Device(Box::new(self.model.task.upload(batch, device))));
+            return Ok(ShardImages::Device(Box::new(self.model.task.upload(batch, device))));
         }
         let bytes = batch.images.len();
         let measured = std::mem::take(&mut self.copies.is_next_measured);
@@ -115,7 +111,7 @@ impl Trainer {
             self.copies.add(bytes);
         }
         self.charge(|times| &mut times.transfer);
-        Ok(PartBatch::Device(Box::new(batch)))
+        Ok(ShardImages::Device(Box::new(batch)))
     }
 }
 

@@ -1,20 +1,147 @@
-//! What the processes of a run say to each other: weights once, gradients each step, predictions each epoch.
+//! Several processes: the root's weights are broadcast once, gradients are summed in each step, predictions are gathered
+//! in each epoch.
 
-use std::cell::Cell;
+use std::{cell::RefCell, sync::Arc};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::{
-    module::{Module, ModuleVisitor, Param},
-    optim::GradientsParams,
+    module::{Module, ModuleVisitor, Param, ParamGroup},
+    optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
     store::ModuleRecord,
     tensor::{Bytes, Device, Tensor, TensorData},
 };
+use datasets::ImageBatch;
 use models::Network;
 use runtime::world::World;
 
-use crate::{classifier::Classifier, evaluation::Prediction};
+use super::{DataParallel, Shard};
+use crate::{
+    classifier::{Classifier, Task},
+    evaluation::{BatchScalars, Prediction},
+    recipe::DistBn,
+    trainer::{
+        guard::{running_statistics, set_running_statistics},
+        optimizer::Update,
+        slot::Slot,
+    },
+};
 
-/// The root's network, on every rank: weights, running statistics, and the parameters' identities.
+/// One of several processes, with its own devices.
+pub struct Mpi {
+    world: &'static World,
+    local: Box<dyn DataParallel>,
+    /// The first of the devices, without autodiff.
+    device: Device,
+    /// The message of the step before: fresh memory would cost as much as a copy.
+    message: RefCell<Vec<f32>>,
+}
+
+impl Mpi {
+    pub fn new(world: &'static World, local: Box<dyn DataParallel>, device: Device) -> Self {
+        Self { world, local, device: device.without_autodiff(), message: RefCell::default() }
+    }
+
+    /// Sums tensors of the parameters that `wanted` selects over all processes, times `factor`, in one message.
+    fn sum(
+        &self,
+        model: &Classifier,
+        wanted: fn(&str, bool) -> bool,
+        mut tensors: GradientsParams,
+        factor: f32,
+    ) -> GradientsParams {
+        let mut values = self.message.borrow_mut();
+        values.clear();
+        each(model, wanted, &mut Flatten { tensors: &mut tensors, values: &mut values });
+        self.world.sum_floats(&mut values);
+        let device = self.device.clone();
+        let mut unflatten = Unflatten { tensors: GradientsParams::new(), values: &values, factor, device };
+        each(model, wanted, &mut unflatten);
+        unflatten.tensors
+    }
+}
+
+impl DataParallel for Mpi {
+    fn num_devices(&self) -> usize {
+        self.local.num_devices()
+    }
+
+    fn forward_backward(
+        &self,
+        model: &Classifier,
+        shards: Vec<Shard>,
+        loss_scale: Option<&Tensor<1>>,
+    ) -> Result<(GradientsParams, Vec<BatchScalars>)> {
+        self.local.forward_backward(model, shards, loss_scale)
+    }
+
+    fn all_reduce(&self, model: &Classifier, gradients: GradientsParams) -> GradientsParams {
+        let gradients = self.local.all_reduce(model, gradients);
+        self.sum(model, |_, requires_grad| requires_grad, gradients, 1.0)
+    }
+
+    fn step(
+        &self,
+        model: &mut Slot<Classifier>,
+        rates: &ModuleLearningRate,
+        update: &Update,
+        main: &mut dyn FnMut(&mut Slot<Classifier>),
+    ) -> Result<()> {
+        self.local.step(model, rates, update, main)
+    }
+
+    fn discard(&self) -> Result<()> {
+        self.local.discard()
+    }
+
+    fn unfreeze(&self, group: &ParamGroup) -> Result<()> {
+        self.local.unfreeze(group)
+    }
+
+    fn sync_running_statistics(&self, model: &Classifier, how: DistBn) {
+        let own = running_statistics(model);
+        let (own, factor) = match how {
+            DistBn::None => return,
+            DistBn::Reduce => (own, 1.0 / self.world.size() as f32),
+            DistBn::Broadcast if self.world.is_root() => (own, 1.0),
+            // The sum is then the root's alone.
+            DistBn::Broadcast => (GradientsParams::new(), 1.0),
+        };
+        set_running_statistics(model, self.sum(model, |module, _| is_statistic(module), own, factor));
+    }
+
+    fn check_weights(&self, model: &Classifier) -> Result<()> {
+        let all = self.world.gather(fingerprint(model).to_le_bytes().to_vec());
+        ensure!(
+            all.iter().all(|sum| *sum == all[0]),
+            "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
+        );
+        self.local.check_weights(model)
+    }
+
+    fn copies(&self, network: Network) -> Vec<Network> {
+        self.local.copies(network)
+    }
+
+    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
+        self.local.predict(copies, task, batches)
+    }
+
+    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
+        let own = self.local.gather(own)?;
+        let bytes: Vec<u8> = own.iter().flat_map(to_bytes).collect();
+        let mut all = Vec::new();
+        for bytes in self.world.gather(bytes) {
+            let mut bytes = &bytes[..];
+            while !bytes.is_empty() {
+                all.push(from_bytes(&mut bytes).context("a process sent predictions that cannot be read")?);
+            }
+        }
+        all.sort_by_key(|prediction| prediction.index);
+        Ok(all)
+    }
+}
+
+/// Returns the root's network, on every rank: weights, running statistics, and the parameters' identities.
 pub fn broadcast_network(world: &World, network: Network) -> Result<Network> {
     if world.is_alone() {
         return Ok(network);
@@ -55,7 +182,7 @@ fn each(model: &Classifier, wanted: fn(&str, bool) -> bool, visit: &mut impl Vis
 /// Tensors one after another, each with a flag that says whether it is there: one message.
 struct Flatten<'a> {
     tensors: &'a mut GradientsParams,
-    values: Vec<f32>,
+    values: &'a mut Vec<f32>,
 }
 
 impl Visit for Flatten<'_> {
@@ -104,72 +231,12 @@ impl Visit for Unflatten<'_> {
     }
 }
 
-/// Sums tensors of parameters over all ranks, times `factor`, in one flat message.
-fn sum(
-    world: &World,
-    model: &Classifier,
-    wanted: fn(&str, bool) -> bool,
-    mut tensors: GradientsParams,
-    factor: f32,
-    device: &Device,
-) -> GradientsParams {
-    // The message of the step before: fresh memory would cost as much as a copy.
-    thread_local! {
-        static MESSAGE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-    }
-    let mut values = MESSAGE.take();
-    values.clear();
-    let mut flat = Flatten { tensors: &mut tensors, values };
-    each(model, wanted, &mut flat);
-    let mut values = flat.values;
-    world.sum_floats(&mut values);
-    let device = device.clone().without_autodiff();
-    let mut unflatten = Unflatten { tensors: GradientsParams::new(), values: &values, factor, device };
-    each(model, wanted, &mut unflatten);
-    let tensors = unflatten.tensors;
-    MESSAGE.set(values);
-    tensors
+/// Whether a module of this name holds a running statistic of batch normalization.
+fn is_statistic(module: &str) -> bool {
+    module.starts_with("running_")
 }
 
-/// The sum of all ranks' gradients.
-pub fn sum_gradients(
-    world: &World,
-    model: &Classifier,
-    gradients: GradientsParams,
-    device: &Device,
-) -> GradientsParams {
-    if world.is_alone() {
-        return gradients;
-    }
-    sum(world, model, |_, requires_grad| requires_grad, gradients, 1.0, device)
-}
-
-/// The mean of all ranks' running statistics.
-pub fn mean_statistics(
-    world: &World,
-    model: &Classifier,
-    statistics: GradientsParams,
-    device: &Device,
-) -> GradientsParams {
-    let factor = 1.0 / world.size() as f32;
-    sum(world, model, |module, _| module.starts_with("running_"), statistics, factor, device)
-}
-
-/// The root's running statistics.
-pub fn root_statistics(
-    world: &World,
-    model: &Classifier,
-    mut statistics: GradientsParams,
-    device: &Device,
-) -> GradientsParams {
-    if !world.is_root() {
-        // Others have nothing to add.
-        statistics = GradientsParams::new();
-    }
-    sum(world, model, |module, _| module.starts_with("running_"), statistics, 1.0, device)
-}
-
-/// A fingerprint of a network's weights, without running statistics.
+/// Returns a fingerprint of a network's weights, without running statistics.
 pub fn fingerprint(model: &Classifier) -> u32 {
     struct Sum(u32);
     impl Visit for Sum {
@@ -181,34 +248,8 @@ pub fn fingerprint(model: &Classifier) -> u32 {
         }
     }
     let mut own = Sum(0);
-    each(model, |module, _| !module.starts_with("running_"), &mut own);
+    each(model, |module, _| !is_statistic(module), &mut own);
     own.0
-}
-
-/// Whether the weights are the same on every rank, or something went wrong.
-pub fn weights_agree(world: &World, model: &Classifier) -> bool {
-    if world.is_alone() {
-        return true;
-    }
-    let all = world.gather(fingerprint(model).to_le_bytes().to_vec());
-    all.iter().all(|sum| *sum == all[0])
-}
-
-/// All ranks' predictions, in the order of images, on every rank.
-pub fn gather_predictions(world: &World, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
-    if world.is_alone() {
-        return Ok(own);
-    }
-    let bytes: Vec<u8> = own.iter().flat_map(to_bytes).collect();
-    let mut all = Vec::new();
-    for bytes in world.gather(bytes) {
-        let mut bytes = &bytes[..];
-        while !bytes.is_empty() {
-            all.push(from_bytes(&mut bytes).context("a process sent predictions that cannot be read")?);
-        }
-    }
-    all.sort_by_key(|prediction| prediction.index);
-    Ok(all)
 }
 
 fn to_bytes(prediction: &Prediction) -> Vec<u8> {
@@ -247,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn predictions_come_back_as_they_went() {
+    fn predictions_survive_the_message() {
         let prediction =
             |index, top: &[(u32, f32)]| Prediction { index, label: 3, loss: f32::NAN, p_label: 0.1, top: top.to_vec() };
         let sent = [prediction(7, &[(3, 0.5), (1, 0.25)]), prediction(1 << 40, &[])];

@@ -1,15 +1,17 @@
-//! Several devices in one process: each has a thread that takes a part of every batch.
+//! Several devices in one process: each has a thread that computes a shard of every batch.
 //!
-//! These are Burn's two strategies, step by step in our own loop, which has checkpoints within an epoch, an average of
-//! the weights and a guard against what is not finite:
-//! - [`Together::Collectives`]: Burn's distributed data parallel. Each device has a replica of the network and of the
+//! These are Burn's two strategies, step by step in our own loop, which has checkpoints within an epoch, an EMA of the
+//! weights and a guard against values that are not finite:
+//! - [`GradientSync::Collectives`]: Burn's distributed data parallel. Each device has a replica of the network and of the
 //!   optimizer; the backend sums gradients over the devices while they are computed, and each makes the same step.
-//! - [`Together::MainDevice`]: Burn's multi-device strategy. The network of the first device is copied to the others for
-//!   each batch; gradients are summed on the first, which makes the step.
+//! - [`GradientSync::MainDevice`]: Burn's multi-device strategy. The network of the first device is copied to the others
+//!   for each batch; gradients are summed on the first, which makes the step.
 //!
-//! Either way BatchNorm's statistics in training are those of a device's part, and the running ones the mean of all.
+//! Either way batch normalization uses the statistics of a device's shard in training, and the running statistics are
+//! the mean of all.
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -31,20 +33,21 @@ use datasets::{BadSamples, ImageBatch};
 use models::Network;
 use runtime::{backend::BackendSpec, world::World};
 
+use super::{DataParallel, Shard, ShardImages, mpi};
 use crate::{
-    classifier::{self, Classifier, Pass, Task, TrainingBatch},
+    classifier::{self, Classifier, Pass, Task},
     evaluation::{BatchScalars, Prediction},
-    ranks,
-    recipe::Recipe,
+    recipe::{DistBn, Recipe},
     trainer::{
+        guard::{running_statistics, set_running_statistics},
         optimizer::{Optimizer, Update},
         slot::Slot,
     },
 };
 
-/// How the devices of a process come to the same step.
+/// How gradients are summed over the devices of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Together {
+enum GradientSync {
     /// The backend sums gradients during the backward pass.
     Collectives,
     /// Gradients are summed on the first device.
@@ -54,7 +57,7 @@ pub enum Together {
 /// The devices of this process, where they are several.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    together: Together,
+    sync: GradientSync,
     names: Vec<BackendSpec>,
     devices: Vec<Device>,
 }
@@ -66,26 +69,26 @@ impl Plan {
             return Ok(None);
         }
         let collectives = world.is_alone() && names.iter().all(BackendSpec::has_collectives);
-        let together = together(names, recipe, world.size(), collectives)?;
+        let sync = gradient_sync(names, recipe, world.size(), collectives)?;
         let mut devices = vec![first.clone()];
         for name in &names[1..] {
             devices.push(name.device()?);
         }
-        Ok(Some(Self { together, names: names.to_vec(), devices }))
+        Ok(Some(Self { sync, names: names.to_vec(), devices }))
     }
 
     /// How they train together, for people.
     pub fn how(&self) -> &'static str {
-        match self.together {
-            Together::Collectives => "a replica on each, gradients summed by the backend's collectives",
-            Together::MainDevice => "the network copied to each, gradients summed on the first",
+        match self.sync {
+            GradientSync::Collectives => "a replica on each, gradients summed by the backend's collectives",
+            GradientSync::MainDevice => "the network copied to each, gradients summed on the first",
         }
     }
 }
 
 /// Which strategy so many processes with these devices each have. `collectives` are those between the devices of one
 /// process; between processes the sum is taken after a backward pass, on the first device.
-fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collectives: bool) -> Result<Together> {
+fn gradient_sync(names: &[BackendSpec], recipe: &Recipe, processes: usize, collectives: bool) -> Result<GradientSync> {
     let first = names[0];
     if let Some(other) = names.iter().find(|name| name.backend() != first.backend()) {
         bail!("the devices {first} and {other} are of two backends: the devices of one process are of one backend");
@@ -104,51 +107,18 @@ fn together(names: &[BackendSpec], recipe: &Recipe, processes: usize, collective
     );
     // The backend sums gradients within one backward pass, and gradient checkpointing has many.
     if !collectives || recipe.network.gradient_checkpointing {
-        return Ok(Together::MainDevice);
+        return Ok(GradientSync::MainDevice);
     }
     ensure!(
         recipe.data.bad_samples != BadSamples::Skip,
         "data.bad_samples = \"skip\" could leave a device without images, for which the others would wait: use substitute"
     );
-    Ok(Together::Collectives)
+    Ok(GradientSync::Collectives)
 }
 
-/// Where a part of a batch is.
-pub enum PartBatch {
-    /// On the host: the thread of a device uploads its own.
-    Host(ImageBatch),
-    /// On the device that is to pass it.
-    Device(Box<TrainingBatch>),
-}
-
-/// What one device has of a batch.
-pub struct Part {
-    pub batch: PartBatch,
-    /// Of the gradient of the whole batch.
-    pub share: f64,
-    /// What the loss is to be multiplied by, so that the sum over parts is the whole batch's.
-    pub loss_factor: f64,
-    /// For dropout.
-    pub seed: u64,
-}
-
-impl Part {
-    /// A forward and a backward pass on the network's device.
-    pub fn pass(self, model: &Classifier, device: &Device, loss_scale: Option<&Tensor<1>>) -> Pass {
-        device.seed(self.seed);
-        let batch = match self.batch {
-            PartBatch::Host(batch) => model.task.upload(batch, device),
-            PartBatch::Device(batch) => *batch,
-        };
-        let mut pass = model.pass(batch, self.share as f32, loss_scale);
-        pass.scalars.loss_factor = self.loss_factor;
-        pass
-    }
-}
-
-/// The devices at work.
-pub struct Replicas {
-    together: Together,
+/// Several devices of one process.
+pub struct MultiDevice {
+    sync: GradientSync,
     names: Vec<BackendSpec>,
     devices: Vec<Device>,
     workers: Vec<Sender<Request>>,
@@ -178,7 +148,7 @@ enum Request {
 /// A forward and a backward pass of a network; of the worker's own replica where none comes along.
 struct PassRequest {
     model: Option<Classifier>,
-    part: Part,
+    shard: Shard,
     loss_scale: Option<Tensor<1>>,
 }
 
@@ -190,11 +160,11 @@ enum Answer {
     Predicted(Vec<Prediction>),
 }
 
-impl Replicas {
+impl MultiDevice {
     /// Starts a thread for each device. The model and the optimizer are those of the first.
     pub fn start(plan: &Plan, model: &Classifier, optimizer: &Optimizer) -> Self {
         let devices: Vec<Device> = plan.devices.iter().map(|device| device.clone().autodiff()).collect();
-        let context = (plan.together == Together::Collectives).then(|| {
+        let context = (plan.sync == GradientSync::Collectives).then(|| {
             let sum = DistributedConfig { all_reduce_op: ReduceOperation::Sum };
             DistributedContext::init(devices.clone(), sum)
         });
@@ -208,59 +178,83 @@ impl Replicas {
         model: &Classifier,
         optimizer: &Optimizer,
     ) -> Self {
-        let has_replicas = plan.together == Together::Collectives;
+        let has_replicas = plan.sync == GradientSync::Collectives;
         let sums = context.is_some();
         let (answer, answers) = channel();
-        let worker = |(place, device): (usize, Device)| {
+        let worker = |(index, device): (usize, Device)| {
             let (request, requests) = channel();
-            let replica = (has_replicas && place > 0).then(|| (model.clone(), optimizer.clone()));
+            let replica = (has_replicas && index > 0).then(|| (model.clone(), optimizer.clone()));
             let answer = answer.clone();
-            thread::spawn(move || work(place, &device, replica, sums, &requests, &answer));
+            thread::spawn(move || work(index, &device, replica, sums, &requests, &answer));
             request
         };
         let workers = devices.iter().cloned().enumerate().map(worker).collect();
-        Self { together: plan.together, names: plan.names.clone(), devices, workers, answers, context }
+        Self { sync: plan.sync, names: plan.names.clone(), devices, workers, answers, context }
     }
 
-    /// The devices after the first that have a replica.
-    fn others(&self) -> std::ops::Range<usize> {
-        1..if self.together == Together::Collectives { self.len() } else { 1 }
+    /// The indices of the devices after the first that have a replica.
+    fn replicas(&self) -> Range<usize> {
+        1..if self.sync == GradientSync::Collectives { self.workers.len() } else { 1 }
     }
 
-    pub fn len(&self) -> usize {
+    /// Sends a request to every replica, and waits for the answers, which are in the order of devices.
+    fn ask_replicas(&self, request: impl Fn() -> Request) -> Result<Vec<Answer>> {
+        for index in self.replicas() {
+            self.ask(index, request())?;
+        }
+        self.answers(self.replicas().len())
+    }
+
+    fn ask(&self, index: usize, request: Request) -> Result<()> {
+        let sent = self.workers[index].send(request);
+        sent.map_err(|_| anyhow!("the thread of {} has ended", self.names[index]))
+    }
+
+    /// So many answers, in the order of devices. The first that fails is not waited past: others may wait for it.
+    fn answers(&self, count: usize) -> Result<Vec<Answer>> {
+        let mut answers = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (index, answer) = self.answers.recv().context("the threads of all devices have ended")?;
+            answers.push((index, answer.map_err(|error| anyhow!("{} failed: {error}", self.names[index]))?));
+        }
+        answers.sort_by_key(|(index, _)| *index);
+        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    }
+}
+
+impl DataParallel for MultiDevice {
+    fn num_devices(&self) -> usize {
         self.workers.len()
     }
 
-    /// Forward and backward passes of the parts of a batch, one for each device. Gradients are those of the batch, on the
-    /// first device.
-    pub fn pass(
+    fn forward_backward(
         &self,
         model: &Classifier,
-        parts: Vec<Part>,
+        shards: Vec<Shard>,
         loss_scale: Option<&Tensor<1>>,
     ) -> Result<(GradientsParams, Vec<BatchScalars>)> {
         let model = &marked(model, self.context.is_some());
         let mut asked = 0;
-        for (place, part) in parts.into_iter().enumerate() {
-            if let PartBatch::Host(batch) = &part.batch
+        for (index, shard) in shards.into_iter().enumerate() {
+            if let ShardImages::Host(batch) = &shard.images
                 && batch.mixed_len() == 0
             {
                 ensure!(
-                    self.together == Together::MainDevice,
+                    self.sync == GradientSync::MainDevice,
                     "batch {} has no image for {}, and the devices wait for each other: choose another batch_size",
                     batch.number,
-                    self.names[place]
+                    self.names[index]
                 );
                 continue;
             }
-            let model = match (self.together, place) {
+            let model = match (self.sync, index) {
                 // Its own leaves even on the same device: the passes run side by side.
-                (Together::MainDevice, _) => Some(model.clone().fork(&self.devices[place])),
-                (Together::Collectives, 0) => Some(model.clone()),
-                (Together::Collectives, _) => None,
+                (GradientSync::MainDevice, _) => Some(model.clone().fork(&self.devices[index])),
+                (GradientSync::Collectives, 0) => Some(model.clone()),
+                (GradientSync::Collectives, _) => None,
             };
-            let loss_scale = loss_scale.map(|scale| scale.clone().to_device(&inner(&self.devices[place])));
-            self.ask(place, Request::Pass(Box::new(PassRequest { model, part, loss_scale })))?;
+            let loss_scale = loss_scale.map(|scale| scale.clone().to_device(&inner(&self.devices[index])));
+            self.ask(index, Request::Pass(Box::new(PassRequest { model, shard, loss_scale })))?;
             asked += 1;
         }
         let mut scalars = Vec::new();
@@ -276,94 +270,77 @@ impl Replicas {
         Ok((sum.grads(), scalars))
     }
 
-    /// The step that the first device makes by `main`, on all that have a replica.
-    pub fn step(&self, rates: &ModuleLearningRate, update: &Update, main: impl FnOnce()) -> Result<()> {
-        for place in self.others() {
-            let update = update.to_device(&inner(&self.devices[place]));
-            self.ask(place, Request::Step { rates: rates.clone(), update })?;
+    fn all_reduce(&self, _model: &Classifier, gradients: GradientsParams) -> GradientsParams {
+        gradients
+    }
+
+    fn step(
+        &self,
+        model: &mut Slot<Classifier>,
+        rates: &ModuleLearningRate,
+        update: &Update,
+        main: &mut dyn FnMut(&mut Slot<Classifier>),
+    ) -> Result<()> {
+        for index in self.replicas() {
+            let update = update.to_device(&inner(&self.devices[index]));
+            self.ask(index, Request::Step { rates: rates.clone(), update })?;
         }
-        main();
-        self.answers(self.others().len())?;
+        main(model);
+        self.answers(self.replicas().len())?;
+        // They are on the device that used them last.
+        let statistics = running_statistics(model).to_device(&self.devices[0], &**model);
+        set_running_statistics(model, statistics);
         Ok(())
     }
 
-    /// Drops the gradients that replicas keep.
-    pub fn discard(&self) -> Result<()> {
-        for place in self.others() {
-            self.ask(place, Request::Discard)?;
-        }
-        self.answers(self.others().len())?;
+    fn discard(&self) -> Result<()> {
+        self.ask_replicas(|| Request::Discard)?;
         Ok(())
     }
 
-    /// Trains the group's parameters from now on, as the first device does.
-    pub fn unfreeze(&self, group: &ParamGroup) -> Result<()> {
-        for place in self.others() {
-            self.ask(place, Request::Unfreeze(group.clone()))?;
-        }
-        self.answers(self.others().len())?;
+    fn unfreeze(&self, group: &ParamGroup) -> Result<()> {
+        self.ask_replicas(|| Request::Unfreeze(group.clone()))?;
         Ok(())
     }
 
-    /// # Errors
-    /// Where a replica's weights are not the same as the first device's any more.
-    pub fn check_weights(&self, model: &Classifier) -> Result<()> {
-        for place in self.others() {
-            self.ask(place, Request::Fingerprint)?;
-        }
-        let own = ranks::fingerprint(model);
-        for (place, answer) in self.others().zip(self.answers(self.others().len())?) {
+    fn sync_running_statistics(&self, _model: &Classifier, _how: DistBn) {}
+
+    fn check_weights(&self, model: &Classifier) -> Result<()> {
+        let answers = self.ask_replicas(|| Request::Fingerprint)?;
+        let own = mpi::fingerprint(model);
+        for (index, answer) in self.replicas().zip(answers) {
             ensure!(
                 matches!(answer, Answer::Fingerprint(other) if other == own),
                 "the weights of {} and {} are not the same any more: a device computes wrongly, or Hearth has a defect",
                 self.names[0],
-                self.names[place]
+                self.names[index]
             );
         }
         Ok(())
     }
 
-    /// Copies of a network for [`predict`](Self::predict), one on each device.
-    pub fn copies(&self, network: &Network) -> Vec<Network> {
+    fn copies(&self, network: Network) -> Vec<Network> {
         // Clones would share their running statistics, on one device.
-        self.devices.iter().map(|device| network.valid().fork(&device.clone().without_autodiff())).collect()
+        self.devices.iter().map(|device| network.valid().fork(&inner(device))).collect()
     }
 
-    /// What the copies of a network say of a batch each.
-    pub fn predict(
-        &self,
-        copies: &[Network],
-        task: &Arc<Task>,
-        batches: &[ImageBatch],
-    ) -> Result<Vec<Vec<Prediction>>> {
-        for (place, (network, batch)) in copies.iter().zip(batches).enumerate() {
+    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
+        for (index, (network, batch)) in copies.iter().zip(batches).enumerate() {
             let (network, task, batch) = (Box::new(network.clone()), task.clone(), batch.clone());
-            self.ask(place, Request::Predict { network, task, batch })?;
+            self.ask(index, Request::Predict { network, task, batch })?;
         }
         let answers = self.answers(batches.len())?.into_iter();
         Ok(answers.filter_map(|answer| if let Answer::Predicted(own) = answer { Some(own) } else { None }).collect())
     }
 
-    fn ask(&self, place: usize, request: Request) -> Result<()> {
-        let sent = self.workers[place].send(request);
-        sent.map_err(|_| anyhow!("the thread of {} has ended", self.names[place]))
-    }
-
-    /// So many answers, in the order of devices. The first that fails is not waited past: others may wait for it.
-    fn answers(&self, count: usize) -> Result<Vec<Answer>> {
-        let mut answers = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (place, answer) = self.answers.recv().context("the threads of all devices have ended")?;
-            answers.push((place, answer.map_err(|error| anyhow!("{} failed: {error}", self.names[place]))?));
-        }
-        answers.sort_by_key(|(place, _)| *place);
-        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
+        Ok(own)
     }
 }
 
 /// A device's thread. Where the backend `sums` gradients, its replica takes part in that.
 fn work(
-    place: usize,
+    index: usize,
     device: &Device,
     replica: Option<(Classifier, Optimizer)>,
     sums: bool,
@@ -378,7 +355,7 @@ fn work(
     });
     for request in requests {
         let answer = catch_unwind(AssertUnwindSafe(|| answer(device, replica.as_mut(), request)));
-        if answers.send((place, answer.map_err(|panic| message(&*panic)))).is_err() {
+        if answers.send((index, answer.map_err(|panic| message(&*panic)))).is_err() {
             break;
         }
     }
@@ -415,9 +392,9 @@ fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> A
             return Answer::Predicted(classifier::predict(&network, &task, &batch, &inner(device)));
         }
         Request::Pass(request) if request.model.is_some() => {
-            let PassRequest { model, part, loss_scale } = *request;
+            let PassRequest { model, shard, loss_scale } = *request;
             let model = model.expect("it was looked at");
-            let Pass { gradients, scalars } = part.pass(&model, device, loss_scale.as_ref());
+            let Pass { gradients, scalars } = shard.forward_backward(&model, device, loss_scale.as_ref());
             return Answer::Passed(Box::new(scalars), Some(gradients));
         }
         request => request,
@@ -426,9 +403,9 @@ fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> A
     let Replica { model, optimizer, gradients, sums } = replica;
     match request {
         Request::Pass(request) => {
-            let PassRequest { part, loss_scale, .. } = *request;
+            let PassRequest { shard, loss_scale, .. } = *request;
             let marked = marked(model, *sums);
-            let pass = part.pass(&marked, device, loss_scale.as_ref());
+            let pass = shard.forward_backward(&marked, device, loss_scale.as_ref());
             let mut sum = GradientsAccumulator::new();
             sum.accumulate(&marked, std::mem::take(gradients));
             sum.accumulate(&marked, pass.gradients);
@@ -448,7 +425,7 @@ fn answer(device: &Device, replica: Option<&mut Replica>, request: Request) -> A
             model.update(|model| model.unfreeze(group));
             Answer::Done
         }
-        Request::Fingerprint => Answer::Fingerprint(ranks::fingerprint(model)),
+        Request::Fingerprint => Answer::Fingerprint(mpi::fingerprint(model)),
         Request::Predict { .. } => unreachable!("it needs no replica"),
     }
 }
@@ -479,13 +456,13 @@ mod tests {
     fn devices_work_together_as_their_backend_can_or_are_refused() {
         let plan = |names: &[&str], changes: &[&str], processes, collectives| {
             let names: Vec<BackendSpec> = names.iter().map(|name| name.parse().unwrap()).collect();
-            together(&names, &recipe(changes), processes, collectives).map_err(|error| error.to_string())
+            gradient_sync(&names, &recipe(changes), processes, collectives).map_err(|error| error.to_string())
         };
         let two = ["cuda:0", "cuda:1"];
-        assert_eq!(plan(&two, &[], 1, true), Ok(Together::Collectives));
-        assert_eq!(plan(&["wgpu:0", "wgpu:1"], &[], 1, false), Ok(Together::MainDevice));
-        assert_eq!(plan(&two, &["data.bad_samples=skip"], 1, false), Ok(Together::MainDevice));
-        assert_eq!(plan(&two, &["network.gradient_checkpointing=true"], 1, true), Ok(Together::MainDevice));
+        assert_eq!(plan(&two, &[], 1, true), Ok(GradientSync::Collectives));
+        assert_eq!(plan(&["wgpu:0", "wgpu:1"], &[], 1, false), Ok(GradientSync::MainDevice));
+        assert_eq!(plan(&two, &["data.bad_samples=skip"], 1, false), Ok(GradientSync::MainDevice));
+        assert_eq!(plan(&two, &["network.gradient_checkpointing=true"], 1, true), Ok(GradientSync::MainDevice));
         for (refused, part) in [
             (plan(&["cuda:0", "rocm:0"], &[], 1, false), "of one backend"),
             (plan(&two, &["ranks.sync_bn=true"], 1, true), "ranks.sync_bn"),
@@ -501,7 +478,7 @@ mod tests {
         let (flex, world) = ("flex".parse::<BackendSpec>().unwrap(), World::alone());
         assert!(Plan::new(&[flex], &Device::flex(), &recipe(&[]), &world).unwrap().is_none());
         let plan = Plan::new(&[flex, flex], &Device::flex(), &recipe(&[]), &world).unwrap().unwrap();
-        assert_eq!((plan.together, plan.devices.len()), (Together::MainDevice, 2));
+        assert_eq!((plan.sync, plan.devices.len()), (GradientSync::MainDevice, 2));
     }
 
     /// A model of ResNet-20 for `classes` classes, and its optimizer.
@@ -512,12 +489,12 @@ mod tests {
         (Classifier::new(network, task), optimizer)
     }
 
-    fn plan(together: Together, count: usize) -> Plan {
-        Plan { together, names: vec!["flex".parse().unwrap(); count], devices: vec![Device::flex(); count] }
+    fn plan(sync: GradientSync, count: usize) -> Plan {
+        Plan { sync, names: vec!["flex".parse().unwrap(); count], devices: vec![Device::flex(); count] }
     }
 
     /// Images that `number` tells apart.
-    fn part(number: usize, labels: &[u32]) -> Part {
+    fn shard(number: usize, labels: &[u32]) -> Shard {
         let n = labels.len();
         let batch = ImageBatch {
             images: (0..n * 3 * 16 * 16).map(|i| (i * (31 + number) % 251) as u8).collect(),
@@ -528,11 +505,11 @@ mod tests {
             epoch: 0,
             number,
         };
-        Part { batch: PartBatch::Host(batch), share: 0.5, loss_factor: 1.0, seed: 7 }
+        Shard { images: ShardImages::Host(batch), weight: 0.5, loss_factor: 1.0, seed: 7 }
     }
 
     /// The protocol of replicas, where every device has the same images: with collectives or without, all make the same
-    /// steps as the first, leave out the same, and thaw the same.
+    /// steps as the first, leave out the same, and unfreeze the same.
     #[test]
     fn replicas_make_the_steps_of_the_first_device() {
         let device = Device::flex().autodiff();
@@ -541,10 +518,10 @@ mod tests {
         let first = network.frozen_group(1);
         let (model, mut optimizer) = model(network.freeze_group(first.clone()), 10);
         let devices = vec![device.clone(); 3];
-        let plan = plan(Together::Collectives, 3);
-        let replicas = Replicas::launch(&plan, devices, None, &model, &optimizer);
+        let plan = plan(GradientSync::Collectives, 3);
+        let replicas = MultiDevice::launch(&plan, devices, None, &model, &optimizer);
         let mut model = Slot::new(model);
-        let part = |number: usize| part(number, &[1, 2, 3, number as u32 % 10]);
+        let shard = |number: usize| shard(number, &[1, 2, 3, number as u32 % 10]);
         let guarded = |finite: bool, factor: f32| {
             let finite = Tensor::from_data([finite], &Device::flex());
             let factor = Some(Tensor::from_floats([factor], &Device::flex()));
@@ -560,7 +537,7 @@ mod tests {
             (Some(guarded(false, f32::NAN)), false),
             (Some(apply(0.5)), true),
         ];
-        let mut seen = vec![ranks::fingerprint(&model)];
+        let mut seen = vec![mpi::fingerprint(&model)];
         for (step, (update, changes)) in updates.into_iter().enumerate() {
             if step == 3 {
                 model.update(|model| model.unfreeze(first.clone()));
@@ -568,8 +545,8 @@ mod tests {
             }
             let mut sum = GradientsAccumulator::new();
             for pass in 0..2 {
-                let parts = (0..3).map(|_| part(2 * step + pass)).collect();
-                let (gradients, scalars) = replicas.pass(&model, parts, None).unwrap();
+                let shards = (0..3).map(|_| shard(2 * step + pass)).collect();
+                let (gradients, scalars) = replicas.forward_backward(&model, shards, None).unwrap();
                 assert_eq!(scalars.iter().map(|part| part.read().images).sum::<u64>(), 12);
                 sum.accumulate(&*model, gradients);
             }
@@ -578,17 +555,21 @@ mod tests {
             match update {
                 None => replicas.discard().unwrap(),
                 Some(update) => {
-                    let main = || model.update(|model| optimizer.step(model, gradients, &update));
-                    replicas.step(&rates, &update, main).unwrap();
+                    let mut gradients = Some(gradients);
+                    let mut main = |model: &mut Slot<Classifier>| {
+                        let gradients = gradients.take().unwrap();
+                        model.update(|model| optimizer.step(model, gradients, &update));
+                    };
+                    replicas.step(&mut model, &rates, &update, &mut main).unwrap();
                 }
             }
             replicas.check_weights(&model).unwrap();
-            let now = ranks::fingerprint(&model);
+            let now = mpi::fingerprint(&model);
             assert_eq!(!seen.contains(&now), changes, "step {step}");
             seen.push(now);
         }
         // A step of the first device alone is found out.
-        let gradients = part(9).pass(&model, &device, None).gradients;
+        let gradients = shard(9).forward_backward(&model, &device, None).gradients;
         let gradients = optimizer.pack(&*model, gradients, &0.1.into());
         model.update(|model| optimizer.step(model, gradients, &apply(1.0)));
         let error = replicas.check_weights(&model).unwrap_err().to_string();
@@ -599,9 +580,9 @@ mod tests {
     fn a_device_that_fails_ends_the_step_with_its_cause() {
         let device = Device::flex().autodiff();
         let (model, optimizer) = model(NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device), 2);
-        let replicas = Replicas::start(&plan(Together::MainDevice, 2), &model, &optimizer);
+        let replicas = MultiDevice::start(&plan(GradientSync::MainDevice, 2), &model, &optimizer);
         // A class that is not there.
-        let failed = replicas.pass(&model, vec![part(0, &[1]), part(1, &[2])], None);
+        let failed = replicas.forward_backward(&model, vec![shard(0, &[1]), shard(1, &[2])], None);
         let error = failed.expect_err("it fails").to_string();
         assert!(error.starts_with("flex failed: "), "{error}");
     }
