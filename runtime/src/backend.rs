@@ -31,6 +31,7 @@ use std::str::FromStr;
 
 pub use args::{BackendArgs, BackendChoice, KernelArgs, VARIABLE, select_all, select_named};
 pub use auto::{Selected, Skipped, auto, device_json, device_line};
+pub use found::is_software_adapter;
 pub use list::{DevicesArgs, devices};
 pub use spec::{BackendSpec, DeviceSelector, Devices, ParseBackendError};
 

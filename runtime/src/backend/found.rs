@@ -32,6 +32,11 @@ pub(super) fn identity(device: &Device) -> Option<Identity> {
     cube::identity(device)
 }
 
+/// Returns whether an open device is a CPU that stands in for a GPU, such as Mesa's lavapipe, however it was named.
+pub fn is_software_adapter(device: &Device) -> bool {
+    identity(device).is_some_and(|identity| identity.is_software)
+}
+
 /// Why a compiled GPU backend lists no device.
 pub(super) fn why_none(backend: Backend) -> &'static str {
     match backend {
