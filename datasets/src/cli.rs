@@ -249,7 +249,7 @@ pub struct ShardArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Largest size of a shard: bytes, or with kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024)
-    #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = byte_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1GB", value_parser = runtime::units::byte_size)]
     pub shard_size: u64,
     /// Shuffle the samples, recommended for training from shards
     #[arg(long)]
@@ -294,30 +294,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pub passes: u32,
     /// Largest memory of batches in flight
-    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = byte_size)]
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = runtime::units::byte_size)]
     pub memory: u64,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-}
-
-/// Parses a size in bytes: `1000`, `64kB`, `1.5GB`, `512MiB`.
-fn byte_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kb" => 1000,
-        "m" | "mb" => 1000 * 1000,
-        "g" | "gb" => 1000 * 1000 * 1000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => return Err(format!("unknown unit `{unit}`; expected kB, MB, GB, KiB, MiB or GiB")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
-    let bytes = number * factor as f64;
-    if bytes < 1.0 { Err("the size is less than a byte".into()) } else { Ok(bytes as u64) }
 }
 
 #[cfg(test)]
@@ -329,15 +310,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn byte_sizes_have_units() {
-        assert_eq!(byte_size("1000"), Ok(1000));
-        assert_eq!(byte_size("1.5GB"), Ok(1_500_000_000));
-        assert_eq!(byte_size("512 MiB"), Ok(512 << 20));
-        assert!(byte_size("5 apples").unwrap_err().contains("apples"));
-        assert!(byte_size("GB").unwrap_err().contains("not a number"));
-        assert!(byte_size("0").is_err());
     }
 }

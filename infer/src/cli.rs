@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,6 +11,7 @@ use runtime::{
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
+    units::{byte_size_in, duration_in},
     world::WorldArgs,
 };
 use serde::{Deserialize, Serialize};
@@ -135,7 +136,7 @@ Examples:
   curl -sS --data-binary @dog.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8080/v1/classify
   curl -sS -F a=@dog.jpg -F b=@cat.jpg 'http://127.0.0.1:8080/v1/classify?topk=1'
   curl -sS --data-binary @dog.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8080/v1/explain?class=162' > why.png
-  HEARTH_TOKEN=… infer serve --weights artifacts/my-run --addr 0.0.0.0:8080")]
+  HEARTH_TOKEN=… infer serve --weights artifacts/my-run --addr 0.0.0.0:8080 --timeout 1min")]
     Serve(Box<ServeArgs>),
 
     /// Measure inference speed and memory
@@ -447,26 +448,29 @@ pub struct ServeArgs {
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
     /// Address to listen on; port 0 takes a free port
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
     /// Largest number of images per forward pass
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    /// Longest wait of a batch's first image for others, in milliseconds
-    #[arg(help_heading = "Limits", long, value_name = "MS", default_value_t = 2)]
-    pub max_wait_ms: u64,
+    /// Longest wait of a batch's first image for others; milliseconds without a unit
+    #[arg(help_heading = "Limits", long, alias = "max-wait-ms", value_name = "DURATION", default_value = "2ms",
+        value_parser = duration_in(Duration::from_millis(1), Duration::ZERO..=Duration::from_secs(60)))]
+    pub max_wait: Duration,
     /// Largest number of images in flight; more are rejected (503)
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_images: u32,
     /// Largest number of images in a request (413)
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_images_per_request: u32,
-    /// Largest request body in MiB (413)
-    #[arg(help_heading = "Limits", long, value_name = "MIB", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub max_body_mib: u32,
-    /// Time limit of a request in seconds, including its body (408)
-    #[arg(help_heading = "Limits", long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
-    pub timeout_secs: u32,
+    /// Largest request body (413); MiB without a unit
+    #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
+        value_parser = byte_size_in(1 << 20, 1 << 10..=1 << 30))]
+    pub max_body: u64,
+    /// Time limit of a request, including its body (408); seconds without a unit
+    #[arg(help_heading = "Limits", long, alias = "timeout-secs", value_name = "DURATION", default_value = "30s",
+        value_parser = duration_in(Duration::from_secs(1), Duration::from_millis(100)..=Duration::from_secs(86_400)))]
+    pub timeout: Duration,
     /// Largest number of open connections; others wait
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
@@ -479,6 +483,13 @@ pub struct ServeArgs {
     /// Origin whose pages may call the API, such as https://example.org or `*` (may be repeated) [default: none]
     #[arg(help_heading = "Access", long = "cors-origin", value_name = "ORIGIN")]
     pub cors_origins: Vec<String>,
+    /// Host name that clients use, besides IP addresses and localhost (may be repeated). Without a token, and on a loopback
+    /// address, other names are rejected (421): a web page could reach the server by them
+    #[arg(help_heading = "Access", long = "allowed-host", value_name = "HOST")]
+    pub allowed_hosts: Vec<String>,
+    /// Serve without a token on an address that other machines can reach
+    #[arg(help_heading = "Access", long)]
+    pub insecure: bool,
     /// Decoding threads [default: one per core]
     #[arg(help_heading = "Limits", long, value_name = "N", value_parser = threads)]
     pub workers: Option<usize>,
@@ -487,6 +498,17 @@ pub struct ServeArgs {
     pub log_format: LogFormat,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
+}
+
+/// Resolves `HOST:PORT`. Of a name with several addresses, IPv4 comes first.
+#[cfg(feature = "serve")]
+fn address(text: &str) -> Result<std::net::SocketAddr, String> {
+    use std::net::ToSocketAddrs;
+    let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT, such as 127.0.0.1:8080 or localhost:8080")?;
+    let port: u16 = port.parse().map_err(|_| format!("`{port}` is no port; ports are 0 to 65535"))?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let found = (host, port).to_socket_addrs().map_err(|error| format!("`{host}` is not known: {error}"))?;
+    found.min_by_key(std::net::SocketAddr::is_ipv6).ok_or_else(|| format!("`{host}` has no address"))
 }
 
 /// `bench`

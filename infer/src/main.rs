@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let progress = cli.progress();
     exit::run(|| {
         logging::init(cli.verbosity, cli.log_format())?;
-        let world = world::join(std::time::Duration::from_secs_f64(cli.ranks.mpi_timeout))?;
+        let world = world::join(cli.ranks.mpi_timeout)?;
         if !matches!(cli.command, Command::Evaluate(_)) {
             world.require_alone("every command but `infer evaluate`")?;
         }

@@ -13,5 +13,6 @@ pub mod files;
 pub mod logging;
 pub mod progress;
 pub mod shell;
+pub mod units;
 pub mod warmup;
 pub mod world;

@@ -15,17 +15,16 @@ use std::{
 
 use anyhow::{Result, ensure};
 
+use crate::units::duration_in;
+
 /// How several processes work together; for flattening into a command line.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct WorldArgs {
-    /// Several processes (mpirun, srun): the seconds that one waits for the others before it takes them for lost
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 300.0, value_parser = seconds)]
-    pub mpi_timeout: f64,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: Option<f64> = text.parse().ok();
-    seconds.filter(|s| (0.1..=1e6).contains(s)).ok_or_else(|| "give seconds, from 0.1 to 1000000".to_string())
+    /// Several processes (mpirun, srun): how long one waits for the others before it takes them for lost; seconds without a
+    /// unit
+    #[arg(long, global = true, value_name = "DURATION", default_value = "5min", value_parser =
+        duration_in(Duration::from_secs(1), Duration::from_millis(100)..=Duration::from_secs(1_000_000)))]
+    pub mpi_timeout: Duration,
 }
 
 /// The rank that writes, logs and draws.

@@ -8,14 +8,17 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::http::StatusCode;
 use image::RgbImage;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::{Engine, Explanation, Options, error::ApiError, metrics::Metrics};
+use crate::{Engine, EngineError, Explanation, Options, error::ApiError, metrics::Metrics};
+
+/// The longest wait for a batch: an instant that far ahead can always be represented.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
@@ -91,7 +94,7 @@ pub fn start(engine: Arc<impl Engine>, options: &Options, metrics: Arc<Metrics>)
     let (sender, receiver) = sync_channel(options.max_images);
     let ready = Arc::new(AtomicBool::new(false));
     let queue = Queue { sender, ready: Arc::clone(&ready) };
-    let (max_batch, max_wait) = (options.max_batch.max(1), options.max_wait);
+    let (max_batch, max_wait) = (options.max_batch.max(1), options.max_wait.min(LONGEST_WAIT));
     let thread = thread::spawn(move || {
         match run(|| engine.classify(&[engine.blank()])) {
             Ok(_) => ready.store(true, Ordering::Release),
@@ -146,8 +149,10 @@ fn classify(engine: &impl Engine, batch: Vec<Work>, metrics: &Metrics) {
     let count = images.len();
     let answers = run(|| {
         let answers = engine.classify(&images)?;
-        anyhow::ensure!(answers.len() == count, "the engine returned {} results for {count} images", answers.len());
-        Ok(answers)
+        match answers.len() == count {
+            true => Ok(answers),
+            false => Err(format!("the engine returned {} results for {count} images", answers.len()).into()),
+        }
     });
     match answers {
         Ok(answers) => waiting.into_iter().zip(answers).for_each(|((_permit, reply), answer)| {
@@ -160,7 +165,7 @@ fn classify(engine: &impl Engine, batch: Vec<Work>, metrics: &Metrics) {
 }
 
 /// Runs the engine and turns its error or panic into a 500 response. The cause is logged and not sent to the client.
-fn run<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, ApiError> {
+fn run<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, ApiError> {
     let failure = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the network failed; see the server's log");
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),

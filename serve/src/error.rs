@@ -1,4 +1,7 @@
-//! Error responses, always JSON: `{"error": {"status", "message"}}`.
+//! The errors of a server that cannot run, and error responses, which are always JSON:
+//! `{"error": {"status", "message"}}`.
+
+use std::{io, net::SocketAddr};
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -7,6 +10,44 @@ use axum::{
 use serde::Serialize;
 
 use crate::RejectReason;
+
+/// Why an engine cannot run its network. It is logged, and clients learn only that the network failed.
+pub type EngineError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be bound.
+    #[error("cannot listen on {addr} ({hint}; port 0 takes a free one)")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What may be the cause.
+        hint: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A part of the system that the server needs is not available.
+    #[error("cannot {action}")]
+    System {
+        /// What failed.
+        action: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// An allowed origin that no browser sends.
+    #[error("`{origin}` is no origin; expected a scheme and a host, such as https://example.org, or `*`")]
+    Origin {
+        /// The origin.
+        origin: String,
+    },
+    /// An allowed host that no client sends.
+    #[error("`{host}` is no host name; expected a name without scheme, port and path, such as example.org")]
+    Host {
+        /// The host.
+        host: String,
+    },
+}
 
 /// An error response: a status and a message.
 #[derive(Debug, Clone, PartialEq, Eq)]

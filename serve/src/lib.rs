@@ -1,7 +1,7 @@
 //! An HTTP server for image classifiers: a JSON API, metrics and a web page over any [`Engine`].
 //!
 //! ```text
-//! connection (bounded) → limits: time, rate, token → body (bounded, and all bodies together)
+//! connection (bounded) → host and origin → limits: time, rate, token → body (bounded, and all bodies together)
 //!   → admission (bounded: at once 503) → decode on a few threads → queue → one engine thread: batches → answer
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod admission;
 mod batch;
 mod error;
@@ -24,9 +25,10 @@ mod upload;
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::Result;
 use image::RgbImage;
 
+pub use access::check_origin;
+pub use error::{EngineError, Error};
 pub use routes::ROUTES;
 pub use server::{run, serve};
 
@@ -43,13 +45,13 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if the network cannot be run.
-    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>>;
+    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>, EngineError>;
 
     /// Returns a saliency map of a class; of the most probable class if `class` is `None`.
     ///
     /// # Errors
     /// Fails if the network cannot be run.
-    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation>;
+    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation, EngineError>;
 
     /// Returns the class names, in the order of the probabilities.
     fn classes(&self) -> &[String];
@@ -111,8 +113,12 @@ pub struct Options {
     pub rate_limit: Option<u32>,
     /// The bearer token that `/v1/` requires. Default: none.
     pub token: Option<String>,
-    /// Origins whose pages may call the API. Default: none.
+    /// Origins whose pages may call the API, such as `https://example.org`, or `*`. Default: none.
     pub cors_origins: Vec<String>,
+    /// Host names under which clients may reach the server, besides IP addresses and the names of this machine's
+    /// loopback interface. A server on a loopback address, or without a token, answers other names with 421, so that no
+    /// web page can reach it by DNS rebinding. Default: none.
+    pub allowed_hosts: Vec<String>,
     /// The number of decoding threads.
     pub workers: usize,
     /// How long requests in flight may take once shutdown begins.
@@ -134,6 +140,7 @@ impl Default for Options {
             rate_limit: None,
             token: None,
             cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             grace: Duration::from_secs(30),
         }

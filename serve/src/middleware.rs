@@ -1,4 +1,5 @@
-//! Middleware: timeout, rate limit, bearer token, and a log line and metrics for each request.
+//! Middleware: host and origin, timeout, rate limit, bearer token, headers of all responses, and a log line and metrics
+//! for each request.
 
 use std::{
     net::SocketAddr,
@@ -11,7 +12,7 @@ use std::{
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -21,6 +22,18 @@ use crate::{error::ApiError, state::AppState};
 /// The peer address of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
+
+/// Rejects requests of other sites' pages, and those that reach the server by a foreign host name.
+pub async fn access<E: Send + Sync + 'static>(
+    State(state): State<Arc<AppState<E>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match state.access.check(request.uri(), request.headers(), request.method() == Method::POST) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
 
 pub async fn rate<E: Send + Sync + 'static>(
     State(state): State<Arc<AppState<E>>>,
@@ -74,6 +87,8 @@ pub async fn timeout<E: Send + Sync + 'static>(
     }
 }
 
+const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
 /// Records a request in the metrics and the log: `request method=POST path=/v1/classify status=200 ms=12.3 …`.
 pub async fn record<E: Send + Sync + 'static>(
     State(state): State<Arc<AppState<E>>>,
@@ -94,8 +109,15 @@ pub async fn record<E: Send + Sync + 'static>(
     let seconds = start.elapsed().as_secs_f64();
     let status = response.status().as_u16();
     state.metrics.request(if known { &method } else { "other" }, &route, status, seconds);
+    let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", id);
+        headers.insert("x-request-id", id);
+    }
+    // No browser takes an answer for something else, or shows it within another site's page.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(CORP, HeaderValue::from_static("same-origin"));
+    if state.closing.load(Ordering::Acquire) {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     log::info!(
         target: "serve",

@@ -63,11 +63,12 @@ pub fn router<E: Engine>(state: Arc<AppState<E>>) -> Router {
     };
     router
         .layer(from_fn_with_state(Arc::clone(&state), middleware::timeout::<E>))
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::access::<E>))
         .layer(from_fn_with_state(Arc::clone(&state), middleware::record::<E>))
         .with_state(state)
 }
 
-/// Returns the CORS layer for the configured origins.
+/// Returns the CORS layer for the configured origins, which [`Access`](crate::access::Access) has checked.
 fn cors(options: &Options) -> Option<CorsLayer> {
     let origins: Vec<HeaderValue> = options.cors_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
     let allowed = match options.cors_origins.iter().any(|origin| origin == "*") {

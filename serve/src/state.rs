@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::Semaphore;
 
-use crate::{Options, admission::Permits, batch::Queue, metrics::Metrics, rates::Rates};
+use crate::{Options, access::Access, admission::Permits, batch::Queue, metrics::Metrics, rates::Rates};
 
 /// The state that all handlers share.
 pub struct AppState<E> {
@@ -15,6 +15,7 @@ pub struct AppState<E> {
     pub queue: Queue,
     pub options: Options,
     pub metrics: Arc<Metrics>,
+    pub access: Access,
     /// Permits for images.
     pub images: Permits,
     /// Permits for bytes of request bodies.

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     exit::run(|| {
         let cli = cli::Cli::parse();
         cli.kernels.choose();
-        let world = world::join(std::time::Duration::from_secs_f64(cli.ranks.mpi_timeout))?;
+        let world = world::join(cli.ranks.mpi_timeout)?;
         if let Some(command) = cli.command.as_ref().filter(|command| !command.trains()) {
             world.require_alone(&format!("`train {}`", command.name()))?;
         }

@@ -1,7 +1,7 @@
 //! `infer serve`: serves a network over HTTP.
 
 use models::ImageClassifier;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use datasets::DecodeError;
@@ -13,7 +13,7 @@ use infer::{
 };
 use runtime::{exit::ExitCode, progress::Output};
 use serde_json::json;
-use serve::{Engine, Explanation, Options, RejectReason};
+use serve::{Engine, EngineError, Explanation, Options, RejectReason};
 
 use super::{open_weights, png, select};
 use crate::cli::ServeArgs;
@@ -38,11 +38,11 @@ impl Engine for Served {
         })
     }
 
-    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>> {
-        self.model.probabilities(&self.model.preprocess().batch(&images.iter().collect::<Vec<_>>()))
+    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>, EngineError> {
+        Ok(self.model.probabilities(&self.model.preprocess().batch(&images.iter().collect::<Vec<_>>()))?)
     }
 
-    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation> {
+    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation, EngineError> {
         let probabilities = self.classify(std::slice::from_ref(image))?.remove(0);
         let best = || (0..probabilities.len()).max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]));
         let class = class.or_else(best).unwrap_or_default();
@@ -64,18 +64,39 @@ impl Engine for Served {
     }
 
     fn model(&self) -> serde_json::Value {
+        let mut card = self.model.card().clone();
+        card.origin = without_folders(&card.origin);
         json!({
             "name": self.name(),
             "parameters": self.model.network().num_parameters(),
             "backend": self.backend,
             "hearth": env!("CARGO_PKG_VERSION"),
-            "card": self.model.card(),
+            "card": card,
         })
     }
 }
 
+/// Shortens a path in a card's origin to its file name: clients have no use for the folders of this machine.
+fn without_folders(origin: &str) -> String {
+    if origin.contains("://") {
+        return origin.to_string();
+    }
+    let Some(separator) = origin.find(['/', '\\']) else { return origin.to_string() };
+    let start = origin[..separator].rfind(' ').map_or(0, |space| space + 1);
+    let name = origin[start..].trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+    format!("{}{name}", &origin[..start])
+}
+
 pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     ensure!(args.token.as_deref() != Some(""), "the token is empty; omit it, or give one");
+    ensure!(
+        args.addr.ip().is_loopback() || args.token.is_some() || args.insecure,
+        "{} can be reached from other machines, and no token is required; set HEARTH_TOKEN, or allow it with --insecure",
+        args.addr.ip()
+    );
+    for origin in &args.cors_origins {
+        serve::check_origin(origin)?;
+    }
     let selected = select(&args.run.backend)?;
     let device = selected.device().clone();
     let opened = open_weights(&args.weights, &args.load, &device, output)?;
@@ -84,25 +105,44 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     let options = Options {
         addr: args.addr,
         max_batch: args.batch_size as usize,
-        max_wait: Duration::from_millis(args.max_wait_ms),
+        max_wait: args.max_wait,
         max_images: args.max_images as usize,
-        max_body: (args.max_body_mib as usize) << 20,
-        max_bodies: defaults.max_bodies.max((args.max_body_mib as usize) << 20),
+        max_body: args.max_body as usize,
+        max_bodies: defaults.max_bodies.max(args.max_body as usize),
         max_images_per_request: args.max_images_per_request as usize,
-        request_timeout: Duration::from_secs(args.timeout_secs.into()),
+        request_timeout: args.timeout,
         max_connections: args.max_connections as usize,
         rate_limit: args.rate_limit,
         token: args.token.clone(),
         cors_origins: args.cors_origins.clone(),
+        allowed_hosts: args.allowed_hosts.clone(),
         workers: args.workers.unwrap_or(defaults.workers),
         ..defaults
     };
     if !args.addr.ip().is_loopback() && args.token.is_none() {
-        log::warn!("{} can be reached from other machines, and no token is required (--token)", args.addr.ip());
+        log::warn!("{} can be reached from other machines, and no token is required", args.addr.ip());
     }
     let served = Served { model, backend: selected.spec().to_string() };
     let name = served.name();
     serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
     eprintln!("stopped");
     Ok(ExitCode::Success)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_served_without_local_folders() {
+        for (origin, served) in [
+            ("/home/ada/My photos/w.pth", "w.pth"),
+            ("trained by Hearth, run a, from /home/My photos/run-1/", "trained by Hearth, run a, from run-1"),
+            ("trained by Hearth, run a, from C:\\w.pth", "trained by Hearth, run a, from w.pth"),
+            ("resnet50 (https://example.org/a/b.pth)", "resnet50 (https://example.org/a/b.pth)"),
+            ("trained by Hearth, run a", "trained by Hearth, run a"),
+        ] {
+            assert_eq!(without_folders(origin), served);
+        }
+    }
 }

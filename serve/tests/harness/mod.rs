@@ -15,7 +15,7 @@ use std::{
 
 use image::{ImageFormat, ImageReader, Limits, Rgb, RgbImage, imageops::FilterType};
 use serde_json::Value;
-use serve::{Engine, Explanation, Options, RejectReason};
+use serve::{Engine, EngineError, Explanation, Options, RejectReason};
 use tokio::sync::oneshot;
 
 /// An engine with three classes: red, green and blue. It panics on a black image.
@@ -59,14 +59,14 @@ impl Engine for Colors {
         }
     }
 
-    fn classify(&self, images: &[RgbImage]) -> anyhow::Result<Vec<Vec<f64>>> {
+    fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>, EngineError> {
         std::thread::sleep(self.delay);
         self.batches.lock().expect("no panic").push(images.len());
         assert!(!images.iter().any(|image| image.pixels().all(|pixel| pixel.0 == [0, 0, 0])), "black");
         Ok(images.iter().map(Self::mean).collect())
     }
 
-    fn explain(&self, image: &RgbImage, class: Option<usize>) -> anyhow::Result<Explanation> {
+    fn explain(&self, image: &RgbImage, class: Option<usize>) -> Result<Explanation, EngineError> {
         let probabilities = Self::mean(image);
         let best = (0..3).max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b])).unwrap_or(0);
         let class = class.unwrap_or(best);
@@ -115,7 +115,7 @@ pub struct Harness {
     pub addr: SocketAddr,
     pub engine: Arc<Colors>,
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<anyhow::Result<()>>>,
+    thread: Option<JoinHandle<Result<(), serve::Error>>>,
 }
 
 impl Harness {
@@ -130,7 +130,8 @@ impl Harness {
         let (tell, told) = mpsc::channel();
         let served = Arc::clone(&engine);
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let runtime = runtime.expect("threads");
             runtime.block_on(serve::serve(
                 served,
                 options,
@@ -138,6 +139,7 @@ impl Harness {
                 async move {
                     let _ = stopped.await;
                 },
+                std::future::pending(),
             ))
         });
         let addr = told.recv_timeout(Duration::from_secs(10)).expect("it listens");
@@ -152,7 +154,7 @@ impl Harness {
         server
     }
 
-    pub fn stop(&mut self) -> anyhow::Result<()> {
+    pub fn stop(&mut self) -> Result<(), serve::Error> {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
@@ -175,7 +177,7 @@ impl Harness {
     }
 
     pub fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         head += &format!("content-length: {}\r\n\r\n", body.len());
         self.raw(&[head.as_bytes(), body].concat())
