@@ -73,9 +73,11 @@ impl Access {
     /// Whether no page sent the request, or one of this server's, or one of an allowed origin.
     fn is_own_page(&self, headers: &HeaderMap, host: &[u8]) -> bool {
         let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-        let Some(origin) = headers.get(header::ORIGIN).map(HeaderValue::as_bytes) else {
-            return matches!(site, None | Some(b"same-origin" | b"none"));
-        };
+        // The browser's own word, which holds behind a proxy that changes `Host` too.
+        if matches!(site, Some(b"same-origin" | b"none")) {
+            return true;
+        }
+        let Some(origin) = headers.get(header::ORIGIN).map(HeaderValue::as_bytes) else { return site.is_none() };
         let is_same = origin.split(|&byte| byte == b'/').next_back().is_some_and(|own| own.eq_ignore_ascii_case(host));
         is_same || self.origins.iter().any(|allowed| allowed == "*" || allowed.as_bytes().eq_ignore_ascii_case(origin))
     }
@@ -165,6 +167,7 @@ mod tests {
             &[host][..],
             &[host, ("origin", "http://localhost:8080"), ("sec-fetch-site", "same-origin")],
             &[host, ("sec-fetch-site", "none")],
+            &[host, ("origin", "https://proxy.example.org"), ("sec-fetch-site", "same-origin")],
         ] {
             assert_eq!(status(&own, allowed, true), None, "{allowed:?}");
         }
