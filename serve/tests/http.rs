@@ -284,6 +284,19 @@ fn clients_that_never_read_do_not_hold_their_connections() {
 }
 
 #[test]
+fn a_second_signal_drops_the_requests_in_flight() {
+    let mut server = Harness::with(Duration::ZERO, |options| options);
+    let mut slow = TcpStream::connect(server.addr).unwrap();
+    slow.write_all(b"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\nabc").unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
+    server.begin_to_stop();
+    drop(server.abort.take());
+    server.stop().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "the body would be waited for 30 s");
+}
+
+#[test]
 fn clients_that_are_connecting_at_shutdown_are_answered() {
     let mut server = Harness::with(Duration::from_millis(50), |options| options);
     let body = photo(RED);

@@ -115,6 +115,8 @@ pub struct Harness {
     pub addr: SocketAddr,
     pub engine: Arc<Colors>,
     stop: Option<oneshot::Sender<()>>,
+    /// Dropped, it drops the requests in flight once the server stops.
+    pub abort: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), serve::Error>>>,
 }
 
@@ -127,6 +129,7 @@ impl Harness {
         let engine = Arc::new(Colors::new(delay));
         let options = options(Options { addr: ([127, 0, 0, 1], 0).into(), ..Options::default() });
         let (stop, stopped) = oneshot::channel::<()>();
+        let (abort, aborted) = oneshot::channel::<()>();
         let (tell, told) = mpsc::channel();
         let served = Arc::clone(&engine);
         let thread = std::thread::spawn(move || {
@@ -139,11 +142,13 @@ impl Harness {
                 async move {
                     let _ = stopped.await;
                 },
-                std::future::pending(),
+                async move {
+                    let _ = aborted.await;
+                },
             ))
         });
         let addr = told.recv_timeout(Duration::from_secs(10)).expect("it listens");
-        let server = Self { addr, engine, stop: Some(stop), thread: Some(thread) };
+        let server = Self { addr, engine, stop: Some(stop), abort: Some(abort), thread: Some(thread) };
         for _ in 0..500 {
             if server.get("/readyz").status == 200 {
                 break;
