@@ -24,12 +24,12 @@ use super::{
 
 /// Whether this processor and this system have AMX for bf16.
 pub fn is_available() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
         static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
         *AVAILABLE.get_or_init(imp::ask)
     }
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     false
 }
 
@@ -128,14 +128,14 @@ impl Product<'_> {
             Output::Single(out) => out.len(),
             Output::Half(out) => out.len(),
         });
-        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         imp::run(self, out);
-        #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
+        #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
         let _ = out;
     }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod imp {
     use std::{arch::asm, arch::x86_64::*, ops::Range};
 

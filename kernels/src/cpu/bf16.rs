@@ -24,19 +24,19 @@ use super::{
 
 /// Returns whether the processor has AVX512-BF16.
 pub fn is_available() -> bool {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(target_arch = "x86_64")]
     {
         // As wide as the panels that are packed.
         is_x86_feature_detected!("avx512bf16")
             && is_x86_feature_detected!("avx512bw")
             && conv::panel_width() == imp::PANEL
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
 /// Packed weights in pairs along `k`: `[panel][tap][pair][width][2]`.
-#[cfg_attr(any(not(target_arch = "x86_64"), miri), allow(dead_code))] // Nothing else multiplies them.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // Nothing else multiplies them.
 pub struct Packed {
     pub(super) data: Buffer,
     pub(super) taps: usize,
@@ -100,17 +100,17 @@ impl Product<'_, Packed> {
     pub fn run(&self, out: &mut [f32]) {
         assert!(is_available(), "this processor has no AVX512-BF16");
         self.check([self.weights.taps, self.weights.k, self.weights.channels], out);
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        #[cfg(target_arch = "x86_64")]
         imp::run(self, out);
-        #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+        #[cfg(not(target_arch = "x86_64"))]
         let _ = out;
     }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(super) use imp::{LANES, PANEL, round_into};
 
-#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[cfg(target_arch = "x86_64")]
 mod imp {
     use std::{arch::x86_64::*, ops::Range};
 

@@ -136,7 +136,7 @@ impl Buffer {
 
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(start: NonNull<f32>, size: usize) {
-    if size >= HUGE && !cfg!(miri) {
+    if size >= HUGE {
         // SAFETY: the range was just allocated, and the advice does not change its contents.
         unsafe { libc::madvise(start.as_ptr().cast(), size, libc::MADV_HUGEPAGE) };
     }
@@ -184,7 +184,6 @@ impl DerefMut for Buffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::testing::rounds;
 
     #[test]
     fn sizes_meet_again_and_waste_little() {
@@ -197,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_and_zeros_are_zeros() {
-        let len = rounds(123_457, 4_200);
+        let len = 123_457;
         let mut buffer = Buffer::new(len);
         assert_eq!(buffer.as_ptr() as usize % CACHE_LINE, 0);
         buffer.fill(7.0);

@@ -97,15 +97,12 @@ impl WithSimd for Add<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::testing::{Random, rounds},
-        *,
-    };
+    use super::{super::testing::Random, *};
 
     #[test]
     fn what_is_joined_comes_apart_again() {
         let mut random = Random::new(1);
-        for pixels in [0, 1, 7, rounds(333, 11), rounds(1600, 13)] {
+        for pixels in [0, 1, 7, 333, 1600] {
             let channels = [5, 1, 64, 24];
             let maps = channels.map(|channels| random.floats(pixels * channels));
             let mut joined = vec![f32::NAN; pixels * 94];
@@ -127,7 +124,7 @@ mod tests {
     #[test]
     fn sums_are_exact() {
         let mut random = Random::new(2);
-        for len in [0, 1, 15, 100, rounds(70_001, 301)] {
+        for len in [0, 1, 15, 100, 70_001] {
             let (x, mut y) = (random.floats(len), random.floats(len));
             let expected: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
             add(&x, &mut y);

@@ -223,10 +223,7 @@ impl Pixels<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::testing::{Random, rounds},
-        *,
-    };
+    use super::{super::testing::Random, *};
 
     fn neighbors(channel: usize, channels: usize, size: usize) -> std::ops::Range<usize> {
         channel.saturating_sub(size / 2)..(channel + (size - 1) / 2 + 1).min(channels)
@@ -250,9 +247,9 @@ mod tests {
     #[test]
     fn it_and_its_gradient_match_plain_sums() {
         let mut random = Random::new(1);
-        for round in 0..rounds(120, 4) {
+        for round in 0..120 {
             let channels = [1, 3, 16, 24, 64, 67, 208][random.size(0, 6)];
-            let pixels = [1, 5, rounds(700, 9)][random.size(0, 2)];
+            let pixels = [1, 5, 700][random.size(0, 2)];
             let lrn = Lrn {
                 size: random.size(1, 8),
                 alpha: [1e-4, 0.5, 2.0][round % 3],

@@ -26,7 +26,7 @@ pub fn name() -> &'static str {
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64", not(miri)))]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
 

@@ -1,10 +1,5 @@
 //! What tests share.
 
-/// The number of rounds of a test, or `few` under Miri, which is some thousand times slower.
-pub fn rounds(many: usize, few: usize) -> usize {
-    if cfg!(miri) { few } else { many }
-}
-
 /// Numbers that look random and are the same each time.
 pub struct Random(u64);
 

@@ -1,4 +1,4 @@
-//! Products, weight gradients and Winograd against sums in double precision, over small shapes: small enough for Miri.
+//! Products, weight gradients and Winograd against sums in double precision, over small shapes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -145,10 +145,10 @@ fn check(shape: &Shape, merged: usize, random: &mut Random) {
 #[test]
 fn products_equal_the_plain_sums() {
     let mut random = Random::new(11);
-    for _ in 0..if cfg!(miri) { 6 } else { 150 } {
+    for _ in 0..150 {
         let [kernel, stride, dilation] = [3, 2, 2].map(|most| [random.size(1, most), random.size(1, most)]);
         let groups = random.size(1, 3);
-        let largest = if cfg!(miri) { 3 } else { 24 };
+        let largest = 24;
         let shape = Shape {
             n: random.size(1, 2),
             channels_in: groups * random.size(1, largest),
@@ -168,8 +168,8 @@ fn products_equal_the_plain_sums() {
 #[test]
 fn winograd_equals_the_plain_sums() {
     let mut random = Random::new(12);
-    for size in if cfg!(miri) { 4..6 } else { 1..12 } {
-        let largest = if cfg!(miri) { 3 } else { 40 };
+    for size in 1..12 {
+        let largest = 40;
         let shape = Shape {
             n: random.size(1, 3),
             channels_in: random.size(1, largest),

@@ -24,7 +24,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 /// Returns the number of threads that [`tasks`] uses, that of rayon's pool: `RAYON_NUM_THREADS` or one per core.
 pub fn threads() -> usize {
     static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| if cfg!(miri) { 2 } else { rayon::current_num_threads() })
+    *THREADS.get_or_init(rayon::current_num_threads)
 }
 
 /// Runs `work` once for each index of `0..count`, on all threads. The order, and the thread that runs a task, vary: a task
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn concurrent_callers_run_every_task_once() {
-        let rounds = if cfg!(miri) { 5 } else { 2000 };
+        let rounds = 2000;
         std::thread::scope(|scope| {
             for seed in 0..3 {
                 scope.spawn(move || {

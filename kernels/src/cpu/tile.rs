@@ -104,24 +104,24 @@ pub unsafe fn load_at<S: Simd>(simd: S, slice: &[f32], at: usize, count: usize) 
 /// Prefetches the cache lines of `count` floats for writing.
 #[inline(always)]
 pub fn prefetch_for_writing(at: *const f32, count: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(target_arch = "x86_64")]
     for line in (0..count).step_by(16) {
         // SAFETY: a prefetch is a hint and accesses no memory, so any address is allowed.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.wrapping_add(line).cast()) };
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, count);
 }
 
 /// Prefetches the cache lines of `count` floats for reading.
 #[inline(always)]
 pub fn prefetch(at: *const f32, count: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[cfg(target_arch = "x86_64")]
     for line in (0..count).step_by(16) {
         // SAFETY: a prefetch is a hint and accesses no memory, so any address is allowed.
         unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.wrapping_add(line).cast()) };
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, count);
 }
 
