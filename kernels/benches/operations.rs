@@ -1,6 +1,9 @@
 //! Billions of operations (a multiply and an add are two) a second, for the shapes of the networks:
 //! `cargo bench --profile dev --workspace --features kernels/internals --bench operations -- [IMAGES]`.
 //!
+//! A `*` marks what `winograd::select` picks in training and a `+` what it picks in evaluation. `selection` in place of the
+//! number of images sweeps channels, feature maps and batches, and counts how often the pick is the slower one.
+//!
 //! Winograd's figures count the operations of the plain sum, so that they can be compared: they may exceed the
 //! arithmetic peak, which the first line estimates by one register tile over data that never leaves the L1 cache.
 
@@ -172,7 +175,10 @@ fn convolution(n: usize, sizes: [usize; 5]) {
         let (input, k, channels) = (shape.input, c_in, c_out);
         let gradient = winograd::WeightGradient { n, x: &x, k, input, dy: &dy, channels, output, padding };
         let fast_gradient = time(|| gradient.run(&mut dw));
-        print!("  Winograd: forward {:6.1}  weight gradient {:6.1}", rate(fast), rate(fast_gradient));
+        let marks = [(winograd::wins(&shape, false), '*'), (winograd::wins(&shape, true), '+')];
+        let marks: String = marks.iter().filter(|(wins, _)| *wins).map(|(_, mark)| mark).collect();
+        let mark = if winograd::wins_gradient(&shape) { "*" } else { "" };
+        print!("  Winograd: forward {:6.1}{marks}  weight gradient {:6.1}{mark}", rate(fast), rate(fast_gradient));
     }
     println!();
 }
@@ -191,7 +197,111 @@ fn linear(rows: usize, inputs: usize, outputs: usize) {
     );
 }
 
+/// Times both ways of the 3×3 convolutions of one size, and returns the seconds of (GEMM, Winograd): forward with the
+/// transform of the weights, forward without, weight gradient.
+fn both_ways(shape: &Shape) -> [(f64, f64); 3] {
+    let (n, c_in, c_out) = (shape.n, shape.channels_in, shape.channels_out);
+    let output @ [height, width] = shape.output().expect("these kernels fit");
+    let (x, dy) = (values(n * height * width * c_in, 1), values(n * height * width * c_out, 2));
+    let weights = values(c_out * c_in * 9, 3);
+    let [mut y, mut dw] = [dy.len(), weights.len()].map(|len| vec![0.0; len]);
+    let order =
+        WeightOrder { base: 0, taps: 9, inputs: c_in, outputs: c_out, groups: 1, transposed: false, turned: false };
+    let taps = forward_taps(shape);
+    let map = |data, pitch| Map { data, size: output, pitch, offset: 0 };
+    let gemm = |packed: &Packed, y: &mut [f32]| {
+        Product {
+            n,
+            x: map(&x, c_in),
+            stride: [1, 1],
+            taps: &taps,
+            weights: packed,
+            lattice: Lattice::all(output),
+            out_pitch: c_out,
+            out_offset: 0,
+            epilogue: Epilogue::default(),
+        }
+        .run(y);
+    };
+    let winograd = |weights: &winograd::Weights, y: &mut [f32]| {
+        winograd::Convolution {
+            n,
+            x: &x,
+            input: output,
+            output,
+            padding: [1, 1],
+            weights,
+            epilogue: Epilogue::default(),
+            out_pitch: c_out,
+            out_offset: 0,
+        }
+        .run(y);
+    };
+    let packed = Packed::new(&weights, order);
+    let transformed = winograd::Weights::new(&packed);
+    let training = (
+        time(|| gemm(&Packed::new(&weights, order), &mut y)),
+        time(|| winograd(&winograd::Weights::new(&Packed::new(&weights, order)), &mut y)),
+    );
+    let evaluation = (time(|| gemm(&packed, &mut y)), time(|| winograd(&transformed, &mut y)));
+    let stride = [1, 1];
+    let plain =
+        WeightGradient { n, x: map(&x, c_in), k: c_in, stride, taps: &taps, dy: map(&dy, c_out), channels: c_out };
+    let fast = winograd::WeightGradient {
+        n,
+        x: &x,
+        k: c_in,
+        input: output,
+        dy: &dy,
+        channels: c_out,
+        output,
+        padding: [1, 1],
+    };
+    [training, evaluation, (time(|| plain.run(order, &mut dw)), time(|| fast.run(&mut dw)))]
+}
+
+/// Compares what `winograd::select` picks with what is faster.
+fn selection() {
+    let mut slower: [Vec<f64>; 3] = Default::default();
+    let mut count = 0;
+    for channels in [[16, 16], [32, 32], [64, 64], [96, 208], [128, 128], [256, 256], [512, 512]] {
+        for size in [7, 14, 28, 56] {
+            for n in [1, 8, 32] {
+                if channels[0] * channels[1] * size * size * n > 1 << 30 {
+                    continue;
+                }
+                let shape = shape(n, [channels[0], channels[1], size, 3, 1]);
+                let picks =
+                    [winograd::wins(&shape, false), winograd::wins(&shape, true), winograd::wins_gradient(&shape)];
+                let times = both_ways(&shape);
+                count += 1;
+                print!("{:4} → {:4}, {size:2} px, {n:2} images:", channels[0], channels[1]);
+                for ((pick, (gemm, winograd)), slower) in picks.into_iter().zip(times).zip(&mut slower) {
+                    let cost = if pick { winograd / gemm } else { gemm / winograd };
+                    print!("  GEMM / Winograd {:5.2}{}", gemm / winograd, if pick { '*' } else { ' ' });
+                    if cost > 1.0 {
+                        slower.push(cost);
+                    }
+                }
+                println!();
+            }
+        }
+    }
+    for (pass, slower) in ["training forward", "evaluation forward", "weight gradient"].into_iter().zip(&slower) {
+        let over = |bound: f64| slower.iter().filter(|cost| **cost > bound).count();
+        let worst = slower.iter().copied().fold(1.0, f64::max);
+        println!(
+            "{pass}: of {count} picks {} are slower by over 5 %, {} by over 20 %; at worst {worst:.2} ×",
+            over(1.05),
+            over(1.2)
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "selection") {
+        return selection();
+    }
     let images = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(8);
     println!("{} threads, {images} images; one tile in the L1 cache: {:.1}", thread_pool::threads(), peak());
     for sizes in SHAPES {
