@@ -18,6 +18,7 @@ use datasets::{
 use serde::Serialize;
 
 use crate::cli::{DataArgs, PipelineName, SplitArgs};
+use runtime::outln;
 
 /// Opens a split of the data without the quarantined samples, and logs the notes.
 fn open_data(data: &DataArgs, split: &SplitArgs) -> Result<Opened> {
@@ -69,7 +70,7 @@ fn pipeline(name: PipelineName, size: u32) -> Result<Arc<dyn Preprocess>> {
 /// Prints a result as JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the result as JSON")?;
-    println!("{text}");
+    outln!("{text}")?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@
 //! timing, or what came before.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod batch;
 mod cache;

@@ -297,3 +297,30 @@ fn processes_that_index_the_same_shards_at_once_do_not_hurt_each_other() {
         assert_eq!(json(&again), json(&outputs[0]), "from the index that they left");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn results_that_cannot_be_written_are_an_error_and_a_closed_pipe_is_none() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const SIGPIPE: i32 = 13;
+    let data = data();
+    let bench = ["bench", path(data.path()), "--batch-size", "2"];
+    let commands: [&[&str]; 5] =
+        [&["--help"], &["inspect", "digits"], &["doctor", path(data.path())], &bench, &["completions", "fish"]];
+    for args in commands {
+        let command = |stdout: std::process::Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_datasets"));
+            command.args(args).arg("-qq").stdout(stdout).stderr(std::process::Stdio::piped());
+            command.output().expect("the binary runs")
+        };
+        let full = command(fs::File::options().write(true).open("/dev/full").expect("it is there").into());
+        let expected = "error: cannot write to standard output: No space left on device (os error 28)\n";
+        assert_eq!((stderr(&full).as_str(), full.status.code()), (expected, Some(1)), "{args:?}");
+
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let closed = command(writer.into());
+        assert_eq!((stderr(&closed).as_str(), closed.status.signal()), ("", Some(SIGPIPE)), "{args:?}");
+    }
+}

@@ -41,8 +41,9 @@ pub enum Flow {
     Stop,
 }
 
-/// Trains a network by a recipe into a run folder, as the `train` program does: with checkpoints, metrics and a
-/// report. Only `experiment.log` is missing: it would take over the logger of the process.
+/// Trains a network by a recipe into a run folder, as the `train` program does: with checkpoints, metrics, a log and a
+/// report. Log records of other modules stay with the logger of the process; `experiment.log` has them too if that is the
+/// one of `runtime::logging`.
 ///
 /// ```
 /// use hearth::{Flow, Trainer, models::Architecture};

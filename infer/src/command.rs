@@ -19,6 +19,7 @@ use burn::tensor::Device;
 use hub::{LoadOptions, Opened};
 use runtime::{
     backend::{self, BackendArgs, Selected},
+    outln,
     progress::{Download, Output},
     world::world,
 };
@@ -54,7 +55,7 @@ fn announce(selected: &[Selected]) {
 
 /// Prints a result as indented JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?);
+    outln!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?)?;
     Ok(())
 }
 

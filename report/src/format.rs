@@ -28,6 +28,8 @@ pub const PREDICTIONS: &str = "predictions.csv";
 pub const MISTAKES: &str = "mistakes/index.csv";
 /// Images that could not be read or decoded.
 pub const BAD_SAMPLES: &str = "bad_samples.csv";
+/// The log of a run: its notes and warnings, and log records.
+pub const EXPERIMENT_LOG: &str = "experiment.log";
 /// [`EvaluationSummary`].
 pub const EVALUATION: &str = "result.json";
 

@@ -32,6 +32,39 @@ pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |writer| Ok(writer.write_all(bytes)?))
 }
 
+/// Checks that nothing but a regular file has this name: opening a FIFO would wait for ever, and a symbolic link would
+/// lead a writer elsewhere.
+///
+/// # Errors
+/// If there is a FIFO, a device, a folder or a symbolic link.
+pub fn check_regular(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a whole file, as [`std::fs::read`] does. What is no file, for instance a FIFO, is an error and not waited for.
+///
+/// # Errors
+/// If the file cannot be read, or is no regular file.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // Links may be followed for reading.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    std::fs::read(path)
+}
+
+/// [`read`] for text in UTF-8.
+///
+/// # Errors
+/// If the file cannot be read, is no regular file, or is not UTF-8.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+}
+
 /// The folder that holds `path`, `.` for a bare name.
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
@@ -80,6 +113,24 @@ mod tests {
         write_atomic_bytes(&path, b"three").expect("replaced");
         assert_eq!(std::fs::read(&path).expect("read"), b"three");
         assert_eq!(names(&folder.path().join("new")), ["metrics.json"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_fifo_is_an_error_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("run.json");
+        assert!(check_regular(&path).is_ok() && read(&path).is_err(), "nothing is there");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        for error in [check_regular(&path).unwrap_err(), read(&path).unwrap_err(), read_to_string(&path).unwrap_err()] {
+            assert_eq!(error.to_string(), "not a regular file");
+        }
+        let link = folder.path().join("link");
+        std::fs::write(folder.path().join("file"), "text").expect("written");
+        std::os::unix::fs::symlink("file", &link).expect("linked");
+        assert!(check_regular(&link).is_err(), "a writer follows no link");
+        assert_eq!(read_to_string(&link).expect("a reader does"), "text");
     }
 
     #[test]

@@ -12,10 +12,15 @@
 //! `RUST_LOG`, if set, replaces this table: `RUST_LOG=debug`, `RUST_LOG=warn,datasets=trace`.
 //!
 //! Results go to standard output and are not logged. Progress bars are hidden while a line is printed.
+//!
+//! A [`LogFile`] of a run receives a copy of the records while it is open: those of Hearth's crates from `info` on and of
+//! other crates from `warn` on, whatever the flags say.
 
 use std::{
-    io::Write,
-    sync::OnceLock,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError},
     time::{Duration, SystemTime},
 };
 
@@ -54,6 +59,16 @@ impl Verbosity {
         self.quiet > 0
     }
 
+    /// Returns whether nothing is logged.
+    pub fn is_silent(self) -> bool {
+        self.quiet > 1
+    }
+
+    /// Returns the same without progress and notes.
+    pub fn at_most_warnings(self) -> Self {
+        Self { verbose: 0, quiet: self.quiet.max(1) }
+    }
+
     /// Returns the levels of Hearth's crates and of all others.
     fn levels(self) -> (LevelFilter, LevelFilter) {
         match i32::from(self.verbose) - i32::from(self.quiet) {
@@ -70,7 +85,12 @@ impl Verbosity {
 /// The installed logger, which `log` requires to be `'static`.
 static LOGGER: OnceLock<StderrLogger> = OnceLock::new();
 
-/// Installs the logger. Has no effect if one is installed already.
+/// The target of records that a run's journal writes to its [`LogFile`] and reports to its observer itself. They are for
+/// loggers of other programs; this one leaves them out.
+pub const JOURNAL_TARGET: &str = "train::journal";
+
+/// Installs the logger, and a panic hook that writes panics to the open [`LogFile`]s. Has no effect if a logger is
+/// installed already.
 ///
 /// # Errors
 /// If `RUST_LOG` cannot be parsed.
@@ -80,6 +100,11 @@ pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
     let logger = LOGGER.get_or_init(|| StderrLogger { levels, format });
     if log::set_logger(logger).is_ok() {
         log::set_max_level(logger.levels.max());
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            copy_to_files(Level::Error, "panic", &panic.to_string());
+            hook(panic);
+        }));
     }
     Ok(())
 }
@@ -134,20 +159,122 @@ struct StderrLogger {
 
 impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.levels.enabled(metadata)
+        self.levels.enabled(metadata) || (is_for_files(metadata) && !open_files().is_empty())
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = line(record, self.format, SystemTime::now());
-            // A closed standard error must not end the run.
-            crate::progress::suspend(|| {
-                let _ = writeln!(std::io::stderr(), "{line}");
-            });
+        let metadata = record.metadata();
+        if metadata.target() == JOURNAL_TARGET {
+            return;
+        }
+        if self.levels.enabled(metadata) {
+            crate::noteln!("{}", line(record, self.format, SystemTime::now()));
+        }
+        if is_for_files(metadata) {
+            let line = line(record, LogFormat::Text, SystemTime::now());
+            open_files().iter().for_each(|file| file.append_line(&line));
         }
     }
 
     fn flush(&self) {}
+}
+
+/// The log files that are open.
+static FILES: Mutex<Vec<Arc<LogFile>>> = Mutex::new(Vec::new());
+
+fn open_files() -> Vec<Arc<LogFile>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Whether log files receive a record.
+fn is_for_files(metadata: &Metadata<'_>) -> bool {
+    let crate_name = metadata.target().split("::").next().unwrap_or_default();
+    // Burn's dashboard warns at each event if its terminal is gone.
+    let is_flood = metadata.target().starts_with("burn_train::renderer");
+    let least = if OWN_CRATES.contains(&crate_name) { Level::Info } else { Level::Warn };
+    metadata.level() <= least && !is_flood
+}
+
+/// Writes a line to the open log files, though no record of `log` carries it.
+pub(crate) fn copy_to_files(level: Level, target: &str, text: &str) {
+    // A panic may come while the list is locked.
+    let files = match FILES.try_lock() {
+        Ok(files) => files.clone(),
+        Err(TryLockError::Poisoned(files)) => files.into_inner().clone(),
+        Err(TryLockError::WouldBlock) => return,
+    };
+    files.iter().for_each(|file| file.write(level, target, text));
+}
+
+/// The log file of a run, to which lines are appended. A file that cannot be written loses lines, and nothing else.
+#[derive(Debug)]
+pub struct LogFile(Mutex<File>);
+
+impl LogFile {
+    /// Opens the file, or creates it, and copies log records to it until the result is dropped.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, or is no regular file.
+    pub fn open(path: &Path) -> io::Result<OpenLogFile> {
+        let file = Arc::new(Self::for_lines(path)?);
+        if let Some(failure) = crate::output::stderr_failure() {
+            file.write(Level::Warn, "runtime::output", &failure);
+        }
+        FILES.lock().unwrap_or_else(PoisonError::into_inner).push(file.clone());
+        if let Some(logger) = LOGGER.get() {
+            log::set_max_level(logger.levels.max().max(LevelFilter::Info));
+        }
+        Ok(OpenLogFile(file))
+    }
+
+    /// Opens the file, or creates it, for lines alone: it receives no log records.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, or is no regular file.
+    pub fn for_lines(path: &Path) -> io::Result<Self> {
+        crate::files::check_regular(path)?;
+        Ok(Self(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?)))
+    }
+
+    /// Appends a line with the time, the level and the target.
+    pub fn write(&self, level: Level, target: &str, text: &str) {
+        let args = format_args!("{text}");
+        let record = Record::builder().level(level).target(target).args(args).build();
+        self.append_line(&line(&record, LogFormat::Text, SystemTime::now()));
+    }
+
+    fn append_line(&self, line: &str) {
+        // A panic may come while the file is locked.
+        let mut file = match self.0.try_lock() {
+            Ok(file) => file,
+            Err(TryLockError::Poisoned(file)) => file.into_inner(),
+            Err(TryLockError::WouldBlock) if std::thread::panicking() => return,
+            Err(TryLockError::WouldBlock) => self.0.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+/// A log file that receives a copy of the log records until it is dropped.
+#[derive(Debug)]
+pub struct OpenLogFile(Arc<LogFile>);
+
+impl std::ops::Deref for OpenLogFile {
+    type Target = LogFile;
+
+    fn deref(&self) -> &LogFile {
+        &self.0
+    }
+}
+
+impl Drop for OpenLogFile {
+    fn drop(&mut self) {
+        let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|file| !Arc::ptr_eq(file, &self.0));
+        if let (true, Some(logger)) = (files.is_empty(), LOGGER.get()) {
+            log::set_max_level(logger.levels.max());
+        }
+    }
 }
 
 /// Collects the key-value pairs of a record.
@@ -216,6 +343,34 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_file_receives_records_of_a_run_whatever_the_flags_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("experiment.log");
+        let logger = StderrLogger {
+            levels: Levels::new(Verbosity { verbose: 0, quiet: 2 }, None).unwrap(),
+            format: LogFormat::Plain,
+        };
+        let log = |level, target: &str, text: &str| {
+            let args = format_args!("{text}");
+            logger.log(&Record::builder().level(level).target(target).args(args).build());
+        };
+        for name in ["first", "second"] {
+            let file = LogFile::open(&path).unwrap();
+            assert!(logger.enabled(&Metadata::builder().target("hub::card").level(Level::Info).build()));
+            file.write(Level::Info, JOURNAL_TARGET, name);
+            log(Level::Warn, "hub::card", "no card");
+            log(Level::Debug, "hub::card", "too detailed");
+            log(Level::Info, "wgpu_hal::vulkan", "of another crate");
+            log(Level::Info, JOURNAL_TARGET, "written by the journal already");
+        }
+        log(Level::Warn, "hub::card", "after the run");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
+        let expected = ["INFO  train::journal: first", "WARN  hub::card: no card"];
+        assert_eq!(lines, [&expected[..], &["INFO  train::journal: second", expected[1]]].concat());
+    }
 
     fn enabled(verbosity: Verbosity, spec: Option<&str>, target: &str, level: Level) -> bool {
         let metadata = Metadata::builder().target(target).level(level).build();

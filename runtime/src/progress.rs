@@ -8,7 +8,10 @@ use std::io::{IsTerminal, Write};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use console::Term;
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::{SoftTerm, Stderr};
 
 /// How often a line is printed where there is no terminal.
 pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -17,10 +20,19 @@ pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
 const RECENT_LINES: usize = 6;
 
 /// All bars of the process, so that lines can be printed between them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| match std::io::stderr().is_terminal() {
+    true => MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(
+        Box::new(SoftTerm(Term::buffered_stderr())),
+        BARS_PER_SECOND,
+    )),
+    false => MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+});
 
-/// Runs `print`, which may write to the terminal, while the bars step aside.
-pub fn suspend<T>(print: impl FnOnce() -> T) -> T {
+/// How often a bar is drawn.
+const BARS_PER_SECOND: u8 = 20;
+
+/// Runs `print`, which may write to the terminal, while the bars step aside. It must not call this function again.
+pub(crate) fn suspend<T>(print: impl FnOnce() -> T) -> T {
     BARS.suspend(print)
 }
 
@@ -125,7 +137,7 @@ impl Progress {
             Output::Quiet => View::Hidden,
             Output::Auto if std::io::stderr().is_terminal() && !dumb => View::Bar(BARS.add(bar(unit, total))),
             Output::Auto | Output::Lines => {
-                View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(std::io::stderr())) }
+                View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(Stderr)) }
             }
         };
         Self::with_view(label.into(), unit, total, view)
@@ -176,9 +188,7 @@ impl Progress {
         match &self.view {
             View::Bar(bar) => {
                 bar.finish_and_clear();
-                suspend(|| {
-                    let _ = writeln!(std::io::stderr(), "{line}");
-                });
+                crate::noteln!("{line}");
             }
             View::Lines { writer, .. } => print(writer, &line),
             View::Hidden => {}
@@ -299,10 +309,10 @@ fn line(label: &str, unit: Unit, state: &State, now: Instant) -> String {
     line
 }
 
-/// A closed standard error is no reason to stop the work.
 fn print(writer: &Mutex<Box<dyn Write + Send>>, line: &str) {
     let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-    let _ = writeln!(writer, "{line}");
+    // One write, so that lines of several processes do not mix; a failure is no reason to stop the work.
+    let _ = writer.write_all(format!("{line}\n").as_bytes());
 }
 
 fn bar(unit: Unit, total: Option<u64>) -> ProgressBar {

@@ -9,6 +9,7 @@
 //! status that tells the client what to do.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod access;
 mod admission;

@@ -1,4 +1,7 @@
-//! The log of a run: the files that grow with it, and its reports to an observer.
+//! The log of a run: the files that grow with it, `experiment.log`, and its reports to an observer.
+//!
+//! Notes and warnings go to `experiment.log` and the observer directly. Their records, with the target `train::journal`, are
+//! for the loggers of other programs; [`runtime::logging`] leaves them out.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use report::format::{EPOCHS, EpochRow, METRICS, MetricRow, csv_header, csv_line};
+use log::Level;
+use report::format::{EPOCHS, EXPERIMENT_LOG, EpochRow, METRICS, MetricRow, csv_header, csv_line};
+use runtime::logging::{JOURNAL_TARGET, LogFile, OpenLogFile};
 use serde_json::json;
 
 use crate::{
@@ -30,6 +35,10 @@ pub struct Journal {
     observer: Arc<dyn Observer>,
     num_epochs: usize,
     steps_per_epoch: u64,
+    /// None where another process writes it, and where it could not be opened.
+    log: Option<OpenLogFile>,
+    /// Whether this process reports.
+    speaks: bool,
     /// Whether it was already said that a file cannot be written.
     complained: bool,
 }
@@ -89,6 +98,11 @@ impl Journal {
         steps_per_epoch: u64,
     ) -> Result<Self> {
         let length = |name: &str| state.file_lengths.get(name).copied();
+        let path = run.join(EXPERIMENT_LOG);
+        let log = LogFile::open(&path);
+        if let Err(error) = &log {
+            observer.on_warning(&format!("cannot write {}: {error}; training goes on without it", path.display()));
+        }
         Ok(Self {
             metrics: Growing::open(run, METRICS, length(METRICS), csv_header::<MetricRow>().as_bytes())?,
             epochs: Growing::open(run, EPOCHS, length(EPOCHS), csv_header::<EpochRow>().as_bytes())?,
@@ -96,6 +110,8 @@ impl Journal {
             observer,
             num_epochs,
             steps_per_epoch,
+            log: log.ok(),
+            speaks: true,
             complained: false,
         })
     }
@@ -110,6 +126,8 @@ impl Journal {
             observer: Arc::new(Silent),
             num_epochs,
             steps_per_epoch,
+            log: None,
+            speaks: false,
             complained: false,
         }
     }
@@ -162,7 +180,8 @@ impl Journal {
     /// An epoch ended; `state` has its record already.
     pub fn epoch(&mut self, state: &State, record: &EpochRecord) {
         self.record(record);
-        log::info!("epoch {}: {}", record.epoch, json!({ "train": record.train, "valid": record.valid }));
+        let scores = json!({ "train": record.train, "valid": record.valid });
+        self.write_log(Level::Info, &format!("epoch {}: {scores}", record.epoch));
         self.observer.on_epoch(&EpochReport {
             record,
             epochs: self.num_epochs,
@@ -216,14 +235,31 @@ impl Journal {
 
     /// Reports a fact about the run.
     pub fn say(&self, text: &str) {
-        log::info!("{text}");
-        self.observer.on_note(text);
+        if self.speaks {
+            self.write_log(Level::Info, text);
+            log::info!(target: JOURNAL_TARGET, "{text}");
+            self.observer.on_note(text);
+        }
     }
 
     /// Reports a warning.
     pub fn warn(&self, text: &str) {
-        log::warn!("{text}");
+        self.warn_in_log(text);
         self.observer.on_warning(text);
+    }
+
+    /// Writes a warning to the log alone.
+    fn warn_in_log(&self, text: &str) {
+        if self.speaks {
+            self.write_log(Level::Warn, text);
+            log::warn!(target: JOURNAL_TARGET, "{text}");
+        }
+    }
+
+    fn write_log(&self, level: Level, text: &str) {
+        if let Some(log) = &self.log {
+            log.write(level, "train", text);
+        }
     }
 
     /// Appends a record. A log that cannot be written does not end a training: the first failure is reported, later
@@ -232,7 +268,7 @@ impl Journal {
         let file = file(self);
         if let Err(error) = file.append(record) {
             let text = format!("cannot write {}: {error}; training goes on", file.path.display());
-            log::warn!("{text}");
+            self.warn_in_log(&text);
             if !std::mem::replace(&mut self.complained, true) {
                 self.observer.on_warning(&text);
             }

@@ -11,6 +11,7 @@
 //! Errors are `anyhow` chains that name the file or the key of the recipe, the cause and the remedy.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod benchmark;
 mod checkpoint;

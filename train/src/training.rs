@@ -15,10 +15,11 @@ use burn::{
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use hub::{Card, LoadOptions, weights};
 use models::ImageClassifier;
-use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
+use report::format::{DataInfo, EXPERIMENT_LOG, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec,
     files::write_atomic_bytes,
+    logging::LogFile,
     progress::{Download, Output},
     warmup::{Pace, Warmup, autotunes},
     world::world,
@@ -60,11 +61,10 @@ pub struct Options {
     pub progress: Output,
     /// Whether Burn's dashboard takes over the terminal. The observer then receives warnings only.
     pub dashboard: bool,
-    /// Whether log records go to `experiment.log` in the run folder. This sets the logger and the panic hook of the
-    /// process.
-    pub experiment_log: bool,
     /// Ends the run after the current step, with a checkpoint, once it is set.
     pub stop: Arc<AtomicBool>,
+    /// Makes the run write a checkpoint after the current step and go on, once it is set; the run clears it then.
+    pub save: Arc<AtomicBool>,
     /// The arguments of the program, for `run.json`.
     pub command: Vec<String>,
     /// The devices of this process, at least one.
@@ -93,8 +93,8 @@ impl Options {
             observer: Arc::new(Silent),
             progress: Output::Quiet,
             dashboard: false,
-            experiment_log: false,
             stop: Arc::default(),
+            save: Arc::default(),
             command: Vec::new(),
             devices: vec![device],
         }
@@ -219,6 +219,13 @@ impl Finished {
     /// Returns the time of the run in seconds, without pauses.
     pub fn seconds(&self) -> f64 {
         self.state.seconds
+    }
+
+    /// Adds a warning to `experiment.log`.
+    pub fn warn(&self, text: &str) {
+        if let Ok(log) = LogFile::for_lines(&self.run.join(EXPERIMENT_LOG)) {
+            log.write(log::Level::Warn, "train", text);
+        }
     }
 
     /// Returns the metrics of each epoch.
@@ -627,6 +634,7 @@ fn launch(
         is_asynchronous,
         warms_up,
         stop: options.stop.clone(),
+        save: options.save.clone(),
         limits,
         steps_per_epoch,
         world: world(),
@@ -639,18 +647,20 @@ fn launch(
         .renderer(renderer(dashboard, interrupter.clone()))
         .with_interrupter(interrupter)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        // The journal writes `experiment.log`; Burn's would take over the logger and the panic hook of the process.
+        .with_application_logger(None)
         .num_epochs(epochs);
     if starting_after > 0 {
         training = training.checkpoint(starting_after);
     }
-    if !options.experiment_log {
-        training = training.with_application_logger(None);
-    }
+    // What would be printed waits until the dashboard gives the terminal back.
+    let hold = dashboard.then(runtime::output::hold_stderr);
     // The strategy steps by an optimizer of its own.
     let unused = SgdConfig::new().init();
     let result = training.launch(Learner::new(classifier, unused, scheduler));
     // The dashboard gives the terminal back when it is dropped.
     drop(result.renderer);
+    drop(hold);
     let mut outcome =
         outcome.lock().unwrap_or_else(PoisonError::into_inner).take().context("training ended without an outcome")?;
     if let (Some(error), End::Finished | End::Interrupted) = (result.error, &outcome.end) {

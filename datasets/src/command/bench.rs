@@ -9,6 +9,7 @@ use datasets::{
 };
 use runtime::{
     exit::ExitCode,
+    out,
     progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
@@ -56,7 +57,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let bench = measure(args, workers, &loader, output)?;
     match args.format {
         Format::Json => print_json(&bench)?,
-        Format::Text => print!("{}", text(&bench)),
+        Format::Text => out!("{}", text(&bench))?,
     }
     Ok(ExitCode::Success)
 }

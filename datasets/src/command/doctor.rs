@@ -13,7 +13,7 @@ use datasets::{
 };
 use runtime::{
     exit::ExitCode,
-    files,
+    files, out,
     progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
@@ -148,7 +148,7 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
     }
     match args.format {
         cli::Format::Json => print_json(&report)?,
-        cli::Format::Text => print!("{}", text(&report)),
+        cli::Format::Text => out!("{}", text(&report))?,
     }
     let broken = report.splits.iter().any(|split| split.broken > 0);
     Ok(if broken { ExitCode::SomeInputsFailed } else { ExitCode::Success })

@@ -6,6 +6,7 @@ use anyhow::Result;
 use datasets::{Opened, decode};
 use runtime::{
     exit::ExitCode,
+    out,
     progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
@@ -67,7 +68,7 @@ pub fn run(args: &InspectArgs, output: Output) -> Result<ExitCode> {
     let inspection = inspect(args, &opened, output);
     match args.format {
         Format::Json => print_json(&inspection)?,
-        Format::Text => print!("{}", text(&inspection)),
+        Format::Text => out!("{}", text(&inspection))?,
     }
     Ok(ExitCode::Success)
 }

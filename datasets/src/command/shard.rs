@@ -12,6 +12,7 @@ use image::{
 };
 use runtime::{
     exit::ExitCode,
+    outln,
     progress::{Output, Progress, Unit},
 };
 
@@ -43,13 +44,13 @@ pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
         },
     )?;
     progress.finish();
-    println!(
+    outln!(
         "{}: {} in {}, {}",
         args.out.display(),
         count(opened.source.len(), "sample"),
         count(manifest.shards.len(), "shard"),
         human_bytes(manifest.shards.iter().map(|shard| shard.bytes).sum())
-    );
+    )?;
     Ok(ExitCode::Success)
 }
 

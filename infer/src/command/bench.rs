@@ -16,6 +16,7 @@ use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
+    noteln, outln,
     progress::{Output, Progress, Unit},
     warmup::Warmup,
 };
@@ -102,7 +103,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let total = subjects.len() * backends.len() * args.batch_sizes.len() * folds.len();
     let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), output);
     if args.format == Format::Text {
-        runtime::progress::suspend(|| println!("{}", Row::HEADER));
+        outln!("{}", Row::HEADER)?;
     }
     let mut failed = 0;
     for subject in &subjects {
@@ -110,21 +111,19 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
             for batch in &args.batch_sizes {
                 for fold in folds {
                     match in_child(args, subject, backend, *batch, *fold)? {
-                        Ok(row) => runtime::progress::suspend(|| {
+                        Ok(row) => {
                             match args.format {
-                                Format::Text => println!("{}", row.text()),
-                                Format::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                                Format::Text => outln!("{}", row.text())?,
+                                Format::Json => outln!("{}", serde_json::to_string(&row).unwrap_or_default())?,
                             }
                             if let Some(warning) = &row.warning {
-                                eprintln!("warning: {} on {backend}, {batch} images: {warning}", row.model);
+                                noteln!("warning: {} on {backend}, {batch} images: {warning}", row.model);
                             }
-                        }),
+                        }
                         Err(reason) => {
                             failed += 1;
                             let subject = subject.first().map_or("", String::as_str);
-                            runtime::progress::suspend(|| {
-                                eprintln!("error: {subject} on {backend}, {batch} images: {reason}");
-                            });
+                            noteln!("error: {subject} on {backend}, {batch} images: {reason}");
                         }
                     }
                     progress.inc(1);
@@ -256,7 +255,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         import_rss_mb,
         cpu: environment::cpu(),
     };
-    println!("{}", serde_json::to_string(&row)?);
+    outln!("{}", serde_json::to_string(&row)?)?;
     Ok(ExitCode::Success)
 }
 

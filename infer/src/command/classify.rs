@@ -1,12 +1,11 @@
 //! `infer classify`: classifies images.
 
-use std::io::{self, BufWriter, Write};
-
 use anyhow::{Context, Result};
 use infer::{Input, Model, Prediction, inputs, stream};
 use runtime::{
     exit::ExitCode,
-    progress::{self, Output, Progress, Unit},
+    noteln, out,
+    progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
 
@@ -43,15 +42,13 @@ pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut printer = Printer::new(args.format)?;
+    let mut printer = Printer::new(args.format);
     let mut unreadable = 0;
     stream::batches(&inputs, model.preprocess(), args.batch_size as usize, threads, |batch| {
         let answers = answer(&model, batch, args.topk as usize)?;
         unreadable += answers.iter().filter(|answer| matches!(answer.outcome, Outcome::Error(_))).count();
-        progress::suspend(|| {
-            answers.iter().try_for_each(|answer| printer.print(answer)).and_then(|()| printer.flush())
-        })
-        .context("cannot write to standard output")?;
+        answers.iter().try_for_each(|answer| printer.print(answer))?;
+        printer.flush()?;
         progress.inc(batch.len() as u64);
         Ok(())
     })?;
@@ -89,36 +86,32 @@ fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) 
 /// Prints results as they arrive.
 struct Printer {
     format: AnswerFormat,
-    stdout: BufWriter<io::Stdout>,
+    /// Text that is not printed yet.
+    pending: String,
 }
 
 impl Printer {
-    fn new(format: AnswerFormat) -> Result<Self> {
-        let mut stdout = BufWriter::new(io::stdout());
-        if format == AnswerFormat::Csv {
-            writeln!(stdout, "path,rank,class,index,probability,error")?;
-        }
-        Ok(Self { format, stdout })
+    fn new(format: AnswerFormat) -> Self {
+        let header = if format == AnswerFormat::Csv { "path,rank,class,index,probability,error\n" } else { "" };
+        Self { format, pending: header.to_string() }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.stdout.flush()
+    fn flush(&mut self) -> Result<()> {
+        Ok(out!("{}", std::mem::take(&mut self.pending))?)
     }
 
-    fn print(&mut self, answer: &Answer) -> io::Result<()> {
+    fn print(&mut self, answer: &Answer) -> Result<()> {
         match (self.format, &answer.outcome) {
-            (AnswerFormat::Json, _) => {
-                serde_json::to_writer(&mut self.stdout, answer)?;
-                writeln!(self.stdout)
-            }
-            (AnswerFormat::Csv, outcome) => write!(self.stdout, "{}", csv(&answer.path, outcome)),
-            (AnswerFormat::Text, Outcome::Top(top)) => write!(self.stdout, "{}", text(&answer.path, top)),
+            (AnswerFormat::Json, _) => self.pending += &(serde_json::to_string(answer)? + "\n"),
+            (AnswerFormat::Csv, outcome) => self.pending += &csv(&answer.path, outcome),
+            (AnswerFormat::Text, Outcome::Top(top)) => self.pending += &text(&answer.path, top),
             (AnswerFormat::Text, Outcome::Error(error)) => {
                 // Flushes, so that errors and results keep their order on a terminal.
-                self.stdout.flush()?;
-                writeln!(io::stderr(), "error: {}: {error}", answer.path)
+                self.flush()?;
+                noteln!("error: {}: {error}", answer.path);
             }
         }
+        Ok(())
     }
 }
 

@@ -27,6 +27,7 @@ use runtime::{
     backend::{self, Selected},
     exit::ExitCode,
     files::write_atomic_bytes,
+    noteln, out,
     progress::{Output, Progress, Unit, thousands},
     world::World,
 };
@@ -183,13 +184,13 @@ fn conclude(
 ) -> Result<ExitCode> {
     let summary = evaluation.summary();
     match format {
-        AnswerFormat::Text => print!("{}", text(evaluation, &summary)),
+        AnswerFormat::Text => out!("{}", text(evaluation, &summary))?,
         AnswerFormat::Json => print_json(&summary)?,
-        AnswerFormat::Csv => print!("{}", csv_line(&summary)?),
+        AnswerFormat::Csv => out!("{}", csv_line(&summary)?)?,
     }
     if let Some(out) = out {
         write(evaluation, &summary, out, card)?;
-        eprintln!("result: {}", out.display());
+        noteln!("result: {}", out.display());
     }
     if !evaluation.bad.is_empty() {
         log::warn!("{} images could not be read or decoded and do not count", evaluation.bad.len());

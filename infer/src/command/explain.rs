@@ -21,7 +21,8 @@ use infer::{
 use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
-    progress::{self, Output, Progress, Unit},
+    noteln, out, outln,
+    progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
 
@@ -85,7 +86,7 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
     let text = match (args.format, &said.error) {
         (Format::Json, _) => serde_json::to_string(said)? + "\n",
         (Format::Text, Some(error)) => {
-            progress::suspend(|| eprintln!("error: {}: {error}", said.path));
+            noteln!("error: {}: {error}", said.path);
             return Ok(());
         }
         (Format::Text, None) => {
@@ -98,7 +99,7 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
             format!("{}\n{}", said.path, classes.chain(neighbors).chain(picture).collect::<String>())
         }
     };
-    progress::suspend(|| print!("{text}"));
+    out!("{text}")?;
     Ok(())
 }
 
@@ -212,7 +213,7 @@ fn filters(args: &ExplainArgs, model: &Model) -> Result<()> {
     let path = args.out.join("filters.png");
     write_atomic_bytes(&path, &png(&picture::filters(&weights, shape))?)?;
     let [filters, height, width] = shape;
-    println!("{filters} filters of {height} × {width}: {}", path.display());
+    outln!("{filters} filters of {height} × {width}: {}", path.display())?;
     Ok(())
 }
 
@@ -235,7 +236,7 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
         })
     })?;
     progress.finish();
-    println!("{rows} vectors: {}", path.display());
+    outln!("{rows} vectors: {}", path.display())?;
     Ok(unreadable)
 }
 
@@ -374,7 +375,7 @@ impl Sheet {
     fn finish(&mut self, out: &mut OutFolder) -> Result<()> {
         if !self.rows.is_empty() {
             let path = out.write("contact", "sheet", &picture::column(&std::mem::take(&mut self.rows)))?;
-            eprintln!("contact sheet: {}", path.display());
+            noteln!("contact sheet: {}", path.display());
         }
         Ok(())
     }

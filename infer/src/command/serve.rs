@@ -11,7 +11,7 @@ use infer::{
     explain::{Explainer, Method},
     picture,
 };
-use runtime::{exit::ExitCode, progress::Output};
+use runtime::{exit::ExitCode, noteln, outln, progress::Output};
 use serde_json::json;
 use serve::{Engine, EngineError, Explanation, Options, RejectReason};
 
@@ -124,8 +124,13 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     }
     let served = Served { model, backend: selected.spec().to_string() };
     let name = served.name();
-    serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
-    eprintln!("stopped");
+    serve::run(Arc::new(served), options, |addr| {
+        // A server answers whether or not somebody reads its output.
+        if let Err(error) = outln!("serving {name}: http://{addr}") {
+            log::warn!("{:#}", anyhow::Error::from(error));
+        }
+    })?;
+    noteln!("stopped");
     Ok(ExitCode::Success)
 }
 

@@ -17,6 +17,8 @@ use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
     exit,
+    logging::{self, Verbosity},
+    noteln,
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
     world::{self, WorldArgs},
@@ -42,11 +44,33 @@ pub struct Cli {
     #[command(flatten)]
     pub pretrain: PretrainArgs,
 
+    #[command(flatten, next_help_heading = "Output")]
+    pub verbosity: Verbosity,
+
     #[command(flatten)]
     pub kernels: KernelArgs,
 
     #[command(flatten)]
     pub ranks: WorldArgs,
+}
+
+impl Cli {
+    /// The format of log records, which is that of progress.
+    pub fn log_format(&self) -> logging::LogFormat {
+        let format = match &self.command {
+            None => self.pretrain.run.how.loading.log_format,
+            Some(Command::Pretrain(args)) => args.run.how.loading.log_format,
+            Some(Command::Finetune(args)) => args.run.how.loading.log_format,
+            Some(Command::Resume(args)) => args.loading.log_format,
+            Some(Command::LrFind(args)) => args.run.how.loading.log_format,
+            Some(Command::Study(StudyArgs { study: Study::Shortcuts(args) })) => args.how.loading.log_format,
+            Some(_) => LogFormat::Text,
+        };
+        match format {
+            LogFormat::Text => logging::LogFormat::Plain,
+            LogFormat::Json => logging::LogFormat::Json,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -460,11 +484,7 @@ pub struct LoadingArgs {
     #[arg(help_heading = "Data", long, value_name = "N")]
     pub workers: Option<usize>,
 
-    /// Show no progress, only the result
-    #[arg(help_heading = "Output", short, long)]
-    pub quiet: bool,
-
-    /// Format of progress on standard error
+    /// Format of progress and log lines on standard error
     #[arg(help_heading = "Output", long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
@@ -618,11 +638,12 @@ pub struct ShortcutsArgs {
 }
 
 impl LoadingArgs {
-    fn lines(&self) -> Lines {
-        match (self.quiet, self.log_format) {
-            (true, _) => Lines::Quiet,
-            (false, LogFormat::Text) => Lines::Text,
-            (false, LogFormat::Json) => Lines::Json,
+    fn lines(&self, verbosity: Verbosity) -> Lines {
+        match self.log_format {
+            _ if verbosity.is_silent() => Lines::Silent,
+            _ if verbosity.is_quiet() => Lines::Quiet,
+            LogFormat::Text => Lines::Text,
+            LogFormat::Json => Lines::Json,
         }
     }
 
@@ -630,13 +651,13 @@ impl LoadingArgs {
     ///
     /// # Errors
     /// Where a device does not open, or the processes of this host cannot share `--devices` alike.
-    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> anyhow::Result<Options> {
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, verbosity: Verbosity) -> anyhow::Result<Options> {
         let world = world::world();
         let selected = match &self.devices {
             Some(devices) => backend::select_named(&devices.of(world.local_rank(), world.local_size())?)?,
             None => vec![self.backend.select()?],
         };
-        let lines = if world.is_root() { self.lines() } else { Lines::Quiet };
+        let lines = if world.is_root() { self.lines(verbosity) } else { Lines::Silent };
         announce(&selected, lines);
         Ok(Options {
             artifacts,
@@ -645,8 +666,8 @@ impl LoadingArgs {
             observer: Arc::new(Printer::new(lines)),
             progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
             dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
-            experiment_log: true,
-            stop: interrupt::flag(),
+            stop: interrupt::stop_flag(),
+            save: interrupt::save_flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),
         })
@@ -656,20 +677,20 @@ impl LoadingArgs {
 /// Says which devices compute.
 pub fn announce(selected: &[Selected], lines: Lines) {
     match lines {
-        Lines::Quiet => {}
+        Lines::Quiet | Lines::Silent => {}
         Lines::Text => {
-            eprintln!("{}", backend::device_line(selected));
+            noteln!("{}", backend::device_line(selected));
             if let Some(warning) = selected.first().and_then(Selected::warning) {
-                eprintln!("warning: {warning}");
+                noteln!("warning: {warning}");
             }
         }
-        Lines::Json => eprintln!("{}", backend::device_json(selected)),
+        Lines::Json => noteln!("{}", backend::device_json(selected)),
     }
 }
 
 impl HowArgs {
-    pub fn options(&self) -> anyhow::Result<Options> {
-        self.loading.options(self.artifacts.clone(), self.out.clone())
+    pub fn options(&self, verbosity: Verbosity) -> anyhow::Result<Options> {
+        self.loading.options(self.artifacts.clone(), self.out.clone(), verbosity)
     }
 }
 

@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, logging::Verbosity, noteln};
 use train::{
     lr_finder, probe,
     recipe::{self, Overrides, Transfer},
     training::{self, Options, Prepared},
 };
 
-use super::{conclude, dry_run};
+use super::{conclude, dry_run, print};
 use crate::cli::FinetuneArgs;
 
-pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
-    let options = args.run.how.options()?;
+pub fn run(args: &FinetuneArgs, verbosity: Verbosity) -> Result<ExitCode> {
+    let options = args.run.how.options(verbosity)?;
     if args.auto {
         return auto(args, &options);
     }
@@ -68,7 +68,7 @@ fn prepare(
 fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     ensure!(options.out.is_none(), "--auto makes several runs: give --artifacts in place of --out");
     let weights = args.weights.as_deref();
-    eprintln!("1 of 3: a linear probe on the features of the frozen network");
+    noteln!("1 of 3: a linear probe on the features of the frozen network");
     let mut of_probe = Overrides::default();
     // The command line's own are for the whole network.
     of_probe.set("epochs", Some(30));
@@ -79,7 +79,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     let probe = probe::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
     let head = probe.run.display().to_string();
 
-    eprintln!("2 of 3: a search for the rate, from the probe's head");
+    noteln!("2 of 3: a search for the rate, from the probe's head");
     let mut thawed = Overrides::default();
     thawed.set("transfer.freeze", Some("none"));
     thawed.parse("transfer.layer_decay = 0.8")?;
@@ -89,9 +89,9 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     let rate = args.run.lr.or(found).context(
         "no rate was found: the loss fell nowhere. Is the network as it should be? --lr gives a rate by hand",
     )?;
-    eprintln!("rate {rate:.2e}; chart: {}", chart.display());
+    noteln!("rate {rate:.2e}; chart: {}", chart.display());
 
-    eprintln!("3 of 3: the whole network, from the head down");
+    noteln!("3 of 3: the whole network, from the head down");
     let mut gradual = Overrides::default();
     gradual.set("schedule.learning_rate", Some(rate));
     gradual.set("transfer.freeze", Some("backbone"));
@@ -103,13 +103,14 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
 
     let comparison = options.artifacts.join(format!("{}-auto.html", tuned.info.name));
     report::compare(&[probe.run.clone(), tuned.run.clone()], &comparison)?;
+    let mut text = String::new();
     for (what, finished) in [("linear probe", &probe), ("whole network", &tuned)] {
         if let Some(result) = &finished.info.result {
             let n = finished.info.data.valid_images;
             let count = report::stats::Count::from_percent(result.best.top1, n);
             let ((low, high), right) = (count.wilson(), count.hits);
-            println!(
-                "{what}: top-1 {:.2} % ({right} of {n}; 95 % interval {:.1} to {:.1} %)  {}",
+            text += &format!(
+                "{what}: top-1 {:.2} % ({right} of {n}; 95 % interval {:.1} to {:.1} %)  {}\n",
                 result.best.top1,
                 low,
                 high,
@@ -117,7 +118,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
             );
         }
     }
-    println!("comparison: {}", comparison.display());
+    print(&tuned, &format!("{text}comparison: {}\n", comparison.display()));
     conclude(tuned)
 }
 
