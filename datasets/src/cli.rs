@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::{SourceKind, Split};
 use runtime::{
+    environment::{parse_threads, parse_workers},
     logging::Verbosity,
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
@@ -182,7 +183,7 @@ pub struct DoctorArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
     /// Shorter side below which an image is tiny
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
@@ -264,7 +265,7 @@ pub struct ShardArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
 }
 
@@ -282,7 +283,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub size: u32,
     /// Threads; 0 loads on the main thread [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

@@ -102,6 +102,9 @@ impl Preprocess for PipelinePreprocess {
     }
 }
 
+/// The most threads of a loader: a larger number is a slip.
+const MOST_WORKERS: usize = 1024;
+
 /// Settings of an [`ImageLoader`]; see [`ImageLoader::builder`].
 #[derive(Clone)]
 pub struct LoaderBuilder {
@@ -126,7 +129,7 @@ impl LoaderBuilder {
     }
 
     /// Sets the number of threads that read, decode and transform. Default: one per core. With 0, the consumer does the
-    /// work when it requests a batch.
+    /// work when it requests a batch. At most 1024.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -215,6 +218,9 @@ impl LoaderBuilder {
     pub fn build(self) -> Result<ImageLoader> {
         let sampler = Sampler::new(&self.source, self.sampler)?;
         let invalid = |what: String| Err(Error::InvalidLoader { what });
+        if self.workers > MOST_WORKERS {
+            return invalid(format!("{} workers; the most are {MOST_WORKERS}", self.workers));
+        }
         if self.batch_size == 0 {
             return invalid("a batch of 0 images".into());
         }

@@ -346,7 +346,9 @@ impl Trainer {
         };
         let failed = |error| Error::Start { cause: cause(error) };
         let finished = match start {
-            Start::Checkpoint(run) => training::resume(&run, &LoadOptions::default(), &options).map_err(failed)?,
+            Start::Checkpoint(run) => {
+                training::resume(&run, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
+            }
             Start::Card(recipe) => {
                 let recipe = *recipe?;
                 check_start(&recipe)?;

@@ -8,6 +8,7 @@ use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
+    environment::{parse_threads, parse_workers},
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
@@ -352,8 +353,8 @@ pub struct EvaluateArgs {
     /// Crops per forward pass
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    /// Decoding threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    /// Decoding threads; 0 decodes on the main thread [default: one per core]
+    #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
@@ -491,7 +492,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Access", long)]
     pub insecure: bool,
     /// Decoding threads [default: one per core]
-    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = threads)]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
     /// Format of log lines on standard error
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
@@ -529,7 +530,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
     /// Threads of the CPU backends [default: one per core]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     /// Timed batches
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -747,13 +748,6 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     match text.split_once(['x', 'X', '×']) {
         Some((height, width)) => Ok([side(height)?, side(width)?]),
         None => side(text).map(|side| [side, side]),
-    }
-}
-
-fn threads(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(threads @ 1..=1024) => Ok(threads),
-        _ => Err("expected a number of threads from 1 to 1024".to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod dtype;
 pub mod environment;
 pub mod exit;
 pub mod files;
+mod log_file;
 pub mod logging;
 pub mod output;
 pub mod progress;

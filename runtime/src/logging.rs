@@ -16,18 +16,18 @@
 //! A [`LogFile`] of a run receives a copy of the records while it is open: those of Hearth's crates from `info` on and of
 //! other crates from `warn` on, whatever the flags say.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
-    path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError},
-    time::{Duration, SystemTime},
-};
+use std::{sync::OnceLock, time::SystemTime};
 
 use env_filter::Filter;
 use log::{
     Level, LevelFilter, Log, Metadata, Record,
     kv::{self, VisitSource},
+};
+
+pub use crate::log_file::{LogFile, OpenLogFile};
+use crate::{
+    log_file::{self, time},
+    output,
 };
 
 /// The flags `-v` and `-q`; flatten it into the arguments of a binary.
@@ -99,10 +99,12 @@ pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
     let levels = Levels::new(verbosity, spec.as_deref())?;
     let logger = LOGGER.get_or_init(|| StderrLogger { levels, format });
     if log::set_logger(logger).is_ok() {
-        log::set_max_level(logger.levels.max());
+        log_file::set_max_level(logger.levels.max());
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            copy_to_files(Level::Error, "panic", &panic.to_string());
+            let text = panic.to_string();
+            log_file::write(Level::Error, "panic", &text);
+            output::push_if_held(&format!("{text}\n"));
             hook(panic);
         }));
     }
@@ -159,7 +161,7 @@ struct StderrLogger {
 
 impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.levels.enabled(metadata) || (is_for_files(metadata) && !open_files().is_empty())
+        self.levels.enabled(metadata) || (is_for_files(metadata) && log_file::any_is_open())
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -171,19 +173,11 @@ impl Log for StderrLogger {
             crate::noteln!("{}", line(record, self.format, SystemTime::now()));
         }
         if is_for_files(metadata) {
-            let line = line(record, LogFormat::Text, SystemTime::now());
-            open_files().iter().for_each(|file| file.append_line(&line));
+            log_file::append(&line(record, LogFormat::Text, SystemTime::now()));
         }
     }
 
     fn flush(&self) {}
-}
-
-/// The log files that are open.
-static FILES: Mutex<Vec<Arc<LogFile>>> = Mutex::new(Vec::new());
-
-fn open_files() -> Vec<Arc<LogFile>> {
-    FILES.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// Whether log files receive a record.
@@ -193,88 +187,6 @@ fn is_for_files(metadata: &Metadata<'_>) -> bool {
     let is_flood = metadata.target().starts_with("burn_train::renderer");
     let least = if OWN_CRATES.contains(&crate_name) { Level::Info } else { Level::Warn };
     metadata.level() <= least && !is_flood
-}
-
-/// Writes a line to the open log files, though no record of `log` carries it.
-pub(crate) fn copy_to_files(level: Level, target: &str, text: &str) {
-    // A panic may come while the list is locked.
-    let files = match FILES.try_lock() {
-        Ok(files) => files.clone(),
-        Err(TryLockError::Poisoned(files)) => files.into_inner().clone(),
-        Err(TryLockError::WouldBlock) => return,
-    };
-    files.iter().for_each(|file| file.write(level, target, text));
-}
-
-/// The log file of a run, to which lines are appended. A file that cannot be written loses lines, and nothing else.
-#[derive(Debug)]
-pub struct LogFile(Mutex<File>);
-
-impl LogFile {
-    /// Opens the file, or creates it, and copies log records to it until the result is dropped.
-    ///
-    /// # Errors
-    /// If the file cannot be opened, or is no regular file.
-    pub fn open(path: &Path) -> io::Result<OpenLogFile> {
-        let file = Arc::new(Self::for_lines(path)?);
-        if let Some(failure) = crate::output::stderr_failure() {
-            file.write(Level::Warn, "runtime::output", &failure);
-        }
-        FILES.lock().unwrap_or_else(PoisonError::into_inner).push(file.clone());
-        if let Some(logger) = LOGGER.get() {
-            log::set_max_level(logger.levels.max().max(LevelFilter::Info));
-        }
-        Ok(OpenLogFile(file))
-    }
-
-    /// Opens the file, or creates it, for lines alone: it receives no log records.
-    ///
-    /// # Errors
-    /// If the file cannot be opened, or is no regular file.
-    pub fn for_lines(path: &Path) -> io::Result<Self> {
-        crate::files::check_regular(path)?;
-        Ok(Self(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?)))
-    }
-
-    /// Appends a line with the time, the level and the target.
-    pub fn write(&self, level: Level, target: &str, text: &str) {
-        let args = format_args!("{text}");
-        let record = Record::builder().level(level).target(target).args(args).build();
-        self.append_line(&line(&record, LogFormat::Text, SystemTime::now()));
-    }
-
-    fn append_line(&self, line: &str) {
-        // A panic may come while the file is locked.
-        let mut file = match self.0.try_lock() {
-            Ok(file) => file,
-            Err(TryLockError::Poisoned(file)) => file.into_inner(),
-            Err(TryLockError::WouldBlock) if std::thread::panicking() => return,
-            Err(TryLockError::WouldBlock) => self.0.lock().unwrap_or_else(PoisonError::into_inner),
-        };
-        let _ = file.write_all(format!("{line}\n").as_bytes());
-    }
-}
-
-/// A log file that receives a copy of the log records until it is dropped.
-#[derive(Debug)]
-pub struct OpenLogFile(Arc<LogFile>);
-
-impl std::ops::Deref for OpenLogFile {
-    type Target = LogFile;
-
-    fn deref(&self) -> &LogFile {
-        &self.0
-    }
-}
-
-impl Drop for OpenLogFile {
-    fn drop(&mut self) {
-        let mut files = FILES.lock().unwrap_or_else(PoisonError::into_inner);
-        files.retain(|file| !Arc::ptr_eq(file, &self.0));
-        if let (true, Some(logger)) = (files.is_empty(), LOGGER.get()) {
-            log::set_max_level(logger.levels.max());
-        }
-    }
 }
 
 /// Collects the key-value pairs of a record.
@@ -327,13 +239,6 @@ fn line(record: &Record<'_>, format: LogFormat, now: SystemTime) -> String {
     }
 }
 
-/// Returns the time in UTC by RFC 3339, in milliseconds.
-fn time(now: SystemTime) -> String {
-    let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    let whole = SystemTime::UNIX_EPOCH + Duration::from_millis(millis.try_into().unwrap_or(u64::MAX));
-    humantime::format_rfc3339_millis(whole).to_string()
-}
-
 /// Quotes a value of a log line unless it is plain.
 fn quoted(value: &str) -> String {
     let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'='));
@@ -342,6 +247,8 @@ fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

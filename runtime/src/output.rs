@@ -10,13 +10,16 @@
 //!
 //! Progress bars are hidden while text is printed.
 
+#[cfg(unix)]
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::{
-    fmt,
-    io::{self, Write},
-    sync::{Mutex, PoisonError},
+    io::{self, IsTerminal, Write},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
-use crate::{logging, progress};
+use indicatif::{MultiProgress, ProgressDrawTarget};
+
+use crate::log_file;
 
 /// Writes a result to standard output.
 ///
@@ -58,7 +61,7 @@ impl StdoutError {
 /// # Errors
 /// If standard output is closed, or the disk that it goes to is full.
 pub fn write_result(text: impl AsRef<[u8]>) -> Result<(), StdoutError> {
-    progress::suspend(|| {
+    suspend(|| {
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_ref())?;
         Ok(stdout.flush()?)
@@ -71,27 +74,33 @@ pub fn write_note(text: impl AsRef<str>) {
     if let Some(held) = &mut *HELD.lock().unwrap_or_else(PoisonError::into_inner) {
         return held.push(text);
     }
-    progress::suspend(|| soften(io::stderr().lock().write_all(text.as_bytes())));
+    suspend(|| soften(io::stderr().lock().write_all(text.as_bytes())));
 }
 
-/// The first failure of standard error.
-static FAILURE: Mutex<Option<String>> = Mutex::new(None);
-
-/// Returns why standard error could not be written, if so.
-pub fn stderr_failure() -> Option<String> {
-    FAILURE.lock().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// Drops a failure of standard error. The first one is written to the log files of runs.
+/// Drops a failure of standard error, which is noted once in the log files of runs.
 fn soften(result: io::Result<()>) {
-    let Err(error) = result else { return };
-    let mut failure = FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
-    if failure.is_none() {
-        let text = format!("cannot write to standard error: {error}; its messages are lost, the work continues");
-        *failure = Some(text.clone());
-        drop(failure);
-        logging::copy_to_files(log::Level::Warn, module_path!(), &text);
+    if let Err(error) = result {
+        log_file::note_stderr_failure(&error);
     }
+}
+
+/// All bars of the process, so that lines can be printed between them.
+pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+    MultiProgress::with_draw_target(match io::stderr().is_terminal() {
+        true => {
+            let terminal = SoftTerm(console::Term::buffered_stderr());
+            ProgressDrawTarget::term_like_with_hz(Box::new(terminal), BARS_PER_SECOND)
+        }
+        false => ProgressDrawTarget::hidden(),
+    })
+});
+
+/// How often a bar is drawn.
+const BARS_PER_SECOND: u8 = 20;
+
+/// Runs `print`, which may write to the terminal, while the bars step aside. It must not call this function again.
+fn suspend<T>(print: impl FnOnce() -> T) -> T {
+    BARS.suspend(print)
 }
 
 /// Standard error as a writer that never fails.
@@ -107,6 +116,14 @@ impl Write for Stderr {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Adds text to what waits; returns whether anything does.
+pub(crate) fn push_if_held(text: &str) -> bool {
+    // A panic may come while it is locked.
+    let Ok(mut held) = HELD.try_lock() else { return false };
+    let held = held.as_mut();
+    held.map(|held| held.push(text)).is_some()
 }
 
 /// Text for standard error that waits while a dashboard has the terminal.
@@ -136,22 +153,48 @@ impl Held {
 }
 
 /// Holds back standard error until it is dropped, for a dashboard that occupies the terminal.
-pub struct Hold(());
+#[derive(Debug)]
+pub struct Hold {
+    #[cfg(unix)]
+    stderr: Option<OwnedFd>,
+}
 
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hold")
+/// Holds back standard error: text that [`noteln!`](crate::noteln) writes, and panics, appear when the result is dropped.
+///
+/// What libraries write there is lost on Unix. A dashboard's library reports a terminal that is gone by `eprintln!` in a
+/// destructor; were standard error that terminal, the failure would abort the process.
+pub fn hold_stderr() -> Hold {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Held::new);
+    Hold {
+        #[cfg(unix)]
+        stderr: stderr_to_null().ok(),
     }
 }
 
-/// Holds back standard error: text that [`noteln!`](crate::noteln) writes appears when the result is dropped.
-pub fn hold_stderr() -> Hold {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Held::new);
-    Hold(())
+/// Makes standard error the null device; returns what it was.
+#[cfg(unix)]
+fn stderr_to_null() -> io::Result<OwnedFd> {
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    let null: OwnedFd = std::fs::File::options().write(true).open("/dev/null")?.into();
+    replace_stderr(&null)?;
+    Ok(stderr)
+}
+
+#[cfg(unix)]
+fn replace_stderr(by: &OwnedFd) -> io::Result<()> {
+    // SAFETY: `dup2` takes no pointer, `by` is open, and descriptor 2 stays open throughout: it is replaced atomically.
+    match unsafe { libc::dup2(by.as_raw_fd(), libc::STDERR_FILENO) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Some(stderr) = self.stderr.take() {
+            soften(replace_stderr(&stderr));
+        }
         let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Held { text, lines_dropped }) = held else { return };
         if !text.is_empty() {
@@ -165,7 +208,7 @@ impl Drop for Hold {
 
 /// A terminal on standard error that never fails: progress bars panic if theirs does, for instance after a hang-up.
 #[derive(Debug)]
-pub(crate) struct SoftTerm(pub(crate) console::Term);
+struct SoftTerm(console::Term);
 
 impl SoftTerm {
     fn soft(result: io::Result<()>) -> io::Result<()> {

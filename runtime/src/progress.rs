@@ -5,36 +5,18 @@
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use console::Term;
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use crate::output::{SoftTerm, Stderr};
+use crate::output::{BARS, Stderr};
 
 /// How often a line is printed where there is no terminal.
 pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lines over which the present rate is measured.
 const RECENT_LINES: usize = 6;
-
-/// All bars of the process, so that lines can be printed between them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(|| match std::io::stderr().is_terminal() {
-    true => MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(
-        Box::new(SoftTerm(Term::buffered_stderr())),
-        BARS_PER_SECOND,
-    )),
-    false => MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
-});
-
-/// How often a bar is drawn.
-const BARS_PER_SECOND: u8 = 20;
-
-/// Runs `print`, which may write to the terminal, while the bars step aside. It must not call this function again.
-pub(crate) fn suspend<T>(print: impl FnOnce() -> T) -> T {
-    BARS.suspend(print)
-}
 
 /// Where progress goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -20,6 +20,8 @@ pub struct DataSet {
     pub kind: &'static str,
     /// What a user should know, a sentence each.
     pub notes: Vec<String>,
+    /// The fingerprint with the images that are left out, where some are.
+    pub unfiltered: Option<String>,
 }
 
 /// Opens the data and checks that it can be trained on.
@@ -43,7 +45,9 @@ pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
     };
     notes.extend(valid.notes.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
     let (mut train_source, mut valid_source) = (train.source, valid.source);
+    let mut unfiltered = None;
     if let Some(path) = &data.quarantine {
+        unfiltered = Some(fingerprint(&*train_source, &*valid_source));
         let list = Quarantine::load(path.as_ref())?;
         let (source, from_train) = list.apply(train_source)?;
         train_source = source;
@@ -52,7 +56,24 @@ pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
         notes.push(format!("{path} leaves out {from_train} training and {from_valid} validation images"));
     }
     check(&*train_source, &*valid_source, &data.train, data.valid.as_deref().unwrap_or(&data.train))?;
-    Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes })
+    Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes, unfiltered })
+}
+
+fn fingerprint(train: &dyn Source, valid: &dyn Source) -> String {
+    let mut hash = Sha256::new();
+    for class in train.classes() {
+        hash.update(class.id.as_bytes());
+        hash.update([0]);
+    }
+    for source in [train, valid] {
+        hash.update((source.len() as u64).to_le_bytes());
+        for index in 0..source.len() {
+            hash.update(source.key(index).as_bytes());
+            hash.update([0]);
+            hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
+        }
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> anyhow::Result<()> {
@@ -134,20 +155,23 @@ impl DataSet {
     /// A hash of which images these are: keys and labels in order, and the classes. A run resumes on the same data
     /// only, wherever it lies.
     pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for class in self.train.classes() {
-            hash.update(class.id.as_bytes());
-            hash.update([0]);
-        }
+        fingerprint(&*self.train, &*self.valid)
+    }
+
+    /// Checksums of the bytes of some images, spread over all: the fingerprint does not read them. 0 for one that cannot
+    /// be read.
+    pub fn sample_contents(&self) -> Vec<u32> {
+        const MOST: usize = 64;
+        let mut bytes = Vec::new();
+        let mut sums = Vec::new();
         for source in [&self.train, &self.valid] {
-            hash.update((source.len() as u64).to_le_bytes());
-            for index in 0..source.len() {
-                hash.update(source.key(index).as_bytes());
-                hash.update([0]);
-                hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
+            let count = source.len().min(MOST);
+            for nth in 0..count {
+                let read = source.read(nth * source.len() / count, &mut bytes);
+                sums.push(read.map_or(0, |()| crc32fast::hash(&bytes)));
             }
         }
-        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        sums
     }
 
     /// The weight of each class in the loss, where the recipe weighs them.
@@ -171,7 +195,7 @@ impl DataSet {
         let train = |(epoch, pipeline): (usize, Pipeline)| {
             let builder = builder(&self.train, pipeline, recipe, workers)?
                 .mix(recipe.images.mix.clone())
-                .shuffle()
+                .order(recipe.data.order.order())
                 .repeats(recipe.data.repeats)
                 .balanced(recipe.data.balanced)
                 // A last batch of a few images would unsettle the batch statistics.
@@ -308,6 +332,7 @@ mod tests {
             valid: Arc::new(Digits::test()),
             kind: "digits",
             notes: Vec::new(),
+            unfiltered: None,
         };
         let recipe = |train: &str| {
             let mut overrides = Overrides::default();

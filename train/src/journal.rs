@@ -15,7 +15,10 @@ use std::{
 use anyhow::{Context, Result};
 use log::Level;
 use report::format::{EPOCHS, EXPERIMENT_LOG, EpochRow, METRICS, MetricRow, csv_header, csv_line};
-use runtime::logging::{JOURNAL_TARGET, LogFile, OpenLogFile};
+use runtime::{
+    files,
+    logging::{JOURNAL_TARGET, LogFile, OpenLogFile},
+};
 use serde_json::json;
 
 use crate::{
@@ -54,16 +57,38 @@ struct Growing {
 
 impl Growing {
     /// Opens the file and cuts off what stands after `length`: it was written after the checkpoint that the run
-    /// resumes from. A new file begins with `header`.
-    fn open(run: &Path, name: &'static str, length: Option<u64>, header: &[u8]) -> Result<Self> {
+    /// resumes from. A new file begins with `header`. A file that was shortened or changed since is cut off after its last
+    /// whole record, as `whole` finds it, with a warning.
+    fn open(
+        run: &Path,
+        name: &'static str,
+        length: Option<u64>,
+        header: &[u8],
+        whole: fn(&[u8]) -> usize,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
         let path = run.join(name);
         let context = || format!("cannot write {}", path.display());
+        files::check_regular(&path).with_context(context)?;
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path).with_context(context)?;
         let there = file.metadata().with_context(context)?.len();
-        // A file that lost its end, or was removed, goes on from where it is.
-        let length = length.unwrap_or(0).min(there);
+        let noted = length.unwrap_or(0);
+        let mut length = noted.min(there);
         file.set_len(length).with_context(context)?;
+        if noted > 0 {
+            let text = files::read(&path).with_context(context)?;
+            let kept = whole(&text) as u64;
+            if kept < noted {
+                warnings.push(format!(
+                    "{} is not as the last checkpoint left it: {kept} of {noted} bytes are whole records, and the rest \
+                     is missing from it and from the report",
+                    path.display()
+                ));
+                length = kept;
+                file.set_len(length).with_context(context)?;
+            }
+        }
         let mut growing = Self { name, path: path.clone(), file: Some(file), length };
         if length == 0 {
             growing.append(header).with_context(context)?;
@@ -88,6 +113,11 @@ impl Growing {
     }
 }
 
+/// The length of the whole lines at the beginning of a text.
+fn whole_lines(text: &[u8]) -> usize {
+    text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1)
+}
+
 impl Journal {
     /// Opens the files of a run, at the lengths that `state` tells.
     pub fn open(
@@ -103,17 +133,25 @@ impl Journal {
         if let Err(error) = &log {
             observer.on_warning(&format!("cannot write {}: {error}; training goes on without it", path.display()));
         }
-        Ok(Self {
-            metrics: Growing::open(run, METRICS, length(METRICS), csv_header::<MetricRow>().as_bytes())?,
-            epochs: Growing::open(run, EPOCHS, length(EPOCHS), csv_header::<EpochRow>().as_bytes())?,
-            events: Growing::open(run, EVENTS, length(EVENTS), &tensorboard::header(wall_time()))?,
+        let mut warnings = Vec::new();
+        let mut open =
+            |name, header: &[u8], whole| Growing::open(run, name, length(name), header, whole, &mut warnings);
+        let metrics = open(METRICS, csv_header::<MetricRow>().as_bytes(), whole_lines)?;
+        let epochs = open(EPOCHS, csv_header::<EpochRow>().as_bytes(), whole_lines)?;
+        let events = open(EVENTS, &tensorboard::header(wall_time()), tensorboard::whole_records)?;
+        let journal = Self {
+            metrics,
+            epochs,
+            events,
             observer,
             num_epochs,
             steps_per_epoch,
             log: log.ok(),
             speaks: true,
             complained: false,
-        })
+        };
+        warnings.iter().for_each(|warning| journal.warn(warning));
+        Ok(journal)
     }
 
     /// Of a process that writes nothing.
@@ -193,7 +231,9 @@ impl Journal {
     pub fn record(&mut self, record: &EpochRecord) {
         let (epoch, step) = (record.epoch, record.step);
         let rate = Some(record.learning_rate);
-        self.row(epoch, step, "train", &record.train, rate, None, Some(record.images_per_second));
+        // A probe reads no images after its first epoch.
+        let speed = Some(record.images_per_second).filter(|speed| *speed > 0.0);
+        self.row(epoch, step, "train", &record.train, rate, None, speed);
         self.row(epoch, step, "valid", &record.valid, None, None, None);
         let mut scalars = vec![
             ("valid/loss", record.valid.loss),
@@ -345,5 +385,46 @@ mod tests {
         std::fs::remove_file(run.path().join(METRICS)).unwrap();
         let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!(read(METRICS), csv_header::<MetricRow>().as_bytes());
+    }
+
+    #[test]
+    fn files_that_were_shortened_are_cut_off_after_a_whole_record_and_named() {
+        #[derive(Default)]
+        struct Warnings(std::sync::Mutex<Vec<String>>);
+        impl Observer for Warnings {
+            fn on_warning(&self, text: &str) {
+                self.0.lock().unwrap().push(text.to_string());
+            }
+        }
+        let run = tempfile::tempdir().unwrap();
+        let mut state = State::default();
+        let open = |state: &State| {
+            let warnings = Arc::new(Warnings::default());
+            let journal = Journal::open(run.path(), state, warnings.clone(), 3, 1).unwrap();
+            (journal, std::mem::take(&mut *warnings.0.lock().unwrap()))
+        };
+        let (mut journal, warnings) = open(&state);
+        assert!(warnings.is_empty());
+        for step in 1..4 {
+            journal.row(1, step, "train_step", &Score::default(), None, None, None);
+            journal.scalars(step, &[("train/loss", 0.5)]);
+        }
+        state.file_lengths = journal.lengths();
+        drop(journal);
+        assert!(open(&state).1.is_empty(), "nothing was changed");
+        let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
+        let whole = [METRICS, EVENTS].map(read);
+        for (name, bytes) in [METRICS, EVENTS].iter().zip(&whole) {
+            std::fs::write(run.path().join(name), &bytes[..bytes.len() - 3]).unwrap();
+        }
+        let (_, warnings) = open(&state);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("metrics.csv is not as the last checkpoint left it"), "{warnings:?}");
+        assert_eq!(String::from_utf8(read(METRICS)).unwrap().lines().count(), 3);
+        assert!(read(METRICS).ends_with(b"\n"));
+        assert_eq!(tensorboard::whole_records(&read(EVENTS)), read(EVENTS).len());
+        assert!(read(EVENTS).len() < whole[1].len() - 3);
+        let log = String::from_utf8(read(EXPERIMENT_LOG)).unwrap();
+        assert!(log.contains("metrics.csv is not as"), "{log}");
     }
 }

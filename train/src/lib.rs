@@ -14,6 +14,7 @@
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod benchmark;
+mod changes;
 mod checkpoint;
 mod classifier;
 mod data;

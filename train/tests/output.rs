@@ -175,3 +175,39 @@ fn records_of_the_libraries_are_shown_as_the_flags_say_and_logged_whatever_they_
     assert!(log.lines().any(|line| line.contains(" INFO  train: epoch 1: {")), "{log}");
     assert!(!log.contains("datasets::source::open"), "details are not for the log: {log}");
 }
+
+/// A terminal that goes away with its dashboard, as when a connection breaks.
+#[test]
+fn a_terminal_that_hangs_up_saves() {
+    let home = TempDir::new().unwrap();
+    let args = training("run", "60").join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args([
+        "-qfec",
+        &format!("stty rows 40 cols 120; exec '{}' {args}", env!("CARGO_BIN_EXE_train")),
+        "/dev/null",
+    ]);
+    terminal.env("HEARTH_BACKEND", "flex").env("HOME", home.path()).env("TERM", "xterm").current_dir(home.path());
+    let Ok(mut terminal) = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+        return eprintln!("skipped: there is no `script`");
+    };
+    // A screen that nobody reads would stop the run.
+    let mut screen = terminal.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let _ = screen.read_to_end(&mut seen);
+        seen.len()
+    });
+    let checkpoints = home.path().join("run/checkpoints");
+    wait_until(&mut terminal, "its first epoch", || checkpoints.exists());
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    assert!(reader.join().unwrap() > 1000, "there was no dashboard");
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    while has_status(home.path(), "run", "running") {
+        assert!(std::time::Instant::now() < end, "{}", log(home.path(), "run"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(has_status(home.path(), "run", "interrupted"));
+    assert!(fs::read_dir(home.path().join("run/checkpoints")).unwrap().count() > 0);
+}

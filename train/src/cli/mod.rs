@@ -16,6 +16,7 @@ use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
+    environment::parse_workers,
     exit,
     logging::{self, Verbosity},
     noteln,
@@ -89,9 +90,16 @@ pub enum Command {
   train finetune --weights resnet50 --data photos/ --auto
   train finetune --weights artifacts/my-run --data photos/ --freeze until=layer3")]
     Finetune(Box<FinetuneArgs>),
-    /// Resume an interrupted run, with bit-identical results
+    /// Resume an interrupted run, with bit-identical results, or continue a finished one
+    ///
+    /// Results are bit-identical unless something that they depend on has changed: the device, the images, the handling of
+    /// unreadable ones, or the number of epochs with a schedule that depends on it. A line says which it is, and run.json and
+    /// the report record what was changed.
     #[command(after_long_help = "Examples:
-  train resume artifacts/photos-resnet18-001")]
+  train resume artifacts/photos-resnet18-001
+  train resume artifacts/photos-resnet18-001 --data /new/place/photos
+  train resume artifacts/photos-resnet18-001 --bad-samples skip
+  train resume artifacts/photos-resnet18-001 --epochs 60")]
     Resume(ResumeArgs),
     /// Find a learning rate: raise it during a short training and locate the steepest fall of the loss
     #[command(after_long_help = "Examples:
@@ -286,17 +294,9 @@ pub struct PlanArgs {
     #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = positive)]
     pub link_gbit: f64,
 
-    /// Bytes per transmitted gradient value: 4 for f32, 2 for bf16 and f16
-    #[arg(long, value_name = "BYTES", default_value_t = 4.0, allow_negative_numbers = true, value_parser = positive)]
-    pub dtype_bytes: f64,
-
     /// Latency of a message of the ring in microseconds
     #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = not_negative)]
     pub latency_us: f64,
-
-    /// Fraction of the all-reduce that overlaps the backward pass, from 0 to 1; at most the duration of that pass
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, allow_negative_numbers = true, value_parser = share)]
-    pub overlap: f64,
 
     /// Images come from an object store over the network, not from a local disk
     #[arg(long)]
@@ -334,10 +334,6 @@ fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |number| number >= 0.0, "give 0 or a number above it")
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    number(text, |number| (0.0..=1.0).contains(&number), "give a number from 0 to 1")
-}
-
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
     /// Recipe: a shipped one (`train recipes` lists them) or a file; flags override its keys [default: digits, or
@@ -364,6 +360,8 @@ pub struct FinetuneArgs {
     pub recipe: String,
 
     /// Stages to freeze: no gradient, fixed BatchNorm statistics, no dropout
+    ///
+    /// They stay frozen unless --unfreeze-at is given too, whatever the recipe says.
     #[arg(help_heading = "Fine-tuning", long, value_name = "none|backbone|until=STAGE")]
     pub freeze: Option<Freeze>,
 
@@ -380,7 +378,7 @@ pub struct FinetuneArgs {
     pub layer_decay: Option<f64>,
 
     /// Run a linear probe, find a learning rate, then fine-tune the whole network with gradual unfreezing; report both
-    #[arg(help_heading = "Fine-tuning", long)]
+    #[arg(help_heading = "Fine-tuning", long, conflicts_with_all = ["freeze", "unfreeze_at", "unfreeze_per_epoch", "layer_decay"])]
     pub auto: bool,
 
     #[command(flatten)]
@@ -480,8 +478,8 @@ pub struct HowArgs {
 
 #[derive(Debug, Args)]
 pub struct LoadingArgs {
-    /// Threads that decode and augment [default: one per core]
-    #[arg(help_heading = "Data", long, value_name = "N")]
+    /// Threads that decode and augment; 0 does that on the main thread [default: one per core]
+    #[arg(help_heading = "Data", long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
 
     /// Format of progress and log lines on standard error
@@ -545,6 +543,26 @@ pub struct ResumeArgs {
     /// Run folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+
+    /// Training data, if it was moved: the same images and labels
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
+    pub data: Option<String>,
+
+    /// Validation data, if it was moved
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
+    pub val: Option<String>,
+
+    /// Exclude the samples listed in this file from here on
+    #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
+    pub quarantine: Option<String>,
+
+    /// Handling of unreadable images from here on
+    #[arg(help_heading = "Data", long, value_enum)]
+    pub bad_samples: Option<BadSamplesArg>,
+
+    /// Number of epochs in all; more than before continue a finished run
+    #[arg(help_heading = "Training", long, value_name = "N")]
+    pub epochs: Option<i64>,
 
     #[command(flatten)]
     pub load: LoadOptions,
@@ -691,6 +709,19 @@ pub fn announce(selected: &[Selected], lines: Lines) {
 impl HowArgs {
     pub fn options(&self, verbosity: Verbosity) -> anyhow::Result<Options> {
         self.loading.options(self.artifacts.clone(), self.out.clone(), verbosity)
+    }
+}
+
+impl ResumeArgs {
+    /// What the flags change in the recipe.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = Overrides::default();
+        overrides.set("data.train", self.data.clone());
+        overrides.set("data.valid", self.val.clone());
+        overrides.set("data.quarantine", self.quarantine.clone());
+        overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("epochs", self.epochs);
+        overrides
     }
 }
 

@@ -68,7 +68,6 @@ fn figures(args: &PlanArgs) -> Result<Figures> {
     let parameters = config.init(&BackendSpec::host()?.device()?).num_parameters() as u64;
     Ok(Figures {
         parameters,
-        dtype_bytes: args.dtype_bytes,
         images_per_s: images_per_s(args)?,
         batch_size: args.batch_size,
         devices_per_host: args.devices_per_host,
@@ -82,7 +81,6 @@ fn figures(args: &PlanArgs) -> Result<Figures> {
         network_gbit: args.network_gbit,
         link_gbit: args.link_gbit,
         latency_us: args.latency_us,
-        overlap: args.overlap,
         remote: args.remote,
     })
 }

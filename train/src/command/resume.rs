@@ -10,5 +10,5 @@ use crate::cli::ResumeArgs;
 pub fn run(args: &ResumeArgs, verbosity: Verbosity) -> Result<ExitCode> {
     let artifacts = args.run.parent().map(|parent| parent.to_path_buf()).unwrap_or_default();
     let options = args.loading.options(artifacts, None, verbosity)?;
-    conclude(training::resume(&args.run, &args.load, &options)?)
+    conclude(training::resume(&args.run, &args.overrides(), &args.load, &options)?)
 }
