@@ -14,6 +14,8 @@
 
 use std::io::Write;
 
+use crate::text::printable_lines;
+
 /// How a binary ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
@@ -82,7 +84,7 @@ fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode
         Ok(code) => code,
         Err(error) => {
             // Nobody is left to tell if this fails.
-            let _ = writeln!(stderr, "error: {error:#}");
+            let _ = writeln!(stderr, "error: {}", printable_lines(&format!("{error:#}")));
             ExitCode::Failure
         }
     }

@@ -1,6 +1,6 @@
-//! Files that are whole or not there: written beside, synced, renamed.
+//! Files that are whole or not there: written beside, synced, renamed. Files of others: opened only if they are regular.
 
-use std::fs::File;
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,47 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
 /// [`write_atomic`] of bytes that are already there.
 pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |writer| Ok(writer.write_all(bytes)?))
+}
+
+/// Opens a regular file for reading, through links. Anything else is an error at once: opening a named pipe waits for a
+/// writer, and a device may have no end.
+///
+/// # Errors
+/// The system's, and [`io::ErrorKind::InvalidInput`] for a folder, pipe, socket or device.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Before opening, because opening alone can have effects on a device.
+    check_regular(std::fs::metadata(path)?.file_type())?;
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Another process may put a pipe in the file's place: opening it must not wait.
+        options.custom_flags(libc::O_NONBLOCK);
+    }
+    let file = options.open(path)?;
+    check_regular(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+fn check_regular(kind: FileType) -> io::Result<()> {
+    if kind.is_file() {
+        return Ok(());
+    }
+    let what = if kind.is_dir() { "a folder" } else { "a pipe, socket or device" };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {what}, not a regular file")))
+}
+
+/// Creates a file for writing in place of whatever has its name. A link of that name is replaced and not followed.
+///
+/// # Errors
+/// The system's, also where another process creates the same file at this moment.
+pub fn create_unlinked(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 /// The folder that holds `path`, `.` for a bare name.
@@ -95,5 +136,39 @@ mod tests {
         assert!(format!("{error:#}").contains("card.json: the disk is on fire"), "{error:#}");
         assert_eq!(std::fs::read(&path).expect("read"), b"old");
         assert_eq!(names(folder.path()), ["card.json"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_is_waited_for() {
+        use std::os::unix::{ffi::OsStrExt, fs::symlink};
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), b"bytes").expect("written");
+        symlink(at("file"), at("link")).expect("linked");
+        assert!(open_regular(&at("link")).is_ok());
+        let pipe = std::ffi::CString::new(at("pipe").as_os_str().as_bytes()).expect("no zero");
+        // SAFETY: the path is a string that ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+        for (path, cause) in
+            [(at("pipe"), "a pipe"), (folder.path().to_owned(), "a folder"), ("/dev/null".into(), "device")]
+        {
+            let error = open_regular(&path).unwrap_err();
+            assert!(error.to_string().contains(cause), "{}: {error}", path.display());
+        }
+        assert_eq!(open_regular(&at("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_and_what_it_leads_to_is_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (victim, part) = (folder.path().join("victim"), folder.path().join("x.part"));
+        std::fs::write(&victim, b"precious").expect("written");
+        std::os::unix::fs::symlink(&victim, &part).expect("linked");
+        create_unlinked(&part).expect("created").write_all(b"new").expect("written");
+        assert_eq!(std::fs::read(&victim).expect("read"), b"precious");
+        assert_eq!(std::fs::read(&part).expect("read"), b"new");
+        assert!(create_unlinked(folder.path()).is_err(), "a folder is not removed");
     }
 }

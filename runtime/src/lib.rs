@@ -13,6 +13,7 @@ pub mod files;
 pub mod logging;
 pub mod progress;
 pub mod shell;
+pub mod text;
 pub mod units;
 pub mod warmup;
 pub mod world;

@@ -25,6 +25,8 @@ use log::{
     kv::{self, VisitSource},
 };
 
+use crate::text::printable_lines;
+
 /// The flags `-v` and `-q`; flatten it into the arguments of a binary.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Verbosity {
@@ -182,7 +184,7 @@ fn line(record: &Record<'_>, format: LogFormat, now: SystemTime) -> String {
         });
         return serde_json::Value::Object(object).to_string();
     }
-    let mut text = record.args().to_string();
+    let mut text = printable_lines(&record.args().to_string()).into_owned();
     for (key, value) in pairs.0 {
         let value = match value {
             serde_json::Value::String(value) => quoted(&value),
