@@ -209,13 +209,13 @@ impl Trainer {
         self
     }
 
-    /// Sets the validation images; by default the `val` split of the images.
+    /// Sets the validation images; by default the `val` split of the images, or a part of them.
     pub fn validation(mut self, data: impl AsRef<Path>) -> Self {
         self.edit(|recipe| recipe.data.valid = Some(data.as_ref().to_string_lossy().into_owned()));
         self
     }
 
-    /// Holds a fraction of the training images out for validation, if the data has no `val` split.
+    /// Holds a fraction of each class out for validation, if the data has no `val` split; 0.2 by default.
     pub fn validation_fraction(mut self, fraction: f64) -> Self {
         self.edit(|recipe| recipe.data.val_fraction = Some(fraction));
         self

@@ -268,9 +268,12 @@ impl Dtype {
 
 #[derive(Debug, Args)]
 pub struct ClassifyArgs {
-    /// Image files, folders (not recursive), or `-` for an image on standard input
+    /// Image files, folders, or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<PathBuf>,
+    /// Include the images in subfolders
+    #[arg(short, long)]
+    pub recursive: bool,
     /// Weights: a run folder, a file, or a published name
     ///
     /// A run folder is written by `train`. A file may be safetensors, PyTorch's (.pth, .pt, .th), Burn's record or BVLC's
@@ -305,6 +308,11 @@ pub struct EvaluateArgs {
     /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
     #[arg(long, value_name = "FILE", aliases = ["without", "quarantine"])]
     pub exclude: Option<PathBuf>,
+    /// Classes of the data by a file, if their names differ: CSV rows `folder,class` or JSON `{"folder": "class"}`, where
+    /// a class is the network's name or index; or a list of classes, one per line or a JSON array, of which folder 0 is
+    /// the first
+    #[arg(long, value_name = "FILE")]
+    pub class_map: Option<PathBuf>,
     /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W", required_unless_present = "ensemble")]
     pub weights: Option<String>,
@@ -379,9 +387,12 @@ pub struct MergeArgs {
 /// `explain`
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Image files, folders (not recursive), or `-` for an image on standard input
+    /// Image files, folders, or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required_unless_present = "filters")]
     pub images: Vec<PathBuf>,
+    /// Include the images in subfolders, also for --neighbors
+    #[arg(short, long)]
+    pub recursive: bool,
     /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: String,

@@ -59,6 +59,8 @@ pub struct Settings {
     pub bad_samples: BadSamples,
     /// The shard's index and the number of shards; `(0, 1)` is all images.
     pub shard: (usize, usize),
+    /// The network's class for each class of the data; by default they are matched by name.
+    pub class_map: Option<ClassMap>,
 }
 
 /// Evaluates the average of `models` once on every image of the shard.
@@ -87,7 +89,11 @@ pub fn evaluate(
             other.card().origin
         );
     }
-    let map = ClassMap::new(source.classes(), first.card())?;
+    let map = match &settings.class_map {
+        Some(map) => map.clone(),
+        None => ClassMap::new(source.classes(), first.card())?,
+    };
+    ensure!(map.0.len() == source.classes().len(), "the class map is of other data");
     let shard = Arc::new(Shard { source: source.clone(), index, count }) as Arc<dyn Source>;
     let began = Instant::now();
     let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();

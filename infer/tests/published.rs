@@ -88,6 +88,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         workers: None,
         bad_samples: BadSamples::Strict,
         shard: (0, 1),
+        class_map: None,
     };
     let spec = EvaluationSpec {
         weights: vec!["a test".into()],

@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use anyhow::Context;
-use runtime::files::write_atomic_bytes;
+use runtime::{files::write_atomic_bytes, text::cell};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The version of the run format that this build writes.
@@ -277,7 +277,7 @@ pub struct EpochRow {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PredictionRow {
     /// The image's key.
-    #[serde(default)]
+    #[serde(default, with = "cell")]
     pub key: String,
     /// The true class.
     pub label: usize,
@@ -342,7 +342,7 @@ pub struct MistakeRow {
     #[serde(default)]
     pub file: String,
     /// The image's key.
-    #[serde(default)]
+    #[serde(default, with = "cell")]
     pub key: String,
     /// The true class.
     pub label: usize,
@@ -561,11 +561,12 @@ mod tests {
             loss: Some(3f64.ln()),
             rank_in_data: Some(1),
             real: Some(false),
-            ..PredictionRow::new("a, \"b\"\n".to_string(), 7, (0..9).map(|class| (class, 1.0 / (class + 2) as f64)))
+            ..PredictionRow::new("=a, \"b\"\n".to_string(), 7, (0..9).map(|class| (class, 1.0 / (class + 2) as f64)))
         };
         assert!((row.pred5, row.p5) == (Some(4), Some(1.0 / 6.0)) && !row.is_right() && !row.is_in_top5());
         write_csv(&path, [&row]).unwrap();
         assert_eq!(read_csv::<PredictionRow>(&path).unwrap(), [row]);
+        assert!(fs::read_to_string(&path).unwrap().contains("\"'=a"), "no spreadsheet evaluates a key");
         fs::write(&path, "key,p_label\na,1\n").unwrap();
         let error = format!("{:#}", read_csv::<PredictionRow>(&path).unwrap_err());
         assert!(error.contains("predictions.csv is damaged") && error.contains("label"), "{error}");

@@ -43,6 +43,30 @@ pub fn unescape_cell(cell: &str) -> &str {
     }
 }
 
+/// A text field of a CSV row with [`escape_cell`]: `#[serde(with = "runtime::text::cell")]`.
+pub mod cell {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{escape_cell, unescape_cell};
+
+    /// Serializes the text as a cell.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&escape_cell(text))
+    }
+
+    /// Deserializes the text of a cell.
+    ///
+    /// # Errors
+    /// The deserializer's.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        let cell = String::deserialize(deserializer)?;
+        Ok(unescape_cell(&cell).to_owned())
+    }
+}
+
 fn is_formula(text: &str) -> bool {
     text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n'])
 }

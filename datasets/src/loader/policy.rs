@@ -26,10 +26,13 @@ pub struct BadSample {
     /// Its index in the source.
     pub index: usize,
     /// Its key, by which a quarantine file names it.
+    #[serde(with = "runtime::text::cell")]
     pub key: String,
     /// The location of its bytes: archive → member @ offset.
+    #[serde(with = "runtime::text::cell")]
     pub location: String,
     /// The cause.
+    #[serde(with = "runtime::text::cell")]
     pub cause: String,
     /// How often it was met.
     pub times: u64,

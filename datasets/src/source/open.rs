@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use runtime::text::printable;
+
 use super::{
     LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name,
     options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split},
@@ -44,7 +46,8 @@ pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
     let (kind, found) = recognize(spec, path, options)?;
     let part = select(spec, found, options, kind)?;
     log::debug!("{spec}: {kind}, {} samples of {} classes", part.source.len(), part.source.classes().len());
-    Ok(Opened { source: part.source, kind, split: options.split, notes: part.notes, left_out: part.left_out })
+    let notes = part.notes.iter().map(|note| printable(note).into_owned()).collect();
+    Ok(Opened { source: part.source, kind, split: options.split, notes, left_out: part.left_out })
 }
 
 fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {

@@ -7,6 +7,7 @@ use infer::{Input, Model, Prediction, inputs, stream};
 use runtime::{
     exit::ExitCode,
     progress::{self, Output, Progress, Unit},
+    text::{escape_cell, printable},
 };
 use serde::Serialize;
 
@@ -35,7 +36,8 @@ enum Outcome {
 }
 
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
-    let inputs = inputs::expand(&args.images)?;
+    let inputs::Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
     let device = select(&args.run.backend)?.device().clone();
     let opened = open_weights(&args.weights, &args.load, &device, output)?;
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
@@ -116,7 +118,7 @@ impl Printer {
             (AnswerFormat::Text, Outcome::Error(error)) => {
                 // Flushes, so that errors and results keep their order on a terminal.
                 self.stdout.flush()?;
-                writeln!(io::stderr(), "error: {}: {error}", answer.path)
+                writeln!(io::stderr(), "error: {}: {}", printable(&answer.path), printable(error))
             }
         }
     }
@@ -126,9 +128,9 @@ impl Printer {
 fn text(path: &str, top: &[Prediction]) -> String {
     let width = top.iter().map(|prediction| prediction.index.to_string().len()).max().unwrap_or(0);
     let line = |Prediction { class, index, probability }: &Prediction| {
-        format!("  {:>6.2} %  {index:>width$}  {class}\n", probability * 100.0)
+        format!("  {:>6.2} %  {index:>width$}  {}\n", probability * 100.0, printable(class))
     };
-    format!("{path}\n{}", top.iter().map(line).collect::<String>())
+    format!("{}\n{}", printable(path), top.iter().map(line).collect::<String>())
 }
 
 /// Formats a row for each class, or one with the error.
@@ -145,11 +147,12 @@ fn csv(path: &str, outcome: &Outcome) -> String {
     }
 }
 
-/// Formats a field of a CSV file, quoted if necessary (RFC 4180).
+/// Formats a field of a CSV file, quoted if necessary (RFC 4180) and no formula for a spreadsheet.
 fn field(text: &str) -> String {
+    let text = escape_cell(text);
     match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_string(),
+        false => text.into_owned(),
     }
 }
 
@@ -164,6 +167,8 @@ mod tests {
 
     #[test]
     fn text_is_a_short_table() {
+        let lines = text("a\u{1b}[2J\n.jpg", &top());
+        assert!(lines.starts_with("a\\u{1b}[2J\\n.jpg\n"), "{lines:?}");
         assert_eq!(text("a.jpg", &top()), "a.jpg\n   87.50 %  162  beagle\n    6.25 %    7  \"puma\", cougar\n");
     }
 
@@ -172,6 +177,8 @@ mod tests {
         let rows = csv("a,b.jpg", &Outcome::Top(top()));
         assert_eq!(rows, "\"a,b.jpg\",1,beagle,162,0.875000,\n\"a,b.jpg\",2,\"\"\"puma\"\", cougar\",7,0.062500,\n");
         assert_eq!(csv("a.jpg", &Outcome::Error("cut off".into())), "a.jpg,,,,,cut off\n");
+        let formula = Prediction { class: "@SUM(A1)".into(), index: 0, probability: 1.0 };
+        assert_eq!(csv("=x.jpg", &Outcome::Top(vec![formula])), "'=x.jpg,1,'@SUM(A1),0,1.000000,\n");
     }
 
     #[test]

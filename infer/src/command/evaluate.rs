@@ -12,6 +12,7 @@ use image::ImageFormat;
 use infer::{
     Model,
     evaluation::{self, Evaluation, Settings},
+    labels::{ClassMap, ClassMapFile},
     picture,
     protocol::{Crops, Protocol},
 };
@@ -28,6 +29,7 @@ use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::{Output, Progress, Unit, thousands},
+    text::{escape_cell, printable},
     world::World,
 };
 
@@ -73,6 +75,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
             BadSamplesArg::Skip => BadSamples::Skip,
         },
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
+        class_map: models.first().map(|model| class_map(args, &*source, model, world)).transpose()?,
     };
     let spec = EvaluationSpec {
         weights: names.iter().map(|name| name.to_string()).collect(),
@@ -98,6 +101,30 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         return Ok(if evaluation.bad.is_empty() { ExitCode::Success } else { ExitCode::SomeInputsFailed });
     }
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+}
+
+/// Matches the data's classes to the network's: by --class-map, else by name, else by index.
+fn class_map(args: &EvaluateArgs, source: &dyn Source, model: &Model, world: &World) -> Result<ClassMap> {
+    let (classes, card) = (source.classes(), model.card());
+    if let Some(path) = &args.class_map {
+        return ClassMapFile::read(path)?.map(classes, card);
+    }
+    let by_name = ClassMap::new(classes, card);
+    if by_name.is_err()
+        && let Some(by_index) = ClassMap::by_index(classes, card)
+    {
+        if world.is_root() {
+            let example = (&classes[0], &card.classes[by_index.0[0] as usize]);
+            log::warn!(
+                "the data's classes are numbers and are taken as indices of the network's: {} is {}, for instance; \
+                 --class-map FILE maps them otherwise",
+                printable(&example.0.id),
+                printable(example.1)
+            );
+        }
+        return Ok(by_index);
+    }
+    by_name
 }
 
 /// Opens the device of this process.
@@ -250,9 +277,9 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         };
         text += &format!("\n{which}\n");
         for class in classes.iter().take(shown) {
-            let name = &evaluation.class_names[class.label];
+            let name = printable(&evaluation.class_names[class.label]);
             let taken = class.taken_for.map_or(String::new(), |(other, count)| {
-                format!("   {count} mistaken for {}", evaluation.class_names[other])
+                format!("   {count} mistaken for {}", printable(&evaluation.class_names[other]))
             });
             text += &format!(
                 "  {:6.2} %  {:>4} of {:<4} {name}{taken}\n",
@@ -295,9 +322,9 @@ fn csv_line(summary: &EvaluationSummary) -> Result<String> {
     ])?;
     let number = |value: f64| format!("{value:.4}");
     table.write_record([
-        spec.weights.join(" "),
+        escape_cell(&spec.weights.join(" ")).into_owned(),
         spec.architectures.join(" "),
-        spec.data.clone(),
+        escape_cell(&spec.data).into_owned(),
         spec.split.clone(),
         spec.protocol.clone(),
         top1.of.to_string(),
@@ -326,6 +353,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     let predictions = &evaluation.rows;
     let names = &evaluation.class_names;
     let confusion = stats::confusion(predictions);
+    let cell = |class: usize| escape_cell(&names[class]).into_owned();
     let bytes = |write: &dyn Fn(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>| -> Result<Vec<u8>> {
         let mut table = csv::Writer::from_writer(Vec::new());
         write(&mut table)?;
@@ -337,11 +365,11 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
             let (other, count) = class.taken_for.unzip();
             table.write_record([
                 class.label.to_string(),
-                names[class.label].clone(),
+                cell(class.label),
                 class.top1.of.to_string(),
                 format!("{:.3}", class.top1.percent()),
                 format!("{:.3}", class.top5.percent()),
-                other.map_or(String::new(), |other| names[other].clone()),
+                other.map_or(String::new(), cell),
                 count.map_or(String::new(), |count| count.to_string()),
             ])?;
         }
@@ -351,8 +379,8 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     let pairs = bytes(&|table| {
         table.write_record(["class", "name", "predicted", "predicted_name", "count"])?;
         for (&(label, predicted), count) in &confusion {
-            let (name, other) = (&names[label], &names[predicted]);
-            table.write_record([&label.to_string(), name, &predicted.to_string(), other, &count.to_string()])?;
+            let (name, other) = (cell(label), cell(predicted));
+            table.write_record([&label.to_string(), &name, &predicted.to_string(), &other, &count.to_string()])?;
         }
         Ok(())
     })?;

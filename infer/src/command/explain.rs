@@ -14,7 +14,7 @@ use infer::{
     Input, Model,
     explain::{Explainer, Method},
     features::{self, Nearest},
-    inputs,
+    inputs::{self, Expanded},
     picture::{self, Panel},
     stream,
 };
@@ -22,6 +22,7 @@ use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
     progress::{self, Output, Progress, Unit},
+    text::printable,
 };
 use serde::Serialize;
 
@@ -56,7 +57,8 @@ struct Neighbor {
 }
 
 pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
-    let inputs = inputs::expand(&args.images)?;
+    let Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
     let device = select(&args.run.backend)?.device().clone();
     let opened = open_weights(&args.weights, &args.load, &device, output)?;
     // Filters are shown as trained, not folded.
@@ -85,17 +87,17 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
     let text = match (args.format, &said.error) {
         (Format::Json, _) => serde_json::to_string(said)? + "\n",
         (Format::Text, Some(error)) => {
-            progress::suspend(|| eprintln!("error: {}: {error}", said.path));
+            progress::suspend(|| eprintln!("error: {}: {}", printable(&said.path), printable(error)));
             return Ok(());
         }
         (Format::Text, None) => {
-            let classes = said
-                .classes
-                .iter()
-                .map(|class| format!("  {:>6.2} %  {:>4}  {}\n", class.probability * 100.0, class.index, class.class));
-            let neighbors = said.neighbors.iter().map(|near| format!("  {:.4}  {}\n", near.similarity, near.path));
-            let picture = said.picture.iter().map(|path| format!("  picture: {path}\n"));
-            format!("{}\n{}", said.path, classes.chain(neighbors).chain(picture).collect::<String>())
+            let classes = said.classes.iter().map(|class| {
+                format!("  {:>6.2} %  {:>4}  {}\n", class.probability * 100.0, class.index, printable(&class.class))
+            });
+            let near = |near: &Neighbor| format!("  {:.4}  {}\n", near.similarity, printable(&near.path));
+            let neighbors = said.neighbors.iter().map(near);
+            let picture = said.picture.iter().map(|path| format!("  picture: {}\n", printable(path)));
+            format!("{}\n{}", printable(&said.path), classes.chain(neighbors).chain(picture).collect::<String>())
         }
     };
     progress::suspend(|| print!("{text}"));
@@ -276,12 +278,13 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
     if among.is_file() {
         features::read_npy(among, |name, vector| see(&name, &vector))?;
     } else {
-        let candidates = inputs::expand(&[among.to_path_buf()])?;
+        let Expanded { inputs: candidates, notes } = inputs::expand(&[among.to_path_buf()], args.recursive)?;
+        notes.iter().for_each(|note| log::warn!("{note}"));
         let progress = Progress::new("neighbors", Unit::Items("images"), Some(candidates.len() as u64), output);
         features::each(model, &candidates, batch_size, |input, vector| {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
-                Err(error) => log::warn!("{}: {error:#}", input.name()),
+                Err(error) => log::warn!("{}: {error:#}", printable(&input.name())),
             }
             progress.inc(1);
             Ok(())

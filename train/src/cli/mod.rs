@@ -377,7 +377,7 @@ pub struct RunArgs {
     #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub val: Option<String>,
 
-    /// Fraction of the training images to hold out if there is no validation data
+    /// Fraction of each class to hold out if there is no validation data [default: 0.2]
     #[arg(help_heading = "Data", long, value_name = "FRACTION")]
     pub val_fraction: Option<f64>,
 

@@ -35,7 +35,11 @@ impl Recipe {
         );
         ensure!(data.repeats > 0, "data.repeats is 0; 1 means no repetition");
         if let Some(fraction) = data.val_fraction {
-            ensure!(fraction > 0.0 && fraction < 1.0, "data.val_fraction is {fraction}; it lies between 0 and 1");
+            ensure!(
+                fraction > 0.0 && fraction < 1.0,
+                "data.val_fraction is {fraction}; it is above 0 and below 1, because the best epoch is selected on \
+                 validation images: name others in data.valid to train on all of data.train"
+            );
         }
         Ok(())
     }

@@ -120,7 +120,7 @@ pub struct Data {
     /// The same for the validation images; by default the `val` part of `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<String>,
-    /// The share of the training images that is held out where the data has no `val` part.
+    /// The fraction of each class that is held out where the data has no `val` split; 0.2 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
     /// A list of samples to exclude, written by `datasets doctor --quarantine`.
