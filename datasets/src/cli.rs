@@ -46,8 +46,8 @@ pub enum Command {
     /// Check every sample of DATA
     ///
     /// Decodes every sample of both splits, on all cores, and reports unreadable and truncated samples, formats that differ
-    /// from the extension, CMYK images, EXIF rotation, duplicates (exact, and near by perceptual hash), tiny and huge images,
-    /// class imbalance, images of `val` that are also in `train`, and the fingerprint of the label map. The exit code is 3 if
+    /// from the extension, CMYK images, EXIF rotation, duplicates (exact, and near by perceptual hash), placeholders (the same
+    /// image in several classes, images of a single color), tiny and huge images, files that are left out, class imbalance, images of `val` that are also in `train`, and the fingerprint of the label map. The exit code is 3 if
     /// a sample is unusable.
     #[command(after_long_help = "Examples:
   datasets doctor imagenet/
@@ -65,7 +65,7 @@ pub enum Command {
 
     /// Pack DATA into WebDataset shards
     ///
-    /// Writes `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or its own format) and `KEY.cls`, and
+    /// Writes every split as `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or its own format) and `KEY.cls`, and
     /// `NAME-SPLIT-manifest.json` with sizes and SHA-256 hashes. After an interruption the same command continues after the
     /// last complete shard. The same data and options write the same bytes.
     #[command(after_long_help = "Examples:
@@ -206,6 +206,10 @@ pub enum QuarantineWhat {
     Leaks,
     /// Tiny images
     Tiny,
+    /// Images of a single color
+    Flat,
+    /// Samples that are the same image, byte by byte, in several classes
+    Conflicts,
 }
 
 /// `preview`
@@ -243,8 +247,12 @@ pub struct PreviewArgs {
 pub struct ShardArgs {
     #[command(flatten)]
     pub data: DataArgs,
-    #[command(flatten)]
-    pub split: SplitArgs,
+    /// Split: train, val or all (as one split) [default: every split by itself]
+    #[arg(long, help_heading = "Data")]
+    pub split: Option<Split>,
+    /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
+    #[arg(long, value_name = "FILE", alias = "without", help_heading = "Data")]
+    pub exclude: Option<PathBuf>,
     /// Folder to write the shards to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

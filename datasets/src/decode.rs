@@ -139,7 +139,7 @@ impl Format {
     /// The usual file extensions, in lower case.
     pub fn extensions(self) -> &'static [&'static str] {
         match self {
-            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif"],
+            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp"],
             Self::Png => &["png", "apng"],
             Self::WebP => &["webp"],
             Self::Bmp => &["bmp", "dib"],

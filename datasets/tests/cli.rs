@@ -297,3 +297,92 @@ fn processes_that_index_the_same_shards_at_once_do_not_hurt_each_other() {
         assert_eq!(json(&again), json(&outputs[0]), "from the index that they left");
     }
 }
+
+#[test]
+fn doctor_finds_placeholders_and_files_that_are_left_out() {
+    let root = data();
+    let train = root.path().join("train");
+    let placeholder = jpeg(&picture(77, 90, 90));
+    for class in ["cat", "dog"] {
+        fs::write(train.join(class).join("missing.jpg"), &placeholder).expect("written");
+    }
+    let gray = RgbImage::from_pixel(64, 64, image::Rgb([128, 128, 128]));
+    fs::write(train.join("dog/gray.jpg"), jpeg(&gray)).expect("written");
+    fs::write(train.join("dog/phone.HEIC"), "no JPEG").expect("written");
+    fs::write(train.join("dog/list.txt"), "x").expect("written");
+    let list = root.path().join("bad.txt");
+    let what = ["--quarantine", path(&list), "--quarantine-what", "flat,conflicts"];
+    let output = datasets(&[&["doctor", path(root.path()), "--format", "json"][..], &what].concat());
+    let report = json(&output);
+    let conflict = report["conflicts"][0].as_array().expect("a group");
+    let keys: Vec<_> = conflict.iter().map(|sample| sample["key"].as_str().unwrap_or_default()).collect();
+    assert_eq!(keys, ["train/cat/missing.jpg", "train/dog/missing.jpg"]);
+    assert_eq!(report["conflicts"].as_array().map(Vec::len), Some(1));
+    let flat: Vec<_> =
+        report["findings"].as_array().expect("a list").iter().filter(|finding| finding["kind"] == "flat").collect();
+    assert_eq!(flat.len(), 1);
+    assert_eq!(
+        (&flat[0]["sample"]["key"], &flat[0]["detail"]),
+        (&"train/dog/gray.jpg".into(), &"nothing but #808080".into())
+    );
+    let left_out = report["left_out"].as_array().expect("a list");
+    assert!(left_out.iter().any(|group| group["extension"] == ".heic" && group["count"] == 1), "{left_out:?}");
+    assert!(left_out.iter().any(|group| group["extension"] == ".txt" && group["reason"] == "no-image"), "{left_out:?}");
+    let listed = fs::read_to_string(&list).expect("the list");
+    assert_eq!(listed.lines().filter(|line| !line.starts_with('#')).count(), 3, "{listed}");
+    let text = stdout(&datasets(&["doctor", path(root.path())]));
+    assert!(text.contains("the same image in several classes (a placeholder, or wrong labels): 1 group"), "{text}");
+    assert!(text.contains("of a single color: 1 sample"), "{text}");
+    let inspected = datasets(&["inspect", path(root.path())]);
+    for text in [stdout(&inspected), stderr(&inspected)] {
+        assert!(text.contains("left out: ") && text.contains("1 .heic"), "{text}");
+    }
+}
+
+#[test]
+fn shard_writes_every_split_or_says_which_it_leaves_out() {
+    let root = data();
+    let out = TempDir::new().expect("a folder");
+    let both = out.path().join("both");
+    let output = datasets(&["shard", path(root.path()), "--out", path(&both), "--name", "pets"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(both.join("pets-train-000000.tar").exists() && both.join("pets-val-000000.tar").exists());
+    assert_eq!(stdout(&output).lines().count(), 2, "{}", stdout(&output));
+    for (split, samples) in [("train", 8), ("val", 4)] {
+        let inspected = json(&datasets(&["inspect", path(&both), "--split", split, "--format", "json"]));
+        assert_eq!(inspected["samples"], samples);
+    }
+    let one = out.path().join("one");
+    let output = datasets(&["shard", path(root.path()), "--out", path(&one), "--split", "train"]);
+    assert!(stderr(&output).contains("the split val is left out"), "{}", stderr(&output));
+    assert!(
+        !fs::read_dir(&one).expect("a folder").any(|e| e
+            .expect("an entry")
+            .file_name()
+            .to_string_lossy()
+            .contains("val"))
+    );
+    let whole = out.path().join("whole");
+    let output = datasets(&["shard", path(&root.path().join("train")), "--out", path(&whole)]);
+    assert!(output.status.success() && stdout(&output).contains("split train: 8 samples"), "{}", stderr(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_names_hold_does_not_reach_the_terminal() {
+    let root = data();
+    let odd = root.path().join("train/cat/\u{1b}[2J\nwarning: all is lost.jpg");
+    fs::write(&odd, "no image").expect("written");
+    fs::create_dir(root.path().join("train/\u{1b}]0;title")).expect("a folder");
+    for arguments in [&["doctor", path(root.path())][..], &["inspect", path(root.path()), "--allow-empty-classes"]] {
+        let output = datasets(arguments);
+        for text in [stdout(&output), stderr(&output)] {
+            assert!(!text.contains('\u{1b}') && !text.contains("\nwarning: all"), "{text}");
+        }
+    }
+    fs::remove_dir(root.path().join("train/\u{1b}]0;title")).expect("removed");
+    let list = root.path().join("bad.txt");
+    datasets(&["doctor", path(root.path()), "--quarantine", path(&list)]);
+    let inspected = json(&datasets(&["inspect", path(root.path()), "--exclude", path(&list), "--format", "json"]));
+    assert_eq!(inspected["samples"], 8, "the odd one alone is left out");
+}

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::Result;
-use datasets::{Opened, decode};
+use datasets::{Opened, decode, source::LeftOut};
 use runtime::{
     exit::ExitCode,
     progress::{Output, Progress, Unit},
+    text::printable,
 };
 use serde::Serialize;
 
@@ -27,6 +28,8 @@ struct Inspection {
     classes: Vec<ClassCount>,
     unlabeled: usize,
     notes: Vec<String>,
+    /// The files of folders that are left out, by reason and extension.
+    left_out: LeftOut,
     /// The number of samples that the following fields are measured on.
     measured: usize,
     /// The number of measured samples whose header cannot be read.
@@ -107,6 +110,7 @@ fn inspect(args: &InspectArgs, opened: &Opened, output: Output) -> Inspection {
         classes: classes.collect(),
         unlabeled,
         notes: opened.notes.clone(),
+        left_out: opened.left_out.clone(),
         measured: indices.len(),
         unreadable: indices.len() - headers.len(),
         bytes: spread_of(headers.iter().map(|(bytes, _)| *bytes)),
@@ -160,12 +164,18 @@ fn text(inspection: &Inspection) -> String {
     if let (Some(smallest), Some(largest)) = (classes.iter().min_by_key(by_size), classes.iter().max_by_key(by_size)) {
         line(format!(
             "  classes hold {} ({}) to {} ({}) samples",
-            smallest.samples, smallest.name, largest.samples, largest.name
+            smallest.samples,
+            printable(&smallest.name),
+            largest.samples,
+            printable(&largest.name)
         ));
     }
     let list = |counts: &BTreeMap<String, usize>| {
         counts.iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")
     };
+    if !inspection.left_out.is_empty() {
+        line(format!("  left out: {}", inspection.left_out));
+    }
     line(format!("  measured on {measured}:"));
     if inspection.unreadable > 0 {
         line(format!("    {} unreadable: `datasets doctor` names them", inspection.unreadable));

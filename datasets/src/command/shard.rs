@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use datasets::{
-    DecodeError,
+    DecodeError, Error, Opened, SourceKind, Split,
     decode::{self, Format, Limits},
     shard::{ShardOptions, write_shards},
 };
@@ -15,11 +15,55 @@ use runtime::{
     progress::{Output, Progress, Unit},
 };
 
-use super::{count, human_bytes, open_data, threads};
-use crate::cli::ShardArgs;
+use super::{count, human_bytes, open_data, open_split, threads};
+use crate::cli::{ShardArgs, SplitArgs};
 
 pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
-    let opened = open_data(&args.data, &args.split)?;
+    let splits = match args.split {
+        Some(split) => vec![split],
+        None => vec![Split::Train, Split::Val],
+    };
+    let (mut opened, mut missing) = (Vec::new(), None);
+    for split in splits {
+        match open_data(&args.data, &SplitArgs { split, exclude: args.exclude.clone() }) {
+            // Unlabeled images are opened whole for every split.
+            Ok(whole) if whole.kind == SourceKind::Images => {
+                opened = vec![whole];
+                break;
+            }
+            Ok(part) => opened.push(part),
+            Err(error) if args.split.is_none() && is_missing(&error) => missing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (true, Some(error)) = (opened.is_empty(), missing) {
+        return Err(error);
+    }
+    if let (Some(_), [one]) = (args.split, &opened[..]) {
+        note_other_split(args, one);
+    }
+    opened.iter().try_for_each(|opened| write(args, opened, output))?;
+    Ok(ExitCode::Success)
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::MissingSplit { .. }))
+}
+
+/// Says that only one of two splits was asked for.
+fn note_other_split(args: &ShardArgs, opened: &Opened) {
+    let other = match opened.split {
+        Split::Train => Split::Val,
+        Split::Val => Split::Train,
+        Split::All => return,
+    };
+    if opened.kind != SourceKind::Images && open_split(&args.data, other).is_ok() {
+        log::warn!("the split {other} is left out; without --split both are written");
+    }
+}
+
+/// Writes one split.
+fn write(args: &ShardArgs, opened: &Opened, output: Output) -> Result<()> {
     let name = args.name.clone().unwrap_or_else(|| default_name(args.data.data()));
     let options = ShardOptions {
         prefix: format!("{name}-{}", opened.split),
@@ -44,13 +88,14 @@ pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
     )?;
     progress.finish();
     println!(
-        "{}: {} in {}, {}",
+        "{}: split {}: {} in {}, {}",
         args.out.display(),
+        opened.split,
         count(opened.source.len(), "sample"),
         count(manifest.shards.len(), "shard"),
         human_bytes(manifest.shards.iter().map(|shard| shard.bytes).sum())
     );
-    Ok(ExitCode::Success)
+    Ok(())
 }
 
 /// Returns the last part of a path, without characters that a shard's name cannot have.
