@@ -314,7 +314,7 @@ pub struct Table {
 type Block = (usize, usize, usize);
 
 /// The rows of a decoded block.
-type Rows = Arc<Vec<Option<Bytes>>>;
+type Rows = Arc<Vec<Option<ByteArray>>>;
 
 /// Blocks, those used last at the back.
 #[derive(Default)]
@@ -348,7 +348,7 @@ impl Cache {
     }
 
     fn insert(&mut self, block: Block, rows: Rows, most: usize) {
-        let size = rows.iter().flatten().map(Bytes::len).sum();
+        let size = rows.iter().flatten().map(ByteArray::len).sum();
         self.bytes += size;
         self.blocks.push_back((block, rows, size));
         while self.bytes > most
@@ -400,7 +400,7 @@ impl Table {
     }
 
     /// The bytes of a row, by way of the cache.
-    fn row(&self, (part, group, row): (usize, usize, usize)) -> Result<Option<Bytes>> {
+    fn row(&self, (part, group, row): (usize, usize, usize)) -> Result<Option<ByteArray>> {
         let source = &self.parts[part];
         let rows_per_block = self.rows_per_block(source, group);
         let (number, at) = (row / rows_per_block, row % rows_per_block);
@@ -413,7 +413,7 @@ impl Table {
             cache.is_requested_again(block).then(|| cache.in_progress.entry(block).or_default().clone())
         };
         let Some(in_progress) = in_progress else {
-            return Ok(source.texts(group, source.bytes, row, 1)?.pop().flatten().map(bytes_of));
+            return Ok(source.texts(group, source.bytes, row, 1)?.pop().flatten());
         };
         let _one_thread = in_progress.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(rows) = self.cache().get(block) {
@@ -426,7 +426,7 @@ impl Table {
         cache.in_progress.remove(&block);
         // The values share their pages' memory, which is more than the block's if it is a part of them.
         let is_part = count < source.rows(group);
-        let own = |value: ByteArray| if is_part { Bytes::copy_from_slice(value.data()) } else { bytes_of(value) };
+        let own = |value: ByteArray| if is_part { value.data().into() } else { value };
         let rows: Rows = Arc::new(decoded?.into_iter().map(|value| value.map(own)).collect());
         let value = rows.get(at).cloned().flatten();
         cache.insert(block, rows, self.cache_bytes);
@@ -439,10 +439,6 @@ impl Table {
         let blocks = usize::try_from(size).unwrap_or(usize::MAX).div_ceil(self.block_bytes).max(1);
         source.rows(group).div_ceil(blocks).max(1)
     }
-}
-
-fn bytes_of(value: ByteArray) -> Bytes {
-    value.into()
 }
 
 impl Source for Table {
@@ -472,7 +468,7 @@ impl Source for Table {
             .ok_or_else(|| failed("has no image bytes".to_owned()))?;
         sample_size(bytes.len() as u64).map_err(failed)?;
         buffer.clear();
-        buffer.extend_from_slice(&bytes);
+        buffer.extend_from_slice(bytes.data());
         Ok(())
     }
 }
