@@ -129,8 +129,8 @@ fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &
     let classes = train.classes().len();
     ensure!(
         classes > 0,
-        "{train_spec} has no classes: training needs images in one folder a class (or an archive, shards, a table with \
-         labels)"
+        "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a Parquet \
+         table with labels; CSV files with labels are not read"
     );
     ensure!(classes > 1, "{train_spec} has one class, `{}`: there is nothing to tell apart", train.classes()[0].name);
     let ids = |source: &dyn Source| source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>();

@@ -291,6 +291,13 @@ pub(super) fn find_classes<'a>(given: &Path, options: &'a OpenOptions) -> Result
         return Ok(None);
     }
     if options.kind != Some(SourceKind::Folder) {
+        // Images in a folder `images` are unlabeled.
+        if let [only] = &listing.folders[..]
+            && is_filler_name(&only.name)
+        {
+            return Ok(None);
+        }
+        check_splits_have_classes(&root, &listing.folders)?;
         check_subfolders(&root, &listing.folders)?;
     }
     if !listing.images.is_empty() {
@@ -321,9 +328,10 @@ fn wrapped(listing: &Listing) -> Result<Option<PathBuf>> {
     }
     let mut with_images = Vec::new();
     for folder in &listing.folders {
+        let mut others = LeftOut::default();
         if holds_image(&folder.path)? {
             with_images.push(folder);
-        } else if list(&folder.path)?.left_out.is_empty() {
+        } else if images_below(&folder.path, &mut others)?.is_empty() && others.is_empty() {
             // An empty folder may be a class whose images are missing.
             return Ok(None);
         }
@@ -334,6 +342,20 @@ fn wrapped(listing: &Listing) -> Result<Option<PathBuf>> {
     let [only] = with_images[..] else { return Ok(None) };
     let inner = list(&only.path)?;
     Ok((inner.images.is_empty() && !inner.folders.is_empty()).then(|| only.path.clone()))
+}
+
+/// Refuses splits that hold images and no class folders: `train/1.jpg`, `test/2.jpg`.
+fn check_splits_have_classes(root: &Path, folders: &[Entry]) -> Result<()> {
+    let is_split = |folder: &Entry| split_name(&folder.name).is_some_and(|(_, rest)| rest.is_empty());
+    if !folders.iter().all(is_split) {
+        return Ok(());
+    }
+    let names = named(folders.iter().map(|folder| folder.name.as_str()));
+    let cause = format!(
+        "the splits {names} hold images and no class folders; expected train/CLASS/IMAGE. Labels in names of files or in \
+         tables are not read: sort the images into one folder per class"
+    );
+    Err(Error::layout(root.display(), cause))
 }
 
 /// Refuses class folders that all have the same subfolders: those are the classes, or the splits.
@@ -806,6 +828,11 @@ mod tests {
         assert_eq!((opened.kind, labels(&opened.source)), (SourceKind::Images, vec![None; 3]));
         assert_eq!(keys(&opened.source), ["1.BMP", "9.jpg", "10.jpg"]);
 
+        let table = tree(&["images/1.jpg", "images/2.jpg", "labels.csv"]);
+        let unlabeled = open_at(table.path(), &OpenOptions::default()).unwrap();
+        assert_eq!((unlabeled.kind, unlabeled.source.len()), (SourceKind::Images, 2));
+        assert!(unlabeled.notes[0].contains("1 .csv"), "{:?}", unlabeled.notes);
+
         let one = open_at(&root.path().join("9.jpg"), &OpenOptions::split(Split::Val)).unwrap();
         let mut bytes = Vec::new();
         one.source.read(0, &mut bytes).unwrap();
@@ -1033,6 +1060,10 @@ mod tests {
             &["same subfolders"],
         );
         says(&["train/train/1.jpg"], &["train/train: has no class folders"]);
+        says(
+            &["train/cat.1.jpg", "test1/1.jpg"],
+            &["`test1`, `train` hold images and no class folders", "one folder per class"],
+        );
         let root = tree(&["x/cat/1.jpg", "x/dog/1.jpg", "y/cat/1.jpg", "y/dog/1.jpg"]);
         let folder = OpenOptions { kind: Some(SourceKind::Folder), ..Default::default() };
         assert_eq!(open_at(root.path(), &folder).unwrap().source.classes().len(), 2, "a forced kind");
@@ -1049,6 +1080,8 @@ mod tests {
         assert_eq!(ids(&["steam_train/a/1.jpg", "steam_train/b/2.jpg", "bus/1.jpg"]), ["bus", "steam_train"]);
         assert_eq!(ids(&["a/images/1.jpg", "b/images/1.jpg"]), ["a", "b"], "as in Tiny ImageNet");
         assert_eq!(ids(&["photos/cat/1.jpg", "photos/dog/1.jpg", "annotations/x.xml"]), ["cat", "dog"]);
+        assert_eq!(ids(&["images/train/cat/1.jpg", "images/train/dog/1.jpg", "labels/train/1.txt"]), ["cat", "dog"]);
+        assert_eq!(ids(&["0/1.jpg", "1/1.jpg", "10/1.jpg"]), ["0", "1", "10"]);
     }
 
     #[test]

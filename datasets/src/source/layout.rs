@@ -59,9 +59,10 @@ pub(super) fn role_in(name: &str) -> Option<Role> {
     words(name).iter().find_map(|word| role_of(word))
 }
 
-/// Whether a name says nothing but that there are data: `images`, `data_set`, `2017`.
+/// Whether a name says nothing but that there are data: `images`, `data_2017`. A number alone can be a class.
 pub(super) fn is_filler_name(name: &str) -> bool {
-    words(name).iter().all(|word| is_filler(word))
+    let words = words(name);
+    words.iter().all(|word| is_filler(word)) && words.iter().any(|word| FILLERS.contains(&word.as_str()))
 }
 
 /// `train`, but also `trainset` and `testimages`.
@@ -121,6 +122,8 @@ mod tests {
         }
         assert_eq!(role_in("imagenet-validation-0000.tar"), Some(Role::Val));
         assert_eq!(role_in("shard-0000.tar"), None);
-        assert!(is_filler_name("Images") && is_filler_name("data_2017") && !is_filler_name("cats"));
+        assert!(
+            is_filler_name("Images") && is_filler_name("data_2017") && !is_filler_name("cats") && !is_filler_name("7")
+        );
     }
 }
