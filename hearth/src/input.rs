@@ -2,13 +2,14 @@
 
 use std::{
     borrow::Cow,
-    fs,
-    io::Cursor,
+    io::{Cursor, Read},
     path::{Path, PathBuf},
 };
 
+use datasets::source::MAX_SAMPLE_BYTES;
 use hub::Preprocessor;
 use image::{DynamicImage, ImageFormat, RgbImage};
+use runtime::files::open_regular;
 
 use crate::error::{Error, Result};
 
@@ -57,7 +58,10 @@ impl<'a> ImageInput<'a> {
         };
         match &self.0 {
             Kind::File(path) => {
-                let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+                let mut bytes = Vec::new();
+                open_regular(path)
+                    .and_then(|file| file.take(MAX_SAMPLE_BYTES).read_to_end(&mut bytes))
+                    .map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
                 decode(&bytes, &|| path.display().to_string())
             }
             Kind::Bytes(bytes) => decode(bytes, &|| format!("an image of {} bytes", bytes.len())),

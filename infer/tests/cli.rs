@@ -118,6 +118,10 @@ fn a_folder_is_the_images_in_it_in_natural_order() {
     let ran = fixture.infer(&["classify", "photos", "-w", "run", "--format", "csv", "-k", "1"]).ends_with(0);
     let paths: Vec<_> = ran.stdout.lines().skip(1).filter_map(|row| row.split(',').next()).map(PathBuf::from).collect();
     assert_eq!(paths, [Path::new("photos/9.jpg"), Path::new("photos/10.png")]);
+    let ran = ran.says("1 images in subfolders are left out; --recursive includes them");
+    ran.says("no image by its name: 1 .txt");
+    let deep = fixture.infer(&["classify", "photos", "-r", "-w", "run", "--format", "json"]).ends_with(0);
+    assert_eq!(deep.json_lines()[2]["path"], "photos/below/1.png");
 }
 
 #[test]
@@ -390,4 +394,39 @@ fn evaluation_reports_unreadable_images_and_unknown_classes() {
     fixture.image("flat/1.png");
     let unlabeled = fixture.infer(&["evaluate", "--data", "flat", "--weights", "run"]).ends_with(1);
     assert!(unlabeled.stderr.contains("no labels"), "{}", unlabeled.stderr);
+}
+
+#[test]
+fn folders_named_by_index_and_by_a_file_are_evaluated() {
+    let fixture = Fixture::new();
+    labeled(&fixture);
+    for (index, class) in ["ant", "bee, \"honey\"", "cat"].iter().enumerate() {
+        let (named, numbered) = (fixture.path(&format!("data/val/{class}")), format!("numbers/val/{index}"));
+        fs::create_dir_all(fixture.path("numbers/val")).expect("created");
+        fs::create_dir_all(fixture.path("letters/val")).expect("created");
+        let copy = |to: &str| {
+            fs::create_dir(fixture.path(to)).expect("created");
+            for entry in fs::read_dir(&named).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                fs::copy(&path, fixture.path(to).join(path.file_name().expect("a name"))).expect("copied");
+            }
+        };
+        copy(&numbered);
+        copy(&format!("letters/val/{}", ["x", "y", "z"][index]));
+    }
+    fs::write(fixture.path("map.csv"), "folder,class\nx,ant\ny,1\nz,cat\n").expect("written");
+    let evaluate = |data: &str, more: &[&str]| {
+        let base = ["evaluate", "--data", data, "--weights", "run", "--format", "json"];
+        fixture.infer(&[&base, more].concat())
+    };
+    let top1 = |ran: &fixture::Ran| {
+        let result: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        (result["top1"]["right"].clone(), result["loss"]["mean"].clone())
+    };
+    let named = evaluate("data", &[]).ends_with(0);
+    let numbered = evaluate("numbers", &[]).ends_with(0).says("are taken as indices of the network's: 0 is ant");
+    assert_eq!(top1(&numbered), top1(&named));
+    evaluate("letters", &[]).ends_with(1).says("--class-map FILE maps others");
+    assert_eq!(top1(&evaluate("letters", &["--class-map", "map.csv"]).ends_with(0)), top1(&named));
+    evaluate("data", &["--class-map", "map.csv"]).ends_with(1).says("lacks 3 of the data's 3 classes");
 }
