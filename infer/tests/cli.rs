@@ -426,6 +426,7 @@ fn folders_named_by_index_and_by_a_file_are_evaluated() {
     let named = evaluate("data", &[]).ends_with(0);
     let numbered = evaluate("numbers", &[]).ends_with(0).says("are taken as indices of the network's: 0 is ant");
     assert_eq!(top1(&numbered), top1(&named));
+    assert!(numbered.stdout.contains("\"class_map\": \"index\"") && !named.stdout.contains("class_map"));
     evaluate("letters", &[]).ends_with(1).says("--class-map FILE maps others");
     assert_eq!(top1(&evaluate("letters", &["--class-map", "map.csv"]).ends_with(0)), top1(&named));
     evaluate("data", &["--class-map", "map.csv"]).ends_with(1).says("lacks 3 of the data's 3 classes");

@@ -99,6 +99,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         images: source.len(),
         classes: model.card().classes.len(),
         data_classes: source.classes().len(),
+        class_map: None,
         protocol: settings.protocol.to_string(),
         hearth: String::new(),
         commit: None,

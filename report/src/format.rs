@@ -372,6 +372,9 @@ pub struct EvaluationSpec {
     pub classes: usize,
     /// The number of classes of the data.
     pub data_classes: usize,
+    /// How the data's classes were mapped to the network's, if not by name: `index`, or the file of the map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_map: Option<String>,
     /// The crops and scales.
     pub protocol: String,
     /// The version of Hearth.

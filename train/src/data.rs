@@ -82,6 +82,11 @@ fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<St
             let train = part(&data.train, Split::Train, Some(fraction))?;
             let valid = part(&data.train, Split::Val, Some(fraction))?;
             let held_out = valid.source.len();
+            ensure!(
+                held_out > 0 || train.source.is_empty(),
+                "{}: no class has two images, so none can be held out; name validation images in data.valid",
+                data.train
+            );
             notes.push(format!(
                 "{}: there is no validation split: {held_out} of {} images are held out ({} % of each class, drawn by the \
                  seed{})",
@@ -394,6 +399,9 @@ mod tests {
         assert_eq!(keys(&open(&data(None), 7).unwrap().valid), keys(&opened.valid));
         assert_ne!(keys(&open(&data(None), 8).unwrap().valid), keys(&opened.valid));
         assert_eq!(open(&data(Some(0.5)), 7).unwrap().valid.len(), 10);
+        let single = tree(&["a/1.jpg", "b/1.jpg"]);
+        let data = Data { train: single.path().to_str().unwrap().to_owned(), ..Data::default() };
+        assert!(open(&data, 7).err().unwrap().to_string().contains("no class has two images"));
     }
 
     #[test]

@@ -51,18 +51,9 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The images below `root/split/CLASS` for each of `classes` (by their `id`), at any depth; `split` may be empty.
-    /// Keys are paths below `root` with `/` between folders; bytes of names that are not Unicode are written `\xFF`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] for a folder that cannot be read. A class without a folder or without images is none.
-    pub fn with_classes(root: &Path, split: &str, classes: Vec<Class>) -> Result<Self> {
-        let split = root.join(split);
-        let folders = classes.iter().map(|class| (class.id.clone(), split.join(&class.id))).collect();
-        Self::of_classes(root, &split, classes, &folders)
-    }
-
-    /// [`with_classes`](Folder::with_classes) where the classes' folders are known. `split` lies in `root`.
+    /// The images below the folders of `classes` (by their `id`), at any depth; a class without a folder has none. Keys are
+    /// paths below `root`, in which the folder `split` is, with `/` between folders; bytes of names that are not Unicode are
+    /// written `\xFF`.
     fn of_classes(root: &Path, split: &Path, classes: Vec<Class>, folders: &ClassFolders) -> Result<Self> {
         let mut folder = Self::empty(root, classes);
         let prefix = key_prefix(root, split);
@@ -86,7 +77,7 @@ impl Folder {
     /// All images below `root` at any depth, without labels, in natural order (`2.jpg` before `10.jpg`).
     ///
     /// # Errors
-    /// As [`with_classes`](Folder::with_classes).
+    /// [`Error::Io`] for a folder that cannot be read.
     pub fn images(root: &Path) -> Result<Self> {
         let mut folder = Self::empty(root, Vec::new());
         let images = images_below(root, &mut folder.left_out)?;
@@ -300,10 +291,7 @@ pub(super) fn find_classes<'a>(given: &Path, options: &'a OpenOptions) -> Result
         check_splits_have_classes(&root, &listing.folders)?;
         check_subfolders(&root, &listing.folders)?;
     }
-    if !listing.images.is_empty() {
-        let count = listing.images.len();
-        notes.push(format!("{}: {count} images lie beside the class folders and are left out", root.display()));
-    }
+    notes.extend(images_beside(&root, &listing));
     let allow_empty = options.allow_empty_classes;
     Ok(Some(Found::Whole(Box::new(move || {
         let (ids, folders) = classes_in(&listing);
@@ -313,6 +301,12 @@ pub(super) fn find_classes<'a>(given: &Path, options: &'a OpenOptions) -> Result
         notes.extend(check_classes(&root, &folder, &folders, allow_empty)?);
         Ok(folder.into_part(notes))
     }))))
+}
+
+/// A note of images beside class folders.
+fn images_beside(folder: &Path, listing: &Listing) -> Option<String> {
+    let count = listing.images.len();
+    (count > 0).then(|| format!("{}: {count} images beside the class folders are left out", folder.display()))
 }
 
 /// The identifiers of the class folders in a folder, sorted, and the folders.
@@ -404,9 +398,8 @@ struct SplitFolder {
 }
 
 impl SplitFolder {
-    /// Whether it holds folders and not images.
     fn has_classes(&self) -> bool {
-        self.listing.images.is_empty() && !self.listing.folders.is_empty()
+        !self.listing.folders.is_empty()
     }
 }
 
@@ -482,10 +475,6 @@ fn find_splits(root: &Path, listing: &Listing, notes: &mut Vec<String>) -> Resul
         Some(test) if val.is_some() => {
             notes.push(format!("{}: `{}` is left out; `val` is the other split", root.display(), test.name));
         }
-        Some(test) if train.is_some() && !test.has_classes() => {
-            let note = format!("{}: `{}` has no class folders and is left out", root.display(), test.name);
-            notes.push(note);
-        }
         Some(test) => val = Some(test),
         None => {}
     }
@@ -504,11 +493,8 @@ fn step_into(split: SplitFolder, is_class: impl Fn(&str) -> bool) -> Result<(Spl
         let inner = list(&only.path)?;
         let says_nothing =
             split_name(&only.name).is_some_and(|(role, _)| role == split.role) || is_filler_name(&only.name);
-        if says_nothing && inner.folders.is_empty() && !inner.images.is_empty() {
-            let cause = format!("has no class folders; expected {}/CLASS/IMAGE", split.role.name());
-            return Err(Error::layout(only.path.display(), cause));
-        }
-        if !inner.images.is_empty() || inner.folders.len() < if says_nothing { 1 } else { 2 } {
+        // Otherwise it is a class, and the folders in it are parts of that.
+        if !says_nothing && (!inner.images.is_empty() || inner.folders.len() < 2) {
             break;
         }
         split = SplitFolder { path: only.path.clone(), listing: inner, ..split };
@@ -540,16 +526,17 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
         if options.kind != Some(SourceKind::Folder) {
             check_subfolders(&split.path, &split.listing.folders)?;
         }
-        // Kaggle's test images are often in one folder, `test/unknown`.
+        // Test images are often unlabeled, in one folder or in a folder `unknown`.
         let foreign = |split: &SplitFolder| {
             split.role == Role::Test && !split.listing.folders.iter().any(|class| known.contains(&class.name))
         };
         if let Some(test) = val.take_if(|split| foreign(split)) {
-            let classes = named(test.listing.folders.iter().map(|class| class.name.as_str()));
-            notes.push(format!(
-                "{}: is left out: the training split has none of its classes, {classes}",
-                test.path.display()
-            ));
+            let why = match test.has_classes() {
+                true => named(test.listing.folders.iter().map(|class| class.name.as_str())),
+                false => "it has no class folders".to_owned(),
+            };
+            let what = "is left out: the training split has none of its classes";
+            notes.push(format!("{}: {what} ({why})", test.path.display()));
         }
         if let Some(test) = val.as_ref().filter(|split| split.role == Role::Test) {
             notes.push(format!(
@@ -573,6 +560,7 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
             let (_, folders) = classes_in(&split.listing);
             let mut folder = Folder::of_classes(&root, &split.path, classes, &folders)?;
             folder.left_out.merge(&split.listing.left_out);
+            notes.extend(images_beside(&split.path, &split.listing));
             notes.extend(check_classes(&split.path, &folder, &folders, allow_empty)?);
             Ok(folder.into_part(notes))
         }) as OpenPart<'a>
@@ -586,6 +574,7 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
                 check_known(&split.path, &ids, &classes)?;
                 let mut folder = Folder::of_classes(&root, &split.path, classes, &folders)?;
                 folder.left_out.merge(&split.listing.left_out);
+                notes.extend(images_beside(&split.path, &split.listing));
                 folder
             };
             notes.extend(check_classes(&split.path, &folder, &folders, true)?);
@@ -1060,6 +1049,7 @@ mod tests {
             &["same subfolders"],
         );
         says(&["train/train/1.jpg"], &["train/train: has no class folders"]);
+        says(&["train/images/1.jpg", "val/a/1.jpg"], &["train/images: has no class folders"]);
         says(
             &["train/cat.1.jpg", "test1/1.jpg"],
             &["`test1`, `train` hold images and no class folders", "one folder per class"],
@@ -1090,13 +1080,20 @@ mod tests {
         let three = opened(&["train/a/1.jpg", "val/a/2.jpg", "test/a/3.jpg"], Split::Val);
         assert_eq!(keys(&three.source), ["val/a/2.jpg"]);
         assert!(three.notes[0].contains("`test` is left out"), "{:?}", three.notes);
-        for test in ["test/3.jpg", "test/unknown/3.jpg"] {
+        for test in ["test/3.jpg", "test/unknown/3.jpg", "test/images/3.jpg", "test/test/3.jpg"] {
             let files = ["train/a/1.jpg", "train/b/2.jpg", test];
             let train = opened(&files, Split::Train);
             assert!(train.notes.iter().any(|note| note.contains("left out")), "{:?}", train.notes);
             let error = open_at(tree(&files).path(), &OpenOptions::split(Split::Val)).unwrap_err();
             assert!(matches!(error, Error::MissingSplit { .. }), "{error}");
         }
+        // As in Tiny ImageNet: the training images are read, and the validation images have no labels.
+        let files = ["train/a/images/1.jpg", "train/b/images/2.jpg", "val/images/3.jpg", "test/images/4.jpg"];
+        assert_eq!(opened(&files, Split::Train).source.len(), 2);
+        let error = open_at(tree(&files).path(), &OpenOptions::split(Split::Val)).unwrap_err().to_string();
+        assert!(error.contains("val/images/3.jpg: no label is known"), "{error}");
+        let stray = opened(&["train/a/1.jpg", "train/b/2.jpg", "train/stray.jpg"], Split::Train);
+        assert_eq!((stray.source.len(), stray.notes.len()), (2, 1), "{:?}", stray.notes);
         let more = opened(&["train/a/1.jpg", "val/a/2.jpg", "unlabeled/3.jpg"], Split::Train);
         assert!(more.notes[0].contains("`unlabeled` belong to no split"), "{:?}", more.notes);
     }

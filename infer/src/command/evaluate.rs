@@ -57,6 +57,10 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
+    let (class_map, mapped_by) = match models.first() {
+        Some(model) => class_map(args, &*source, model, world)?,
+        None => bail!("no weights to evaluate"),
+    };
     let settings = Settings {
         protocol: Protocol {
             crops: match args.crops {
@@ -75,7 +79,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
             BadSamplesArg::Skip => BadSamples::Skip,
         },
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
-        class_map: models.first().map(|model| class_map(args, &*source, model, world)).transpose()?,
+        class_map: Some(class_map),
     };
     let spec = EvaluationSpec {
         weights: names.iter().map(|name| name.to_string()).collect(),
@@ -86,6 +90,7 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         images: source.len(),
         classes: models.first().map_or(0, |model| model.card().classes.len()),
         data_classes: source.classes().len(),
+        class_map: mapped_by,
         protocol: settings.protocol.to_string(),
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
@@ -103,11 +108,17 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
 }
 
-/// Matches the data's classes to the network's: by --class-map, else by name, else by index.
-fn class_map(args: &EvaluateArgs, source: &dyn Source, model: &Model, world: &World) -> Result<ClassMap> {
+/// Matches the data's classes to the network's: by --class-map, else by name, else by index. Returns the map, and what it
+/// is by if not by name.
+fn class_map(
+    args: &EvaluateArgs,
+    source: &dyn Source,
+    model: &Model,
+    world: &World,
+) -> Result<(ClassMap, Option<String>)> {
     let (classes, card) = (source.classes(), model.card());
     if let Some(path) = &args.class_map {
-        return ClassMapFile::read(path)?.map(classes, card);
+        return Ok((ClassMapFile::read(path)?.map(classes, card)?, Some(path.display().to_string())));
     }
     let by_name = ClassMap::new(classes, card);
     if by_name.is_err()
@@ -122,9 +133,9 @@ fn class_map(args: &EvaluateArgs, source: &dyn Source, model: &Model, world: &Wo
                 printable(example.1)
             );
         }
-        return Ok(by_index);
+        return Ok((by_index, Some("index".to_string())));
     }
-    by_name
+    Ok((by_name?, None))
 }
 
 /// Opens the device of this process.
