@@ -455,7 +455,7 @@ fn find_splits(root: &Path, listing: &Listing, notes: &mut Vec<String>) -> Resul
     let used: HashSet<&str> = [&train, &val, &test].into_iter().flatten().map(|split| split.name.as_str()).collect();
     let mut others = Vec::new();
     for other in listing.folders.iter().filter(|other| !used.contains(other.name.as_str())) {
-        if holds_image(&other.path)? {
+        if shows_images(&other.path)? {
             others.push(other.name.as_str());
         }
     }
@@ -479,6 +479,18 @@ fn find_splits(root: &Path, listing: &Listing, notes: &mut Vec<String>) -> Resul
         None => {}
     }
     Ok(Some(Splits { train, val }))
+}
+
+/// Whether there are images in a folder or in one of its first subfolders. Annotations can be as many files as the images:
+/// searching them all for a note would take too long.
+fn shows_images(folder: &Path) -> Result<bool> {
+    let listing = list(folder)?;
+    for subfolder in listing.folders.iter().take(NAMED) {
+        if !list(&subfolder.path)?.images.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(!listing.images.is_empty())
 }
 
 /// Steps through the folders of a split that hold nothing but another folder of folders: `seg_train/seg_train/CLASS`.
