@@ -12,15 +12,17 @@ pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&Path) -> io::Result<(
         _ => Path::new("."),
     };
     fs::create_dir_all(folder).map_err(io)?;
-    let temporary = tempfile::Builder::new().prefix(".hearth-").tempfile_in(folder).map_err(io)?.into_temp_path();
-    write(&temporary).map_err(io)?;
-    File::open(&temporary).and_then(|file| file.sync_all()).map_err(io)?;
-    // Temporary files are private; a result is as readable as any other file.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".hearth-");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644)).map_err(io)?;
+        // Temporary files are private by default; a result is readable as the umask says, like any other file.
+        builder.permissions(fs::Permissions::from_mode(0o666));
     }
+    let temporary = builder.tempfile_in(folder).map_err(io)?.into_temp_path();
+    write(&temporary).map_err(io)?;
+    File::open(&temporary).and_then(|file| file.sync_all()).map_err(io)?;
     temporary.persist(path).map_err(|error| io(error.error))?;
     #[cfg(unix)]
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;

@@ -14,12 +14,19 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
     let context = || format!("cannot write {}", path.display());
 
-    let temporary = tempfile::Builder::new().prefix(".").suffix(".part").tempfile_in(&folder).with_context(context)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Temporary files are private by default; a result is readable as the umask says, like any other file.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let temporary = builder.tempfile_in(&folder).with_context(context)?;
     let (file, temporary) = temporary.into_parts();
     let mut writer = BufWriter::new(file);
     let value = write(&mut writer).with_context(context)?;
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error).with_context(context)?;
-    set_default_mode(&file).with_context(context)?;
     file.sync_all().with_context(context)?;
     drop(file);
     temporary.persist(path).map_err(|failed| failed.error).with_context(context)?;
@@ -79,18 +86,6 @@ fn parent(path: &Path) -> PathBuf {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
     }
-}
-
-/// Temporary files are private to their owner; a result is readable like any other file.
-fn set_default_mode(file: &File) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = file;
-    Ok(())
 }
 
 /// Makes a rename in the folder last. Only Unix can open a folder for that.
@@ -157,6 +152,17 @@ mod tests {
             assert!(error.to_string().contains(cause), "{}: {error}", path.display());
         }
         assert_eq!(open_regular(&at("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_umask_decides_who_may_read_a_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let mode = |name: &str| std::fs::metadata(folder.path().join(name)).expect("there").permissions().mode();
+        write_atomic_bytes(&folder.path().join("atomic"), b"x").expect("written");
+        std::fs::write(folder.path().join("plain"), b"x").expect("written");
+        assert_eq!(mode("atomic"), mode("plain"));
     }
 
     #[cfg(unix)]
