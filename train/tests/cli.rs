@@ -912,6 +912,11 @@ fn wrong_input_is_told_with_its_cause_and_leaves_nothing_behind() {
             &["different classes", "digit-1", "digit-2"],
         ),
         (vec!["--recipe".into(), at("typo.toml")], 1, &["momentun", "did you mean `momentum`?"]),
+        (
+            vec!["--val-fraction".into(), "0".into()],
+            1,
+            &["data.val_fraction is 0", "--val-fraction sets", "data.valid"],
+        ),
         (vec!["--lr".into(), "-0.1".into()], 1, &["schedule.learning_rate is -0.1"]),
         (vec!["--batch-size".into(), "0".into()], 1, &["batch_size is 0"]),
         (vec!["--batch-size".into(), "5000".into()], 1, &["5000", "smaller batch"]),
