@@ -444,7 +444,7 @@ fn find_splits(root: &Path, listing: &Listing, notes: &mut Vec<String>) -> Resul
     {
         by_role.entry(split.role).or_default().push(split);
     }
-    for (role, same) in by_role.iter().filter(|(_, same)| same.len() > 1) {
+    if let Some((role, same)) = by_role.iter().find(|(_, same)| same.len() > 1) {
         let names = named(same.iter().map(|split| split.name.as_str()));
         let cause = format!("{names} could each be the {} split; keep one of them, or rename the others", role.name());
         return Err(Error::layout(root.display(), cause));
