@@ -36,6 +36,37 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// A file is something else than weights.
+    #[error("{} is {what}, not a file of weights that Hearth reads: {remedy}", path.display())]
+    NotWeights {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file has several networks, or none with the requested key.
+    #[error("{}", ambiguous(path, asked.as_deref(), keys))]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// The requested key.
+        asked: Option<String>,
+        /// The keys of the networks.
+        keys: Vec<String>,
+    },
+    /// A network does not have the single output that a sigmoid is applied to.
+    #[error(
+        "--activation sigmoid is for a network with one output; {} has {outputs}: omit it",
+        path.display()
+    )]
+    NotOneOutput {
+        /// The file.
+        path: PathBuf,
+        /// The number of outputs.
+        outputs: usize,
+    },
     /// A file's tensors do not match the network's.
     #[error("{} does not hold the weights of {architecture}:\n{mismatch}", path.display())]
     Mismatch {
@@ -212,6 +243,19 @@ fn not_a_run(folder: &Path, run: Option<&Path>) -> String {
         None => format!(
             "{shown} is not a run folder: it has no {}; give the folder that `train` printed, or a weight file",
             crate::RUN_WEIGHTS
+        ),
+    }
+}
+
+fn ambiguous(path: &Path, asked: Option<&str>, keys: &[String]) -> String {
+    let shown = path.display();
+    let listed = keys.join(", ");
+    match (asked, keys) {
+        (Some(asked), []) => format!("--weights-key {asked}: {shown} has no network of this architecture"),
+        (Some(asked), _) => format!("--weights-key {asked} names no single network of {shown}, which has: {listed}"),
+        (None, _) => format!(
+            "{shown} has several networks: {listed}; select one with --weights-key (for instance --weights-key {})",
+            keys.first().map_or("", String::as_str)
         ),
     }
 }

@@ -23,6 +23,9 @@ pub struct LoadOptions {
     /// Model card (JSON) for a weight file without one, or in place of its own
     #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
     pub card: Option<PathBuf>,
+    /// Which network of a file that has several, such as state_dict_ema or encoder_q
+    #[cfg_attr(feature = "clap", arg(long, value_name = "KEY"))]
+    pub weights_key: Option<String>,
     /// Cache folder of published weights
     ///
     /// Default: `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
@@ -51,7 +54,7 @@ impl Opened {
     /// number of classes.
     pub fn network(&self, aux: bool, device: &Device) -> Result<Network> {
         let Self { weights, card } = self;
-        let config = weights.config(card.architecture, device).with_transform_input(card.transform_input);
+        let config = weights.config(card.architecture, device)?.with_transform_input(card.transform_input);
         let config = if aux { config } else { config.with_aux_logits(false) };
         let network = config.init(device);
         let folded = weights.is_folded(card.architecture, device);
@@ -90,11 +93,12 @@ pub fn open_with_progress(
     progress: &mut dyn FnMut(&Published, Progress),
 ) -> Result<Opened> {
     let (path, published) = locate(name, options, progress)?;
-    let weights = Weights::open(&path)?;
+    let weights = Weights::open(&path)?.with_key(options.weights_key.clone());
     let card = card(&weights, published, options, device)?;
     if let Some(asked) = options.architecture.filter(|asked| *asked != card.architecture) {
         return Err(Error::OtherArchitecture { asked, card: card.architecture, path });
     }
+    weights.announce(card.architecture, device)?;
     log::debug!("{}: {}, {} classes, from {}", path.display(), card.architecture, card.classes.len(), card.origin);
     Ok(Opened { weights, card })
 }
@@ -180,7 +184,7 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
     let Some(architecture) = options.architecture else {
         return Err(Error::NoCard { path: path.to_path_buf() });
     };
-    let classes = weights.config(architecture, device).num_classes;
+    let classes = weights.config(architecture, device)?.num_classes;
     log::info!(
         "{} carries no model card: using the default preprocessing of {architecture} (--card sets another)",
         path.display()

@@ -80,7 +80,7 @@ fn what_is_saved_is_loaded_to_the_bit_with_its_card() {
 
         let weights = Weights::open(&path).unwrap();
         assert_eq!(weights.card(), Some(&card));
-        let config = weights.config(architecture, &Device::flex());
+        let config = weights.config(architecture, &Device::flex()).unwrap();
         assert_eq!((config.num_classes, config.aux_logits), (7, architecture.has_aux()));
         let (loaded, report) = weights.load(config.init(&Device::flex()), architecture, Strictness::Exact).unwrap();
         assert_eq!(report.loaded, saved.entries().len());
@@ -111,7 +111,7 @@ fn burns_own_records_are_read() {
     let saved = network(10);
     saved.clone().into_record().save(&path).unwrap();
     let weights = Weights::open(&path).unwrap();
-    assert_eq!(weights.config(ARCHITECTURE, &Device::flex()).num_classes, 10);
+    assert_eq!(weights.config(ARCHITECTURE, &Device::flex()).unwrap().num_classes, 10);
     let (loaded, _) = weights.load(network(10), ARCHITECTURE, Strictness::Exact).unwrap();
     let images = images();
     assert_eq!(values(saved.forward(images.clone())), values(loaded.forward(images)));

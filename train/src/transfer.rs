@@ -28,7 +28,7 @@ pub fn network(
     // Auxiliary classifiers guide a whole network's training; on a frozen one they would learn for nothing.
     let forever_frozen =
         recipe.transfer.as_ref().is_some_and(|t| t.freeze == Freeze::Backbone && t.unfreeze_at.is_none());
-    let aux = weights.config(card.architecture, &device).aux_logits && !forever_frozen;
+    let aux = weights.config(card.architecture, &device)?.aux_logits && !forever_frozen;
     let config = config.with_aux_logits(aux).with_transform_input(card.transform_input);
     // Drawn first: which seed a parameter sees must not depend on what the file holds.
     let network = draw_all(config.init(&device));
