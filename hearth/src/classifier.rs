@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::tensor::Device;
-use hub::{Card, LoadOptions};
+use hub::{Activation, Card, LoadOptions, PreprocessOverrides};
 use image::RgbImage;
 use infer::{Model, Prediction};
 use models::{Architecture, ImageClassifier, Network};
@@ -65,6 +65,25 @@ impl ClassifierBuilder {
     /// architecture.
     pub fn architecture(mut self, architecture: Architecture) -> Self {
         self.load.architecture = Some(architecture);
+        self
+    }
+
+    /// Selects one of several networks of a weight file by its key, such as `state_dict_ema` or `encoder_q`.
+    pub fn weights_key(mut self, key: impl Into<String>) -> Self {
+        self.load.weights_key = Some(key.into());
+        self
+    }
+
+    /// Changes the preprocessing of the model card, or of the architecture for a weight file without one.
+    pub fn preprocess(mut self, overrides: PreprocessOverrides) -> Self {
+        self.load.preprocess = overrides;
+        self
+    }
+
+    /// Sets how outputs become probabilities. A network with one output needs [`Activation::Sigmoid`], and then has two
+    /// classes.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.load.activation = activation;
         self
     }
 

@@ -37,7 +37,7 @@ pub enum Error {
         cause: String,
     },
     /// A file is something else than weights.
-    #[error("{} is {what}, not a file of weights that Hearth reads: {remedy}", path.display())]
+    #[error("{} has no weights that Hearth reads: it is {what}; {remedy}", path.display())]
     NotWeights {
         /// The file.
         path: PathBuf,
@@ -94,6 +94,9 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// Changes of a card's preprocessing are not possible.
+    #[error("the preprocessing is not possible: {0}")]
+    Override(String),
     /// The preprocessing of a card cannot be applied.
     #[error("the model card's preprocessing is not supported")]
     Preprocess(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -108,7 +111,7 @@ pub enum Error {
     NotARun {
         /// The folder.
         folder: PathBuf,
-        /// A run in that folder, if there is one.
+        /// A run or a file of weights in that folder, if there is one.
         run: Option<PathBuf>,
     },
     /// A name is neither a path nor that of published weights.
@@ -146,8 +149,9 @@ pub enum Error {
     },
     /// A card has another number of classes than the weights' last layer.
     #[error(
-        "the model card of {} contradicts its weights: it has {card} classes, the last layer has {layer}",
-        path.display()
+        "the model card of {} contradicts its weights: it has {card} classes, the last layer has {layer}{}",
+        path.display(),
+        if (*card, *layer) == (2, 1) { " (--activation sigmoid reads one output as two classes)" } else { "" }
     )]
     OtherClasses {
         /// The file of weights.
@@ -238,7 +242,7 @@ fn not_a_run(folder: &Path, run: Option<&Path>) -> String {
     let shown = folder.display();
     match run {
         Some(run) => {
-            format!("{shown} is not a run folder but contains some; did you mean --weights {}?", run.display())
+            format!("{shown} is not a run folder; did you mean --weights {}?", run.display())
         }
         None => format!(
             "{shown} is not a run folder: it has no {}; give the folder that `train` printed, or a weight file",

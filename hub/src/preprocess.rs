@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 use datasets::{
     DecodeError, ImageBatch, Limits, SampleRng, decode,
-    transforms::{CenterCrop, Interpolation, Pipeline, Resize, ResizeRule, Transform, resize},
+    transforms::{CenterCrop, Interpolation, Pipeline, Rect, Resize, ResizeRule, Transform, resize},
 };
 use image::{RgbImage, imageops};
 
@@ -22,8 +22,8 @@ pub struct Preprocessor {
 enum Steps {
     /// torchvision's resize and square crop; pixels outside the crop are not computed.
     Square(Pipeline),
-    /// Resize and crop to a rectangle.
-    Rectangle(Resizing),
+    /// Resize and crop to a rectangle of this height and width.
+    Rectangle(Resizing, [u32; 2]),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +38,9 @@ impl Preprocessor {
     /// Creates the preprocessing that `card` specifies.
     ///
     /// # Errors
-    /// [`Error::Preprocess`] where a size is too large.
+    /// [`Error::Preprocess`] where the card is not valid.
     pub fn new(card: &Card) -> Result<Self> {
+        card.check().map_err(|cause| Error::Preprocess(cause.into()))?;
         Self::build(card.preprocess.clone()).map_err(Error::Preprocess)
     }
 
@@ -66,7 +67,7 @@ impl Preprocessor {
                 let crop = CenterCrop { size: pixels(card.input_size[0])? };
                 Steps::Square(Pipeline::new(vec![Transform::Resize(resize), Transform::CenterCrop(crop)])?)
             }
-            other => Steps::Rectangle(other),
+            other => Steps::Rectangle(other, [pixels(card.input_size[0])?, pixels(card.input_size[1])?]),
         };
         Ok(Self { card, steps, limits: Limits::default() })
     }
@@ -85,14 +86,21 @@ impl Preprocessor {
         Ok(match &self.steps {
             // Neither transform is random.
             Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
-            Steps::Rectangle(resizing) => {
-                let resized = match *resizing {
-                    Resizing::Rule(resize) => resize.apply(&image),
-                    Resizing::Squash([height, width], interpolation, antialias) => {
-                        resize(&image, width, height, interpolation, antialias)
+            Steps::Rectangle(resizing, input_size) => {
+                let size = *input_size;
+                match *resizing {
+                    Resizing::Rule(resize) => {
+                        // Only the pixels of the crop, however long the other side of the image is.
+                        let (width, height) = resize.target(image.width(), image.height());
+                        let (left, columns) = center(width, size[1]);
+                        let (top, rows) = center(height, size[0]);
+                        let window = Rect { left, top, width: columns, height: rows };
+                        center_crop(&resize.window(&image, window), size)
                     }
-                };
-                center_crop(&resized, self.card.input_size.map(|side| side as u32))
+                    Resizing::Squash([height, width], interpolation, antialias) => {
+                        center_crop(&resize(&image, width, height, interpolation, antialias), size)
+                    }
+                }
             }
         })
     }
@@ -135,12 +143,20 @@ impl Preprocessor {
 /// `CenterCrop`: halves round to even, and an odd pixel of padding goes to the right and bottom.
 fn center_crop(image: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
     let start = |side: u32, wanted: u32| match side >= wanted {
-        true => (f64::from(side - wanted) / 2.0).round_ties_even() as i64,
+        true => i64::from(center(side, wanted).0),
         false => -i64::from((wanted - side) / 2),
     };
     let mut crop = RgbImage::new(width, height);
     imageops::replace(&mut crop, image, -start(image.width(), width), -start(image.height(), height));
     crop
+}
+
+/// Returns the first pixel and the number of pixels of the central `wanted` of `side` pixels; all if there are fewer.
+fn center(side: u32, wanted: u32) -> (u32, u32) {
+    match side >= wanted {
+        true => ((f64::from(side - wanted) / 2.0).round_ties_even() as u32, wanted),
+        false => (0, side),
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +195,28 @@ mod tests {
         let squashed = Preprocessor::new(&card(crate::Resize::Squash([12, 10]), [12, 10])).unwrap();
         let expected = resize(&image, 10, 12, Interpolation::Bilinear, true);
         assert_eq!(squashed.decode(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_and_long_images_cost_their_crop() {
+        let refused = |resize, input_size| Preprocessor::new(&card(resize, input_size)).unwrap_err();
+        use crate::Resize::{ShorterSide, Squash};
+        for (resize, input_size) in [
+            (ShorterSide(16), [(1 << 32) + 16, (1 << 32) + 8]),
+            (ShorterSide((1 << 32) + 16), [16, 12]),
+            (Squash([1 << 20, 1 << 20]), [16, 12]),
+            (Squash([16_384, 16_384]), [16, 12]),
+            (ShorterSide(16), [1_000_000, 12]),
+            (ShorterSide(16), [16_384, 16_000]),
+            (Squash([usize::MAX, 16]), [16, 16]),
+        ] {
+            let error = std::error::Error::source(&refused(resize, input_size)).unwrap().to_string();
+            assert!(error.contains("pixels"), "{error}");
+        }
+        // Resized as a whole it would have 4096 × 65535 pixels.
+        let long = encoded(&gradient(20_000, 2));
+        let crop = Preprocessor::new(&card(ShorterSide(4096), [12, 10])).unwrap().decode(&long).unwrap();
+        assert_eq!((crop.width(), crop.height()), (10, 12));
     }
 
     #[test]

@@ -272,3 +272,19 @@ fn a_card_that_contradicts_itself_is_refused() {
         assert!(error.contains("card.json"), "{error}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_file_is_as_readable_as_the_umask_allows() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+    fs::write(folder.path().join("usual"), "").unwrap();
+    let card = Card::of(ARCHITECTURE, 10, "a test");
+    card.write(folder.path().join("card.json")).unwrap();
+    weights::save(&network(10), &card, folder.path().join("w.safetensors")).unwrap();
+    weights::save_record(&network(10), &card, folder.path().join("w.bpk")).unwrap();
+    for name in ["card.json", "w.safetensors", "w.bpk"] {
+        assert_eq!(mode(name), mode("usual"), "{name}");
+    }
+}

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hub::LoadOptions;
+use hub::{Activation, LoadOptions, PreprocessOverrides};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
@@ -173,6 +173,16 @@ Examples:
   infer summary --weights artifacts/my-run --format json")]
     Summary(SummaryArgs),
 
+    /// Write a model card for a weight file: its architecture, preprocessing and class names
+    ///
+    /// The card is the file's own or its architecture's default, with the changes of the flags, checked against the
+    /// weights. It is given with --card to the other commands and to `train finetune`.
+    #[command(after_long_help = "Examples:
+  infer card flowers.pth --arch resnet18 --classes names.txt --out flowers.json
+  infer card flowers.pth --arch resnet18 --classes-from flowers/ --resize 232 --crop 224 --out flowers.json
+  infer classify rose.jpg --weights flowers.pth --card flowers.json")]
+    Card(Box<CardArgs>),
+
     /// List the architectures and their published weights
     Models(ModelsArgs),
 
@@ -220,6 +230,26 @@ pub enum AnswerFormat {
     Json,
     /// CSV with a header
     Csv,
+}
+
+/// Options for reading weights.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    #[command(flatten)]
+    pub options: LoadOptions,
+    #[command(flatten)]
+    pub preprocess: PreprocessOverrides,
+    /// How outputs become probabilities: softmax, or for a network with one output sigmoid, the probability of the second
+    /// of two classes
+    #[arg(long, value_name = "softmax|sigmoid", value_enum, default_value_t)]
+    pub activation: Activation,
+}
+
+impl LoadArgs {
+    /// Returns all of them as the library's options.
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions { preprocess: self.preprocess.clone(), activation: self.activation, ..self.options.clone() }
+    }
 }
 
 /// Options for running a network.
@@ -279,7 +309,7 @@ pub struct ClassifyArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Number of classes per image
     #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub topk: u32,
@@ -312,7 +342,7 @@ pub struct EvaluateArgs {
     #[arg(help_heading = "Protocol", long, value_name = "W", num_args = 1..)]
     pub ensemble: Vec<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Crops of an image whose probabilities are averaged: the center, AlexNet's 10, GoogLeNet's 144
     #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
@@ -386,7 +416,7 @@ pub struct ExplainArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Class to explain, by index or name (may be repeated) [default: the most probable ones]
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
@@ -446,7 +476,7 @@ pub struct ServeArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Address to listen on; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
@@ -521,7 +551,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Batch sizes, a row each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_sizes: Vec<u32>,
@@ -568,7 +598,7 @@ pub struct DiagramArgs {
     #[arg(value_name = "ARCH|W")]
     pub network: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Output file [default: the architecture's name]
     #[arg(short, long, value_name = "FILE.svg")]
     pub out: Option<PathBuf>,
@@ -587,7 +617,7 @@ pub struct ExportArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// File format
     #[arg(long, value_enum)]
     pub to: ExportFormat,
@@ -655,13 +685,16 @@ pub enum BadSamplesArg {
 pub struct SummaryArgs {
     /// Architecture (`infer models` lists them)
     #[arg(value_name = "ARCH", required_unless_present = "weights")]
-    #[arg(conflicts_with_all = ["weights", "architecture", "card", "cache_dir", "offline"])]
+    #[arg(conflicts_with_all = [
+        "weights", "architecture", "card", "weights_key", "cache_dir", "offline", "resize", "crop", "interpolation", "mean",
+        "std", "activation"
+    ])]
     pub network: Option<Architecture>,
     /// Weights in place of an architecture: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Number of classes [default: the architecture's own]
     #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
     pub classes: Option<u32>,
@@ -671,6 +704,28 @@ pub struct SummaryArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+/// `card`
+#[derive(Debug, Args)]
+pub struct CardArgs {
+    /// Weights: a run folder, a file, or a published name
+    #[arg(value_name = "W")]
+    pub weights: String,
+    #[command(flatten, next_help_heading = "Weights")]
+    pub load: LoadArgs,
+    /// Class names in the order of the outputs: a text file with a name per line, or a JSON array
+    #[arg(long, value_name = "FILE", conflicts_with = "classes_from")]
+    pub classes: Option<PathBuf>,
+    /// Labeled images whose classes are the network's, in the order that training sorts them
+    #[arg(long, value_name = "DATA")]
+    pub classes_from: Option<String>,
+    /// Output file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// `models`

@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share.
 
 pub mod bench;
+pub mod card;
 pub mod classify;
 pub mod diagram;
 pub mod evaluate;
@@ -16,7 +17,7 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use hub::{LoadOptions, Opened};
+use hub::Opened;
 use runtime::{
     backend::{self, BackendArgs, Selected},
     progress::{Download, Output},
@@ -24,10 +25,12 @@ use runtime::{
 };
 use serde::Serialize;
 
+use crate::cli::LoadArgs;
+
 /// Opens the weights that `--weights` names, with the progress of a download shown on `output`.
-fn open_weights(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
+fn open_weights(name: &str, args: &LoadArgs, device: &Device, output: Output) -> Result<Opened> {
     let mut download = Download::new(output);
-    let opened = hub::open_with_progress(name, options, device, &mut |published, progress| {
+    let opened = hub::open_with_progress(name, &args.options(), device, &mut |published, progress| {
         download.report(published.file(), progress.done, progress.total, progress.resumed);
     })?;
     download.finish();

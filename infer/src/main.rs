@@ -46,6 +46,7 @@ fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => command::serve::run(args, progress),
         Command::Diagram(args) => diagram::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
+        Command::Card(args) => command::card::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Devices(args) => runtime::backend::devices(args),
         Command::Verify(args) => verify::run(args, progress),

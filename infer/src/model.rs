@@ -48,8 +48,13 @@ impl Model {
     /// Creates a model from a network on `device` and its card.
     ///
     /// # Errors
-    /// Fails like [`Preprocessor::new`].
+    /// Fails like [`Preprocessor::new`], and for a network with one output.
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
+        ensure!(
+            card.classes.len() > 1,
+            "the network has one output, of which softmax would make a probability of 100 % for every image; read as a \
+             sigmoid it is the probability of the second of two classes (--activation sigmoid)"
+        );
         let preprocess = Preprocessor::new(&card)?;
         // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
         Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })

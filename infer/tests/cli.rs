@@ -187,7 +187,68 @@ fn weights_that_are_not_there_or_not_weights_are_told() {
     fs::create_dir(fixture.path("artifacts")).expect("created");
     fails("artifacts").says("is not a run folder").says("weights.safetensors");
     fails(".").says("did you mean --weights ./run?");
-    fails("a.png").says("a.png is not readable as");
+    fails("a.png").says("a.png has no weights that Hearth reads: it is a PNG picture");
+}
+
+#[test]
+fn preprocessing_is_assumed_aloud_and_set_by_flags_or_a_card() {
+    let fixture = Fixture::new();
+    fixture.image("a.png").image("data/train/ant/1.png").image("data/train/bee/1.png").image("data/train/cat/1.png");
+    without_card(&fixture.path("run/weights.safetensors"), &fixture.path("bare.safetensors"));
+    let classify = |more: &[&str]| {
+        let args = ["classify", "a.png", "-w", "bare.safetensors", "--format", "json", "--quiet"];
+        fixture.infer(&[&args, more].concat()).ends_with(0)
+    };
+    let top = |ran: &fixture::Ran| ran.json_lines()[0]["top"].clone();
+    let assumed = classify(&["--arch", "resnet20"]).says("assumed that resnet20 was trained on images resized to");
+    assert_eq!(assumed.stderr.matches("carries no model card").count(), 1, "{}", assumed.stderr);
+    let flags = ["--resize", "40x40", "--crop", "36", "--mean", "0.5", "--std", "0.25,0.25,0.5"];
+    let set = classify(&[&["--arch", "resnet20"], &flags[..]].concat());
+    assert_eq!(set.stderr, "");
+    assert_ne!(top(&set)[0]["probability"], top(&assumed)[0]["probability"]);
+
+    // The same by a card, with the classes of a data set.
+    let card = ["card", "bare.safetensors", "--arch", "resnet20", "--classes-from", "data", "--out", "card.json"];
+    fixture.infer(&[&card, &flags[..]].concat()).ends_with(0);
+    let by_card = classify(&["--card", "card.json"]);
+    assert_eq!(by_card.stderr, "");
+    assert_eq!(top(&by_card)[0]["probability"], top(&set)[0]["probability"]);
+    let card_file = Card::read(fixture.path("card.json")).expect("a card");
+    assert_eq!(
+        (card_file.classes, card_file.preprocess.input_size),
+        (vec!["ant".into(), "bee".into(), "cat".into()], [36, 36])
+    );
+    fixture.infer(&card).ends_with(1).says("exists already").says("--force");
+
+    fs::write(fixture.path("names.txt"), "x\ny\nz\n").expect("written");
+    let ran = fixture.infer(&["card", "run", "--classes", "names.txt"]).ends_with(0);
+    let card = Card::from_json(&ran.stdout, Path::new("stdout")).expect("a card");
+    assert_eq!(card.classes, ["x", "y", "z"]);
+    fs::write(fixture.path("names.txt"), "x\ny\n").expect("written");
+    fixture.infer(&["card", "run", "--classes", "names.txt"]).ends_with(1).says("2 classes").says("3 outputs");
+    let large = ["classify", "a.png", "-w", "run", "--crop", "99"];
+    fixture.infer(&large).ends_with(1).says("larger than the images").says("--resize");
+    fixture.infer(&["classify", "a.png", "-w", "run", "--resize", "0"]).ends_with(2).says("number of pixels");
+}
+
+#[test]
+fn a_network_with_one_output_needs_a_sigmoid() {
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let mut card = Card::of(Architecture::ResNet20, 1, "a test");
+    card.classes = vec!["dog".into()];
+    let network = models::NetworkConfig::new(Architecture::ResNet20).with_num_classes(1);
+    hub::weights::save(&network.init(&burn::tensor::Device::flex()), &card, fixture.path("one.safetensors"))
+        .expect("saved");
+    let args = ["classify", "a.png", "-w", "one.safetensors", "--format", "json"];
+    fixture.infer(&args).ends_with(1).says("has one output").says("--activation sigmoid");
+    let ran = fixture.infer(&[&args[..], &["--activation", "sigmoid"]].concat()).ends_with(0);
+    let top = ran.json_lines()[0]["top"].clone();
+    let sum: f64 = top.as_array().expect("two").iter().filter_map(|class| class["probability"].as_f64()).sum();
+    assert_eq!(top.as_array().map(Vec::len), Some(2));
+    assert!((sum - 1.0).abs() < 1e-9 && ran.stdout.contains("\"not dog\""), "{}", ran.stdout);
+    let three = ["classify", "a.png", "-w", "run", "--activation", "sigmoid"];
+    fixture.infer(&three).ends_with(1).says("has 3: omit it");
 }
 
 #[test]

@@ -149,7 +149,9 @@ pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow:
     let start = match &recipe.transfer {
         Some(transfer) => {
             // A recipe in a file names the network of a file of weights that has no card.
-            let load = LoadOptions { architecture: load.architecture.or(Some(recipe.architecture)), ..load.clone() };
+            // It also says how images are prepared.
+            let architecture = load.architecture.or(Some(recipe.architecture));
+            let load = LoadOptions { architecture, ignore_preprocess: true, ..load.clone() };
             Some(open_weights(&transfer.weights, &load, &device, options)?)
         }
         None => None,

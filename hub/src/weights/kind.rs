@@ -48,16 +48,17 @@ const MAGIC: &[(&[u8], Kind)] = &[
 
 const WEB_PAGE: Kind = kind(
     "a web page, not the file itself",
-    "the download was answered with a page (a login, a confirmation or an error): open the address in a browser, or \
+    "the download was answered with a page (a login, a confirmation or an error), so open the address in a browser, or \
      use the link to the raw file",
 );
-const ONNX: Kind = kind("ONNX", "Hearth writes ONNX and does not read it: give the PyTorch file it was exported from");
+const ONNX: Kind =
+    kind("ONNX", "Hearth writes ONNX and does not read it, so give the PyTorch file it was exported from");
 const TENSORFLOW: Kind = kind("TensorFlow's", CONVERT);
 
 /// Recognizes a file by its first [`HEAD`] bytes, its length and its name. None for what may have weights.
 pub fn of(path: &Path, head: &[u8], len: u64) -> Option<Kind> {
     if len == 0 {
-        return Some(kind("empty", "the download or copy failed: fetch it again"));
+        return Some(kind("empty", "the download or copy failed, so fetch it again"));
     }
     let lower = String::from_utf8_lossy(head).trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']).to_lowercase();
     if ["<!doctype", "<html", "<head", "<?xml", "<svg", "<body", "<!--"].iter().any(|tag| lower.starts_with(tag)) {
@@ -68,7 +69,9 @@ pub fn of(path: &Path, head: &[u8], len: u64) -> Option<Kind> {
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_ascii_lowercase();
     match head {
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => return Some(kind("a WebP picture", PICTURE)),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+            return Some(kind("a WebP picture", PICTURE));
+        }
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => return Some(kind("a picture or video", PICTURE)),
         [_, _, _, _, b'T', b'F', b'L', b'3', ..] => return Some(TENSORFLOW),
         _ => {}
@@ -95,7 +98,8 @@ pub fn of(path: &Path, head: &[u8], len: u64) -> Option<Kind> {
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
     // Pickles of the oldest protocol are text too; they begin with `(`, `c`, `}` or `]`, and have lines of one letter.
     let may_be_pickle = matches!(head, [b'(' | b'c' | b'}' | b']' | 0x80, ..]);
-    if !may_be_pickle && std::str::from_utf8(&head[..head.len().saturating_sub(4)]).is_ok() && head.iter().all(is_text) {
+    if !may_be_pickle && std::str::from_utf8(&head[..head.len().saturating_sub(4)]).is_ok() && head.iter().all(is_text)
+    {
         return Some(kind("a text file", "give a file of weights: .pth, .safetensors, .bpk or .caffemodel"));
     }
     None
@@ -120,7 +124,13 @@ mod tests {
         assert_eq!(what("config.json", b"{\"a\": 1}"), Some("JSON"));
         assert_eq!(what("w.pth", b"\xff\xd8\xff\xe0\0\x10JFIF"), Some("a JPEG picture"));
         assert_eq!(what("notes.txt", b"\nepoch 1: 90 %\n"), Some("a text file"));
-        for head in [&b"PK\x03\x04"[..], b"\x80\x02\x8a\x0a\x6c\xfc", b"\x0a\x09GoogleNet\x12", b"\x40\0\0\0\0\0\0\0{\"", b"}q\0."] {
+        for head in [
+            &b"PK\x03\x04"[..],
+            b"\x80\x02\x8a\x0a\x6c\xfc",
+            b"\x0a\x09GoogleNet\x12",
+            b"\x40\0\0\0\0\0\0\0{\"",
+            b"}q\0.",
+        ] {
             assert_eq!(what("w.pth", head), None, "{head:?}");
         }
         // A TensorFlow checkpoint of that name is none of PyTorch Lightning's.

@@ -1,12 +1,6 @@
 //! What a file may declare: each number that a file of weights states is checked here against what the file can hold,
 //! and against a limit, before memory is taken for it.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
-
 use burn::tensor::DType;
 use burn_store::burn_pack::Tensor as PackTensor;
 
@@ -68,22 +62,4 @@ pub fn check_tensors<'a>(tensors: impl Iterator<Item = &'a PackTensor>, len: u64
         check_tensor(&tensor.shape, tensor.dtype, len).map_err(|cause| format!("{name} {cause}"))?;
     }
     Ok(())
-}
-
-/// Reads a whole file of at most `limit` bytes. A file that does not fit into memory is an error.
-///
-/// # Errors
-/// The system's error, [`io::ErrorKind::FileTooLarge`], or [`io::ErrorKind::OutOfMemory`].
-pub fn read_whole(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
-    if len > limit {
-        let cause = format!("it is {len} bytes long, and at most {limit} are read");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, cause));
-    }
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len as usize).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    // No more than was reserved, should the file grow meanwhile.
-    file.take(len).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

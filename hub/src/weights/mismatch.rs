@@ -104,8 +104,9 @@ impl Mismatch {
         let top = |key: &str| key.split('.').next().unwrap_or(key).to_string();
         let root = top(architecture.variant().head_key);
         let modules: BTreeSet<String> = entries.iter().map(|entry| top(&entry.key)).collect();
-        let differs =
-            |key: &str| self.missing.iter().any(|row| row.key == key) || self.wrong_shape.iter().any(|row| row.key == key);
+        let differs = |key: &str| {
+            self.missing.iter().any(|row| row.key == key) || self.wrong_shape.iter().any(|row| row.key == key)
+        };
         let mut layers = entries.iter().filter(|entry| top(&entry.key) == root && !is_head(&entry.key, architecture));
         let is_other_classifier = layers.clone().next().is_some() && layers.all(|entry| differs(&entry.key));
         let head = architecture.variant().head_key;
@@ -156,7 +157,8 @@ impl fmt::Display for Mismatch {
             let names: Vec<String> = self.fits.iter().map(|fits| format!("--arch {fits}")).collect();
             return writeln!(f, "  the file fits {}", names.join(" or "));
         }
-        let channels = |row: &&WrongShape| row.want.len() == 4 && row.want[1] == 3 && row.got.len() == 4 && row.got[1] != 3;
+        let channels =
+            |row: &&WrongShape| row.want.len() == 4 && row.want[1] == 3 && row.got.len() == 4 && row.got[1] != 3;
         if let Some(row) = self.wrong_shape.iter().find(channels) {
             writeln!(
                 f,

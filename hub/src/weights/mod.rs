@@ -164,6 +164,22 @@ impl Weights {
         &self.path
     }
 
+    /// Returns the names and shapes of the tensors, sorted by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.to_vec()))
+    }
+
+    /// Reads the values of a tensor, row by row; None where there is no tensor of that name.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where the file is damaged or the values are no numbers.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        let data = bridge::to_data(tensor).map_err(|error| self.unreadable(error.to_string()))?;
+        let values = data.convert::<f32>().try_into_vec();
+        values.map(Some).map_err(|error| self.unreadable(format!("{}: {error:?}", printable(name))))
+    }
+
     /// The configuration of `architecture` that these weights fit: as many classes as the file's last layer, auxiliary
     /// classifiers if the file has them. Where the file tells nothing, or its last layer is of another network, the
     /// architecture's own.
@@ -303,7 +319,11 @@ impl Weights {
         if strictness != Strictness::Partial && !mismatch.is_empty() {
             mismatch.beside = self.beside(&entries, architecture)?;
             let device = network.classifier().weight.device();
-            mismatch.fits = self.fitting(&device).into_iter().filter(|fits| *fits != architecture).collect();
+            // Of a file that fits but for its last layer, other architectures of the same tensors are no remedy.
+            mismatch.fits = self.fitting(&device);
+            if mismatch.fits.contains(&architecture) {
+                mismatch.fits.clear();
+            }
             return Err(Error::Mismatch { path: self.path.clone(), architecture, mismatch: Box::new(mismatch) });
         }
 
@@ -350,8 +370,8 @@ impl Weights {
         if self.burn_record {
             return Ok(Vec::new());
         }
-        let prefix = self.choice(entries, architecture)?.prefix;
-        let others = names::others(&self.tensors, &prefix, |_| true);
+        let choice = self.choice(entries, architecture)?;
+        let others = choice.others(&self.tensors, |_| true);
         Ok(others.map(|(key, tensor)| (key.clone(), tensor.shape.to_vec())).collect())
     }
 
@@ -448,8 +468,11 @@ pub fn save_record(network: &Network, card: &Card, path: impl AsRef<Path>) -> Re
 
 fn read_caffe(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
     // Protocol buffers end at 2 GB.
-    let bytes = limits::read_whole(path, i32::MAX as u64)
-        .map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })?;
+    let bytes = files::read_whole(path, i32::MAX as u64).map_err(|source| Error::Io {
+        action: "read",
+        path: path.to_path_buf(),
+        source,
+    })?;
     let blobs = caffe::read(&bytes).map_err(|error| Error::Format {
         path: path.to_path_buf(),
         kind: "a caffemodel",
@@ -475,7 +498,7 @@ fn read_burnpack(path: &Path, len: u64) -> std::result::Result<Tensors, String> 
         return Err(format!("its header declares {declared} bytes of {len}: it is only a part of the file"));
     }
     // Held in memory: a view of a file that becomes shorter cannot report an error.
-    let bytes = limits::read_whole(path, u64::MAX).map_err(|error| error.to_string())?;
+    let bytes = files::read_whole(path, u64::MAX).map_err(|error| error.to_string())?;
     let reader = burn_pack::Reader::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| error.to_string())?;
     let metadata = reader.metadata().clone().into_iter().collect();
     let tensors = reader.into_tensors().map_err(|error| error.to_string())?;

@@ -74,7 +74,8 @@ fn timm_vgg(tensors: BTreeMap<String, PackTensor>) -> BTreeMap<String, PackTenso
     if !tensors.keys().any(|key| key.ends_with("pre_logits.fc1.weight")) {
         return tensors;
     }
-    let layers = [("pre_logits.fc1.", "classifier.0."), ("pre_logits.fc2.", "classifier.3."), ("head.fc.", "classifier.6.")];
+    let layers =
+        [("pre_logits.fc1.", "classifier.0."), ("pre_logits.fc2.", "classifier.3."), ("head.fc.", "classifier.6.")];
     let translate = |(key, tensor): (String, PackTensor)| {
         let Some((prefix, layer, kind)) = layers.iter().find_map(|(timm, torchvision)| {
             let at = key.find(timm)?;
@@ -103,6 +104,8 @@ pub struct Choice {
     pub prefix: String,
     /// The name of the file's classifier, with a dot at its end, where it is not the network's.
     pub head: Option<String>,
+    /// What stands before the keys of the file's other networks.
+    pub rest: Vec<String>,
     /// What a user must know of the choice.
     pub note: Option<String>,
 }
@@ -140,7 +143,7 @@ pub fn choose(
         let starts = std::iter::once(0).chain(key.match_indices('.').map(|(dot, _)| dot + 1));
         for start in starts {
             let fits = |entry: &&Entry| is_head(&entry.key, architecture) || *tensor.shape == *entry.shape;
-            if wanted.get(&key[start..]).is_some_and(|entry| fits(&entry)) {
+            if wanted.get(&key[start..]).is_some_and(|entry| fits(entry)) {
                 *found.entry(&key[..start]).or_default() += 1;
             }
         }
@@ -167,7 +170,8 @@ pub fn choose(
                 .iter()
                 .filter(|prefix| {
                     !asked.is_empty()
-                        && (bare(prefix).starts_with(&format!("{asked}.")) || bare(prefix).ends_with(&format!(".{asked}")))
+                        && (bare(prefix).starts_with(&format!("{asked}."))
+                            || bare(prefix).ends_with(&format!(".{asked}")))
                 })
                 .collect();
             match (equal, within.as_slice()) {
@@ -188,9 +192,10 @@ pub fn choose(
         }
         (None, _) => return Err(ambiguity(None)),
     };
-    let prefix = prefix.to_string();
-    let head = other_head(tensors, &prefix, &wanted, architecture);
-    Ok(Choice { prefix, head, note })
+    let rest = candidates.iter().filter(|other| **other != prefix).map(ToString::to_string).collect();
+    let mut choice = Choice { prefix: prefix.to_string(), head: None, rest, note };
+    choice.head = other_head(tensors, &choice, &wanted, architecture);
+    Ok(choice)
 }
 
 /// The prefix of the tensors beside a network's: those of the checkpoint's part that it is in.
@@ -204,38 +209,50 @@ fn is_parameter(key: &str) -> bool {
     matches!(key.rsplit('.').next(), Some("weight" | "bias" | "running_mean" | "running_var"))
 }
 
-/// The names of tensors of layers that are not the network's: in its part of the file, and beside it where the network
-/// has a prefix of its own there (`backbone.conv1.weight` and `head.weight`).
-pub fn others<'a>(
-    tensors: &'a BTreeMap<String, PackTensor>,
-    prefix: &'a str,
-    is_wanted: impl Fn(&str) -> bool + 'a,
-) -> impl Iterator<Item = (&'a String, &'a PackTensor)> {
-    let parent = parent(prefix);
-    tensors.iter().filter(move |(key, _)| match key.strip_prefix(prefix) {
-        Some(inner) => !is_wanted(inner),
-        None => !prefix.is_empty() && key.starts_with(parent) && is_parameter(key),
-    })
+impl Choice {
+    /// The network's key of a tensor: its name behind the prefix, unless it is another network's.
+    fn key<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let is_rest = |other: &String| other.len() > self.prefix.len() && name.starts_with(other.as_str());
+        name.strip_prefix(self.prefix.as_str()).filter(|_| !self.rest.iter().any(is_rest))
+    }
+
+    /// The tensors of layers that are not the network's: in its part of the file, and beside it where the network has a
+    /// prefix of its own there (`backbone.conv1.weight` and `head.weight`).
+    pub fn others<'a>(
+        &'a self,
+        tensors: &'a BTreeMap<String, PackTensor>,
+        is_wanted: impl Fn(&str) -> bool + 'a,
+    ) -> impl Iterator<Item = (&'a String, &'a PackTensor)> {
+        let parent = parent(&self.prefix);
+        let is_rest = |name: &str| self.rest.iter().any(|other| !other.is_empty() && name.starts_with(other.as_str()));
+        tensors.iter().filter(move |(name, _)| match self.key(name) {
+            Some(key) => !is_wanted(key),
+            None => !self.prefix.is_empty() && name.starts_with(parent) && is_parameter(name) && !is_rest(name),
+        })
+    }
 }
 
 /// Finds the classifier of a file that lacks the network's: the only layer that is left, if it is a linear layer of
 /// the classifier's inputs. It is then the same function: dropout, flattening and wrappers have no parameters.
 fn other_head(
     tensors: &BTreeMap<String, PackTensor>,
-    prefix: &str,
+    choice: &Choice,
     wanted: &HashMap<&str, &Entry>,
     architecture: Architecture,
 ) -> Option<String> {
     let head = architecture.variant().head_key;
-    if tensors.contains_key(&format!("{prefix}{head}.weight")) {
+    if tensors.contains_key(&format!("{}{head}.weight", choice.prefix)) {
         return None;
     }
     let inputs = wanted.get(format!("{head}.weight").as_str())?.shape[1];
     let is_wanted = |key: &str| wanted.contains_key(key) || is_aux(key, architecture);
-    let left: Vec<(&String, &PackTensor)> = others(tensors, prefix, is_wanted).collect();
+    let left: Vec<(&String, &PackTensor)> = choice.others(tensors, is_wanted).collect();
     let [(bias_key, bias), (weight_key, weight)] = left[..] else { return None };
     let layer = weight_key.strip_suffix("weight").filter(|layer| bias_key.strip_suffix("bias") == Some(layer))?;
-    let fits = weight.shape.len() == 2 && weight.shape[1] == inputs && *bias.shape == [weight.shape[0]];
+    // Those of self-supervised training have no classes.
+    let is_projection = ["proj", "predict", "contrast", "prototype"].iter().any(|name| layer.contains(name));
+    let fits =
+        !is_projection && weight.shape.len() == 2 && weight.shape[1] == inputs && *bias.shape == [weight.shape[0]];
     fits.then(|| layer.to_string())
 }
 
@@ -247,8 +264,53 @@ pub fn keyed<'a>(
 ) -> BTreeMap<String, Keyed<'a>> {
     let head = architecture.variant().head_key;
     let name = |key: &String| match choice.head.as_ref().and_then(|layer| key.strip_prefix(layer.as_str())) {
-        Some(kind) if choice.head.is_some() => Some(format!("{head}.{kind}")),
-        _ => key.strip_prefix(choice.prefix.as_str()).map(str::to_string),
+        Some(kind) => Some(format!("{head}.{kind}")),
+        None => choice.key(key).map(str::to_string),
     };
     tensors.iter().filter_map(|(key, tensor)| Some((name(key)?, Keyed::new(tensor, false)))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+    use burn_store::bridge;
+
+    use super::*;
+
+    fn tensor(name: &str, shape: &[usize]) -> (String, PackTensor) {
+        let count = shape.iter().product::<usize>();
+        let data = TensorData::new((0..count).map(|i| i as f32).collect::<Vec<_>>(), shape.to_vec());
+        (name.to_string(), bridge::from_data(data, name.to_string(), None))
+    }
+
+    #[test]
+    fn timms_vgg_becomes_torchvisions_with_the_same_values() {
+        let tensors = [
+            tensor("features.0.weight", &[2, 3, 3, 3]),
+            tensor("pre_logits.fc1.weight", &[4, 2, 7, 7]),
+            tensor("pre_logits.fc1.bias", &[4]),
+            tensor("pre_logits.fc2.weight", &[4, 4, 1, 1]),
+            tensor("head.fc.weight", &[3, 4]),
+        ];
+        let renamed = normalize(tensors.into_iter().collect());
+        let shapes: Vec<(&str, Vec<usize>)> =
+            renamed.iter().map(|(key, tensor)| (key.as_str(), tensor.shape.to_vec())).collect();
+        let expected = [
+            ("classifier.0.bias", vec![4]),
+            ("classifier.0.weight", vec![4, 98]),
+            ("classifier.3.weight", vec![4, 4]),
+            ("classifier.6.weight", vec![3, 4]),
+            ("features.0.weight", vec![2, 3, 3, 3]),
+        ];
+        assert_eq!(shapes, expected);
+        let values = bridge::to_data(&renamed["classifier.0.weight"]).unwrap().try_into_vec::<f32>().unwrap();
+        assert!(values.iter().enumerate().all(|(i, value)| *value == i as f32));
+    }
+
+    #[test]
+    fn names_that_would_collide_are_left_as_they_are() {
+        let tensors = [tensor("module.a", &[1]), tensor("a", &[1])];
+        let kept: Vec<String> = normalize(tensors.into_iter().collect()).into_keys().collect();
+        assert_eq!(kept, ["a", "module.a"]);
+    }
 }

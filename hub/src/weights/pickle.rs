@@ -158,7 +158,9 @@ impl Pickle {
                 let name = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
                 text += name.len();
                 if name.len() > MAX_NAME || text > 64 << 20 {
-                    return Err(format!("its objects are nested too deeply, or a name is longer than {MAX_NAME} bytes"));
+                    return Err(format!(
+                        "its objects are nested too deeply, or a name is longer than {MAX_NAME} bytes"
+                    ));
                 }
                 ahead.push((id, name));
                 Ok(())
@@ -701,7 +703,9 @@ impl<R: BufRead> Machine<'_, R> {
                 let pairs = match fields.last().map(|items| &self.nodes[*items as usize]) {
                     Some(Node::List(items)) => {
                         let pair = |id: &Id| match &self.nodes[*id as usize] {
-                            Node::List(pair) => <[Id; 2]>::try_from(pair.as_slice()).ok().map(|[key, value]| (key, value)),
+                            Node::List(pair) => {
+                                <[Id; 2]>::try_from(pair.as_slice()).ok().map(|[key, value]| (key, value))
+                            }
                             _ => None,
                         };
                         // Each item was pushed for this call, or is referred to by a list that counts against the

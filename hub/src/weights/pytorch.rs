@@ -213,9 +213,8 @@ fn open_tar(path: &Path, file: File) -> Result<BTreeMap<String, PackTensor>> {
     let mut tensors = reader("tensors")?.0;
     let mut object = reader("pickle")?.0;
     let held = entries["storages"].1;
-    let position = |reader: &BufReader<io::Take<File>>, held: u64| {
-        held - reader.get_ref().limit() - reader.buffer().len() as u64
-    };
+    let position =
+        |reader: &BufReader<io::Take<File>>, held: u64| held - reader.get_ref().limit() - reader.buffer().len() as u64;
     for _ in 0..count(&mut storages, &mut budget)? {
         let meta = Pickle::read(&mut storages, &mut budget)?;
         let (key, kind) = match meta.items(meta.root()).as_deref() {
@@ -234,13 +233,17 @@ fn open_tar(path: &Path, file: File) -> Result<BTreeMap<String, PackTensor>> {
     let views = Pickle::read(&mut storages, &mut budget)?;
     for view in views.items(views.root()).ok_or("its list of views is missing")? {
         let (target, root, first, number) = match views.items(view).as_deref() {
-            Some([target, root, Node::Int(first), Node::Int(number)]) => (key_of(target)?, key_of(root)?, *first, *number),
+            Some([target, root, Node::Int(first), Node::Int(number)]) => {
+                (key_of(target)?, key_of(root)?, *first, *number)
+            }
             _ => return Err("its list of views is damaged".to_string()),
         };
         let (offset, held) = *ranges.get(&root).ok_or("a view is of no storage")?;
         let dtype: DType = types[&root];
         let scaled = |number: i64| u64::try_from(number).ok()?.checked_mul(dtype.size() as u64);
-        let (Some(first), Some(len)) = (scaled(first), scaled(number)) else { return Err("a view is damaged".to_string()) };
+        let (Some(first), Some(len)) = (scaled(first), scaled(number)) else {
+            return Err("a view is damaged".to_string());
+        };
         if first.checked_add(len).is_none_or(|end| end > held) {
             return Err("a view exceeds its storage".to_string());
         }
@@ -260,9 +263,8 @@ fn open_tar(path: &Path, file: File) -> Result<BTreeMap<String, PackTensor>> {
         if rank > limits::MAX_RANK {
             return Err(format!("a tensor has {rank} dimensions"));
         }
-        let mut numbers = |count: usize| -> Result<Vec<usize>> {
-            (0..count).map(|_| Ok(number(&mut tensors)? as usize)).collect()
-        };
+        let mut numbers =
+            |count: usize| -> Result<Vec<usize>> { (0..count).map(|_| Ok(number(&mut tensors)? as usize)).collect() };
         let (shape, strides, offset) = (numbers(rank)?, numbers(rank)?, numbers(1)?[0]);
         let dtype = *types.get(&storage).ok_or("a tensor is of no storage")?;
         let len = (source.len(&storage)? / dtype.size() as u64) as usize;

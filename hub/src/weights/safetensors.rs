@@ -54,7 +54,7 @@ pub fn read(path: &Path) -> Result<(BTreeMap<String, PackTensor>, HashMap<String
         return Err(format!("its header has {length} bytes, and at most {MAX_HEADER} are read"));
     }
     let header = blocks.read(8, length).map_err(|_| {
-        format!("it ends within its header: it is only a part of the file; download or copy it again")
+        "it ends within its header: it is only a part of the file; download or copy it again".to_string()
     })?;
     let header: Header = serde_json::from_slice(&header).map_err(|error| format!("its header is damaged: {error}"))?;
     let (data, held) = (8 + length, blocks.len() - 8 - length);

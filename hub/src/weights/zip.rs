@@ -87,7 +87,8 @@ impl Archive {
         let tail_len = blocks.len().min(22 + 65535);
         let tail_start = blocks.len() - tail_len;
         let tail = blocks.read(tail_start, tail_len).map_err(|error| error.to_string())?;
-        let cut = || "it has no directory at its end: it is only a part of the file; download or copy it again".to_string();
+        let cut =
+            || "it has no directory at its end: it is only a part of the file; download or copy it again".to_string();
         let at = tail.windows(4).rposition(|window| window == b"PK\x05\x06").ok_or_else(cut)?;
         let end = tail.get(at..at + 22).ok_or_else(cut)?;
         let (mut size, mut start) = (u64::from(u32_at(end, 12)), u64::from(u32_at(end, 16)));
@@ -115,8 +116,7 @@ impl Archive {
             let fixed = rest.get(..46).filter(|fixed| fixed.starts_with(b"PK\x01\x02")).ok_or_else(damaged)?;
             let lengths = [28, 30, 32].map(|at| usize::from(u16_at(fixed, at)));
             let end: usize = 46 + lengths.iter().sum::<usize>();
-            let (name, extra) =
-                rest.get(46..end).ok_or_else(damaged)?[..lengths[0] + lengths[1]].split_at(lengths[0]);
+            let (name, extra) = rest.get(46..end).ok_or_else(damaged)?[..lengths[0] + lengths[1]].split_at(lengths[0]);
             let entry = entry(fixed, extra)?;
             entries.insert(String::from_utf8_lossy(name).into_owned(), entry);
             rest = &rest[end..];

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
+use hub::{Activation, Resize};
 use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
@@ -146,9 +147,20 @@ fn load_arguments(args: &BenchArgs) -> Vec<String> {
     let mut push = |name: &str, value: Option<String>| {
         arguments.extend(value.into_iter().flat_map(|value| [name.to_string(), value]));
     };
-    push("--arch", args.load.architecture.map(|architecture| architecture.to_string()));
-    push("--card", args.load.card.as_ref().map(|path| path.display().to_string()));
-    push("--cache-dir", args.load.cache_dir.as_ref().map(|path| path.display().to_string()));
+    push("--arch", args.load.options.architecture.map(|architecture| architecture.to_string()));
+    push("--weights-key", args.load.options.weights_key.clone());
+    // The pixels are random, and only their number matters.
+    push(
+        "--resize",
+        args.load.preprocess.resize.map(|resize| match resize {
+            Resize::ShorterSide(side) => side.to_string(),
+            Resize::Squash([height, width]) => format!("{height}x{width}"),
+        }),
+    );
+    push("--crop", args.load.preprocess.crop.map(|[height, width]| format!("{height}x{width}")));
+    push("--activation", (args.load.activation == Activation::Sigmoid).then(|| "sigmoid".to_string()));
+    push("--card", args.load.options.card.as_ref().map(|path| path.display().to_string()));
+    push("--cache-dir", args.load.options.cache_dir.as_ref().map(|path| path.display().to_string()));
     arguments
 }
 
