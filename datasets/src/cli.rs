@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::{SourceKind, Split};
+use datasets::{DecodeOptions, OrientationPolicy, SourceKind, Split};
 use runtime::{
     logging::Verbosity,
     progress::Output,
@@ -46,7 +46,7 @@ pub enum Command {
     /// Check every sample of DATA
     ///
     /// Decodes every sample of both splits, on all cores, and reports unreadable and truncated samples, formats that differ
-    /// from the extension, CMYK images, EXIF rotation, duplicates (exact, and near by perceptual hash), tiny and huge images,
+    /// from the extension, CMYK images, rotation by metadata, 8 or 12 bits stored in 16, duplicates (exact, and near by perceptual hash), tiny and huge images,
     /// class imbalance, images of `val` that are also in `train`, and the fingerprint of the label map. The exit code is 3 if
     /// a sample is unusable.
     #[command(after_long_help = "Examples:
@@ -134,6 +134,28 @@ pub struct SplitArgs {
     pub exclude: Option<PathBuf>,
 }
 
+/// How images are decoded.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored
+    #[arg(long, value_name = "apply|ignore", default_value_t, help_heading = "Data")]
+    pub orientation: OrientationPolicy,
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pixels: Option<u64>,
+}
+
+impl ImageArgs {
+    /// Returns the options of decoding.
+    pub fn options(&self) -> DecodeOptions {
+        let options = DecodeOptions { orientation: self.orientation, ..DecodeOptions::default() };
+        match self.max_pixels {
+            Some(max_pixels) => options.max_pixels(max_pixels),
+            None => options,
+        }
+    }
+}
+
 /// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -172,6 +194,8 @@ pub struct InspectArgs {
 pub struct DoctorArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
     /// Write the samples to exclude to this file
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
@@ -214,6 +238,8 @@ pub struct PreviewArgs {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
     pub split: SplitArgs,
     /// PNG file to write
     #[arg(long, value_name = "FILE")]
@@ -244,6 +270,8 @@ pub struct ShardArgs {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
+    pub images: ImageArgs,
+    #[command(flatten)]
     pub split: SplitArgs,
     /// Folder to write the shards to
     #[arg(long, value_name = "DIR")]
@@ -273,6 +301,8 @@ pub struct ShardArgs {
 pub struct BenchArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    #[command(flatten)]
+    pub images_options: ImageArgs,
     #[command(flatten)]
     pub split: SplitArgs,
     /// Transforms

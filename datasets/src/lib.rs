@@ -31,7 +31,7 @@ pub mod transforms;
 pub use batch::{ImageBatch, UploadedBatch};
 pub use cache::cache_folder;
 pub use dataset::{SourceDataset, SourceItem};
-pub use decode::{DecodeError, Limits, decode, probe};
+pub use decode::{DecodeError, DecodeOptions, Decoded, Limits, OrientationPolicy, decode, probe};
 pub use digits::Digits;
 pub use error::{Error, Result};
 pub use loader::{BadSamples, ImageLoader, LoaderBuilder, PipelinePreprocess, Preprocess, SampleContext};

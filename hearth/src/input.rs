@@ -53,7 +53,12 @@ impl<'a> ImageInput<'a> {
     /// Decodes, resizes and crops the image.
     pub(crate) fn prepare(&self, preprocessor: &Preprocessor) -> Result<RgbImage> {
         let decode = |bytes: &[u8], name: &dyn Fn() -> String| {
-            preprocessor.decode(bytes).map_err(|error| Error::Image { name: name(), cause: error.to_string() })
+            let failed = |error: datasets::DecodeError| Error::Image { name: name(), cause: error.to_string() };
+            let decoded = preprocessor.decode(bytes).map_err(failed)?;
+            if let Some(damage) = decoded.damage {
+                log::warn!("{}: {damage}; it is used as far as it can be decoded", name());
+            }
+            Ok(decoded.image)
         };
         match &self.0 {
             Kind::File(path) => {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use datasets::imagenet;
+use datasets::{OrientationPolicy, imagenet};
 use models::Architecture;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,10 @@ pub struct Preprocess {
     pub mean: [f32; 3],
     /// The deviation of each channel, likewise.
     pub std: [f32; 3],
+    /// What becomes of the orientation in an image's metadata. Cards without it, like those of published weights, have
+    /// it applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orientation: Option<OrientationPolicy>,
 }
 
 /// How an image is resized before the centre crop.
@@ -96,6 +100,7 @@ impl Preprocess {
             channel_order: ChannelOrder::Rgb,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
+            orientation: None,
         }
     }
 
@@ -110,6 +115,7 @@ impl Preprocess {
             channel_order: ChannelOrder::Bgr,
             mean: [104.0 / 255.0, 117.0 / 255.0, 123.0 / 255.0],
             std: [1.0 / 255.0; 3],
+            orientation: None,
         }
     }
 

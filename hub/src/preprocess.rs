@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use datasets::{
-    DecodeError, ImageBatch, Limits, SampleRng, decode,
+    DecodeError, DecodeOptions, Decoded, ImageBatch, SampleRng, decode,
     transforms::{CenterCrop, Interpolation, Pipeline, Resize, ResizeRule, Transform, resize},
 };
 use image::{RgbImage, imageops};
@@ -14,7 +14,7 @@ use crate::{Card, ChannelOrder, Error, Preprocess, Result};
 pub struct Preprocessor {
     card: Preprocess,
     steps: Steps,
-    limits: Limits,
+    options: DecodeOptions,
 }
 
 /// The resize and crop steps.
@@ -68,7 +68,8 @@ impl Preprocessor {
             }
             other => Steps::Rectangle(other),
         };
-        Ok(Self { card, steps, limits: Limits::default() })
+        let options = DecodeOptions { orientation: card.orientation.unwrap_or_default(), ..DecodeOptions::default() };
+        Ok(Self { card, steps, options })
     }
 
     /// Height and width of the network's input.
@@ -76,13 +77,39 @@ impl Preprocessor {
         self.card.input_size
     }
 
+    /// Sets the largest number of pixels of an image, before it is resized. Default:
+    /// [`Limits::default`](datasets::Limits::default).
+    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
+        if let Some(max_pixels) = max_pixels {
+            self.options = self.options.max_pixels(max_pixels);
+        }
+        self
+    }
+
+    /// How images are decoded: the card's orientation, and limits.
+    pub fn options(&self) -> &DecodeOptions {
+        &self.options
+    }
+
     /// Decodes, resizes and crops one image.
     ///
     /// # Errors
     /// Any [`DecodeError`].
-    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-        let image = decode(bytes, &self.limits)?;
-        Ok(match &self.steps {
+    pub fn decode(&self, bytes: &[u8]) -> Result<Decoded, DecodeError> {
+        self.decode_with(bytes, &self.options)
+    }
+
+    /// [`decode`](Self::decode) with other options, which may be cancelled for instance.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`].
+    pub fn decode_with(&self, bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, DecodeError> {
+        Ok(decode(bytes, options)?.map(|image| self.prepare(image)))
+    }
+
+    /// Resizes and crops one image.
+    pub fn prepare(&self, image: RgbImage) -> RgbImage {
+        match &self.steps {
             // Neither transform is random.
             Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
             Steps::Rectangle(resizing) => {
@@ -94,7 +121,7 @@ impl Preprocessor {
                 };
                 center_crop(&resized, self.card.input_size.map(|side| side as u32))
             }
-        })
+        }
     }
 
     /// Packs images of the input size into a batch on the host: `[n, 3, h, w]` bytes, RGB.
@@ -171,14 +198,38 @@ mod tests {
         let bytes = encoded(&image);
         let square = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 12])).unwrap();
         let tall = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 10])).unwrap();
-        let (square, tall) = (square.decode(&bytes).unwrap(), tall.decode(&bytes).unwrap());
+        let (square, tall) = (square.decode(&bytes).unwrap().image, tall.decode(&bytes).unwrap().image);
         assert_eq!((tall.width(), tall.height()), (10, 12));
         // 21 × 16 pixels: the square begins at column 4 (4.5 rounds to even), the narrower crop at 6 (5.5).
         assert_eq!(tall, imageops::crop_imm(&square, 2, 0, 10, 12).to_image());
 
         let squashed = Preprocessor::new(&card(crate::Resize::Squash([12, 10]), [12, 10])).unwrap();
         let expected = resize(&image, 10, 12, Interpolation::Bilinear, true);
-        assert_eq!(squashed.decode(&bytes).unwrap(), expected);
+        assert_eq!(squashed.decode(&bytes).unwrap().image, expected);
+    }
+
+    #[test]
+    fn the_card_decides_on_the_orientation_and_old_cards_apply_it() {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        gradient(24, 16).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        let bytes = bytes.into_inner();
+        // A quarter turn clockwise, in an EXIF segment behind the start.
+        let block = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let turned = [&bytes[..2], block, &bytes[2..]].concat();
+        let prepared = |card: &Card, bytes: &[u8]| Preprocessor::new(card).unwrap().decode(bytes).unwrap().image;
+        let squashed = |size: [usize; 2]| card(crate::Resize::Squash(size), size);
+        let stored = prepared(&squashed([16, 24]), &bytes);
+
+        let mut card = squashed([24, 16]);
+        let json = card.to_json();
+        assert!(!json.contains("orientation"), "cards of before have none");
+        assert_eq!(Card::from_json(&json, std::path::Path::new("card")).unwrap(), card);
+        assert_eq!(prepared(&card, &turned), imageops::rotate90(&stored));
+
+        card.preprocess.orientation = Some(datasets::OrientationPolicy::Ignore);
+        let read = Card::from_json(&card.to_json(), std::path::Path::new("card")).unwrap();
+        assert_eq!(read, card);
+        assert_eq!(prepared(&read, &turned), resize(&stored, 16, 24, Interpolation::Bilinear, true));
     }
 
     #[test]

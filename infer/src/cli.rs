@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hub::LoadOptions;
+use datasets::OrientationPolicy;
+use hub::{Card, LoadOptions};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
@@ -61,7 +62,7 @@ impl Cli {
 pub enum Command {
     /// Classify images: print the most probable classes of each
     ///
-    /// Reads JPEG, PNG, WebP, BMP, TIFF and GIF, recognized by content. An unreadable image gets an error line, the
+    /// Reads JPEG, PNG, WebP, BMP, TIFF, GIF and PNM, recognized by content. An unreadable image gets an error line, the
     /// others their results, and the exit code is 3; if no image is readable it is 1.
     #[command(after_long_help = "Formats:
   text   the path, then a line for each class: probability, index, name; errors go to standard error
@@ -238,6 +239,25 @@ pub struct RunOptions {
     pub backend: BackendArgs,
 }
 
+/// How images are decoded.
+#[derive(Debug, Clone, Args)]
+pub struct ImageArgs {
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored, as torchvision's
+    /// published accuracies do [default: the model card's, else apply]
+    #[arg(long, value_name = "apply|ignore")]
+    pub orientation: Option<OrientationPolicy>,
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pixels: Option<u64>,
+}
+
+impl ImageArgs {
+    /// Replaces the card's orientation by the flag's.
+    pub fn override_card(&self, card: &mut Card) {
+        card.preprocess.orientation = self.orientation.or(card.preprocess.orientation);
+    }
+}
+
 /// A compute type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Dtype {
@@ -280,6 +300,8 @@ pub struct ClassifyArgs {
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Number of classes per image
     #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub topk: u32,
@@ -313,6 +335,8 @@ pub struct EvaluateArgs {
     pub ensemble: Vec<String>,
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Crops of an image whose probabilities are averaged: the center, AlexNet's 10, GoogLeNet's 144
     #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
@@ -340,7 +364,7 @@ pub struct EvaluateArgs {
     /// Number of shards
     #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1)]
     pub num_shards: usize,
-    /// Policy for images that cannot be read or decoded
+    /// Policy for images that are damaged, or cannot be read or decoded
     #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
     pub bad_samples: BadSamplesArg,
     /// Output format
@@ -387,6 +411,8 @@ pub struct ExplainArgs {
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Class to explain, by index or name (may be repeated) [default: the most probable ones]
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
@@ -447,6 +473,8 @@ pub struct ServeArgs {
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadOptions,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Address to listen on; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
@@ -467,6 +495,11 @@ pub struct ServeArgs {
     #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
         value_parser = byte_size_in(1 << 20, 1 << 10..=1 << 30))]
     pub max_body: u64,
+    /// Largest memory of all images that are being decoded (413 for one that needs more alone, others wait); MiB without
+    /// a unit
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1GiB",
+        value_parser = byte_size_in(1 << 20, 1 << 20..=1 << 40))]
+    pub max_decoding: u64,
     /// Time limit of a request, including its body (408); seconds without a unit
     #[arg(help_heading = "Limits", long, alias = "timeout-secs", value_name = "DURATION", default_value = "30s",
         value_parser = duration_in(Duration::from_secs(1), Duration::from_millis(100)..=Duration::from_secs(86_400)))]
@@ -644,9 +677,11 @@ pub enum CropsArg {
 /// The policy for unreadable images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BadSamplesArg {
-    /// Stop with an error that names archive, member, offset and cause
+    /// Stop at any, and at damaged ones, with an error that names archive, member, offset and cause
     Strict,
-    /// Count it, list it and leave it out; the exit code is 3
+    /// Stop at one that cannot be decoded; evaluate damaged ones as far as they can be decoded, with a warning
+    Warn,
+    /// Warn of damaged ones; count one that cannot be decoded, list it and leave it out; the exit code is 3
     Skip,
 }
 

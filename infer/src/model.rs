@@ -67,6 +67,12 @@ impl Model {
         Ok(self)
     }
 
+    /// Sets the largest number of pixels of an image, before it is resized; `None` keeps the default.
+    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
+        self.preprocess = self.preprocess.with_max_pixels(max_pixels);
+        self
+    }
+
     /// Images in the type that the network computes in, [f32 by default](Self::with_dtype).
     pub fn typed(&self, images: Tensor<4>) -> Tensor<4> {
         match self.compute {

@@ -100,6 +100,39 @@ fn every_format_of_image_is_read_whatever_its_name() {
 }
 
 #[test]
+fn images_are_turned_upright_and_limited_unless_flags_say_otherwise() {
+    let fixture = Fixture::new();
+    fixture.image("a.jpg");
+    let bytes = fs::read(fixture.path("a.jpg")).expect("read");
+    // Upside down, by an EXIF segment behind the start.
+    let block = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0";
+    fs::write(fixture.path("turned.jpg"), [&bytes[..2], block, &bytes[2..]].concat()).expect("written");
+    let answers = |flags: &[&str]| {
+        let args = [&["classify", "a.jpg", "turned.jpg", "-w", "run", "--format", "json"], flags].concat();
+        let objects = fixture.infer(&args).ends_with(0).json_lines();
+        [objects[0]["top"].to_string(), objects[1]["top"].to_string()]
+    };
+    let (applied, ignored) = (answers(&[]), answers(&["--orientation", "ignore"]));
+    assert_eq!(ignored[0], ignored[1]);
+    assert_eq!(applied[0], ignored[0]);
+    assert_ne!(applied[1], applied[0]);
+
+    let refused = fixture.infer(&["classify", "a.jpg", "-w", "run", "--max-pixels", "16"]).ends_with(1);
+    assert!(refused.stderr.contains("--max-pixels"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_damaged_image_is_classified_with_a_warning() {
+    let fixture = Fixture::new();
+    fixture.image("a.jpg");
+    let bytes = fs::read(fixture.path("a.jpg")).expect("read");
+    // The end marker comes before the last blocks.
+    fs::write(fixture.path("b.jpg"), [&bytes[..bytes.len() - 6], b"\xff\xd9"].concat()).expect("written");
+    let ran = fixture.infer(&["classify", "b.jpg", "-w", "run"]).ends_with(0);
+    assert!(ran.stderr.contains("b.jpg: damaged JPEG image"), "{}", ran.stderr);
+}
+
+#[test]
 fn standard_input_is_an_image() {
     let fixture = Fixture::new();
     fixture.image("a.png");

@@ -80,13 +80,14 @@ fn golden(name: &str) -> Option<serde_json::Value> {
     Some(serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON"))
 }
 
-/// Evaluates every image of `source` and compares with the reference.
+/// Evaluates every image of `source` and compares with the reference, which torchvision computed without orientation.
 fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance: Tolerance) {
     let settings = Settings {
         protocol: Protocol { crops: Crops::One, scales: Vec::new(), flip: false, dense: false },
         batch_size: 25,
         workers: None,
         bad_samples: BadSamples::Strict,
+        max_pixels: None,
         shard: (0, 1),
     };
     let spec = EvaluationSpec {

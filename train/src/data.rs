@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use datasets::{
-    ImageLoader, Limits, OpenOptions, PipelinePreprocess, Quarantine, Source, Split,
+    ImageLoader, OpenOptions, PipelinePreprocess, Quarantine, Source, Split,
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
 use runtime::world::world;
@@ -202,7 +202,7 @@ fn builder(
     recipe: &Recipe,
     workers: Option<usize>,
 ) -> anyhow::Result<datasets::LoaderBuilder> {
-    let preprocess = Arc::new(PipelinePreprocess::new(pipeline, Limits::default())?);
+    let preprocess = Arc::new(PipelinePreprocess::new(pipeline, recipe.images.decoding())?);
     let mut builder = ImageLoader::builder(source.clone(), preprocess)
         .batch_size(recipe.batch_size)
         .seed(recipe.seed)
@@ -233,10 +233,10 @@ impl Loaders {
         &self.phases[0].1
     }
 
-    /// The samples that could not be read or decoded so far.
+    /// The samples that could not be read or decoded so far, and those that were decoded around damage.
     pub fn bad_samples(&self) -> Vec<datasets::loader::BadSample> {
         let loaders = self.phases.iter().map(|(_, loader)| loader).chain([&self.valid]);
-        loaders.flat_map(ImageLoader::bad_samples).collect()
+        loaders.flat_map(|loader| [loader.bad_samples(), loader.damaged_samples()].concat()).collect()
     }
 }
 

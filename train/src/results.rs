@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use datasets::{
-    Limits, Source, decode,
+    DecodeOptions, Source, decode,
     loader::BadSample,
     transforms::{Interpolation, Resize, ResizeRule},
 };
@@ -79,7 +79,7 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
 
 /// A small picture, and the ending of its file's name.
 fn thumbnail(bytes: &[u8]) -> Result<(Vec<u8>, &'static str)> {
-    let image = decode(bytes, &Limits::default())?;
+    let image = decode(bytes, &DecodeOptions::default())?.image;
     let tiny = image.width().min(image.height()) < THUMBNAIL / 2;
     // Tiny images are enlarged in whole pixels, so that they look as they are.
     let interpolation = if tiny { Interpolation::Nearest } else { Interpolation::Bilinear };

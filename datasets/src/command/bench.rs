@@ -43,12 +43,13 @@ struct Bench {
 pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let opened = open_data(&args.data, &args.split)?;
     let workers = threads_or_none(args.workers);
-    let mut builder = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size)?)
-        .batch_size(args.batch_size as usize)
-        .workers(workers)
-        .memory_bytes(usize::try_from(args.memory).unwrap_or(usize::MAX))
-        .seed(args.data.seed)
-        .allow_unlabeled(true);
+    let mut builder =
+        ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size, &args.images_options)?)
+            .batch_size(args.batch_size as usize)
+            .workers(workers)
+            .memory_bytes(usize::try_from(args.memory).unwrap_or(usize::MAX))
+            .seed(args.data.seed)
+            .allow_unlabeled(true);
     if args.pipeline == PipelineName::Train {
         builder = builder.shuffle();
     }
@@ -160,6 +161,7 @@ fn difference(all: &MeterReading, before: &MeterReading) -> MeterReading {
         samples: all.samples - before.samples,
         bytes: all.bytes - before.bytes,
         bad: all.bad - before.bad,
+        damaged: all.damaged - before.damaged,
     }
 }
 

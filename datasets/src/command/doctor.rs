@@ -8,8 +8,8 @@ use std::{
 use anyhow::Result;
 use data_encoding::HEXLOWER;
 use datasets::{
-    Error, Quarantine, Source, SourceKind, Split,
-    decode::{self, ColorModel, Exif, Format, Limits},
+    Error, OrientationPolicy, Quarantine, Source, SourceKind, Split,
+    decode::{self, ColorModel, Exif, Format},
 };
 use runtime::{
     exit::ExitCode,
@@ -79,9 +79,11 @@ struct Finding {
 enum Kind {
     Undecodable,
     Truncated,
+    Damaged,
     WrongExtension,
     Cmyk,
     OddExif,
+    NarrowRange,
     Tiny,
     Huge,
 }
@@ -96,9 +98,11 @@ impl Kind {
         match self {
             Self::Undecodable => "undecodable",
             Self::Truncated => "truncated",
+            Self::Damaged => "damaged, but decodable (--bad-samples strict stops at them)",
             Self::WrongExtension => "format differs from the extension",
             Self::Cmyk => "CMYK",
-            Self::OddExif => "odd EXIF",
+            Self::OddExif => "rotated or mirrored by their metadata, or with malformed EXIF",
+            Self::NarrowRange => "8 or 12 bits stored in 16, scaled by that range",
             Self::Tiny => "tiny",
             Self::Huge => "huge",
         }
@@ -199,11 +203,17 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
     let mut findings = Vec::new();
     let mut perceptual = None;
     let header = decode::probe(bytes);
+    let options = args.images.options();
     let complete = header.as_ref().is_ok_and(|header| header.format != Format::Jpeg || has_end_of_image(bytes));
-    match decode::decode(bytes, &Limits::default()) {
-        Ok(image) => {
-            perceptual = Some(PerceptualHash::of(&image)).filter(|hash| hash.is_telling());
-            if !complete {
+    match decode::decode(bytes, &options) {
+        Ok(decoded) => {
+            perceptual = Some(PerceptualHash::of(&decoded.image)).filter(|hash| hash.is_telling());
+            if let Some(bits) = decoded.used_bits {
+                findings.push((Kind::NarrowRange, format!("{bits} bits in 16")));
+            }
+            if let Some(damage) = decoded.damage {
+                findings.push((Kind::Damaged, damage.cause));
+            } else if !complete {
                 findings.push((Kind::Truncated, "no end-of-image marker".into()));
             }
         }
@@ -225,7 +235,7 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
         match header.exif {
             Exif::Broken => findings.push((Kind::OddExif, "the EXIF block contradicts its format".into())),
             Exif::Orientation(orientation) if orientation != 1 => {
-                findings.push((Kind::OddExif, format!("orientation {orientation}: the pixels are not upright")));
+                findings.push((Kind::OddExif, turned(orientation, options.orientation)));
             }
             _ => {}
         }
@@ -236,6 +246,14 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
         }
     }
     Seen { bytes: bytes.len() as u64, hash: Some(Sha256::digest(bytes).into()), perceptual, findings }
+}
+
+/// What an orientation other than 1 means.
+fn turned(orientation: u16, policy: OrientationPolicy) -> String {
+    match policy {
+        OrientationPolicy::Apply => format!("orientation {orientation}, which is applied"),
+        OrientationPolicy::Ignore => format!("orientation {orientation}, which is ignored: the pixels are not upright"),
+    }
 }
 
 /// A key's extension in lower case, if it has one that could be an image's.

@@ -24,7 +24,7 @@ const PALE_INK: Rgb<u8> = Rgb([120, 120, 120]);
 pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
     let opened = open_data(&args.data, &args.split)?;
     let cells = (args.columns * args.rows) as usize;
-    let loader = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size)?)
+    let loader = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size, &args.images)?)
         .batch_size(cells)
         .shuffle()
         .repeats(args.repeats as usize)

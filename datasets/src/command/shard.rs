@@ -3,7 +3,7 @@
 use anyhow::Result;
 use datasets::{
     DecodeError,
-    decode::{self, Format, Limits},
+    decode::{self, DecodeOptions, Decoded, Format},
     shard::{ShardOptions, write_shards},
 };
 use image::{
@@ -25,10 +25,16 @@ pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
         prefix: format!("{name}-{}", opened.split),
         shard_bytes: args.shard_size,
         shuffle: args.shuffle.then_some(args.data.seed),
-        recipe: args.resize.map_or_else(String::new, |side| format!("resize {side}, quality {}", args.quality)),
+        recipe: args.resize.map_or_else(String::new, |side| {
+            format!("resize {side}, quality {}, orientation {}", args.quality, args.images.orientation)
+        }),
         workers: threads(args.workers),
     };
-    let shrink = |side: u32| move |bytes: &[u8]| shrink(bytes, side, args.quality);
+    let decoding = args.images.options();
+    let shrink = |side: u32| {
+        let decoding = decoding.clone();
+        move |bytes: &[u8]| shrink(bytes, side, args.quality, &decoding)
+    };
     let transform = args.resize.map(shrink);
     let progress = Progress::new("shard", Unit::Items("samples"), Some(opened.source.len() as u64), output);
     let mut resumed = false;
@@ -60,16 +66,20 @@ fn default_name(data: &str) -> String {
     if name.is_empty() { "data".into() } else { name }
 }
 
-/// Shrinks an image whose shorter side is longer than `side`; other images keep their bytes.
-fn shrink(bytes: &[u8], side: u32, quality: u8) -> Result<Vec<u8>, DecodeError> {
+/// Shrinks an image whose shorter side is longer than `side`; other images keep their bytes. The JPEG has no metadata,
+/// so its pixels are turned upright, unless the options say otherwise.
+fn shrink(bytes: &[u8], side: u32, quality: u8, options: &DecodeOptions) -> Result<Vec<u8>, DecodeError> {
     let header = decode::probe(bytes)?;
     let shorter = header.width.min(header.height);
     if shorter <= side {
         return Ok(bytes.to_vec());
     }
-    let image = decode::decode(bytes, &Limits::default())?;
+    let Decoded { image, damage, .. } = decode::decode(bytes, options)?;
+    if let Some(damage) = damage {
+        log::warn!("{damage}; it is resized as far as it can be decoded");
+    }
     let scale = |length: u32| (u64::from(length) * u64::from(side) / u64::from(shorter)) as u32;
-    let image = resize(&image, scale(header.width), scale(header.height), FilterType::CatmullRom);
+    let image = resize(&image, scale(image.width()), scale(image.height()), FilterType::CatmullRom);
     let mut jpeg = Vec::new();
     // The only possible error is a side beyond 65,535 pixels.
     JpegEncoder::new_with_quality(&mut jpeg, quality)
@@ -91,11 +101,12 @@ mod tests {
 
     #[test]
     fn large_images_shrink_and_small_ones_keep_their_bytes() {
+        let options = DecodeOptions::default();
         let mut bytes = Vec::new();
         JpegEncoder::new(&mut bytes).encode_image(&image::RgbImage::new(120, 90)).expect("a JPEG");
-        assert_eq!(shrink(&bytes, 90, 90).expect("kept"), bytes);
-        let header = decode::probe(&shrink(&bytes, 45, 90).expect("shrunk")).expect("a header");
+        assert_eq!(shrink(&bytes, 90, 90, &options).expect("kept"), bytes);
+        let header = decode::probe(&shrink(&bytes, 45, 90, &options).expect("shrunk")).expect("a header");
         assert_eq!((header.width, header.height), (60, 45));
-        assert!(shrink(b"nonsense", 45, 90).is_err());
+        assert!(shrink(b"nonsense", 45, 90, &options).is_err());
     }
 }

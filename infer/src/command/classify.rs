@@ -37,8 +37,10 @@ enum Outcome {
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
-    let opened = open_weights(&args.weights, &args.load, &device, output)?;
+    let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
+    args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = model.with_max_pixels(args.decoding.max_pixels);
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);

@@ -51,7 +51,8 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
-        let opened = open_weights(name, &args.load, &device, output)?;
+        let mut opened = open_weights(name, &args.load, &device, output)?;
+        args.decoding.override_card(&mut opened.card);
         Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
@@ -70,8 +71,10 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         workers: args.workers,
         bad_samples: match args.bad_samples {
             BadSamplesArg::Strict => BadSamples::Strict,
+            BadSamplesArg::Warn => BadSamples::Warn,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
+        max_pixels: args.decoding.max_pixels,
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
     };
     let spec = EvaluationSpec {

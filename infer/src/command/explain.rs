@@ -58,10 +58,12 @@ struct Neighbor {
 pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
     let inputs = inputs::expand(&args.images)?;
     let device = select(&args.run.backend)?.device().clone();
-    let opened = open_weights(&args.weights, &args.load, &device, output)?;
+    let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
+    args.decoding.override_card(&mut opened.card);
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
     let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = model.with_max_pixels(args.decoding.max_pixels);
     if args.filters {
         filters(args, &model)?;
     }
@@ -294,7 +296,8 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
         let found = nearest.into_found();
         ensure!(!found.is_empty(), "{} has no other readable image", among.display());
         let read = |path: &str| Input::File(PathBuf::from(path)).read().ok();
-        let image = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| model.preprocess().decode(&bytes).ok());
+        let image =
+            |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| Some(model.preprocess().decode(&bytes).ok()?.image));
         let mut panels = Vec::new();
         // Standard input was already read, so its picture is omitted.
         if let Input::File(path) = input {

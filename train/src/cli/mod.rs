@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
-use datasets::BadSamples;
+use datasets::{BadSamples, OrientationPolicy};
 use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
@@ -385,9 +385,17 @@ pub struct RunArgs {
     #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
     pub quarantine: Option<String>,
 
-    /// Handling of unreadable images
+    /// Handling of damaged and unreadable images
     #[arg(help_heading = "Data", long, value_enum)]
     pub bad_samples: Option<BadSamplesArg>,
+
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored
+    #[arg(help_heading = "Data", long, value_name = "apply|ignore")]
+    pub orientation: Option<OrientationPolicy>,
+
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(help_heading = "Data", long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub max_pixels: Option<i64>,
 
     /// Number of epochs
     #[arg(help_heading = "Training", long, value_name = "N")]
@@ -496,11 +504,13 @@ pub enum DtypeArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BadSamplesArg {
-    /// Stop, naming archive, member, offset and cause
+    /// Stop at a damaged or unreadable one, naming archive, member, offset and cause
     Strict,
-    /// Skip the sample and count it
+    /// Decode damaged ones as far as possible, with a warning; stop at an unreadable one
+    Warn,
+    /// Warn of damaged ones; skip an unreadable one and count it
     Skip,
-    /// Substitute another sample and count it
+    /// Warn of damaged ones; substitute another sample for an unreadable one and count it
     Substitute,
 }
 
@@ -509,6 +519,7 @@ impl From<BadSamplesArg> for &'static str {
         // The names in a recipe.
         match policy {
             BadSamplesArg::Strict => "strict",
+            BadSamplesArg::Warn => "warn",
             BadSamplesArg::Skip => "skip",
             BadSamplesArg::Substitute => "substitute",
         }
@@ -517,7 +528,7 @@ impl From<BadSamplesArg> for &'static str {
 
 const _: fn(BadSamples) = |policy| match policy {
     // One argument for each policy.
-    BadSamples::Strict | BadSamples::Skip | BadSamples::Substitute => {}
+    BadSamples::Strict | BadSamples::Warn | BadSamples::Skip | BadSamples::Substitute => {}
 };
 
 #[derive(Debug, Args)]
@@ -682,6 +693,8 @@ impl RunArgs {
         overrides.set("data.val_fraction", self.val_fraction);
         overrides.set("data.quarantine", self.quarantine.clone());
         overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("images.orientation", self.orientation.map(|policy| policy.to_string()));
+        overrides.set("images.max_pixels", self.max_pixels);
         overrides.set("epochs", self.epochs);
         overrides.set("batch_size", self.batch_size);
         overrides.set("schedule.learning_rate", self.lr);

@@ -126,7 +126,7 @@ pub struct Data {
     /// A list of samples to exclude, written by `datasets doctor --quarantine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
-    /// The handling of an image that cannot be read or decoded.
+    /// The handling of an image that is damaged, or that cannot be read or decoded.
     pub bad_samples: BadSamples,
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
@@ -143,7 +143,7 @@ impl Default for Data {
             valid: None,
             val_fraction: None,
             quarantine: None,
-            bad_samples: BadSamples::Strict,
+            bad_samples: BadSamples::default(),
             repeats: 1,
             balanced: false,
         }
