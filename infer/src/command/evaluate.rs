@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use datasets::{BadSamples, OpenOptions, Quarantine, Source, Split};
+use datasets::{BadSamples, OpenOptions, OrientationPolicy, Quarantine, Source, Split};
 use image::ImageFormat;
 use infer::{
     Model,
@@ -86,7 +86,12 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         images: source.len(),
         classes: models.first().map_or(0, |model| model.card().classes.len()),
         data_classes: source.classes().len(),
-        protocol: settings.protocol.to_string(),
+        // Shards that read pixels differently must not be merged.
+        protocol: match models.iter().any(|model| model.preprocess().options().orientation == OrientationPolicy::Ignore)
+        {
+            true => format!("{}, orientation ignored", settings.protocol),
+            false => settings.protocol.to_string(),
+        },
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
         // The same on every process, regardless of its device.

@@ -185,6 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn how_images_are_decoded_is_recorded_in_recipe_and_card() {
+        use datasets::OrientationPolicy;
+        let mut overrides = crate::recipe::Overrides::default();
+        let recipe = crate::recipe::load("digits", &overrides).unwrap();
+        assert_eq!(recipe.images.decoding().orientation, OrientationPolicy::Apply);
+        assert!(recipe.to_toml().contains("orientation = \"apply\""));
+        overrides.parse("images.orientation=ignore").unwrap();
+        overrides.parse("images.max_pixels=300000000").unwrap();
+        let recipe = crate::recipe::load("digits", &overrides).unwrap();
+        let options = recipe.images.decoding();
+        assert_eq!((options.orientation, options.limits.max_pixels), (OrientationPolicy::Ignore, 300_000_000));
+        assert_eq!(recipe.images.preprocess().orientation, Some(OrientationPolicy::Ignore));
+    }
+
+    #[test]
     fn progressive_resizing_begins_with_the_plain_size() {
         let mut images = shipped("imagenet-classic").unwrap().images;
         images.sizes = vec![super::Phase { epoch: 3, size: 160 }];
