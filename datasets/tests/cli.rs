@@ -297,3 +297,41 @@ fn processes_that_index_the_same_shards_at_once_do_not_hurt_each_other() {
         assert_eq!(json(&again), json(&outputs[0]), "from the index that they left");
     }
 }
+
+#[test]
+fn doctor_counts_orientations_of_every_format_damage_and_unused_bits() {
+    let root = data();
+    let cats = root.path().join("train/cat");
+    let good = jpeg(&picture(61, 120, 90));
+    // A quarter turn, in an EXIF block of a JPEG, and in an eXIf chunk of a PNG.
+    let block = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let turned = [&good[..2], b"\xff\xe1\0\x22Exif\0\0", block, &good[2..]].concat();
+    fs::write(cats.join("turned.jpg"), turned).expect("written");
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture(62, 120, 90).write_to(&mut png, image::ImageFormat::Png).expect("a PNG");
+    let png = png.into_inner();
+    let chunk = [b"eXIf", &block[..]].concat();
+    let (length, checksum) = ((block.len() as u32).to_be_bytes(), crc32fast::hash(&chunk).to_be_bytes());
+    fs::write(cats.join("turned.png"), [&png[..33], &length, &chunk, &checksum, &png[33..]].concat()).expect("written");
+    // The end marker comes early; and 12 bits in 16.
+    fs::write(cats.join("early.jpg"), [&good[..good.len() - 400], b"\xff\xd9"].concat()).expect("written");
+    let dim = image::ImageBuffer::from_fn(120, 90, |x, y| image::Luma([(x * 30 + y * 3) as u16]));
+    dim.save(cats.join("dim.png")).expect("written");
+
+    let output = datasets(&["doctor", path(root.path()), "--format", "json"]);
+    assert_eq!(output.status.code(), Some(0), "all can be used: {}", stderr(&output));
+    let report = json(&output);
+    let mut found: Vec<(String, String)> = report["findings"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|finding| {
+            let key = finding["sample"]["key"].as_str().unwrap_or_default();
+            (finding["kind"].as_str().unwrap_or_default().into(), key.rsplit('/').next().unwrap_or_default().into())
+        })
+        .collect();
+    found.sort();
+    let expected =
+        [("damaged", "early.jpg"), ("narrow-range", "dim.png"), ("odd-exif", "turned.jpg"), ("odd-exif", "turned.png")];
+    assert_eq!(found, expected.map(|(kind, key)| (kind.to_string(), key.to_string())));
+}

@@ -50,9 +50,20 @@ pub(super) fn rgb(width: u32, height: u32, pixels: Vec<u8>) -> Result<RgbImage> 
 /// The image of 16-bit samples: their high bytes. Cameras and scanners also store 8 or 12 bits in 16, which would be
 /// black: if no color sample exceeds that range, it is what is scaled.
 pub(super) fn of_16_bits(width: u32, height: u32, samples: &[u16], channels: usize) -> Result<Decoded> {
+    of_words(width, height, samples, channels, |sample| sample)
+}
+
+/// The image of 16-bit samples in any form.
+pub(super) fn of_words<T: Copy>(
+    width: u32,
+    height: u32,
+    samples: &[T],
+    channels: usize,
+    to_word: impl Fn(T) -> u16,
+) -> Result<Decoded> {
     let colors = if channels < 3 { 1 } else { 3 };
     let pixels = samples.chunks_exact(channels.max(1));
-    let all = pixels.flat_map(|pixel| &pixel[..colors.min(pixel.len())]).fold(0, |all, &sample| all | sample);
+    let all = pixels.flat_map(|pixel| &pixel[..colors.min(pixel.len())]).fold(0, |all, &sample| all | to_word(sample));
     let (shift, used_bits) = match all {
         0 => (8, None),
         1..=0xff => (0, Some(8)),
@@ -68,7 +79,7 @@ pub(super) fn of_16_bits(width: u32, height: u32, samples: &[u16], channels: usi
             );
         });
     }
-    let image = gather(width, height, samples, channels, |sample| (sample >> shift) as u8)?;
+    let image = gather(width, height, samples, channels, |sample| (to_word(sample) >> shift) as u8)?;
     Ok(Decoded { used_bits, ..Decoded::new(image) })
 }
 

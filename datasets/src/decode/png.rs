@@ -47,9 +47,8 @@ fn read(bytes: &[u8], options: &DecodeOptions, check_pixels: bool) -> Result<Dec
         ColorType::Rgba => 4,
     };
     if info.bit_depth == png::BitDepth::Sixteen {
-        let mut words = filled(size / 2, 0)?;
-        words.iter_mut().zip(samples.as_chunks::<2>().0).for_each(|(word, pair)| *word = u16::from_be_bytes(*pair));
-        return pixels::of_16_bits(info.width, info.height, &words, channels);
+        let words = samples.as_chunks::<2>().0;
+        return pixels::of_words(info.width, info.height, words, channels, u16::from_be_bytes);
     }
     let image = match channels {
         3 => pixels::rgb(info.width, info.height, samples)?,
