@@ -1,4 +1,5 @@
 //! Damaged and hostile files: decoded as far as libjpeg and Pillow do, or refused with a cause, in bounded time.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

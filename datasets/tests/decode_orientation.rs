@@ -1,4 +1,5 @@
 //! The orientation in metadata: every format and every value shows the same upright picture, whole and in parts.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
