@@ -9,7 +9,7 @@ mod support;
 use std::{fs, hint::black_box, time::Instant};
 
 use datasets::{
-    Limits, SampleRng, decode,
+    DecodeOptions, Decoded, SampleRng, decode,
     transforms::{EvalTransform, Interpolation, Pipeline, ResizeRule},
 };
 
@@ -28,7 +28,7 @@ fn main() {
             support::tar_members(&archive).into_iter().map(|(_, bytes)| bytes.to_vec()).collect()
         }
     };
-    let limits = Limits::default();
+    let options = DecodeOptions::default();
     let bytes: usize = files.iter().map(Vec::len).sum();
     println!("{} files of {} kB on average", files.len(), bytes / files.len().max(1) / 1000);
 
@@ -40,18 +40,18 @@ fn main() {
         antialias: true,
     });
     let train = Pipeline::train(224);
-    measure("decode", &files, |_, bytes| drop(black_box(decode(bytes, &limits))));
+    measure("decode", &files, |_, bytes| drop(black_box(decode(bytes, &options))));
     measure("decode by the image crate (zune-jpeg)", &files, |_, bytes| {
         drop(black_box(image::load_from_memory(bytes).map(image::DynamicImage::into_rgb8)));
     });
     measure("pipeline eval (256, 224)", &files, |index, bytes| {
-        drop(black_box(eval.decode_and_apply(bytes, &mut SampleRng::new(0, 0, index), &limits)));
+        drop(black_box(eval.decode_and_apply(bytes, &mut SampleRng::new(0, 0, index), &options)));
     });
     measure("pipeline train (224)", &files, |index, bytes| {
-        drop(black_box(train.decode_and_apply(bytes, &mut SampleRng::new(0, 0, index), &limits)));
+        drop(black_box(train.decode_and_apply(bytes, &mut SampleRng::new(0, 0, index), &options)));
     });
     measure("pipeline train (224) after a full decode", &files, |index, bytes| {
-        if let Ok(image) = decode(bytes, &limits) {
+        if let Ok(Decoded { image, .. }) = decode(bytes, &options) {
             drop(black_box(train.apply(image, &mut SampleRng::new(0, 0, index))));
         }
     });

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::{SourceKind, Split};
+use datasets::{DecodeOptions, OrientationPolicy, SourceKind, Split};
 use runtime::{
+    environment::{parse_threads, parse_workers},
     logging::Verbosity,
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
@@ -46,8 +47,10 @@ pub enum Command {
     /// Check every sample of DATA
     ///
     /// Decodes every sample of both splits, on all cores, and reports unreadable and truncated samples, formats that differ
-    /// from the extension, CMYK images, EXIF rotation, duplicates (exact, and near by perceptual hash), tiny and huge images,
-    /// class imbalance, images of `val` that are also in `train`, and the fingerprint of the label map. The exit code is 3 if
+    /// from the extension, CMYK images, rotation by metadata, 8 or 12 bits stored in 16, duplicates (exact, and near by
+    /// perceptual hash), placeholders (the same image in several classes, images of a single color), tiny and huge images,
+    /// files that are left out, class imbalance, images of `val` that are also in `train`, and the fingerprint of the label
+    /// map. The exit code is 3 if
     /// a sample is unusable.
     #[command(after_long_help = "Examples:
   datasets doctor imagenet/
@@ -65,7 +68,7 @@ pub enum Command {
 
     /// Pack DATA into WebDataset shards
     ///
-    /// Writes `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or its own format) and `KEY.cls`, and
+    /// Writes every split as `NAME-SPLIT-000000.tar` and so on, each sample as `KEY.jpg` (or its own format) and `KEY.cls`, and
     /// `NAME-SPLIT-manifest.json` with sizes and SHA-256 hashes. After an interruption the same command continues after the
     /// last complete shard. The same data and options write the same bytes.
     #[command(after_long_help = "Examples:
@@ -134,6 +137,28 @@ pub struct SplitArgs {
     pub exclude: Option<PathBuf>,
 }
 
+/// How images are decoded.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored
+    #[arg(long, value_name = "apply|ignore", default_value_t, help_heading = "Data")]
+    pub orientation: OrientationPolicy,
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pixels: Option<u64>,
+}
+
+impl ImageArgs {
+    /// Returns the options of decoding.
+    pub fn options(&self) -> DecodeOptions {
+        let options = DecodeOptions { orientation: self.orientation, ..DecodeOptions::default() };
+        match self.max_pixels {
+            Some(max_pixels) => options.max_pixels(max_pixels),
+            None => options,
+        }
+    }
+}
+
 /// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -172,6 +197,8 @@ pub struct InspectArgs {
 pub struct DoctorArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
     /// Write the samples to exclude to this file
     #[arg(long, value_name = "FILE")]
     pub quarantine: Option<PathBuf>,
@@ -182,7 +209,7 @@ pub struct DoctorArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
     /// Shorter side below which an image is tiny
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
@@ -206,6 +233,10 @@ pub enum QuarantineWhat {
     Leaks,
     /// Tiny images
     Tiny,
+    /// Images of a single color
+    Flat,
+    /// Samples that are the same image, byte by byte, in several classes
+    Conflicts,
 }
 
 /// `preview`
@@ -213,6 +244,8 @@ pub enum QuarantineWhat {
 pub struct PreviewArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    #[command(flatten)]
+    pub images: ImageArgs,
     #[command(flatten)]
     pub split: SplitArgs,
     /// PNG file to write
@@ -244,7 +277,13 @@ pub struct ShardArgs {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
-    pub split: SplitArgs,
+    pub images: ImageArgs,
+    /// Split: train, val or all (as one split) [default: every split by itself]
+    #[arg(long, help_heading = "Data")]
+    pub split: Option<Split>,
+    /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
+    #[arg(long, value_name = "FILE", alias = "without", help_heading = "Data")]
+    pub exclude: Option<PathBuf>,
     /// Folder to write the shards to
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -264,7 +303,7 @@ pub struct ShardArgs {
     #[arg(long)]
     pub name: Option<String>,
     /// Threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
 }
 
@@ -274,6 +313,8 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
+    pub images_options: ImageArgs,
+    #[command(flatten)]
     pub split: SplitArgs,
     /// Transforms
     #[arg(long, value_enum, default_value_t = PipelineName::Train)]
@@ -282,7 +323,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
     pub size: u32,
     /// Threads; 0 loads on the main thread [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
     /// Images per batch
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

@@ -12,12 +12,13 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use datasets::{
-    Limits, OpenOptions, Opened, PipelinePreprocess, Preprocess, Quarantine, Source, Split, open,
+    OpenOptions, Opened, PipelinePreprocess, Preprocess, Quarantine, Source, Split, open,
     transforms::{EvalTransform, Interpolation, Pipeline, ResizeRule},
 };
 use serde::Serialize;
 
-use crate::cli::{DataArgs, PipelineName, SplitArgs};
+use crate::cli::{DataArgs, ImageArgs, PipelineName, SplitArgs};
+use runtime::outln;
 
 /// Opens a split of the data without the quarantined samples, and logs the notes.
 fn open_data(data: &DataArgs, split: &SplitArgs) -> Result<Opened> {
@@ -51,7 +52,7 @@ fn without(source: Arc<dyn Source>, path: &Path) -> Result<Arc<dyn Source>> {
 }
 
 /// The pipeline by name, for crops of `size` pixels.
-fn pipeline(name: PipelineName, size: u32) -> Result<Arc<dyn Preprocess>> {
+fn pipeline(name: PipelineName, size: u32, images: &ImageArgs) -> Result<Arc<dyn Preprocess>> {
     let pipeline = match name {
         PipelineName::Train => Pipeline::train(size),
         PipelineName::Eval => Pipeline::eval(EvalTransform {
@@ -63,13 +64,13 @@ fn pipeline(name: PipelineName, size: u32) -> Result<Arc<dyn Preprocess>> {
             antialias: true,
         }),
     };
-    Ok(Arc::new(PipelinePreprocess::new(pipeline, Limits::default())?))
+    Ok(Arc::new(PipelinePreprocess::new(pipeline, images.options())?))
 }
 
 /// Prints a result as JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write the result as JSON")?;
-    println!("{text}");
+    outln!("{text}")?;
     Ok(())
 }
 

@@ -1,22 +1,41 @@
-//! Decoding to RGB8, equal to Pillow's `Image.open(f).convert("RGB")`.
+//! Decoding to RGB8, as Pillow and torchvision show an image.
 //!
 //! The format is detected from the content, not from the name. As in Pillow, alpha is dropped, a palette is looked up,
-//! 16-bit color is truncated to its high byte, 16-bit gray is clipped at 255, only the first frame of an animation is
-//! read, and the EXIF orientation is ignored. CMYK follows Adobe's inverted convention.
+//! and only the first frame of an animation is read. CMYK follows Adobe's inverted convention. Two things differ from
+//! `Image.open(f).convert("RGB")`: the orientation of the metadata is applied (`ImageOps.exif_transpose`) unless
+//! [`DecodeOptions::orientation`] says otherwise, and samples of 16 bits and floats are scaled to 8 bits instead of
+//! being clipped at 255.
+//!
+//! Damage that libjpeg and Pillow decode with a warning is decoded too, and reported in [`Decoded::damage`].
 
+mod gif;
+mod header;
 mod jpeg;
+mod orientation;
+mod pixels;
+mod png;
+mod tiff;
 
 use std::{
-    io::Cursor,
+    io::{self, BufRead, Cursor, Read, Seek, SeekFrom},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use image::{
+    DynamicImage, ImageDecoder, RgbImage,
+    codecs::{bmp::BmpDecoder, pnm::PnmDecoder, webp::WebPDecoder},
 };
 
 use self::jpeg::Window;
-use crate::transforms::Rect;
-use image::{
-    DynamicImage, ExtendedColorType, ImageDecoder, RgbImage,
-    codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, tiff::TiffDecoder, webp::WebPDecoder},
+pub use self::{
+    header::{Header, probe},
+    orientation::{Exif, OrientationPolicy},
 };
+use crate::transforms::Rect;
 
 /// Shorthand for a result of this module.
 pub type Result<T, E = DecodeError> = std::result::Result<T, E>;
@@ -27,10 +46,18 @@ pub type Result<T, E = DecodeError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum DecodeError {
     /// The first bytes match no supported format.
-    #[error("not a JPEG, PNG, WebP, BMP, GIF or TIFF image (it starts with {start:02x?})")]
+    #[error("not a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM image (it starts with {start:02x?})")]
     UnknownFormat {
         /// The first bytes, at most 8.
         start: Vec<u8>,
+    },
+    /// An image of a format that is known but cannot be read.
+    #[error("{name} images cannot be read; convert it to JPEG or PNG, with `{convert}` for instance")]
+    Foreign {
+        /// The name of the format.
+        name: &'static str,
+        /// A command that converts such a file.
+        convert: &'static str,
     },
     /// The bytes end too early or contradict the format.
     #[error("broken {format} image: {cause}")]
@@ -49,7 +76,7 @@ pub enum DecodeError {
         cause: String,
     },
     /// The header declares more pixels than allowed; nothing was allocated.
-    #[error("{width} × {height} pixels exceed the limit of {max_pixels} pixels; raise it if the image is genuine")]
+    #[error("{width} × {height} pixels exceed the limit of {max_pixels} pixels; raise --max-pixels if it is genuine")]
     TooManyPixels {
         /// Width in pixels.
         width: u32,
@@ -59,20 +86,124 @@ pub enum DecodeError {
         max_pixels: u64,
     },
     /// The image, or decoding it, needs more memory than allowed; it was not allocated.
-    #[error("decoding needs {bytes} bytes, over the limit of {max_bytes} bytes; raise it if the image is genuine")]
+    #[error("decoding needs {bytes} bytes, over the limit of {max_bytes} bytes; raise --max-pixels if it is genuine")]
     TooManyBytes {
         /// The required bytes.
         bytes: u64,
         /// [`Limits::max_bytes`].
         max_bytes: u64,
     },
+    /// A JPEG repeats scans over its pixels far more often than any encoder does: it is made to waste time.
+    #[error(
+        "{scans} JPEG scans over {width} × {height} pixels exceed the work that is allowed for them; encode it again \
+         with fewer scans if it is genuine"
+    )]
+    TooMuchWork {
+        /// The scans read so far.
+        scans: usize,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// There is too little memory at the moment.
+    #[error("not enough memory: {bytes} bytes cannot be allocated")]
+    OutOfMemory {
+        /// The bytes that were asked for.
+        bytes: u64,
+    },
+    /// [`DecodeOptions::cancel`] was set.
+    #[error("decoding was cancelled")]
+    Cancelled,
+}
+
+/// Options of decoding.
+#[derive(Debug, Clone, Default)]
+pub struct DecodeOptions {
+    /// What becomes of the orientation in the metadata. Default: it is applied.
+    pub orientation: OrientationPolicy,
+    /// Limits on the image.
+    pub limits: Limits,
+    /// A flag that ends decoding with [`DecodeError::Cancelled`] soon after it is set. Default: none.
+    pub cancel: Option<Arc<AtomicBool>>,
+}
+
+impl DecodeOptions {
+    /// Sets the largest number of pixels of an image, and the memory for decoding them.
+    pub fn max_pixels(mut self, max_pixels: u64) -> Self {
+        self.limits = Limits::of_pixels(max_pixels);
+        self
+    }
+
+    fn check_cancel(&self) -> Result<()> {
+        match &self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(DecodeError::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<Limits> for DecodeOptions {
+    fn from(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+}
+
+/// A decoded image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// The pixels.
+    pub image: RgbImage,
+    /// What is wrong with the file, if that could be decoded around.
+    pub damage: Option<Damage>,
+    /// The bits that samples of 16 bits really use, if those are fewer: 8, or 12 as many cameras and scanners write.
+    /// The pixels are scaled by that range.
+    pub used_bits: Option<u8>,
+}
+
+impl Decoded {
+    fn new(image: RgbImage) -> Self {
+        Self { image, damage: None, used_bits: None }
+    }
+
+    /// Changes the pixels and keeps the rest.
+    pub fn map(self, change: impl FnOnce(RgbImage) -> RgbImage) -> Self {
+        Self { image: change(self.image), ..self }
+    }
+}
+
+impl From<RgbImage> for Decoded {
+    fn from(image: RgbImage) -> Self {
+        Self::new(image)
+    }
+}
+
+/// Damage that an image was decoded around, as libjpeg and Pillow do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The format.
+    pub format: Format,
+    /// The damage found first.
+    pub cause: String,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "damaged {} image: {}", self.format, self.cause)
+    }
+}
+
+impl From<Damage> for DecodeError {
+    fn from(damage: Damage) -> Self {
+        damage.format.broken(damage.cause)
+    }
 }
 
 /// Limits on an image. Both are checked on the header, before pixels are allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest number of pixels, width × height. The default is 89,478,485, where Pillow starts to warn of a
-    /// decompression bomb.
+    /// The largest number of pixels, width × height. The default is 178,956,970, beyond which Pillow refuses an image
+    /// as a decompression bomb.
     pub max_pixels: u64,
     /// The largest number of bytes of the encoded image, and of the memory for decoding it. The default is 1 GiB.
     pub max_bytes: u64,
@@ -80,11 +211,20 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_pixels: 89_478_485, max_bytes: 1 << 30 }
+        Self { max_pixels: 178_956_970, max_bytes: 1 << 30 }
     }
 }
 
 impl Limits {
+    /// The bytes that decoding one pixel takes at most, usual formats provided: 16 bits in four channels, and RGB.
+    const BYTES_PER_PIXEL: u64 = 12;
+
+    /// Returns limits for images of up to `max_pixels` pixels. The memory grows with it, and is not below the default.
+    pub fn of_pixels(max_pixels: u64) -> Self {
+        let max_bytes = max_pixels.saturating_mul(Self::BYTES_PER_PIXEL).max(Self::default().max_bytes);
+        Self { max_pixels, max_bytes }
+    }
+
     /// Checks the declared size, and the memory of `bytes_per_pixel` for each pixel.
     pub(crate) fn check(&self, width: u32, height: u32, bytes_per_pixel: u64) -> Result<()> {
         let pixels = u64::from(width) * u64::from(height);
@@ -115,15 +255,17 @@ pub enum Format {
     Bmp,
     /// GIF 87a and 89a.
     Gif,
-    /// TIFF 6.0.
+    /// TIFF 6.0 and BigTIFF.
     Tiff,
+    /// Portable bitmaps, graymaps and pixmaps (PBM, PGM, PPM).
+    Pnm,
 }
 
 impl Format {
     /// Returns the format that the first bytes declare.
     ///
     /// # Errors
-    /// [`DecodeError::UnknownFormat`].
+    /// [`DecodeError::UnknownFormat`], or [`DecodeError::Foreign`] for a format that is known but not supported.
     pub fn of(bytes: &[u8]) -> Result<Self> {
         Ok(match bytes {
             [0xff, 0xd8, 0xff, ..] => Self::Jpeg,
@@ -131,20 +273,22 @@ impl Format {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Self::WebP,
             [b'B', b'M', ..] => Self::Bmp,
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Self::Gif,
-            [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => Self::Tiff,
-            _ => return Err(DecodeError::UnknownFormat { start: bytes[..bytes.len().min(8)].to_vec() }),
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [b'P', b'1'..=b'6', b' ' | b'\t' | b'\n' | b'\r' | b'#', ..] => Self::Pnm,
+            _ => return Err(not_an_image(bytes)),
         })
     }
 
     /// The usual file extensions, in lower case.
     pub fn extensions(self) -> &'static [&'static str] {
         match self {
-            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif"],
+            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp"],
             Self::Png => &["png", "apng"],
             Self::WebP => &["webp"],
             Self::Bmp => &["bmp", "dib"],
             Self::Gif => &["gif"],
             Self::Tiff => &["tif", "tiff"],
+            Self::Pnm => &["pnm", "pbm", "pgm", "ppm"],
         }
     }
 
@@ -166,7 +310,41 @@ impl std::fmt::Display for Format {
             Self::Bmp => "BMP",
             Self::Gif => "GIF",
             Self::Tiff => "TIFF",
+            Self::Pnm => "PNM",
         })
+    }
+}
+
+/// Names a format that cannot be read, so that its owner knows what to do.
+fn not_an_image(bytes: &[u8]) -> DecodeError {
+    let foreign = |name, convert| DecodeError::Foreign { name, convert };
+    match bytes {
+        [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => {
+            // The major brand and the compatible ones behind it: a file of `mif1` names what it is among the latter.
+            let brands: Vec<&[u8]> = brand.chunks_exact(4).take(16).collect();
+            let has = |names: &[&[u8; 4]]| brands.iter().any(|brand| names.iter().any(|name| brand == name));
+            match () {
+                () if has(&[b"avif", b"avis"]) => foreign("AVIF", "avifdec a.avif a.png"),
+                () if has(&[b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"]) => {
+                    foreign("HEIC", "heif-convert a.heic a.jpg")
+                }
+                () if has(&[b"crx "]) => foreign("Canon CR3", "exiftool -b -JpgFromRaw a.cr3 > a.jpg"),
+                () => foreign("MP4", "ffmpeg -i a.mp4 a-%05d.jpg"),
+            }
+        }
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => foreign("JPEG XL", "djxl a.jxl a.png"),
+        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] | [0xff, 0x4f, 0xff, 0x51, ..] => {
+            foreign("JPEG 2000", "opj_decompress -i a.jp2 -o a.png")
+        }
+        [b'8', b'B', b'P', b'S', ..] => foreign("Photoshop", "magick 'a.psd[0]' a.png"),
+        [b'%', b'P', b'D', b'F', ..] => foreign("PDF", "pdftoppm -png a.pdf a"),
+        [0, 0, 1, 0, ..] => foreign("ICO", "magick 'a.ico[0]' a.png"),
+        [b'q', b'o', b'i', b'f', ..] => foreign("QOI", "magick a.qoi a.png"),
+        [b'v', b'/', b'1', 1, ..] => foreign("OpenEXR", "magick a.exr a.png"),
+        [b'#', b'?', b'R', b'A', b'D', ..] => foreign("Radiance HDR", "magick a.hdr a.png"),
+        [b'P', b'7' | b'F' | b'f', b'\n', ..] => foreign("PAM and PFM", "magick a.pam a.png"),
+        [b'<', b's', b'v', b'g', ..] => foreign("SVG", "rsvg-convert a.svg -o a.png"),
+        _ => DecodeError::UnknownFormat { start: bytes[..bytes.len().min(8)].to_vec() },
     }
 }
 
@@ -189,79 +367,42 @@ pub enum ColorModel {
     Other,
 }
 
-/// The contents of an image's header.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// The format, detected from the content.
-    pub format: Format,
-    /// Width in pixels, before any EXIF rotation.
-    pub width: u32,
-    /// Height in pixels.
-    pub height: u32,
-    /// How colors are stored.
-    pub color: ColorModel,
-    /// Bits of one channel; of the index, for a palette.
-    pub bits: u8,
-    /// Whether it is a progressive JPEG.
-    pub progressive: bool,
-    /// The EXIF block of a JPEG.
-    pub exif: Exif,
-}
-
-/// The EXIF block of a JPEG. It never changes the decoded pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Exif {
-    /// There is none, or it is not supported for this format.
-    #[default]
-    Absent,
-    /// It is readable with this orientation: 1 is upright (also if none is given), 2–8 are rotated or mirrored.
-    Orientation(u16),
-    /// It is malformed.
-    Broken,
-}
-
-/// Reads an image's header, at the cost of a few hundred bytes.
+/// Decodes an image into RGB8.
 ///
 /// # Errors
-/// [`DecodeError::UnknownFormat`], [`DecodeError::Broken`] or [`DecodeError::Unsupported`].
-pub fn probe(bytes: &[u8]) -> Result<Header> {
-    let format = Format::of(bytes)?;
-    contain_panics(format, || match format {
-        Format::Jpeg => jpeg_header(bytes),
-        Format::Png => png_header(bytes),
-        _ => {
-            let decoder = decoder(format, bytes, &Limits::default())?;
-            let (width, height) = decoder.dimensions();
-            let (color, bits) = color_model(decoder.original_color_type());
-            let (color, bits) = if format == Format::Gif { (ColorModel::Palette, 8) } else { (color, bits) };
-            Ok(Header { format, width, height, color, bits, progressive: false, exif: Exif::Absent })
+/// Any [`DecodeError`]. No input causes a panic or allocates more than the limits allow.
+pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Decoded> {
+    let header = checked_header(bytes, options)?;
+    let decoded = contain_panics(header.format, || {
+        if header.format == Format::Jpeg {
+            let whole = |right, bottom| Window { left: 0, top: 0, right, bottom, block: 8 };
+            return jpeg::decode(bytes, options, true, whole);
         }
-    })
+        decode_whole(bytes, &header, options)
+    })?;
+    Ok(decoded.map(|image| header.exif.turn(options.orientation).apply(image)))
 }
 
-/// Decodes an image into RGB8, equal to Pillow's `Image.open(f).convert("RGB")`.
-///
-/// # Errors
-/// Any [`DecodeError`]. No input causes a panic or allocates more than `limits` allow.
-pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
-    limits.check_bytes(bytes.len() as u64)?;
-    let format = Format::of(bytes)?;
-    contain_panics(format, || {
-        if format == Format::Jpeg {
-            return jpeg::decode(bytes, limits, true, |right, bottom| Window {
-                left: 0,
-                top: 0,
-                right,
-                bottom,
-                block: 8,
-            });
+/// Reads the header and checks it, and the encoded bytes, against the limits.
+fn checked_header(bytes: &[u8], options: &DecodeOptions) -> Result<Header> {
+    options.limits.check_bytes(bytes.len() as u64)?;
+    let header = probe(bytes)?;
+    header.check(&options.limits)?;
+    options.check_cancel()?;
+    Ok(header)
+}
+
+/// Decodes an image that is not a JPEG, as it is stored. Its header has been checked.
+fn decode_whole(bytes: &[u8], header: &Header, options: &DecodeOptions) -> Result<Decoded> {
+    match header.format {
+        Format::Png => png::decode(bytes, options),
+        Format::Gif => gif::decode(bytes, options),
+        Format::Tiff => tiff::decode(bytes, options),
+        format => {
+            let image = DynamicImage::from_decoder(decoder(format, bytes, options)?);
+            pixels::to_rgb(image.map_err(|cause| image_error(format, cause))?)
         }
-        let header = probe(bytes)?;
-        header.check(limits)?;
-        let decoder = decoder(format, bytes, limits)?;
-        let image = DynamicImage::from_decoder(decoder).map_err(|cause| image_error(format, cause))?;
-        Ok(to_rgb(image))
-    })
+    }
 }
 
 /// A separately decoded part of an image.
@@ -269,6 +410,10 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage> {
 pub struct Region {
     /// The pixels that the part touches, at the decoded scale.
     pub image: RgbImage,
+    /// See [`Decoded::damage`].
+    pub damage: Option<Damage>,
+    /// See [`Decoded::used_bits`].
+    pub used_bits: Option<u8>,
     /// Where the part begins in `image`, in fractions of its pixels.
     pub left: f64,
     /// Where the part begins in `image`, in fractions of its pixels.
@@ -279,7 +424,8 @@ pub struct Region {
     pub height: f64,
 }
 
-/// Decodes the part `crop` of an image, for a resize to `target` (width, height).
+/// Decodes the part `crop` of an image, for a resize to `target` (width, height). Both refer to the image as
+/// [`decode`] returns it, turned by its orientation if the options apply that.
 ///
 /// For a JPEG, only the required blocks are transformed, at 1/2, 1/4 or 1/8 scale if the part is at least that much
 /// larger than the target on both sides. At full scale the pixels equal those of [`decode`]. Damage in rows below the
@@ -287,94 +433,137 @@ pub struct Region {
 ///
 /// # Errors
 /// Any [`DecodeError`]; [`DecodeError::Broken`] if `crop` is empty or extends beyond the image.
-pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), limits: &Limits) -> Result<Region> {
-    let format = Format::of(bytes)?;
-    let outside = |width: u32, height: u32| {
-        crop.width == 0
-            || crop.height == 0
-            || crop.left.checked_add(crop.width).is_none_or(|right| right > width)
-            || crop.top.checked_add(crop.height).is_none_or(|bottom| bottom > height)
-    };
-    let error = || format.broken("the part to decode reaches beyond the image");
-    let [left, top, width, height] = [crop.left, crop.top, crop.width, crop.height].map(f64::from);
-    if format != Format::Jpeg {
-        let whole = decode(bytes, limits)?;
-        if outside(whole.width(), whole.height()) {
-            return Err(error());
-        }
-        let image = image::imageops::crop_imm(&whole, crop.left, crop.top, crop.width, crop.height).to_image();
-        return Ok(Region { image, left: 0.0, top: 0.0, width, height });
+pub fn decode_region(bytes: &[u8], crop: Rect, target: (u32, u32), options: &DecodeOptions) -> Result<Region> {
+    let header = checked_header(bytes, options)?;
+    let turn = header.exif.turn(options.orientation);
+    let (width, height) = turn.size((header.width, header.height));
+    if crop.width == 0
+        || crop.height == 0
+        || crop.left.checked_add(crop.width).is_none_or(|right| right > width)
+        || crop.top.checked_add(crop.height).is_none_or(|bottom| bottom > height)
+    {
+        return Err(header.format.broken("the part to decode reaches beyond the image"));
     }
-    limits.check_bytes(bytes.len() as u64)?;
-    contain_panics(format, || {
-        let header = probe(bytes)?;
-        if outside(header.width, header.height) {
-            return Err(error());
-        }
+    if header.format != Format::Jpeg {
+        let Decoded { image, damage, used_bits } = decode_part(bytes, crop, options)?;
+        let [width, height] = [crop.width, crop.height].map(f64::from);
+        return Ok(Region { image, damage, used_bits, left: 0.0, top: 0.0, width, height });
+    }
+    let stored = turn.stored(crop, (header.width, header.height));
+    let target = turn.size(target);
+    contain_panics(header.format, || {
         let enough = |block: u32| {
-            u64::from(crop.width) * u64::from(block) >= 8 * u64::from(target.0)
-                && u64::from(crop.height) * u64::from(block) >= 8 * u64::from(target.1)
+            u64::from(stored.width) * u64::from(block) >= 8 * u64::from(target.0)
+                && u64::from(stored.height) * u64::from(block) >= 8 * u64::from(target.1)
         };
         let block = [1, 2, 4].into_iter().find(|&block| enough(block)).unwrap_or(8);
-        let window = Window::of(crop, block as usize);
-        let image = jpeg::decode(bytes, limits, false, |_, _| window)?;
+        let window = Window::of(stored, block as usize);
+        let Decoded { image, damage, used_bits } = jpeg::decode(bytes, options, false, |_, _| window)?;
         let (scale, scaled) = (f64::from(block) / 8.0, window.scaled());
-        Ok(Region {
-            image,
-            left: left * scale - scaled.left as f64,
-            top: top * scale - scaled.top as f64,
-            width: width * scale,
-            height: height * scale,
-        })
+        let [left, top, width, height] = [stored.left, stored.top, stored.width, stored.height].map(f64::from);
+        let left = left * scale - scaled.left as f64;
+        let top = top * scale - scaled.top as f64;
+        let region = Region { image, damage, used_bits, left, top, width: width * scale, height: height * scale };
+        Ok(turn.apply_to_region(region))
     })
 }
 
 /// Decodes the part `crop` of an image at full scale, parsing the file to its end. The pixels equal those of
 /// [`decode`]. `crop` must be within the image.
-pub(crate) fn decode_part(bytes: &[u8], crop: Rect, limits: &Limits) -> Result<RgbImage> {
-    let format = Format::of(bytes)?;
-    if format != Format::Jpeg {
-        let whole = decode(bytes, limits)?;
-        return Ok(image::imageops::crop_imm(&whole, crop.left, crop.top, crop.width, crop.height).to_image());
-    }
-    limits.check_bytes(bytes.len() as u64)?;
-    contain_panics(format, || jpeg::decode(bytes, limits, true, |_, _| Window::of(crop, 8)))
-}
-
-impl Header {
-    /// Checks the declared size against the limits.
-    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
-        if self.width == 0 || self.height == 0 {
-            return Err(self.format.broken(format_args!("{} × {} pixels", self.width, self.height)));
+pub(crate) fn decode_part(bytes: &[u8], crop: Rect, options: &DecodeOptions) -> Result<Decoded> {
+    let header = checked_header(bytes, options)?;
+    let turn = header.exif.turn(options.orientation);
+    let stored = turn.stored(crop, (header.width, header.height));
+    let part = contain_panics(header.format, || {
+        if header.format == Format::Jpeg {
+            return jpeg::decode(bytes, options, true, |_, _| Window::of(stored, 8));
         }
-        // The decoded channels and the RGB8 copy.
-        let bytes_per_pixel = 4 * u64::from(self.bits.div_ceil(8)) + 3;
-        limits.check(self.width, self.height, if self.format == Format::Jpeg { 0 } else { bytes_per_pixel })
-    }
+        let whole = decode_whole(bytes, &header, options)?;
+        let Rect { left, top, width, height } = stored;
+        Ok(whole.map(|image| image::imageops::crop_imm(&image, left, top, width, height).to_image()))
+    })?;
+    Ok(part.map(|image| turn.apply(image)))
 }
 
-/// The `image` crate's decoder, with `limits` set.
-fn decoder<'a>(format: Format, bytes: &'a [u8], limits: &Limits) -> Result<Box<dyn ImageDecoder + 'a>> {
-    let reader = Cursor::new(bytes);
+/// The `image` crate's decoder, with limits set, of the formats that have none of their own here.
+fn decoder<'a>(format: Format, bytes: &'a [u8], options: &DecodeOptions) -> Result<Box<dyn ImageDecoder + 'a>> {
+    let reader = Cancellable::new(bytes, options);
     let mut allowed = image::Limits::default();
-    allowed.max_alloc = Some(limits.max_bytes);
+    allowed.max_alloc = Some(options.limits.max_bytes);
     let decoder: Result<Box<dyn ImageDecoder>, _> = match format {
-        Format::Jpeg => return Err(format.unsupported("JPEG has a decoder of its own")),
-        Format::Png => PngDecoder::with_limits(reader, allowed.clone()).map(|d| Box::new(d) as _),
         Format::WebP => WebPDecoder::new(reader).map(|d| Box::new(d) as _),
         Format::Bmp => BmpDecoder::new(reader).map(|d| Box::new(d) as _),
-        Format::Gif => GifDecoder::new(reader).map(|d| Box::new(d) as _),
-        Format::Tiff => TiffDecoder::new(reader).map(|d| Box::new(d) as _),
+        Format::Pnm => PnmDecoder::new(reader).map(|d| Box::new(d) as _),
+        Format::Jpeg | Format::Png | Format::Gif | Format::Tiff => {
+            return Err(format.unsupported("it has a decoder of its own; this is a bug, please report it"));
+        }
     };
     let mut decoder = decoder.map_err(|cause| image_error(format, cause))?;
     decoder.set_limits(allowed).map_err(|cause| image_error(format, cause))?;
     Ok(decoder)
 }
 
+/// Encoded bytes that fail to be read once decoding is cancelled. They are handed out in pieces, so that a decoder
+/// notices.
+struct Cancellable<'a> {
+    inner: Cursor<&'a [u8]>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl<'a> Cancellable<'a> {
+    const PIECE: usize = 16 << 10;
+
+    fn new(bytes: &'a [u8], options: &DecodeOptions) -> Self {
+        Self { inner: Cursor::new(bytes), cancel: options.cancel.clone() }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &self.cancel {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(io::Error::other(DecodeError::Cancelled)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Read for Cancellable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.inner.read(buffer)
+    }
+}
+
+impl BufRead for Cancellable<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.check()?;
+        let rest = self.inner.fill_buf()?;
+        Ok(&rest[..rest.len().min(Self::PIECE)])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
+    }
+}
+
+impl Seek for Cancellable<'_> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(position)
+    }
+}
+
 fn image_error(format: Format, cause: image::ImageError) -> DecodeError {
     match cause {
         image::ImageError::Unsupported(cause) => format.unsupported(cause),
+        image::ImageError::IoError(cause) => io_error(format, cause),
         cause => format.broken(cause),
+    }
+}
+
+/// An error of reading from memory: the end, or [`Cancellable`]'s.
+fn io_error(format: Format, cause: io::Error) -> DecodeError {
+    match cause.get_ref().and_then(|inner| inner.downcast_ref::<DecodeError>()) {
+        Some(inner) => inner.clone(),
+        None if cause.kind() == io::ErrorKind::UnexpectedEof => format.broken("it ends early"),
+        None => format.broken(cause),
     }
 }
 
@@ -384,126 +573,11 @@ fn contain_panics<T>(format: Format, decode: impl FnOnce() -> Result<T>) -> Resu
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(format.broken("its decoder panicked")))
 }
 
-/// Converts to RGB like Pillow's `convert("RGB")`.
-fn to_rgb(image: DynamicImage) -> RgbImage {
-    /// The high bytes of the first three of `channels` 16-bit samples a pixel.
-    fn high_bytes(width: u32, height: u32, samples: &[u16], channels: usize) -> RgbImage {
-        let pixels = samples.chunks_exact(channels).flat_map(|pixel| {
-            let at = |channel: usize| (pixel[channel] >> 8) as u8;
-            if channels < 3 { [at(0); 3] } else { [at(0), at(1), at(2)] }
-        });
-        RgbImage::from_raw(width, height, pixels.collect()).expect("three bytes for each pixel")
-    }
-    let (width, height) = (image.width(), image.height());
-    match image {
-        DynamicImage::ImageRgb8(rgb) => rgb,
-        DynamicImage::ImageLuma16(gray) => {
-            let pixels = gray.as_raw().iter().flat_map(|&value| [value.min(255) as u8; 3]);
-            RgbImage::from_raw(width, height, pixels.collect()).expect("three bytes for each pixel")
-        }
-        DynamicImage::ImageLumaA16(gray) => high_bytes(width, height, gray.as_raw(), 2),
-        DynamicImage::ImageRgb16(rgb) => high_bytes(width, height, rgb.as_raw(), 3),
-        DynamicImage::ImageRgba16(rgba) => high_bytes(width, height, rgba.as_raw(), 4),
-        other => other.into_rgb8(),
-    }
-}
-
-fn color_model(color: ExtendedColorType) -> (ColorModel, u8) {
-    use ExtendedColorType as C;
-    let model = match color {
-        C::L1 | C::L2 | C::L4 | C::L8 | C::L16 => ColorModel::Gray,
-        C::La1 | C::La2 | C::La4 | C::La8 | C::La16 => ColorModel::GrayAlpha,
-        C::Rgb1 | C::Rgb2 | C::Rgb4 | C::Rgb5x1 | C::Rgb8 | C::Bgr8 | C::Rgb16 | C::Rgb32F => ColorModel::Rgb,
-        C::Rgba1 | C::Rgba2 | C::Rgba4 | C::Rgba8 | C::Bgra8 | C::Rgba16 | C::Rgba32F => ColorModel::Rgba,
-        C::Cmyk8 | C::Cmyk16 => ColorModel::Cmyk,
-        _ => ColorModel::Other,
-    };
-    let channels = u16::from(color.channel_count().max(1));
-    (model, u8::try_from(color.bits_per_pixel() / channels).unwrap_or(u8::MAX))
-}
-
-/// The signature and the IHDR chunk, which is always first.
-fn png_header(bytes: &[u8]) -> Result<Header> {
-    let format = Format::Png;
-    let [_, _, _, _, _, _, _, _, _, _, _, _, b'I', b'H', b'D', b'R', rest @ ..] = bytes else {
-        return Err(format.broken("no IHDR chunk"));
-    };
-    let &[w0, w1, w2, w3, h0, h1, h2, h3, bits, color, ..] = rest else {
-        return Err(format.broken("it ends inside the IHDR chunk"));
-    };
-    let color = match color {
-        0 => ColorModel::Gray,
-        2 => ColorModel::Rgb,
-        3 => ColorModel::Palette,
-        4 => ColorModel::GrayAlpha,
-        6 => ColorModel::Rgba,
-        other => return Err(format.broken(format_args!("color type {other}"))),
-    };
-    let (width, height) = (u32::from_be_bytes([w0, w1, w2, w3]), u32::from_be_bytes([h0, h1, h2, h3]));
-    Ok(Header { format, width, height, color, bits, progressive: false, exif: Exif::Absent })
-}
-
-/// The segments before the first scan.
-fn jpeg_header(bytes: &[u8]) -> Result<Header> {
-    let format = Format::Jpeg;
-    let ends_early = || format.broken("it ends before the frame header");
-    let mut exif = Exif::Absent;
-    let mut at = 2;
-    loop {
-        let rest = bytes.get(at..).unwrap_or_default();
-        match rest {
-            // Skips fill bytes and garbage between segments, as libjpeg does with a warning.
-            [0xff, 0xff, ..] | [0..=0xfe, _, ..] => at += 1,
-            [0xff, 0x00 | 0x01 | 0xd0..=0xd8, ..] => at += 2,
-            [0xff, 0xd9 | 0xda, ..] => return Err(format.broken("no frame header before the first scan")),
-            [0xff, marker, l0, l1, ..] => {
-                let length = usize::from(u16::from_be_bytes([*l0, *l1]));
-                let segment = rest.get(4..2 + length.max(2)).ok_or_else(ends_early)?;
-                match marker {
-                    0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
-                        let &[bits, h0, h1, w0, w1, components, ..] = segment else { return Err(ends_early()) };
-                        let color = match components {
-                            1 => ColorModel::Gray,
-                            3 => ColorModel::Rgb,
-                            4 => ColorModel::Cmyk,
-                            _ => ColorModel::Other,
-                        };
-                        let [width, height] = [[w0, w1], [h0, h1]].map(|side| u32::from(u16::from_be_bytes(side)));
-                        let progressive = matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
-                        return Ok(Header { format, width, height, color, bits, progressive, exif });
-                    }
-                    0xe1 => {
-                        if let Some(tiff) = segment.strip_prefix(b"Exif\0\0") {
-                            exif = exif_orientation(tiff).map_or(Exif::Broken, Exif::Orientation);
-                        }
-                    }
-                    _ => {}
-                }
-                at += 2 + length.max(2);
-            }
-            _ => return Err(ends_early()),
-        }
-    }
-}
-
-/// Returns the orientation tag (0x0112) of the first directory; 1 if it is missing, `None` if the block is malformed.
-fn exif_orientation(tiff: &[u8]) -> Option<u16> {
-    let little = match tiff.get(..4)? {
-        [b'I', b'I', 42, 0] => true,
-        [b'M', b'M', 0, 42] => false,
-        _ => return None,
-    };
-    let u16_at = |at: usize| {
-        let pair = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if little { u16::from_le_bytes(pair) } else { u16::from_be_bytes(pair) })
-    };
-    let (low, high) = if little { (4, 6) } else { (6, 4) };
-    let directory = (usize::from(u16_at(high)?) << 16) | usize::from(u16_at(low)?);
-    for entry in 0..usize::from(u16_at(directory)?) {
-        let at = directory + 2 + entry * 12;
-        if u16_at(at)? == 0x0112 {
-            return Some(u16_at(at + 8)?).filter(|value| (1..=8).contains(value));
-        }
-    }
-    Some(1)
+/// `length` copies of a value, or an error where memory is short.
+fn filled<T: Clone>(length: usize, value: T) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    let bytes = length.saturating_mul(size_of::<T>()) as u64;
+    values.try_reserve_exact(length).map_err(|_| DecodeError::OutOfMemory { bytes })?;
+    values.resize(length, value);
+    Ok(values)
 }

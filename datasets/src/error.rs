@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use runtime::text::printable;
+
 use crate::{DecodeError, Location};
 
 /// Shorthand for a result with this crate's [`Error`].
@@ -12,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be opened or read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", printable(&path.to_string_lossy()))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -30,7 +32,7 @@ pub enum Error {
     },
 
     /// The data lacks the requested split.
-    #[error("{container}: no {split} split; {hint}")]
+    #[error("{}: no {split} split; {hint}", printable(container))]
     MissingSplit {
         /// The data set.
         container: String,
@@ -41,7 +43,7 @@ pub enum Error {
     },
 
     /// A data set with an inconsistent or unusable layout: no samples, empty classes, unknown classes.
-    #[error("{container}: {cause}")]
+    #[error("{}: {cause}", printable(container))]
     Layout {
         /// The folder, archive or URL.
         container: String,

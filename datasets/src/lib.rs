@@ -10,6 +10,7 @@
 //! timing, or what came before.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod batch;
 mod cache;
@@ -31,7 +32,7 @@ pub mod transforms;
 pub use batch::{ImageBatch, UploadedBatch};
 pub use cache::cache_folder;
 pub use dataset::{SourceDataset, SourceItem};
-pub use decode::{DecodeError, Limits, decode, probe};
+pub use decode::{DecodeError, DecodeOptions, Decoded, Limits, OrientationPolicy, decode, probe};
 pub use digits::Digits;
 pub use error::{Error, Result};
 pub use loader::{BadSamples, ImageLoader, LoaderBuilder, PipelinePreprocess, Preprocess, SampleContext};

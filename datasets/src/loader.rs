@@ -26,14 +26,13 @@ use burn::{
     data::dataloader::{DataLoader, DataLoaderIterator},
     tensor::Device,
 };
-use image::RgbImage;
 
 pub use self::{
     batches::Batches,
     policy::{BadSample, BadSamples, Incidents},
 };
 use crate::{
-    DecodeError, Error, ImageBatch, Limits, Result, SampleRng, Source,
+    DecodeError, DecodeOptions, Decoded, Error, ImageBatch, Result, SampleRng, Source,
     meters::{MeterReading, Meters, Stage, Stopwatch},
     sampler::{Order, Sampler, SamplerOptions},
     transforms::{Pipeline, batch::BatchTransforms},
@@ -62,27 +61,27 @@ pub trait Preprocess: Send + Sync {
     ///
     /// # Errors
     /// Any [`DecodeError`]; the loader adds the sample's location.
-    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError>;
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<Decoded, DecodeError>;
 }
 
 /// A [`Pipeline`] as the loader's preprocessing, decoding no more than it needs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct PipelinePreprocess {
     pipeline: Pipeline,
-    limits: Limits,
+    options: DecodeOptions,
     output_size: [usize; 2],
 }
 
 impl PipelinePreprocess {
-    /// Creates the preprocessing of a pipeline, within `limits`.
+    /// Creates the preprocessing of a pipeline.
     ///
     /// # Errors
     /// [`Error::InvalidLoader`] for a pipeline whose images differ in size.
-    pub fn new(pipeline: Pipeline, limits: Limits) -> Result<Self> {
+    pub fn new(pipeline: Pipeline, options: DecodeOptions) -> Result<Self> {
         let output_size = pipeline.output_size().ok_or_else(|| Error::InvalidLoader {
             what: "the transforms leave images of different sizes, which make no batch; add a crop".into(),
         })?;
-        Ok(Self { pipeline, limits, output_size })
+        Ok(Self { pipeline, options, output_size })
     }
 }
 
@@ -91,16 +90,19 @@ impl Preprocess for PipelinePreprocess {
         self.output_size
     }
 
-    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<Decoded, DecodeError> {
         let SampleContext { seed, epoch, index } = context;
         let mut rng = SampleRng::new(seed, epoch, index);
-        let result = self.pipeline.decode_and_apply_with(bytes, &mut rng, &self.limits, || watch.lap(Stage::Decode));
+        let result = self.pipeline.decode_and_apply_with(bytes, &mut rng, &self.options, || watch.lap(Stage::Decode));
         if result.is_err() {
             watch.lap(Stage::Decode);
         }
         result
     }
 }
+
+/// The most threads of a loader: a larger number is a slip.
+const MOST_WORKERS: usize = 1024;
 
 /// Settings of an [`ImageLoader`]; see [`ImageLoader::builder`].
 #[derive(Clone)]
@@ -126,7 +128,7 @@ impl LoaderBuilder {
     }
 
     /// Sets the number of threads that read, decode and transform. Default: one per core. With 0, the consumer does the
-    /// work when it requests a batch.
+    /// work when it requests a batch. At most 1024.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -189,7 +191,7 @@ impl LoaderBuilder {
         self
     }
 
-    /// Sets the policy for samples that cannot be read or decoded. Default: [`BadSamples::Strict`].
+    /// Sets the policy for samples that are damaged or cannot be read or decoded. Default: [`BadSamples::Warn`].
     pub fn bad_samples(mut self, policy: BadSamples) -> Self {
         self.bad_samples = policy;
         self
@@ -215,6 +217,9 @@ impl LoaderBuilder {
     pub fn build(self) -> Result<ImageLoader> {
         let sampler = Sampler::new(&self.source, self.sampler)?;
         let invalid = |what: String| Err(Error::InvalidLoader { what });
+        if self.workers > MOST_WORKERS {
+            return invalid(format!("{} workers; the most are {MOST_WORKERS}", self.workers));
+        }
         if self.batch_size == 0 {
             return invalid("a batch of 0 images".into());
         }
@@ -238,7 +243,8 @@ impl LoaderBuilder {
             return invalid(format!("{} has no label", self.source.location(index)));
         }
         let range = 0..sampler.len();
-        let context = Context { settings: self, sampler, incidents: Incidents::default() };
+        let context =
+            Context { settings: self, sampler, incidents: Incidents::default(), damaged: Incidents::default() };
         Ok(ImageLoader { context: Arc::new(context), range, cursor: Arc::default(), meters: Arc::default() })
     }
 }
@@ -248,6 +254,7 @@ struct Context {
     settings: LoaderBuilder,
     sampler: Sampler,
     incidents: Incidents,
+    damaged: Incidents,
 }
 
 /// Where the next iterator starts.
@@ -286,7 +293,7 @@ impl ImageLoader {
             batch_size: 32,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: 512 << 20,
-            bad_samples: BadSamples::Strict,
+            bad_samples: BadSamples::default(),
             allow_unlabeled: false,
             sampler: SamplerOptions::default(),
             part: (0, 1),
@@ -353,6 +360,11 @@ impl ImageLoader {
     /// The samples that could not be read or decoded so far, each once, by index.
     pub fn bad_samples(&self) -> Vec<BadSample> {
         self.context.incidents.list()
+    }
+
+    /// The samples that are damaged and were decoded nevertheless so far, each once, by index.
+    pub fn damaged_samples(&self) -> Vec<BadSample> {
+        self.context.damaged.list()
     }
 
     /// Positions in the batches of an epoch.

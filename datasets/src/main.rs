@@ -1,11 +1,12 @@
 //! `datasets`: inspects, checks, previews, shards and benchmarks image data.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod cli;
 mod command;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use runtime::{
     exit::{self, ExitCode},
     logging::{self, LogFormat},
@@ -19,9 +20,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let progress = cli.progress();
-    exit::run(|| {
+    exit::run(|cli: Cli| {
+        let progress = cli.progress();
         logging::init(cli.verbosity, LogFormat::Plain)?;
         run(&cli.command, progress)
     })

@@ -52,6 +52,7 @@ pub struct Meters {
     samples: AtomicU64,
     bytes: AtomicU64,
     bad: AtomicU64,
+    damaged: AtomicU64,
 }
 
 impl Meters {
@@ -69,6 +70,7 @@ impl Meters {
             samples: self.samples.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             bad: self.bad.load(Relaxed),
+            damaged: self.damaged.load(Relaxed),
         }
     }
 
@@ -81,6 +83,10 @@ impl Meters {
     pub(crate) fn add_sample(&self, bytes: usize) {
         self.samples.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    pub(crate) fn add_damaged(&self) {
+        self.damaged.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn add_bad(&self) {
@@ -121,6 +127,8 @@ pub struct MeterReading {
     pub bytes: u64,
     /// Samples that could not be read or decoded.
     pub bad: u64,
+    /// Samples that are damaged and were decoded nevertheless.
+    pub damaged: u64,
 }
 
 impl MeterReading {
@@ -156,6 +164,7 @@ impl Add for MeterReading {
             samples: self.samples + other.samples,
             bytes: self.bytes + other.bytes,
             bad: self.bad + other.bad,
+            damaged: self.damaged + other.damaged,
         }
     }
 }
@@ -176,6 +185,9 @@ impl fmt::Display for MeterReading {
         )?;
         if self.bad > 0 {
             write!(f, "; {} bad samples", self.bad)?;
+        }
+        if self.damaged > 0 {
+            write!(f, "; {} damaged samples", self.damaged)?;
         }
         Ok(())
     }

@@ -1,14 +1,17 @@
 //! A list of samples to leave out, written by `datasets doctor --quarantine FILE` and honored wherever data is opened.
 //!
-//! A text file with one sample per line: its key, a tab and the reason; lines that start with `#` are comments.
+//! A text file with one sample per line: its key, a tab and the reason; lines that start with `#` are comments. In a key, a
+//! line break is written `\n` or `\r`, a tab `\t`, a backslash `\\`, and a `#` at the beginning `\#`.
 
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
     sync::Arc,
 };
+
+use runtime::{files::open_regular, text::printable};
 
 use crate::{Error, Result, Source, source::Subset};
 
@@ -22,12 +25,15 @@ impl Quarantine {
     /// # Errors
     /// [`Error::Io`] where it cannot be read or is no UTF-8 text.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let mut text = String::new();
+        open_regular(path)
+            .and_then(|mut file| file.read_to_string(&mut text))
+            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let lines = text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
         Ok(Self(
             lines
                 .map(|line| line.split_once('\t').unwrap_or((line, "")))
-                .map(|(key, reason)| (key.to_owned(), reason.to_owned()))
+                .map(|(key, reason)| (unescape(key), reason.to_owned()))
                 .collect(),
         ))
     }
@@ -39,7 +45,7 @@ impl Quarantine {
     pub fn write(&self, writer: &mut dyn Write) -> io::Result<()> {
         writeln!(writer, "# Samples that `datasets doctor` would leave out: key, tab, reason.")?;
         for (key, reason) in &self.0 {
-            writeln!(writer, "{key}\t{}", reason.replace(['\n', '\r', '\t'], " "))?;
+            writeln!(writer, "{}\t{}", escape(key), printable(&reason.replace(['\n', '\r', '\t'], " ")))?;
         }
         Ok(())
     }
@@ -82,6 +88,43 @@ impl Quarantine {
     }
 }
 
+/// A key as a line has it.
+fn escape(key: &str) -> String {
+    let mut escaped = String::with_capacity(key.len());
+    for (at, c) in key.char_indices() {
+        match c {
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\t' => escaped.push_str("\\t"),
+            '\\' => escaped.push_str("\\\\"),
+            '#' if at == 0 => escaped.push_str("\\#"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// The inverse of [`escape`]; other backslashes stay, as in lists that were written by hand.
+fn unescape(line: &str) -> String {
+    let mut key = String::with_capacity(line.len());
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        let escaped = match (c, chars.clone().next()) {
+            ('\\', Some('n')) => '\n',
+            ('\\', Some('r')) => '\r',
+            ('\\', Some('t')) => '\t',
+            ('\\', Some(same @ ('\\' | '#'))) => same,
+            _ => {
+                key.push(c);
+                continue;
+            }
+        };
+        key.push(escaped);
+        chars.next();
+    }
+    key
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +149,14 @@ mod tests {
             (0..3).map(|index| source.key(index).into_owned()).collect::<Vec<_>>(),
             ["sample-1", "sample-2", "sample-4"]
         );
+        let keys = ["a\nsample-1", "#1.jpg", "tab\there", "back\\nslash", "\r", "a\\", "\\x41"];
+        let mut list = Quarantine::default();
+        keys.iter().for_each(|&key| list.insert(key, "odd"));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        list.write(&mut file.as_file()).unwrap();
+        let read = Quarantine::load(file.path()).unwrap();
+        assert_eq!(read, list, "names with line breaks come back and list no other sample");
+        assert_eq!(unescape("C:\\photos\\1.jpg"), "C:\\photos\\1.jpg", "a list by hand");
         assert!(Quarantine::load(Path::new("no/such/file")).unwrap_err().to_string().contains("no/such/file"));
     }
 }

@@ -13,12 +13,13 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    fs,
+    io::{self, BufWriter, Read, Write},
     path::{Path, PathBuf},
 };
 
 use data_encoding::HEXLOWER;
+use runtime::files::{create_unlinked, open_regular};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -127,7 +128,7 @@ pub fn write_shards(
     let classes_path = out.join("manifest.json");
     let class_list = serde_json::json!({ "classes": manifest.classes });
     if classes_path.exists() {
-        let bytes = fs::read(&classes_path).map_err(|error| Error::io(&classes_path, error))?;
+        let bytes = read_regular(&classes_path)?;
         if serde_json::from_slice::<serde_json::Value>(&bytes).ok() != Some(class_list.clone()) {
             return Err(Error::layout(classes_path.display(), "is of other classes; choose another folder"));
         }
@@ -149,7 +150,7 @@ pub fn write_shards(
         let path = out.join(&file);
         let beside = path.with_extension("tar.tmp");
         let failed = |error| Error::io(&beside, error);
-        let mut tar = TarWriter::new(BufWriter::new(File::create(&beside).map_err(failed)?));
+        let mut tar = TarWriter::new(BufWriter::new(create_unlinked(&beside).map_err(failed)?));
         let mut samples = 0;
         while let Some((index, bytes)) = carried.take().map_or_else(|| pending.next(), |sample| Ok(Some(sample)))? {
             let extension = extension(source, index, &bytes)?;
@@ -221,7 +222,7 @@ fn fingerprint(source: &dyn Source, options: &ShardOptions) -> String {
 
 /// Returns the shards of a manifest, if they belong to the same data and still exist.
 fn earlier_shards(path: &Path, out: &Path, fingerprint: &str) -> Result<Vec<Shard>> {
-    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    let bytes = read_regular(path)?;
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|error| Error::layout(path.display(), format!("is not a manifest of shards: {error}; remove it")))?;
     if manifest.fingerprint != fingerprint {
@@ -236,6 +237,12 @@ fn earlier_shards(path: &Path, out: &Path, fingerprint: &str) -> Result<Vec<Shar
         }
     }
     Ok(manifest.shards)
+}
+
+fn read_regular(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|error| Error::io(path, error))
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -297,3 +297,157 @@ fn processes_that_index_the_same_shards_at_once_do_not_hurt_each_other() {
         assert_eq!(json(&again), json(&outputs[0]), "from the index that they left");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn results_that_cannot_be_written_are_an_error_and_a_closed_pipe_is_none() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const SIGPIPE: i32 = 13;
+    let data = data();
+    let bench = ["bench", path(data.path()), "--batch-size", "2"];
+    let commands: [&[&str]; 5] =
+        [&["--help"], &["inspect", "digits"], &["doctor", path(data.path())], &bench, &["completions", "fish"]];
+    for args in commands {
+        let command = |stdout: std::process::Stdio| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_datasets"));
+            command.args(args).arg("-qq").stdout(stdout).stderr(std::process::Stdio::piped());
+            command.output().expect("the binary runs")
+        };
+        let full = command(fs::File::options().write(true).open("/dev/full").expect("it is there").into());
+        let expected = "error: cannot write to standard output: No space left on device (os error 28)\n";
+        assert_eq!((stderr(&full).as_str(), full.status.code()), (expected, Some(1)), "{args:?}");
+
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let closed = command(writer.into());
+        assert_eq!((stderr(&closed).as_str(), closed.status.signal()), ("", Some(SIGPIPE)), "{args:?}");
+    }
+}
+
+#[test]
+fn doctor_finds_placeholders_and_files_that_are_left_out() {
+    let root = data();
+    let train = root.path().join("train");
+    let placeholder = jpeg(&picture(77, 90, 90));
+    for class in ["cat", "dog"] {
+        fs::write(train.join(class).join("missing.jpg"), &placeholder).expect("written");
+    }
+    let gray = RgbImage::from_pixel(64, 64, image::Rgb([128, 128, 128]));
+    fs::write(train.join("dog/gray.jpg"), jpeg(&gray)).expect("written");
+    fs::write(train.join("dog/phone.HEIC"), "no JPEG").expect("written");
+    fs::write(train.join("dog/list.txt"), "x").expect("written");
+    let list = root.path().join("bad.txt");
+    let what = ["--quarantine", path(&list), "--quarantine-what", "flat,conflicts"];
+    let output = datasets(&[&["doctor", path(root.path()), "--format", "json"][..], &what].concat());
+    let report = json(&output);
+    let conflict = report["conflicts"][0].as_array().expect("a group");
+    let keys: Vec<_> = conflict.iter().map(|sample| sample["key"].as_str().unwrap_or_default()).collect();
+    assert_eq!(keys, ["train/cat/missing.jpg", "train/dog/missing.jpg"]);
+    assert_eq!(report["conflicts"].as_array().map(Vec::len), Some(1));
+    let flat: Vec<_> =
+        report["findings"].as_array().expect("a list").iter().filter(|finding| finding["kind"] == "flat").collect();
+    assert_eq!(flat.len(), 1);
+    assert_eq!(
+        (&flat[0]["sample"]["key"], &flat[0]["detail"]),
+        (&"train/dog/gray.jpg".into(), &"nothing but #808080".into())
+    );
+    let left_out = report["left_out"].as_array().expect("a list");
+    assert!(left_out.iter().any(|group| group["extension"] == ".heic" && group["count"] == 1), "{left_out:?}");
+    assert!(left_out.iter().any(|group| group["extension"] == ".txt" && group["reason"] == "no-image"), "{left_out:?}");
+    let listed = fs::read_to_string(&list).expect("the list");
+    assert_eq!(listed.lines().filter(|line| !line.starts_with('#')).count(), 3, "{listed}");
+    let text = stdout(&datasets(&["doctor", path(root.path())]));
+    assert!(text.contains("the same image in several classes (a placeholder, or wrong labels): 1 group"), "{text}");
+    assert!(text.contains("of a single color: 1 sample"), "{text}");
+    let inspected = datasets(&["inspect", path(root.path())]);
+    for text in [stdout(&inspected), stderr(&inspected)] {
+        assert!(text.contains("left out: ") && text.contains("1 .heic"), "{text}");
+    }
+}
+
+#[test]
+fn shard_writes_every_split_or_says_which_it_leaves_out() {
+    let root = data();
+    let out = TempDir::new().expect("a folder");
+    let both = out.path().join("both");
+    let output = datasets(&["shard", path(root.path()), "--out", path(&both), "--name", "pets"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(both.join("pets-train-000000.tar").exists() && both.join("pets-val-000000.tar").exists());
+    assert_eq!(stdout(&output).lines().count(), 2, "{}", stdout(&output));
+    for (split, samples) in [("train", 8), ("val", 4)] {
+        let inspected = json(&datasets(&["inspect", path(&both), "--split", split, "--format", "json"]));
+        assert_eq!(inspected["samples"], samples);
+    }
+    let one = out.path().join("one");
+    let output = datasets(&["shard", path(root.path()), "--out", path(&one), "--split", "train"]);
+    assert!(stderr(&output).contains("the split val is left out"), "{}", stderr(&output));
+    assert!(
+        !fs::read_dir(&one).expect("a folder").any(|e| e
+            .expect("an entry")
+            .file_name()
+            .to_string_lossy()
+            .contains("val"))
+    );
+    let whole = out.path().join("whole");
+    let output = datasets(&["shard", path(&root.path().join("train")), "--out", path(&whole)]);
+    assert!(output.status.success() && stdout(&output).contains("split train: 8 samples"), "{}", stderr(&output));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_names_hold_does_not_reach_the_terminal() {
+    let root = data();
+    let odd = root.path().join("train/cat/\u{1b}[2J\nwarning: all is lost.jpg");
+    fs::write(&odd, "no image").expect("written");
+    fs::create_dir(root.path().join("train/\u{1b}]0;title")).expect("a folder");
+    for arguments in [&["doctor", path(root.path())][..], &["inspect", path(root.path()), "--allow-empty-classes"]] {
+        let output = datasets(arguments);
+        for text in [stdout(&output), stderr(&output)] {
+            assert!(!text.contains('\u{1b}') && !text.contains("\nwarning: all"), "{text}");
+        }
+    }
+    fs::remove_dir(root.path().join("train/\u{1b}]0;title")).expect("removed");
+    let list = root.path().join("bad.txt");
+    datasets(&["doctor", path(root.path()), "--quarantine", path(&list)]);
+    let inspected = json(&datasets(&["inspect", path(root.path()), "--exclude", path(&list), "--format", "json"]));
+    assert_eq!(inspected["samples"], 8, "the odd one alone is left out");
+}
+
+#[test]
+fn doctor_counts_orientations_of_every_format_damage_and_unused_bits() {
+    let root = data();
+    let cats = root.path().join("train/cat");
+    let good = jpeg(&picture(61, 120, 90));
+    // A quarter turn, in an EXIF block of a JPEG, and in an eXIf chunk of a PNG.
+    let block = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    let turned = [&good[..2], b"\xff\xe1\0\x22Exif\0\0", block, &good[2..]].concat();
+    fs::write(cats.join("turned.jpg"), turned).expect("written");
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture(62, 120, 90).write_to(&mut png, image::ImageFormat::Png).expect("a PNG");
+    let png = png.into_inner();
+    let chunk = [b"eXIf", &block[..]].concat();
+    let (length, checksum) = ((block.len() as u32).to_be_bytes(), crc32fast::hash(&chunk).to_be_bytes());
+    fs::write(cats.join("turned.png"), [&png[..33], &length, &chunk, &checksum, &png[33..]].concat()).expect("written");
+    // The end marker comes early; and 12 bits in 16.
+    fs::write(cats.join("early.jpg"), [&good[..good.len() - 400], b"\xff\xd9"].concat()).expect("written");
+    let dim = image::ImageBuffer::from_fn(120, 90, |x, y| image::Luma([(x * 30 + y * 3) as u16]));
+    dim.save(cats.join("dim.png")).expect("written");
+
+    let output = datasets(&["doctor", path(root.path()), "--format", "json"]);
+    assert_eq!(output.status.code(), Some(0), "all can be used: {}", stderr(&output));
+    let report = json(&output);
+    let mut found: Vec<(String, String)> = report["findings"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|finding| {
+            let key = finding["sample"]["key"].as_str().unwrap_or_default();
+            (finding["kind"].as_str().unwrap_or_default().into(), key.rsplit('/').next().unwrap_or_default().into())
+        })
+        .collect();
+    found.sort();
+    let expected =
+        [("damaged", "early.jpg"), ("narrow-range", "dim.png"), ("odd-exif", "turned.jpg"), ("odd-exif", "turned.png")];
+    assert_eq!(found, expected.map(|(kind, key)| (kind.to_string(), key.to_string())));
+}

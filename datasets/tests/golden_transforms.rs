@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use datasets::{
-    Limits, SampleRng, decode,
+    DecodeOptions, SampleRng, decode,
     transforms::{CenterCrop, Interpolation, Pipeline, Rect, Resize, Transform, resized_crop},
 };
 use image::RgbImage;
@@ -33,8 +33,8 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
         let number = |key: &str| u32::try_from(entry[key].as_u64().unwrap()).unwrap();
         let text = |key: &str| entry[key].as_str().unwrap();
         let Some((_, bytes)) = members.iter().find(|(name, _)| name == text("source")) else { continue };
-        let limits = Limits::default();
-        let image = decode(bytes, &limits).unwrap();
+        let options = DecodeOptions::default();
+        let image = decode(bytes, &options).unwrap().image;
         let result = match text("transform") {
             "resize the shorter side, centre crop" => {
                 let interpolation = match text("interpolation") {
@@ -46,8 +46,8 @@ fn evaluation_transforms_and_resized_crops_are_torchvisions() {
                 let crop = CenterCrop { size: number("crop") };
                 let result = pipeline(resize, crop).apply(image.clone(), &mut SampleRng::new(0, 0, 0));
                 assert_eq!(result, crop.apply(&resize.apply(&image)), "fused and in two steps");
-                let fused = pipeline(resize, crop).decode_and_apply(bytes, &mut SampleRng::new(0, 0, 0), &limits);
-                assert_eq!(result, fused.unwrap(), "fused with decoding");
+                let fused = pipeline(resize, crop).decode_and_apply(bytes, &mut SampleRng::new(0, 0, 0), &options);
+                assert_eq!(result, fused.unwrap().image, "fused with decoding");
                 result
             }
             "resized_crop" => {

@@ -1,7 +1,7 @@
 //! The random transforms against their definitions: ranges, moments and χ² with fixed seeds.
 
 use datasets::{
-    Limits, SampleRng,
+    DecodeOptions, SampleRng,
     transforms::{
         AugMix, CenterCrop, ColorJitter, Erased, EvalTransform, FiveCrop, Interpolation, Lighting, Pipeline,
         RandAugment, RandomCrop, RandomErasing, RandomHorizontalFlip, RandomResizedCrop, RandomShorterSide, Rect,
@@ -271,10 +271,10 @@ fn fused_pipelines_draw_and_compute_the_same() {
         .unwrap(),
     ];
     for bytes in [png, jpeg] {
-        let whole = datasets::decode(&bytes, &Limits::default()).unwrap();
+        let whole = datasets::decode(&bytes, &DecodeOptions::default()).unwrap().image;
         for (pipeline, index) in pipelines.iter().flat_map(|pipeline| (0..30).map(move |index| (pipeline, index))) {
             let (mut a, mut b) = (rng(index), rng(index));
-            let fused = pipeline.decode_and_apply(&bytes, &mut a, &Limits::default()).unwrap();
+            let fused = pipeline.decode_and_apply(&bytes, &mut a, &DecodeOptions::default()).unwrap().image;
             let stepwise =
                 pipeline.transforms().iter().fold(whole.clone(), |image, transform| transform.apply(image, &mut b));
             assert_eq!(fused, stepwise);

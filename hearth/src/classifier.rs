@@ -6,7 +6,8 @@ use std::{
 };
 
 use burn::tensor::Device;
-use hub::{Card, LoadOptions};
+use datasets::OrientationPolicy;
+use hub::{Activation, Card, LoadOptions, PreprocessOverrides};
 use image::RgbImage;
 use infer::{Model, Prediction};
 use models::{Architecture, ImageClassifier, Network};
@@ -52,6 +53,8 @@ pub struct ClassifierBuilder {
     load: LoadOptions,
     top: Option<usize>,
     keep_batch_norm: bool,
+    orientation: Option<OrientationPolicy>,
+    max_pixels: Option<u64>,
 }
 
 impl ClassifierBuilder {
@@ -65,6 +68,25 @@ impl ClassifierBuilder {
     /// architecture.
     pub fn architecture(mut self, architecture: Architecture) -> Self {
         self.load.architecture = Some(architecture);
+        self
+    }
+
+    /// Selects one of several networks of a weight file by its key, such as `state_dict_ema` or `encoder_q`.
+    pub fn weights_key(mut self, key: impl Into<String>) -> Self {
+        self.load.weights_key = Some(key.into());
+        self
+    }
+
+    /// Changes the preprocessing of the model card, or of the architecture for a weight file without one.
+    pub fn preprocess(mut self, overrides: PreprocessOverrides) -> Self {
+        self.load.preprocess = overrides;
+        self
+    }
+
+    /// Sets how outputs become probabilities. A network with one output needs [`Activation::Sigmoid`], and then has two
+    /// classes.
+    pub fn activation(mut self, activation: Activation) -> Self {
+        self.load.activation = activation;
         self
     }
 
@@ -93,6 +115,19 @@ impl ClassifierBuilder {
         self
     }
 
+    /// Sets whether the orientation in an image's metadata is applied; by default the model card's choice, which is to
+    /// apply it if the card has none.
+    pub fn orientation(mut self, policy: OrientationPolicy) -> Self {
+        self.orientation = Some(policy);
+        self
+    }
+
+    /// Sets the largest number of pixels of an image, before it is resized; 178,956,970 by default.
+    pub fn max_pixels(mut self, max_pixels: u64) -> Self {
+        self.max_pixels = Some(max_pixels);
+        self
+    }
+
     /// Opens published weights, which are downloaded once.
     ///
     /// # Errors
@@ -116,8 +151,11 @@ impl ClassifierBuilder {
     fn load(self, name: &str) -> Result<Classifier> {
         let device = self.device.open()?;
         let failed = |error| Error::Weights { name: name.into(), cause: cause(error) };
-        let opened = open_weights(name, &self.load, &device)?;
+        let mut opened = open_weights(name, &self.load, &device)?;
+        let preprocess = &mut opened.card.preprocess;
+        preprocess.orientation = self.orientation.or(preprocess.orientation);
         let model = Model::load(&opened, self.keep_batch_norm, &device).map_err(failed)?;
+        let model = model.with_max_pixels(self.max_pixels);
         Ok(Classifier::of(model, self.top.unwrap_or(TOP)))
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use burn::data::dataloader::DataLoader;
 use datasets::{
-    ImageBatch, ImageLoader, Limits, OpenOptions, PipelinePreprocess, Source, Split, open,
+    DecodeOptions, ImageBatch, ImageLoader, OpenOptions, PipelinePreprocess, Source, Split, open,
     transforms::{EvalTransform, Pipeline, batch::BatchTransforms},
 };
 
@@ -37,6 +37,7 @@ pub struct ImageDataset {
     shuffle: bool,
     drop_last: bool,
     workers: Option<usize>,
+    decoding: DecodeOptions,
 }
 
 impl fmt::Debug for ImageDataset {
@@ -81,6 +82,7 @@ impl ImageDataset {
             shuffle: false,
             drop_last: false,
             workers: None,
+            decoding: DecodeOptions::default(),
         }
     }
 
@@ -150,12 +152,18 @@ impl ImageDataset {
         self
     }
 
+    /// Sets how images are decoded: whether the orientation of their metadata is applied (the default), and limits.
+    pub fn decoding(mut self, options: DecodeOptions) -> Self {
+        self.decoding = options;
+        self
+    }
+
     /// Returns the loader. Each of its iterators yields the next epoch.
     ///
     /// # Errors
     /// Fails if the batch size is 0 or exceeds the data, or if the images have no common size after the transforms.
     pub fn loader(&self) -> Result<ImageLoader> {
-        let preprocess = PipelinePreprocess::new(self.pipeline.clone(), Limits::default())?;
+        let preprocess = PipelinePreprocess::new(self.pipeline.clone(), self.decoding.clone())?;
         let mut builder = ImageLoader::builder(self.source.clone(), Arc::new(preprocess))
             .batch_size(self.batch_size)
             .seed(self.seed)

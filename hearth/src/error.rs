@@ -81,8 +81,12 @@ pub enum Error {
 }
 
 /// Names of the command line in messages of the crates below, and what they are called here.
-const OPTIONS: [(&str, &str); 5] = [
+const OPTIONS: [(&str, &str); 9] = [
     ("--weights ", ""),
+    ("--weights-key", "`weights_key`"),
+    ("--activation", "`activation`"),
+    ("--resize", "`preprocess.resize`"),
+    ("--crop", "`preprocess.crop`"),
     ("--arch", "`architecture`"),
     ("--card", "`card`"),
     ("--offline", "`offline`"),
@@ -112,5 +116,6 @@ mod tests {
     fn messages_name_options_and_no_flags() {
         assert_eq!(cause("downloads are off (--offline)"), "downloads are off (`offline`)");
         assert_eq!(cause("did you mean --weights runs/1?"), "did you mean runs/1?");
+        assert_eq!(cause("give --weights-key ema, --resize"), "give `weights_key` ema, `preprocess.resize`");
     }
 }

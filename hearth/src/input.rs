@@ -2,13 +2,14 @@
 
 use std::{
     borrow::Cow,
-    fs,
-    io::Cursor,
+    io::{Cursor, Read},
     path::{Path, PathBuf},
 };
 
+use datasets::source::MAX_SAMPLE_BYTES;
 use hub::Preprocessor;
 use image::{DynamicImage, ImageFormat, RgbImage};
+use runtime::files::open_regular;
 
 use crate::error::{Error, Result};
 
@@ -53,11 +54,19 @@ impl<'a> ImageInput<'a> {
     /// Decodes, resizes and crops the image.
     pub(crate) fn prepare(&self, preprocessor: &Preprocessor) -> Result<RgbImage> {
         let decode = |bytes: &[u8], name: &dyn Fn() -> String| {
-            preprocessor.decode(bytes).map_err(|error| Error::Image { name: name(), cause: error.to_string() })
+            let failed = |error: datasets::DecodeError| Error::Image { name: name(), cause: error.to_string() };
+            let decoded = preprocessor.decode(bytes).map_err(failed)?;
+            if let Some(damage) = decoded.damage {
+                log::warn!("{}: {damage}; it is used as far as it can be decoded", name());
+            }
+            Ok(decoded.image)
         };
         match &self.0 {
             Kind::File(path) => {
-                let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+                let mut bytes = Vec::new();
+                open_regular(path)
+                    .and_then(|file| file.take(MAX_SAMPLE_BYTES).read_to_end(&mut bytes))
+                    .map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
                 decode(&bytes, &|| path.display().to_string())
             }
             Kind::Bytes(bytes) => decode(bytes, &|| format!("an image of {} bytes", bytes.len())),

@@ -41,8 +41,9 @@ pub enum Flow {
     Stop,
 }
 
-/// Trains a network by a recipe into a run folder, as the `train` program does: with checkpoints, metrics and a
-/// report. Only `experiment.log` is missing: it would take over the logger of the process.
+/// Trains a network by a recipe into a run folder, as the `train` program does: with checkpoints, metrics, a log and a
+/// report. Log records of other modules stay with the logger of the process; `experiment.log` has them too if that is the
+/// one of `runtime::logging`.
 ///
 /// ```
 /// use hearth::{Flow, Trainer, models::Architecture};
@@ -209,13 +210,13 @@ impl Trainer {
         self
     }
 
-    /// Sets the validation images; by default the `val` split of the images.
+    /// Sets the validation images; by default the `val` split of the images, or a part of them.
     pub fn validation(mut self, data: impl AsRef<Path>) -> Self {
         self.edit(|recipe| recipe.data.valid = Some(data.as_ref().to_string_lossy().into_owned()));
         self
     }
 
-    /// Holds a fraction of the training images out for validation, if the data has no `val` split.
+    /// Holds a fraction of each class out for validation, if the data has no `val` split; 0.2 by default.
     pub fn validation_fraction(mut self, fraction: f64) -> Self {
         self.edit(|recipe| recipe.data.val_fraction = Some(fraction));
         self
@@ -345,7 +346,9 @@ impl Trainer {
         };
         let failed = |error| Error::Start { cause: cause(error) };
         let finished = match start {
-            Start::Checkpoint(run) => training::resume(&run, &LoadOptions::default(), &options).map_err(failed)?,
+            Start::Checkpoint(run) => {
+                training::resume(&run, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
+            }
             Start::Card(recipe) => {
                 let recipe = *recipe?;
                 check_start(&recipe)?;

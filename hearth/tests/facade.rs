@@ -118,6 +118,25 @@ fn a_network_of_one_s_own_classifies_by_its_card() {
 }
 
 #[test]
+fn a_network_with_one_output_is_a_classifier_by_a_sigmoid_alone() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("one.safetensors");
+    let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(1).init(&Device::flex());
+    let mut card = Classifier::open(digits_run()).unwrap().card().clone();
+    card.classes = vec!["zero".to_string()];
+    hearth::hub::weights::save(&network, &card, &path).unwrap();
+    let error = message(Classifier::open(&path));
+    assert!(error.contains("one output") && error.contains("activation"), "{error}");
+    let error = message(Classifier::from_network(network, card, &Device::flex()));
+    assert!(error.contains("one output"), "{error}");
+    let classifier = Classifier::builder().activation(hearth::hub::Activation::Sigmoid).open(&path).unwrap();
+    assert_eq!(classifier.classes(), ["not zero", "zero"]);
+    let probabilities = classifier.probabilities(&digit(0)).unwrap();
+    assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{probabilities:?}");
+}
+
+#[test]
 fn what_cannot_be_opened_is_named_with_its_cause_and_remedy() {
     let _alone = alone();
     assert!(message(Classifier::pretrained("resnet5")).contains("did you mean resnet5"));

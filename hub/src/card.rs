@@ -2,11 +2,23 @@
 
 use std::path::Path;
 
-use datasets::imagenet;
+use datasets::{OrientationPolicy, imagenet};
 use models::Architecture;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, files};
+use crate::{Error, Result, files, weights::MAX_CLASSES};
+
+/// The largest height and width of a preprocessed image, in pixels.
+pub(crate) const MAX_SIDE: usize = 16_384;
+
+/// The largest number of pixels of a preprocessed image: 4096 × 4096.
+const MAX_PIXELS: usize = 1 << 24;
+
+/// The longest name of a class, in bytes.
+const MAX_CLASS_NAME: usize = 4096;
+
+/// The largest card, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// The version of the card's form that this build writes and reads.
 const FORMAT: u32 = 1;
@@ -49,6 +61,10 @@ pub struct Preprocess {
     pub mean: [f32; 3],
     /// The deviation of each channel, likewise.
     pub std: [f32; 3],
+    /// What becomes of the orientation in an image's metadata. Cards without it, like those of published weights, have
+    /// it applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orientation: Option<OrientationPolicy>,
 }
 
 /// How an image is resized before the centre crop.
@@ -96,6 +112,7 @@ impl Preprocess {
             channel_order: ChannelOrder::Rgb,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
+            orientation: None,
         }
     }
 
@@ -110,6 +127,7 @@ impl Preprocess {
             channel_order: ChannelOrder::Bgr,
             mean: [104.0 / 255.0, 117.0 / 255.0, 123.0 / 255.0],
             std: [1.0 / 255.0; 3],
+            orientation: None,
         }
     }
 
@@ -164,7 +182,12 @@ impl Card {
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
-        Self::from_json(&std::fs::read_to_string(path).map_err(io)?, path)
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(io(std::io::Error::other("it is not a file")));
+        }
+        let bytes = files::read_whole(path, MAX_BYTES).map_err(io)?;
+        let text = String::from_utf8(bytes).map_err(|error| io(std::io::Error::other(error)))?;
+        Self::from_json(&text, path)
     }
 
     /// The card as indented JSON.
@@ -180,13 +203,20 @@ impl Card {
         files::write_whole(path.as_ref(), |temporary| std::fs::write(temporary, self.to_json() + "\n"))
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Checks that the card is whole, and that each of its numbers is possible.
+    pub(crate) fn check(&self) -> Result<(), String> {
         let Preprocess { input_size, mean, std, resize, .. } = &self.preprocess;
         if self.format != FORMAT {
             return Err(format!("its format is {}, this build reads {FORMAT}", self.format));
         }
         if self.classes.is_empty() {
             return Err("it has no classes".to_string());
+        }
+        if self.classes.len() > MAX_CLASSES {
+            return Err(format!("it has {} classes; at most {MAX_CLASSES} are supported", self.classes.len()));
+        }
+        if let Some(index) = self.classes.iter().position(|class| class.len() > MAX_CLASS_NAME) {
+            return Err(format!("the name of class {index} has more than {MAX_CLASS_NAME} bytes"));
         }
         self.architecture.check_input(*input_size).map_err(|error| error.to_string())?;
         if !mean.iter().all(|m| m.is_finite()) || !std.iter().all(|s| s.is_finite() && *s > 0.0) {
@@ -196,9 +226,15 @@ impl Card {
             Resize::ShorterSide(side) => [side, side],
             Resize::Squash(size) => size,
         };
-        match resized.contains(&0) || input_size.contains(&0) {
-            true => Err("a size is 0".to_string()),
-            false => Ok(()),
+        for [height, width] in [resized, *input_size] {
+            let sides = 1..=MAX_SIDE;
+            if !sides.contains(&height) || !sides.contains(&width) {
+                return Err(format!("a size of {height} × {width} pixels is not possible: a side has 1 to {MAX_SIDE}"));
+            }
+            if height * width > MAX_PIXELS {
+                return Err(format!("a size of {height} × {width} pixels is more than {MAX_PIXELS} pixels"));
+            }
         }
+        Ok(())
     }
 }

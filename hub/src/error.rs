@@ -36,6 +36,37 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// A file is something else than weights.
+    #[error("{} has no weights that Hearth reads: it is {what}; {remedy}", path.display())]
+    NotWeights {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file has several networks, or none with the requested key.
+    #[error("{}", ambiguous(path, asked.as_deref(), keys))]
+    Ambiguous {
+        /// The file.
+        path: PathBuf,
+        /// The requested key.
+        asked: Option<String>,
+        /// The keys of the networks.
+        keys: Vec<String>,
+    },
+    /// A network does not have the single output that a sigmoid is applied to.
+    #[error(
+        "--activation sigmoid is for a network with one output; {} has {outputs}: omit it",
+        path.display()
+    )]
+    NotOneOutput {
+        /// The file.
+        path: PathBuf,
+        /// The number of outputs.
+        outputs: usize,
+    },
     /// A file's tensors do not match the network's.
     #[error("{} does not hold the weights of {architecture}:\n{mismatch}", path.display())]
     Mismatch {
@@ -63,6 +94,9 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// Changes of a card's preprocessing are not possible.
+    #[error("the preprocessing is not possible: {0}")]
+    Override(String),
     /// The preprocessing of a card cannot be applied.
     #[error("the model card's preprocessing is not supported")]
     Preprocess(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -77,7 +111,7 @@ pub enum Error {
     NotARun {
         /// The folder.
         folder: PathBuf,
-        /// A run in that folder, if there is one.
+        /// A run or a file of weights in that folder, if there is one.
         run: Option<PathBuf>,
     },
     /// A name is neither a path nor that of published weights.
@@ -115,8 +149,9 @@ pub enum Error {
     },
     /// A card has another number of classes than the weights' last layer.
     #[error(
-        "the model card of {} contradicts its weights: it has {card} classes, the last layer has {layer}",
-        path.display()
+        "the model card of {} contradicts its weights: it has {card} classes, the last layer has {layer}{}",
+        path.display(),
+        if (*card, *layer) == (2, 1) { " (--activation sigmoid reads one output as two classes)" } else { "" }
     )]
     OtherClasses {
         /// The file of weights.
@@ -207,11 +242,24 @@ fn not_a_run(folder: &Path, run: Option<&Path>) -> String {
     let shown = folder.display();
     match run {
         Some(run) => {
-            format!("{shown} is not a run folder but contains some; did you mean --weights {}?", run.display())
+            format!("{shown} is not a run folder; did you mean --weights {}?", run.display())
         }
         None => format!(
             "{shown} is not a run folder: it has no {}; give the folder that `train` printed, or a weight file",
             crate::RUN_WEIGHTS
+        ),
+    }
+}
+
+fn ambiguous(path: &Path, asked: Option<&str>, keys: &[String]) -> String {
+    let shown = path.display();
+    let listed = keys.join(", ");
+    match (asked, keys) {
+        (Some(asked), []) => format!("--weights-key {asked}: {shown} has no network of this architecture"),
+        (Some(asked), _) => format!("--weights-key {asked} names no single network of {shown}, which has: {listed}"),
+        (None, _) => format!(
+            "{shown} has several networks: {listed}; select one with --weights-key (for instance --weights-key {})",
+            keys.first().map_or("", String::as_str)
         ),
     }
 }

@@ -23,11 +23,13 @@
 //! ```
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod card;
 mod error;
 mod files;
 mod open;
+mod overrides;
 pub mod preprocess;
 mod published;
 pub mod weights;
@@ -35,6 +37,7 @@ pub mod weights;
 pub use card::{Card, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess, Resize, imagenet_classes};
 pub use error::{Error, Result};
 pub use open::{LoadOptions, Opened, RUN_WEIGHTS, open, open_with_progress};
+pub use overrides::{Activation, PreprocessOverrides};
 pub use preprocess::Preprocessor;
 pub use published::{Checksum, Hub, Progress, Published, Stored, find, identify, published};
 pub use weights::{Strictness, Weights};

@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use models::{Architecture, ImageClassifier, Network};
 
-use crate::{Card, Error, Hub, Progress, Published, Result, Strictness, Weights, find, identify};
+use crate::{
+    Activation, Card, Error, Hub, PreprocessOverrides, Progress, Published, Result, Strictness, Weights, find, identify,
+};
 
 /// The weight file of a run folder; it contains the card.
 pub const RUN_WEIGHTS: &str = "weights.safetensors";
@@ -23,6 +25,9 @@ pub struct LoadOptions {
     /// Model card (JSON) for a weight file without one, or in place of its own
     #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
     pub card: Option<PathBuf>,
+    /// Which network of a file that has several, such as state_dict_ema or encoder_q
+    #[cfg_attr(feature = "clap", arg(long, value_name = "KEY"))]
+    pub weights_key: Option<String>,
     /// Cache folder of published weights
     ///
     /// Default: `$XDG_CACHE_HOME/hearth/weights` or `~/.cache/hearth/weights`.
@@ -31,6 +36,15 @@ pub struct LoadOptions {
     /// Never download: published weights must be in the cache folder
     #[cfg_attr(feature = "clap", arg(long))]
     pub offline: bool,
+    /// Changes of the card's preprocessing.
+    #[cfg_attr(feature = "clap", arg(skip))]
+    pub preprocess: PreprocessOverrides,
+    /// How a network with one output is read.
+    #[cfg_attr(feature = "clap", arg(skip))]
+    pub activation: Activation,
+    /// The caller prepares images in its own way, so an assumed preprocessing is not worth a warning.
+    #[cfg_attr(feature = "clap", arg(skip))]
+    pub ignore_preprocess: bool,
 }
 
 /// Weights and their card.
@@ -40,6 +54,7 @@ pub struct Opened {
     pub weights: Weights,
     /// The card: the given one, the file's own, the published weights' built-in one, or the architecture's default.
     pub card: Card,
+    activation: Activation,
 }
 
 impl Opened {
@@ -50,13 +65,17 @@ impl Opened {
     /// Fails if the weights do not match the network (with a table of the differences), or if the card has another
     /// number of classes.
     pub fn network(&self, aux: bool, device: &Device) -> Result<Network> {
-        let Self { weights, card } = self;
-        let config = weights.config(card.architecture, device).with_transform_input(card.transform_input);
+        let Self { weights, card, activation } = self;
+        let config = weights.config(card.architecture, device)?.with_transform_input(card.transform_input);
         let config = if aux { config } else { config.with_aux_logits(false) };
         let network = config.init(device);
         let folded = weights.is_folded(card.architecture, device);
         let network = if folded { network.fold_batch_norm() } else { network };
         let (network, _) = weights.load(network, card.architecture, Strictness::Exact)?;
+        let network = match activation {
+            Activation::Softmax => network,
+            Activation::Sigmoid => two_classes(network, card.architecture, device)?,
+        };
         let (classes, layer) = (card.classes.len(), network.num_classes());
         match classes == layer {
             true => Ok(network),
@@ -73,8 +92,8 @@ impl Opened {
 /// their checksum; the default card of `options.architecture`.
 ///
 /// # Errors
-/// Where there is no such file or name, where the file cannot be read, where there is no card, or where card, file and
-/// `options` contradict each other.
+/// Where there is no such file or name, where the file cannot be read, where there is no card or several networks, or
+/// where card, file and `options` contradict each other.
 pub fn open(name: &str, options: &LoadOptions, device: &Device) -> Result<Opened> {
     open_with_progress(name, options, device, &mut |_, _| {})
 }
@@ -90,13 +109,31 @@ pub fn open_with_progress(
     progress: &mut dyn FnMut(&Published, Progress),
 ) -> Result<Opened> {
     let (path, published) = locate(name, options, progress)?;
-    let weights = Weights::open(&path)?;
-    let card = card(&weights, published, options, device)?;
+    let weights = Weights::open(&path)?.with_key(options.weights_key.clone());
+    let (card, is_assumed) = card(&weights, published, options, device)?;
     if let Some(asked) = options.architecture.filter(|asked| *asked != card.architecture) {
         return Err(Error::OtherArchitecture { asked, card: card.architecture, path });
     }
+    weights.announce(card.architecture, device)?;
+    let mut card = card;
+    options.preprocess.apply(&mut card)?;
+    if is_assumed && !options.ignore_preprocess {
+        options.preprocess.warn_assumed(&path, &card);
+    }
+    if options.activation == Activation::Sigmoid {
+        let outputs = weights.config(card.architecture, device)?.num_classes;
+        if outputs != 1 {
+            return Err(Error::NotOneOutput { path, outputs });
+        }
+        if let [class] = card.classes.as_slice() {
+            card.classes = match class.as_str() {
+                "class 0" => vec!["class 0".to_string(), "class 1".to_string()],
+                class => vec![format!("not {class}"), class.to_string()],
+            };
+        }
+    }
     log::debug!("{}: {}, {} classes, from {}", path.display(), card.architecture, card.classes.len(), card.origin);
-    Ok(Opened { weights, card })
+    Ok(Opened { weights, card, activation: options.activation })
 }
 
 /// Returns the path, and the published weights if `name` is one of their names.
@@ -137,7 +174,10 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
         .filter(|path| path.join(RUN_WEIGHTS).is_file())
         .collect();
     runs.sort();
-    Err(Error::NotARun { folder: folder.to_path_buf(), run: runs.pop() })
+    // Folders of a model as transformers and timm save them.
+    let names = ["model.safetensors", "pytorch_model.bin"];
+    let file = names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
+    Err(Error::NotARun { folder: folder.to_path_buf(), run: runs.pop().or(file) })
 }
 
 /// Whether `name` looks like a path rather than a published name.
@@ -147,7 +187,12 @@ fn is_path_like(name: &str) -> bool {
     name.contains(['/', '\\']) || EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }
 
-fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions, device: &Device) -> Result<Card> {
+fn card(
+    weights: &Weights,
+    published: Option<&Published>,
+    options: &LoadOptions,
+    device: &Device,
+) -> Result<(Card, bool)> {
     let path = weights.path();
     if let Some(file) = &options.card {
         let card = Card::read(file)?;
@@ -159,10 +204,10 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
                 own: own.architecture,
             });
         }
-        return Ok(card);
+        return Ok((card, false));
     }
     if let Some(card) = weights.card() {
-        return Ok(card.clone());
+        return Ok((card.clone(), false));
     }
     let published = match published {
         Some(published) => Some(published),
@@ -174,18 +219,37 @@ fn card(weights: &Weights, published: Option<&Published>, options: &LoadOptions,
         }
         return match published.features_only {
             true => Err(Error::FeaturesOnly { name: published.name() }),
-            false => Ok(published.card()),
+            false => Ok((published.card(), false)),
         };
     }
     let Some(architecture) = options.architecture else {
         return Err(Error::NoCard { path: path.to_path_buf() });
     };
-    let classes = weights.config(architecture, device).num_classes;
-    log::info!(
-        "{} carries no model card: using the default preprocessing of {architecture} (--card sets another)",
-        path.display()
-    );
-    Ok(Card::of(architecture, classes, path.display().to_string()))
+    let classes = weights.config(architecture, device)?.num_classes;
+    let mut card = Card::of(architecture, classes, path.display().to_string());
+    if !weights.has_head(architecture, device)? {
+        // The default number of classes says nothing about what they are.
+        card.classes = (0..classes).map(|index| format!("class {index}")).collect();
+    }
+    Ok((card, true))
+}
+
+/// Returns the network with two outputs whose softmax is `1 - p` and `p`, where `p` is the sigmoid of its one output:
+/// the logit of the first class is 0.
+fn two_classes(network: Network, architecture: Architecture, device: &Device) -> Result<Network> {
+    let values = |data: TensorData| data.convert::<f32>().try_into_vec::<f32>().unwrap_or_default();
+    let layer = network.classifier();
+    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()));
+    let [inputs, _] = weight.dims();
+    let weight: Vec<f32> = std::iter::repeat_n(0.0, inputs).chain(values(weight.into_data())).collect();
+    let bias = bias.map_or(0.0, |bias| values(bias.into_data()).first().copied().unwrap_or(0.0));
+    let head = network.head_key();
+    let tensors = [
+        (format!("{head}.weight"), TensorData::new(weight, [2, inputs])),
+        (format!("{head}.bias"), TensorData::new(vec![0.0, bias], [2])),
+    ];
+    let network = network.reset_classifier(2, device);
+    Ok(Weights::from_tensors("sigmoid", tensors).load(network, architecture, Strictness::Partial)?.0)
 }
 
 #[cfg(test)]
@@ -217,6 +281,10 @@ mod tests {
         }
         let error = open_quietly(artifacts.path(), &LoadOptions::default()).unwrap_err().to_string();
         assert!(error.contains("did you mean --weights") && error.contains("run-1"), "{error}");
+        let model = tempfile::tempdir().unwrap();
+        fs::write(model.path().join("model.safetensors"), "").unwrap();
+        let error = open_quietly(model.path(), &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("did you mean --weights") && error.contains("model.safetensors"), "{error}");
     }
 
     #[test]
@@ -239,6 +307,40 @@ mod tests {
         Card::of(Architecture::Plain20, 4, "a test").write(folder.path().join("card.json")).unwrap();
         let error = open_quietly(&path, &options).unwrap_err().to_string();
         assert!(error.contains("is for plain20, but"), "{error}");
+    }
+
+    #[test]
+    fn one_output_becomes_two_classes_by_a_sigmoid() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let (architecture, device) = (Architecture::ResNet20, Device::flex());
+        let network = NetworkConfig::new(architecture).with_num_classes(1).init(&device);
+        let mut card = Card::of(architecture, 1, "a test");
+        card.classes = vec!["dog".to_string()];
+        save(&network, &card, &path).unwrap();
+        let sigmoid = LoadOptions { activation: Activation::Sigmoid, ..LoadOptions::default() };
+        let opened = open_quietly(&path, &sigmoid).unwrap();
+        assert_eq!(opened.card.classes, ["not dog", "dog"]);
+        let images = burn::tensor::Tensor::random([3, 3, 32, 32], burn::tensor::Distribution::Default, &device);
+        let logits: Vec<f32> = network.forward(images.clone()).into_data().try_into_vec().unwrap();
+        let two: Vec<f32> = opened.network(false, &device).unwrap().forward(images).into_data().try_into_vec().unwrap();
+        for (logit, [first, second]) in logits.iter().zip(two.as_chunks().0) {
+            assert!(*first == 0.0 && (logit - second).abs() < 1e-5, "{logit}: {first} {second}");
+        }
+
+        // Both classes have names in a card that is given.
+        card.classes = vec!["cat".to_string(), "dog".to_string()];
+        card.write(folder.path().join("card.json")).unwrap();
+        let card_file = Some(folder.path().join("card.json"));
+        let opened = open_quietly(&path, &LoadOptions { card: card_file.clone(), ..sigmoid.clone() }).unwrap();
+        assert_eq!(opened.network(false, &device).unwrap().num_classes(), 2);
+        let opened = open_quietly(&path, &LoadOptions { card: card_file, ..LoadOptions::default() }).unwrap();
+        let error = opened.network(false, &device).unwrap_err().to_string();
+        assert!(error.contains("--activation sigmoid"), "{error}");
+
+        let (config, card) = tiny();
+        save(&config.init(&device), &card, &path).unwrap();
+        assert!(matches!(open_quietly(&path, &sigmoid), Err(Error::NotOneOutput { outputs: 4, .. })));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use burn::tensor::{Device, Tensor};
 use datasets::{
-    DecodeError, ImageBatch, Limits, SampleRng, decode,
-    transforms::{CenterCrop, Interpolation, Pipeline, Resize, ResizeRule, Transform, resize},
+    DecodeError, DecodeOptions, Decoded, ImageBatch, SampleRng, decode,
+    transforms::{CenterCrop, Interpolation, Pipeline, Rect, Resize, ResizeRule, Transform, resize},
 };
 use image::{RgbImage, imageops};
 
@@ -14,7 +14,7 @@ use crate::{Card, ChannelOrder, Error, Preprocess, Result};
 pub struct Preprocessor {
     card: Preprocess,
     steps: Steps,
-    limits: Limits,
+    options: DecodeOptions,
 }
 
 /// The resize and crop steps.
@@ -22,8 +22,8 @@ pub struct Preprocessor {
 enum Steps {
     /// torchvision's resize and square crop; pixels outside the crop are not computed.
     Square(Pipeline),
-    /// Resize and crop to a rectangle.
-    Rectangle(Resizing),
+    /// Resize and crop to a rectangle of this height and width.
+    Rectangle(Resizing, [u32; 2]),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -38,8 +38,9 @@ impl Preprocessor {
     /// Creates the preprocessing that `card` specifies.
     ///
     /// # Errors
-    /// [`Error::Preprocess`] where a size is too large.
+    /// [`Error::Preprocess`] where the card is not valid.
     pub fn new(card: &Card) -> Result<Self> {
+        card.check().map_err(|cause| Error::Preprocess(cause.into()))?;
         Self::build(card.preprocess.clone()).map_err(Error::Preprocess)
     }
 
@@ -66,9 +67,10 @@ impl Preprocessor {
                 let crop = CenterCrop { size: pixels(card.input_size[0])? };
                 Steps::Square(Pipeline::new(vec![Transform::Resize(resize), Transform::CenterCrop(crop)])?)
             }
-            other => Steps::Rectangle(other),
+            other => Steps::Rectangle(other, [pixels(card.input_size[0])?, pixels(card.input_size[1])?]),
         };
-        Ok(Self { card, steps, limits: Limits::default() })
+        let options = DecodeOptions { orientation: card.orientation.unwrap_or_default(), ..DecodeOptions::default() };
+        Ok(Self { card, steps, options })
     }
 
     /// Height and width of the network's input.
@@ -76,25 +78,58 @@ impl Preprocessor {
         self.card.input_size
     }
 
+    /// Sets the largest number of pixels of an image, before it is resized. Default:
+    /// [`Limits::default`](datasets::Limits::default).
+    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
+        if let Some(max_pixels) = max_pixels {
+            self.options = self.options.max_pixels(max_pixels);
+        }
+        self
+    }
+
+    /// How images are decoded: the card's orientation, and limits.
+    pub fn options(&self) -> &DecodeOptions {
+        &self.options
+    }
+
     /// Decodes, resizes and crops one image.
     ///
     /// # Errors
     /// Any [`DecodeError`].
-    pub fn decode(&self, bytes: &[u8]) -> Result<RgbImage, DecodeError> {
-        let image = decode(bytes, &self.limits)?;
-        Ok(match &self.steps {
+    pub fn decode(&self, bytes: &[u8]) -> Result<Decoded, DecodeError> {
+        self.decode_with(bytes, &self.options)
+    }
+
+    /// [`decode`](Self::decode) with other options, which may be cancelled for instance.
+    ///
+    /// # Errors
+    /// Any [`DecodeError`].
+    pub fn decode_with(&self, bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, DecodeError> {
+        Ok(decode(bytes, options)?.map(|image| self.prepare(image)))
+    }
+
+    /// Resizes and crops one image.
+    pub fn prepare(&self, image: RgbImage) -> RgbImage {
+        match &self.steps {
             // Neither transform is random.
             Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
-            Steps::Rectangle(resizing) => {
-                let resized = match *resizing {
-                    Resizing::Rule(resize) => resize.apply(&image),
-                    Resizing::Squash([height, width], interpolation, antialias) => {
-                        resize(&image, width, height, interpolation, antialias)
+            Steps::Rectangle(resizing, input_size) => {
+                let size = *input_size;
+                match *resizing {
+                    Resizing::Rule(resize) => {
+                        // Only the pixels of the crop, however long the other side of the image is.
+                        let (width, height) = resize.target(image.width(), image.height());
+                        let (left, columns) = center(width, size[1]);
+                        let (top, rows) = center(height, size[0]);
+                        let window = Rect { left, top, width: columns, height: rows };
+                        center_crop(&resize.window(&image, window), size)
                     }
-                };
-                center_crop(&resized, self.card.input_size.map(|side| side as u32))
+                    Resizing::Squash([height, width], interpolation, antialias) => {
+                        center_crop(&resize(&image, width, height, interpolation, antialias), size)
+                    }
+                }
             }
-        })
+        }
     }
 
     /// Packs images of the input size into a batch on the host: `[n, 3, h, w]` bytes, RGB.
@@ -135,12 +170,20 @@ impl Preprocessor {
 /// `CenterCrop`: halves round to even, and an odd pixel of padding goes to the right and bottom.
 fn center_crop(image: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
     let start = |side: u32, wanted: u32| match side >= wanted {
-        true => (f64::from(side - wanted) / 2.0).round_ties_even() as i64,
+        true => i64::from(center(side, wanted).0),
         false => -i64::from((wanted - side) / 2),
     };
     let mut crop = RgbImage::new(width, height);
     imageops::replace(&mut crop, image, -start(image.width(), width), -start(image.height(), height));
     crop
+}
+
+/// Returns the first pixel and the number of pixels of the central `wanted` of `side` pixels; all if there are fewer.
+fn center(side: u32, wanted: u32) -> (u32, u32) {
+    match side >= wanted {
+        true => ((f64::from(side - wanted) / 2.0).round_ties_even() as u32, wanted),
+        false => (0, side),
+    }
 }
 
 #[cfg(test)]
@@ -171,14 +214,60 @@ mod tests {
         let bytes = encoded(&image);
         let square = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 12])).unwrap();
         let tall = Preprocessor::new(&card(crate::Resize::ShorterSide(16), [12, 10])).unwrap();
-        let (square, tall) = (square.decode(&bytes).unwrap(), tall.decode(&bytes).unwrap());
+        let (square, tall) = (square.decode(&bytes).unwrap().image, tall.decode(&bytes).unwrap().image);
         assert_eq!((tall.width(), tall.height()), (10, 12));
         // 21 × 16 pixels: the square begins at column 4 (4.5 rounds to even), the narrower crop at 6 (5.5).
         assert_eq!(tall, imageops::crop_imm(&square, 2, 0, 10, 12).to_image());
 
         let squashed = Preprocessor::new(&card(crate::Resize::Squash([12, 10]), [12, 10])).unwrap();
         let expected = resize(&image, 10, 12, Interpolation::Bilinear, true);
-        assert_eq!(squashed.decode(&bytes).unwrap(), expected);
+        assert_eq!(squashed.decode(&bytes).unwrap().image, expected);
+    }
+
+    #[test]
+    fn the_card_decides_on_the_orientation_and_old_cards_apply_it() {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        gradient(24, 16).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        let bytes = bytes.into_inner();
+        // A quarter turn clockwise, in an EXIF segment behind the start.
+        let block = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let turned = [&bytes[..2], block, &bytes[2..]].concat();
+        let prepared = |card: &Card, bytes: &[u8]| Preprocessor::new(card).unwrap().decode(bytes).unwrap().image;
+        let squashed = |size: [usize; 2]| card(crate::Resize::Squash(size), size);
+        let stored = prepared(&squashed([16, 24]), &bytes);
+
+        let mut card = squashed([24, 16]);
+        let json = card.to_json();
+        assert!(!json.contains("orientation"), "cards of before have none");
+        assert_eq!(Card::from_json(&json, std::path::Path::new("card")).unwrap(), card);
+        assert_eq!(prepared(&card, &turned), imageops::rotate90(&stored));
+
+        card.preprocess.orientation = Some(datasets::OrientationPolicy::Ignore);
+        let read = Card::from_json(&card.to_json(), std::path::Path::new("card")).unwrap();
+        assert_eq!(read, card);
+        assert_eq!(prepared(&read, &turned), resize(&stored, 16, 24, Interpolation::Bilinear, true));
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused_and_long_images_cost_their_crop() {
+        let refused = |resize, input_size| Preprocessor::new(&card(resize, input_size)).unwrap_err();
+        use crate::Resize::{ShorterSide, Squash};
+        for (resize, input_size) in [
+            (ShorterSide(16), [(1 << 32) + 16, (1 << 32) + 8]),
+            (ShorterSide((1 << 32) + 16), [16, 12]),
+            (Squash([1 << 20, 1 << 20]), [16, 12]),
+            (Squash([16_384, 16_384]), [16, 12]),
+            (ShorterSide(16), [1_000_000, 12]),
+            (ShorterSide(16), [16_384, 16_000]),
+            (Squash([usize::MAX, 16]), [16, 16]),
+        ] {
+            let error = std::error::Error::source(&refused(resize, input_size)).unwrap().to_string();
+            assert!(error.contains("pixels"), "{error}");
+        }
+        // Resized as a whole it would have 4096 × 65535 pixels.
+        let long = encoded(&gradient(20_000, 2));
+        let crop = Preprocessor::new(&card(ShorterSide(4096), [12, 10])).unwrap().decode(&long).unwrap();
+        assert_eq!((crop.image.width(), crop.image.height()), (10, 12));
     }
 
     #[test]

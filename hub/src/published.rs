@@ -15,6 +15,8 @@
 //! `$XDG_CACHE_HOME/hearth/weights`, or else `~/.cache/hearth/weights`:
 //! - `FILE`: whole and checked. It is hashed again on each use, which costs far less than loading it, so that a file
 //!   that was put there by hand, or that decayed, is held to the same check; there is no other state to go stale.
+//! - `FILE.sha256`: the SHA-256 of the file that was first accepted, where the publisher gives its first digits alone
+//!   (32 bits, which damage does not meet by chance, but a forger can). The file is held to all of it from then on.
 //! - `FILE.part`: an unfinished download, from which the next one resumes. The publisher's file names contain the
 //!   hash, so their content never changes; should the pieces not fit, the file is fetched once more from its start.
 //! - `FILE.lock`: empty; held by the process that downloads. Others wait for it and report its progress.
@@ -40,6 +42,9 @@ use crate::{Card, Error, Preprocess, error::cache_error};
 
 /// How far a published size, rounded to 0.001 MiB, may be from the true one, in bytes.
 const SIZE_TOLERANCE: u64 = 1024;
+
+/// The largest file whose size is not published: five times BVLC's GoogLeNet.
+const MAX_UNPUBLISHED_SIZE: u64 = 256 << 20;
 
 /// How many tries in a row may bring nothing new before a download fails.
 const MAX_FAILURES: u32 = 5;
@@ -147,7 +152,7 @@ impl Published {
 
     /// Whether so many bytes are too many for the whole file.
     fn is_long(&self, len: u64) -> bool {
-        self.size().is_some_and(|size| len > size + SIZE_TOLERANCE)
+        len > self.size().map_or(MAX_UNPUBLISHED_SIZE, |size| size + SIZE_TOLERANCE)
     }
 }
 
@@ -194,7 +199,7 @@ fn identify_among<'a>(entries: &'a [Published], path: &Path) -> Result<Option<&'
         None => is_named(entry),
     });
     for entry in possible {
-        if matches!(Cached::look(path, entry)?, Cached::Right) {
+        if matches!(Cached::look(path, entry)?, Cached::Right(_)) {
             return Ok(Some(entry));
         }
     }
@@ -324,8 +329,8 @@ impl Hub {
     pub fn fetch(&self, published: &Published, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, Error> {
         let path = self.path(published)?;
         let url = self.url(published);
-        match (Cached::look(&path, published)?, self.offline) {
-            (Cached::Right, _) => return Ok(path),
+        match (Cached::look_recorded(&path, published)?, self.offline) {
+            (Cached::Right(_), _) => return Ok(path),
             (Cached::Missing, true) => return Err(Error::Offline { path, url }),
             (Cached::Wrong(got), true) => {
                 return Err(Error::WrongFile {
@@ -344,11 +349,23 @@ impl Hub {
         let part = beside(&path, "part");
         let _lock = lock(&beside(&path, "lock"), &part, published, progress)?;
         // Another process may have brought it while this one waited.
-        if matches!(Cached::look(&path, published)?, Cached::Right) {
+        if matches!(Cached::look_recorded(&path, published)?, Cached::Right(_)) {
             return Ok(path);
         }
         let part = self.download(&url, published, Part::open(part, &published.checksum)?, progress)?;
+        let digits = part.hash.digits();
+        if let Some(first) = Record::of(&path, published).read().filter(|first| *first != digits) {
+            part.remove()?;
+            return Err(Error::WrongFile {
+                origin: url,
+                expected: format!("SHA-256 {first}, that of the file which was first accepted"),
+                got: format!("SHA-256 {digits}"),
+                advice: "the publisher's digits fit both files. If the publisher replaced the file, delete FILE.sha256 in \
+                         the cache folder. The download was deleted",
+            });
+        }
         part.persist(&path)?;
+        Record::of(&path, published).write(&digits);
         log::debug!("{} is complete", path.display());
         Ok(path)
     }
@@ -374,6 +391,10 @@ impl Hub {
             let advanced = part.len > longest;
             longest = longest.max(part.len);
             match outcome {
+                Err(Failure::Fatal(error @ Error::WrongFile { .. })) => {
+                    part.remove()?;
+                    return Err(error);
+                }
                 Err(Failure::Fatal(error)) => return Err(error),
                 Err(Failure::Transient { cause, retry_after }) => {
                     failures = if advanced { 1 } else { failures + 1 };
@@ -462,24 +483,115 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     name.into()
 }
 
+/// Opens a file of the cache folder. The name of a link or a pipe is an error: the first could lead anywhere, the second
+/// would wait for its other end.
+fn open_plain(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    }
+    let file = options.open(path).map_err(|error| match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => io::Error::other("it is a symbolic link; delete it"),
+        _ => error,
+    })?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a file; delete it")),
+    }
+}
+
+/// The SHA-256 of the file that was first accepted; nothing where the publisher's checksum is whole.
+struct Record(Option<PathBuf>);
+
+impl Record {
+    fn of(path: &Path, published: &Published) -> Self {
+        match &published.checksum {
+            Checksum::Sha256Prefix(digits) if digits.len() < 64 => Self(Some(beside(path, "sha256"))),
+            _ => Self(None),
+        }
+    }
+
+    fn read(&self) -> Option<String> {
+        let path = self.0.as_ref()?;
+        let mut text = String::new();
+        let read = open_plain(OpenOptions::new().read(true), path)
+            .and_then(|file| file.take(1024).read_to_string(&mut text))
+            .inspect_err(|error| {
+                if error.kind() != io::ErrorKind::NotFound {
+                    log::warn!("cannot read {}: {error}", path.display());
+                }
+            });
+        read.ok()?;
+        let digits = text.split_whitespace().next().unwrap_or_default().to_ascii_lowercase();
+        let is_whole = digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if !is_whole {
+            log::warn!("{} has no SHA-256, and is not used", path.display());
+        }
+        is_whole.then_some(digits)
+    }
+
+    /// Records the digits, in the form of `sha256sum`, unless some are recorded. A cache that cannot be written is no
+    /// error.
+    fn write(&self, digits: &str) {
+        let Some(path) = &self.0 else { return };
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let file = OpenOptions::new().write(true).create_new(true).open(path);
+        match file.and_then(|mut file| writeln!(file, "{digits}  {name}")) {
+            Ok(()) => log::info!(
+                "{name}: the publisher's digits of its SHA-256 are right; all of it is recorded in {}, and checked from \
+                 now on",
+                path.display()
+            ),
+            Err(error) => log::debug!("cannot record the SHA-256 in {}: {error}", path.display()),
+        }
+    }
+}
+
 /// What is under the final name.
 enum Cached {
     Missing,
-    Right,
+    /// The published file, with the digits of its hash.
+    Right(String),
     /// Another file, which is described.
     Wrong(String),
 }
 
 impl Cached {
     fn look(path: &Path, published: &Published) -> Result<Self, Error> {
-        let mut file = match File::open(path) {
-            Ok(file) => file,
+        match path.metadata() {
+            // Opening a pipe would wait for its other end.
+            Ok(metadata) if !metadata.is_file() => {
+                return Err(cache_error("open", path)(io::Error::other("it is not a file")));
+            }
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Missing),
             Err(error) => return Err(cache_error("open", path)(error)),
-        };
+        }
+        let mut file = File::open(path).map_err(cache_error("open", path))?;
         let mut hash = Hash::new(&published.checksum);
         let len = hash.read(&mut file, u64::MAX).map_err(cache_error("read", path))?;
-        Ok(if hash.is(&published.checksum) { Self::Right } else { Self::Wrong(hash.description(len)) })
+        Ok(match hash.is(&published.checksum) {
+            true => Self::Right(hash.digits()),
+            false => Self::Wrong(hash.description(len)),
+        })
+    }
+
+    /// As [`look`](Self::look), and holds the file to the SHA-256 that is recorded, or records it.
+    fn look_recorded(path: &Path, published: &Published) -> Result<Self, Error> {
+        let cached = Self::look(path, published)?;
+        let Self::Right(digits) = &cached else { return Ok(cached) };
+        let record = Record::of(path, published);
+        match record.read() {
+            Some(first) if first != *digits => Ok(Self::Wrong(format!(
+                "SHA-256 {digits}, and the file that was first accepted had {first} (FILE.sha256 in the cache folder)"
+            ))),
+            Some(_) => Ok(cached),
+            None => {
+                record.write(digits);
+                Ok(cached)
+            }
+        }
     }
 }
 
@@ -559,7 +671,7 @@ struct Part {
 impl Part {
     /// Opens what an earlier download left, or an empty part.
     fn open(path: PathBuf, checksum: &Checksum) -> Result<Self, Error> {
-        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let open = open_plain(OpenOptions::new().read(true).write(true).create(true).truncate(false), &path);
         let mut file = open.map_err(cache_error("open", &path))?;
         let empty_hash = Hash::new(checksum);
         let mut hash = empty_hash.clone();
@@ -619,7 +731,8 @@ fn lock(
     published: &Published,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Option<File>, Error> {
-    let file = File::create(path).map_err(cache_error("create", path))?;
+    let file = open_plain(OpenOptions::new().write(true).create(true).truncate(false), path)
+        .map_err(cache_error("create", path))?;
     let mut waited = false;
     loop {
         match file.try_lock() {
@@ -720,6 +833,14 @@ fn attempt(
         status => return Err(Failure::Fatal(Error::Status { url: url.into(), status })),
     };
 
+    if let Some(total) = total.filter(|total| published.is_long(*total)) {
+        return Err(Failure::Fatal(Error::WrongFile {
+            origin: url.to_string(),
+            expected: published.description(),
+            got: format!("{total} bytes, of which none were downloaded"),
+            advice: "does a proxy, a login page or a stale mirror answer in the publisher's place?",
+        }));
+    }
     let total = total.or(published.size());
     progress(Progress { done: part.len, total, resumed });
     let expected = announced.map(|rest| part.len + rest);

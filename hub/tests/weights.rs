@@ -80,7 +80,7 @@ fn what_is_saved_is_loaded_to_the_bit_with_its_card() {
 
         let weights = Weights::open(&path).unwrap();
         assert_eq!(weights.card(), Some(&card));
-        let config = weights.config(architecture, &Device::flex());
+        let config = weights.config(architecture, &Device::flex()).unwrap();
         assert_eq!((config.num_classes, config.aux_logits), (7, architecture.has_aux()));
         let (loaded, report) = weights.load(config.init(&Device::flex()), architecture, Strictness::Exact).unwrap();
         assert_eq!(report.loaded, saved.entries().len());
@@ -111,7 +111,7 @@ fn burns_own_records_are_read() {
     let saved = network(10);
     saved.clone().into_record().save(&path).unwrap();
     let weights = Weights::open(&path).unwrap();
-    assert_eq!(weights.config(ARCHITECTURE, &Device::flex()).num_classes, 10);
+    assert_eq!(weights.config(ARCHITECTURE, &Device::flex()).unwrap().num_classes, 10);
     let (loaded, _) = weights.load(network(10), ARCHITECTURE, Strictness::Exact).unwrap();
     let images = images();
     assert_eq!(values(saved.forward(images.clone())), values(loaded.forward(images)));
@@ -270,5 +270,21 @@ fn a_card_that_contradicts_itself_is_refused() {
         assert!(json.contains(good), "{good} is not in {json}");
         let error = Card::from_json(&json.replace(good, bad), path).unwrap_err().to_string();
         assert!(error.contains("card.json"), "{error}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_is_as_readable_as_the_umask_allows() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+    fs::write(folder.path().join("usual"), "").unwrap();
+    let card = Card::of(ARCHITECTURE, 10, "a test");
+    card.write(folder.path().join("card.json")).unwrap();
+    weights::save(&network(10), &card, folder.path().join("w.safetensors")).unwrap();
+    weights::save_record(&network(10), &card, folder.path().join("w.bpk")).unwrap();
+    for name in ["card.json", "w.safetensors", "w.bpk"] {
+        assert_eq!(mode(name), mode("usual"), "{name}");
     }
 }

@@ -4,10 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hub::LoadOptions;
+use datasets::OrientationPolicy;
+use hub::{Activation, Card, LoadOptions, PreprocessOverrides};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
+    environment::{parse_threads, parse_workers},
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
@@ -61,7 +63,7 @@ impl Cli {
 pub enum Command {
     /// Classify images: print the most probable classes of each
     ///
-    /// Reads JPEG, PNG, WebP, BMP, TIFF and GIF, recognized by content. An unreadable image gets an error line, the
+    /// Reads JPEG, PNG, WebP, BMP, TIFF, GIF and PNM, recognized by content. An unreadable image gets an error line, the
     /// others their results, and the exit code is 3; if no image is readable it is 1.
     #[command(after_long_help = "Formats:
   text   the path, then a line for each class: probability, index, name; errors go to standard error
@@ -173,6 +175,16 @@ Examples:
   infer summary --weights artifacts/my-run --format json")]
     Summary(SummaryArgs),
 
+    /// Write a model card for a weight file: its architecture, preprocessing and class names
+    ///
+    /// The card is the file's own or its architecture's default, with the changes of the flags, checked against the
+    /// weights. It is given with --card to the other commands and to `train finetune`.
+    #[command(after_long_help = "Examples:
+  infer card flowers.pth --arch resnet18 --classes names.txt --out flowers.json
+  infer card flowers.pth --arch resnet18 --classes-from flowers/ --resize 232 --crop 224 --out flowers.json
+  infer classify rose.jpg --weights flowers.pth --card flowers.json")]
+    Card(Box<CardArgs>),
+
     /// List the architectures and their published weights
     Models(ModelsArgs),
 
@@ -222,6 +234,26 @@ pub enum AnswerFormat {
     Csv,
 }
 
+/// Options for reading weights.
+#[derive(Debug, Clone, Args)]
+pub struct LoadArgs {
+    #[command(flatten)]
+    pub options: LoadOptions,
+    #[command(flatten)]
+    pub preprocess: PreprocessOverrides,
+    /// How outputs become probabilities: softmax, or for a network with one output sigmoid, the probability of the second
+    /// of two classes
+    #[arg(long, value_name = "softmax|sigmoid", value_enum, default_value_t)]
+    pub activation: Activation,
+}
+
+impl LoadArgs {
+    /// Returns all of them as the library's options.
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions { preprocess: self.preprocess.clone(), activation: self.activation, ..self.options.clone() }
+    }
+}
+
 /// Options for running a network.
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
@@ -236,6 +268,25 @@ pub struct RunOptions {
     pub dtype: Dtype,
     #[command(flatten)]
     pub backend: BackendArgs,
+}
+
+/// How images are decoded.
+#[derive(Debug, Clone, Args)]
+pub struct ImageArgs {
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored, as torchvision's
+    /// published accuracies do [default: the model card's, else apply]
+    #[arg(long, value_name = "apply|ignore")]
+    pub orientation: Option<OrientationPolicy>,
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pixels: Option<u64>,
+}
+
+impl ImageArgs {
+    /// Replaces the card's orientation by the flag's.
+    pub fn override_card(&self, card: &mut Card) {
+        card.preprocess.orientation = self.orientation.or(card.preprocess.orientation);
+    }
 }
 
 /// A compute type.
@@ -268,9 +319,12 @@ impl Dtype {
 
 #[derive(Debug, Args)]
 pub struct ClassifyArgs {
-    /// Image files, folders (not recursive), or `-` for an image on standard input
+    /// Image files, folders, or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required = true)]
     pub images: Vec<PathBuf>,
+    /// Include the images in subfolders
+    #[arg(short, long)]
+    pub recursive: bool,
     /// Weights: a run folder, a file, or a published name
     ///
     /// A run folder is written by `train`. A file may be safetensors, PyTorch's (.pth, .pt, .th), Burn's record or BVLC's
@@ -279,7 +333,9 @@ pub struct ClassifyArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Number of classes per image
     #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub topk: u32,
@@ -305,6 +361,11 @@ pub struct EvaluateArgs {
     /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
     #[arg(long, value_name = "FILE", aliases = ["without", "quarantine"])]
     pub exclude: Option<PathBuf>,
+    /// Classes of the data by a file, if their names differ: CSV rows `folder,class` or JSON `{"folder": "class"}`, where
+    /// a class is the network's name or index; or a list of classes, one per line or a JSON array, of which folder 0 is
+    /// the first
+    #[arg(long, value_name = "FILE")]
+    pub class_map: Option<PathBuf>,
     /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W", required_unless_present = "ensemble")]
     pub weights: Option<String>,
@@ -312,7 +373,9 @@ pub struct EvaluateArgs {
     #[arg(help_heading = "Protocol", long, value_name = "W", num_args = 1..)]
     pub ensemble: Vec<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Crops of an image whose probabilities are averaged: the center, AlexNet's 10, GoogLeNet's 144
     #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
@@ -340,7 +403,7 @@ pub struct EvaluateArgs {
     /// Number of shards
     #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1)]
     pub num_shards: usize,
-    /// Policy for images that cannot be read or decoded
+    /// Policy for images that are damaged, or cannot be read or decoded
     #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
     pub bad_samples: BadSamplesArg,
     /// Output format
@@ -352,8 +415,8 @@ pub struct EvaluateArgs {
     /// Crops per forward pass
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: u32,
-    /// Decoding threads [default: one per core]
-    #[arg(long, value_name = "N")]
+    /// Decoding threads; 0 decodes on the main thread [default: one per core]
+    #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
@@ -379,14 +442,19 @@ pub struct MergeArgs {
 /// `explain`
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// Image files, folders (not recursive), or `-` for an image on standard input
+    /// Image files, folders, or `-` for an image on standard input
     #[arg(value_name = "IMAGE", required_unless_present = "filters")]
     pub images: Vec<PathBuf>,
+    /// Include the images in subfolders, also for --neighbors
+    #[arg(short, long)]
+    pub recursive: bool,
     /// Weights: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Class to explain, by index or name (may be repeated) [default: the most probable ones]
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
@@ -446,7 +514,9 @@ pub struct ServeArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
     /// Address to listen on; port 0 takes a free port
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
@@ -467,6 +537,11 @@ pub struct ServeArgs {
     #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
         value_parser = byte_size_in(1 << 20, 1 << 10..=1 << 30))]
     pub max_body: u64,
+    /// Largest memory of all images that are being decoded (413 for one that needs more alone, others wait); MiB without
+    /// a unit
+    #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1GiB",
+        value_parser = byte_size_in(1 << 20, 1 << 20..=1 << 40))]
+    pub max_decoding: u64,
     /// Time limit of a request, including its body (408); seconds without a unit
     #[arg(help_heading = "Limits", long, alias = "timeout-secs", value_name = "DURATION", default_value = "30s",
         value_parser = duration_in(Duration::from_secs(1), Duration::from_millis(100)..=Duration::from_secs(86_400)))]
@@ -491,7 +566,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Access", long)]
     pub insecure: bool,
     /// Decoding threads [default: one per core]
-    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = threads)]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
     /// Format of log lines on standard error
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
@@ -521,7 +596,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Batch sizes, a row each
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_sizes: Vec<u32>,
@@ -529,7 +604,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
     /// Threads of the CPU backends [default: one per core]
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     /// Timed batches
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
@@ -568,7 +643,7 @@ pub struct DiagramArgs {
     #[arg(value_name = "ARCH|W")]
     pub network: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Output file [default: the architecture's name]
     #[arg(short, long, value_name = "FILE.svg")]
     pub out: Option<PathBuf>,
@@ -587,7 +662,7 @@ pub struct ExportArgs {
     #[arg(short, long, value_name = "W")]
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// File format
     #[arg(long, value_enum)]
     pub to: ExportFormat,
@@ -644,9 +719,11 @@ pub enum CropsArg {
 /// The policy for unreadable images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BadSamplesArg {
-    /// Stop with an error that names archive, member, offset and cause
+    /// Stop at any, and at damaged ones, with an error that names archive, member, offset and cause
     Strict,
-    /// Count it, list it and leave it out; the exit code is 3
+    /// Stop at one that cannot be decoded; evaluate damaged ones as far as they can be decoded, with a warning
+    Warn,
+    /// Warn of damaged ones; count one that cannot be decoded, list it and leave it out; the exit code is 3
     Skip,
 }
 
@@ -655,13 +732,16 @@ pub enum BadSamplesArg {
 pub struct SummaryArgs {
     /// Architecture (`infer models` lists them)
     #[arg(value_name = "ARCH", required_unless_present = "weights")]
-    #[arg(conflicts_with_all = ["weights", "architecture", "card", "cache_dir", "offline"])]
+    #[arg(conflicts_with_all = [
+        "weights", "architecture", "card", "weights_key", "cache_dir", "offline", "resize", "crop", "interpolation", "mean",
+        "std", "activation"
+    ])]
     pub network: Option<Architecture>,
     /// Weights in place of an architecture: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
     pub weights: Option<String>,
     #[command(flatten, next_help_heading = "Weights")]
-    pub load: LoadOptions,
+    pub load: LoadArgs,
     /// Number of classes [default: the architecture's own]
     #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
     pub classes: Option<u32>,
@@ -671,6 +751,28 @@ pub struct SummaryArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+/// `card`
+#[derive(Debug, Args)]
+pub struct CardArgs {
+    /// Weights: a run folder, a file, or a published name
+    #[arg(value_name = "W")]
+    pub weights: String,
+    #[command(flatten, next_help_heading = "Weights")]
+    pub load: LoadArgs,
+    /// Class names in the order of the outputs: a text file with a name per line, or a JSON array
+    #[arg(long, value_name = "FILE", conflicts_with = "classes_from")]
+    pub classes: Option<PathBuf>,
+    /// Labeled images whose classes are the network's, in the order that training sorts them
+    #[arg(long, value_name = "DATA")]
+    pub classes_from: Option<String>,
+    /// Output file [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// `models`
@@ -747,13 +849,6 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     match text.split_once(['x', 'X', '×']) {
         Some((height, width)) => Ok([side(height)?, side(width)?]),
         None => side(text).map(|side| [side, side]),
-    }
-}
-
-fn threads(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(threads @ 1..=1024) => Ok(threads),
-        _ => Err("expected a number of threads from 1 to 1024".to_string()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one module each, and what they share.
 
 pub mod bench;
+pub mod card;
 pub mod classify;
 pub mod diagram;
 pub mod evaluate;
@@ -16,18 +17,21 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use hub::{LoadOptions, Opened};
+use hub::Opened;
 use runtime::{
     backend::{self, BackendArgs, Selected},
+    outln,
     progress::{Download, Output},
     world::world,
 };
 use serde::Serialize;
 
+use crate::cli::LoadArgs;
+
 /// Opens the weights that `--weights` names, with the progress of a download shown on `output`.
-fn open_weights(name: &str, options: &LoadOptions, device: &Device, output: Output) -> Result<Opened> {
+fn open_weights(name: &str, args: &LoadArgs, device: &Device, output: Output) -> Result<Opened> {
     let mut download = Download::new(output);
-    let opened = hub::open_with_progress(name, options, device, &mut |published, progress| {
+    let opened = hub::open_with_progress(name, &args.options(), device, &mut |published, progress| {
         download.report(published.file(), progress.done, progress.total, progress.resumed);
     })?;
     download.finish();
@@ -54,7 +58,7 @@ fn announce(selected: &[Selected]) {
 
 /// Prints a result as indented JSON to standard output.
 fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?);
+    outln!("{}", serde_json::to_string_pretty(value).context("cannot write JSON")?)?;
     Ok(())
 }
 

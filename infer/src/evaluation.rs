@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, activation::softmax};
-use datasets::{BadSamples, ImageBatch, ImageLoader, Limits, Source, decode, imagenet, loader::BadSample};
+use datasets::{BadSamples, DecodeError, ImageBatch, ImageLoader, Source, decode, imagenet, loader::BadSample};
 use report::{
     format::{
         BAD_SAMPLES, EVALUATION, EvaluationSpec, EvaluationSummary, FORMAT, Mean, PREDICTIONS, PredictionRow,
@@ -57,8 +57,12 @@ pub struct Settings {
     pub batch_size: usize,
     pub workers: Option<usize>,
     pub bad_samples: BadSamples,
+    /// The largest number of pixels of an image, if it is not the default.
+    pub max_pixels: Option<u64>,
     /// The shard's index and the number of shards; `(0, 1)` is all images.
     pub shard: (usize, usize),
+    /// The network's class for each class of the data; by default they are matched by name.
+    pub class_map: Option<ClassMap>,
 }
 
 /// Evaluates the average of `models` once on every image of the shard.
@@ -87,7 +91,11 @@ pub fn evaluate(
             other.card().origin
         );
     }
-    let map = ClassMap::new(source.classes(), first.card())?;
+    let map = match &settings.class_map {
+        Some(map) => map.clone(),
+        None => ClassMap::new(source.classes(), first.card())?,
+    };
+    ensure!(map.0.len() == source.classes().len(), "the class map is of other data");
     let shard = Arc::new(Shard { source: source.clone(), index, count }) as Arc<dyn Source>;
     let began = Instant::now();
     let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
@@ -95,7 +103,7 @@ pub fn evaluate(
     let mut rows = Vec::new();
     for (nth, model) in models.iter().enumerate() {
         // Each network has its own card and therefore its own crops.
-        let crops = CropStack::new(&settings.protocol, model.card())?;
+        let crops = CropStack::new(&settings.protocol, model.card())?.with_max_pixels(settings.max_pixels);
         let mut sink = |index: usize, mut probabilities: Vec<f32>| -> Result<()> {
             if nth > 0 {
                 let sum = sums.remove(&index).context("the networks read different images")?;
@@ -150,6 +158,10 @@ fn batched_pass(
         let averaged = crop_probabilities(model, &batch, crops)?;
         averaged.into_iter().zip(&batch.indices).try_for_each(|(row, &index)| sink(index, row))?;
     }
+    let damaged = loader.damaged_samples().len();
+    if damaged > 0 {
+        log::warn!("{damaged} damaged images were evaluated as far as they can be decoded");
+    }
     Ok(loader.bad_samples())
 }
 
@@ -163,11 +175,18 @@ fn dense_pass(
 ) -> Result<Vec<BadSample>> {
     let (mut bytes, mut bad) = (Vec::new(), Vec::new());
     for index in 0..shard.len() {
-        let image = shard
-            .read(index, &mut bytes)
-            .map_err(anyhow::Error::from)
-            .and_then(|()| Ok(decode(&bytes, &Limits::default())?));
-        let image = match image {
+        let decoded = shard.read(index, &mut bytes).map_err(anyhow::Error::from).and_then(|()| {
+            let decoded = decode(&bytes, crops.options())?;
+            match decoded.damage {
+                Some(damage) if policy == BadSamples::Strict => return Err(DecodeError::from(damage).into()),
+                Some(damage) => {
+                    log::warn!("{}: {damage}; it is used as far as it can be decoded", shard.location(index));
+                }
+                None => {}
+            }
+            Ok(decoded.image)
+        });
+        let image = match decoded {
             Ok(image) => image,
             Err(error) if policy == BadSamples::Skip => {
                 let (key, location) = (shard.key(index).into_owned(), shard.location(index).to_string());

@@ -13,7 +13,10 @@ use burn::{
 };
 use image::RgbImage;
 use models::{ImageClassifier, Network};
-use runtime::files::{write_atomic, write_atomic_bytes};
+use runtime::{
+    files::{open_regular, write_atomic, write_atomic_bytes},
+    text::{escape_cell, unescape_cell},
+};
 
 use crate::{Input, Model, stream};
 
@@ -75,7 +78,7 @@ pub fn write_npy(path: &Path, fill: impl FnOnce(&mut Rows<'_>) -> Result<()>) ->
     })?;
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(["path"])?;
-    names.iter().try_for_each(|name| table.write_record([name]))?;
+    names.iter().try_for_each(|name| table.write_record([&*escape_cell(name)]))?;
     write_atomic_bytes(&names_of(path), &table.into_inner()?)?;
     Ok(names.len())
 }
@@ -102,6 +105,9 @@ impl Rows<'_> {
     }
 }
 
+/// The longest header of a `.npy` that is read.
+const HEADER_BYTES: u64 = 4096;
+
 /// Returns the header in NumPy's format 1.0: always 128 bytes, so that it can be written last.
 fn header(rows: usize, columns: usize) -> Vec<u8> {
     let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
@@ -122,10 +128,13 @@ fn names_of(path: &Path) -> PathBuf {
 /// Fails if a file cannot be read or has another format.
 pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result<()>) -> Result<()> {
     let shown = path.display();
-    let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot read {shown}"))?);
+    let cannot_read = || format!("cannot read {shown}");
+    let file = open_regular(path).with_context(cannot_read)?;
+    let length = file.metadata().with_context(cannot_read)?.len();
+    let mut file = BufReader::new(file);
     let mut start = [0; 10];
     let mut text = String::new();
-    let read = file.read_exact(&mut start).and_then(|()| file.read_line(&mut text));
+    let read = file.read_exact(&mut start).and_then(|()| file.by_ref().take(HEADER_BYTES).read_line(&mut text));
     let shape = text.split_once("'shape': (").and_then(|(_, rest)| rest.split_once(')')).map(|(shape, _)| shape);
     let sizes: Vec<usize> =
         shape.map(|s| s.split(',').filter_map(|n| n.trim().parse().ok()).collect()).unwrap_or_default();
@@ -133,16 +142,20 @@ pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result
     let (true, &[rows, columns], false) = (is_ours, sizes.as_slice(), text.contains("'fortran_order': True")) else {
         bail!("{shown} is not a table of float32 vectors as written by `infer explain --features`");
     };
+    // Before a row is allocated: the file must be able to hold one.
+    let row = columns.checked_mul(4).filter(|&row| row as u64 <= length);
+    let row =
+        row.with_context(|| format!("{shown} declares vectors of {columns} values, more than its {length} bytes"))?;
     let table = names_of(path);
-    let mut names =
-        csv::Reader::from_path(&table).with_context(|| format!("{shown} has no list of paths, {}", table.display()))?;
+    let names = open_regular(&table).with_context(|| format!("{shown} has no list of paths, {}", table.display()))?;
+    let mut names = csv::Reader::from_reader(names);
     let mut names = names.records();
-    let mut bytes = vec![0; columns * 4];
+    let mut bytes = vec![0; row];
     for row in 0..rows {
         let name = names.next().with_context(|| format!("{} ends at row {row} of {rows}", table.display()))??;
         file.read_exact(&mut bytes).with_context(|| format!("{shown} ends at row {row} of {rows}"))?;
         let vector = bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
-        consume(name.get(0).unwrap_or_default().to_string(), vector.collect())?;
+        consume(unescape_cell(name.get(0).unwrap_or_default()).to_string(), vector.collect())?;
     }
     Ok(())
 }
@@ -214,7 +227,7 @@ mod tests {
         let path = folder.path().join("vectors.npy");
         let rows = write_npy(&path, |rows| {
             rows.push("a, b.jpg".into(), &[1.0, 2.0, 3.0])?;
-            rows.push("c.jpg".into(), &[-1.0, 0.5, 0.0])
+            rows.push("=c.jpg".into(), &[-1.0, 0.5, 0.0])
         });
         assert_eq!(rows.unwrap(), 2);
         let bytes = std::fs::read(&path).unwrap();
@@ -226,11 +239,16 @@ mod tests {
             Ok(())
         })
         .unwrap();
-        assert_eq!(seen, [("a, b.jpg".into(), vec![1.0, 2.0, 3.0]), ("c.jpg".into(), vec![-1.0, 0.5, 0.0])]);
+        assert_eq!(seen, [("a, b.jpg".into(), vec![1.0, 2.0, 3.0]), ("=c.jpg".into(), vec![-1.0, 0.5, 0.0])]);
 
         std::fs::write(&path, &bytes[..140]).unwrap();
         let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
         assert!(error.contains("ends at row 1 of 2"), "{error}");
+        let huge = bytes[..128].iter().map(|&byte| char::from(byte)).collect::<String>();
+        let huge = huge.replace("(2, 3)", "(2, 4000000000000000000)");
+        std::fs::write(&path, huge.chars().map(|c| c as u8).collect::<Vec<_>>()).unwrap();
+        let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
+        assert!(error.contains("declares vectors of 4000000000000000000 values"), "{error}");
         std::fs::write(&path, "no table").unwrap();
         assert!(read_npy(&path, |_, _| Ok(())).unwrap_err().to_string().contains("not a table of float32"));
         assert!(write_npy(&path, |_| bail!("no")).is_err());

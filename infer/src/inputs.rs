@@ -1,13 +1,13 @@
 //! Image inputs from paths on a command line.
 
 use std::{
-    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
-use datasets::source::{MAX_SAMPLE_BYTES, is_image_name, natural_order};
+use datasets::source::{IMAGE_EXTENSIONS, ImagesInFolder, MAX_SAMPLE_BYTES, images_in_folder};
+use runtime::{files::open_regular, text::printable};
 
 /// An input that should be an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +41,11 @@ impl Input {
     pub fn read(&self) -> Result<Vec<u8>> {
         match self {
             Self::File(path) => {
-                let file = File::open(path)?;
-                if file.metadata()?.is_dir() {
-                    bail!("is a folder");
-                }
+                let special = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
+                let file = open_regular(path).map_err(|error| match special(&error) {
+                    true => anyhow::Error::from(error).context("is read only as `-`, from standard input"),
+                    false => error.into(),
+                })?;
                 read_bounded(file)
             }
             Self::Stdin => read_bounded(io::stdin().lock()),
@@ -62,75 +63,117 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The images of a command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expanded {
+    /// The inputs, in order.
+    pub inputs: Vec<Input>,
+    /// What folders hold besides, a sentence each.
+    pub notes: Vec<String>,
+}
+
 /// Expands `paths` to images, in order: a folder becomes the images in it, recognized by extension, in natural order
-/// (`2.jpg` before `10.jpg`); subfolders and hidden files are skipped.
+/// (`2.jpg` before `10.jpg`), and with `recursive` those in its subfolders too. Everything else in it is counted in a
+/// note.
 ///
 /// # Errors
 /// Fails if standard input is named more than once. An unreadable image is an error of that image alone, later.
-pub fn expand(paths: &[PathBuf]) -> Result<Vec<Input>> {
+pub fn expand(paths: &[PathBuf], recursive: bool) -> Result<Expanded> {
     if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
         bail!("`-` is given twice, but standard input can only be read once");
     }
-    let mut inputs = Vec::new();
+    let mut expanded = Expanded::default();
     for path in paths {
         if path.as_os_str() == "-" {
-            inputs.push(Input::Stdin);
+            expanded.inputs.push(Input::Stdin);
         } else if path.is_dir() {
-            match images_in(path) {
-                Ok(images) if images.is_empty() => inputs.push(Input::Unusable {
-                    path: path.clone(),
-                    cause: format!(
-                        "no images in this folder; looked for {}",
-                        datasets::source::IMAGE_EXTENSIONS.join(", ")
-                    ),
-                }),
-                Ok(images) => inputs.extend(images.into_iter().map(Input::File)),
-                Err(error) => inputs.push(Input::Unusable { path: path.clone(), cause: format!("{error:#}") }),
-            }
+            expanded.add_folder(path, recursive);
         } else {
-            inputs.push(Input::File(path.clone()));
+            expanded.inputs.push(Input::File(path.clone()));
         }
     }
-    Ok(inputs)
+    Ok(expanded)
 }
 
-fn images_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).context("cannot list the folder")? {
-        let entry = entry.context("cannot list the folder")?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if is_image_name(&name) && !name.starts_with('.') && !entry.path().is_dir() {
-            names.push((name, entry.path()));
+impl Expanded {
+    fn add_folder(&mut self, folder: &Path, recursive: bool) {
+        let unusable = |cause: String| Input::Unusable { path: folder.to_owned(), cause };
+        let found = match images_in_folder(folder, recursive).context("cannot list the folder") {
+            Ok(found) => found,
+            Err(error) => return self.inputs.push(unusable(format!("{error:#}"))),
+        };
+        let ImagesInFolder { paths, in_subfolders, left_out, .. } = found;
+        let mut beside = Vec::new();
+        if !recursive && in_subfolders > 0 {
+            beside.push(format!("{in_subfolders} images in subfolders are left out; --recursive includes them"));
         }
+        if !left_out.is_empty() {
+            beside.push(format!("left out: {left_out}"));
+        }
+        if paths.is_empty() {
+            let looked_for = format!("no images in this folder; looked for {}", IMAGE_EXTENSIONS.join(", "));
+            self.inputs.push(unusable([&[looked_for], &beside[..]].concat().join("; ")));
+            return;
+        }
+        let name = folder.to_string_lossy();
+        self.notes.extend(beside.into_iter().map(|text| format!("{}: {text}", printable(&name))));
+        self.inputs.extend(paths.into_iter().map(Input::File));
     }
-    names.sort_by(|(a, _), (b, _)| natural_order(a, b));
-    Ok(names.into_iter().map(|(_, path)| path).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
-    fn a_folder_expands_to_its_images_in_natural_order() {
+    fn a_folder_expands_to_its_images_in_natural_order_and_the_rest_is_noted() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["10.jpg", "2.PNG", "notes.txt", ".hidden.jpg", "sub/1.jpg"] {
+        for name in ["10.jpg", "2.PNG", "3.jfif", "notes.txt", "x.heic", ".hidden.jpg", "sub/1.jpg", "sub/deep/2.jpg"] {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
         }
-        let inputs = expand(&[PathBuf::from("first.jpg"), folder.path().to_owned(), PathBuf::from("-")]).unwrap();
-        let in_folder = |name: &str| Input::File(folder.path().join(name));
-        assert_eq!(inputs, [Input::File("first.jpg".into()), in_folder("2.PNG"), in_folder("10.jpg"), Input::Stdin]);
+        let paths = [PathBuf::from("first.jpg"), folder.path().to_owned(), PathBuf::from("-")];
+        let in_folder =
+            |names: &[&str]| names.iter().map(|name| Input::File(folder.path().join(name))).collect::<Vec<_>>();
+        let Expanded { inputs, notes } = expand(&paths, false).unwrap();
+        assert_eq!(inputs[0], Input::File("first.jpg".into()));
+        assert_eq!(inputs[1..4], in_folder(&["2.PNG", "3.jfif", "10.jpg"]));
+        assert_eq!(inputs[4], Input::Stdin);
         assert!(inputs[0].read().is_err());
+        assert!(notes[0].contains("2 images in subfolders are left out; --recursive"), "{notes:?}");
+        assert!(notes[1].contains("1 .heic") && notes[1].contains("1 .txt"), "{notes:?}");
+
+        let Expanded { inputs, notes } = expand(&paths[1..2], true).unwrap();
+        assert_eq!(inputs, in_folder(&["2.PNG", "3.jfif", "10.jpg", "sub/1.jpg", "sub/deep/2.jpg"]));
+        assert_eq!(notes.len(), 1, "{notes:?}");
     }
 
     #[test]
     fn a_folder_without_images_is_an_error_of_that_input() {
         let folder = tempfile::tempdir().unwrap();
-        let inputs = expand(&[folder.path().to_owned()]).unwrap();
+        fs::create_dir(folder.path().join("sub")).unwrap();
+        fs::write(folder.path().join("sub/1.jpg"), "x").unwrap();
+        let inputs = expand(&[folder.path().to_owned()], false).unwrap().inputs;
         let error = inputs[0].read().unwrap_err().to_string();
-        assert!(error.contains("no images in this folder"), "{error}");
-        assert!(expand(&["-".into(), "-".into()]).is_err());
+        assert!(error.contains("no images in this folder") && error.contains("--recursive"), "{error}");
+        assert!(expand(&["-".into(), "-".into()], false).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_an_error_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.jpg");
+        if !std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: there is no mkfifo");
+            return;
+        }
+        let error = format!("{:#}", Input::File(pipe).read().unwrap_err());
+        assert!(error.contains("is read only as `-`") && error.contains("a pipe"), "{error}");
+        let inputs = expand(&[folder.path().to_owned()], false).unwrap().inputs;
+        assert!(inputs[0].read().unwrap_err().to_string().contains("pipe, socket or device"));
     }
 }

@@ -13,6 +13,7 @@
 //! Errors are `anyhow` chains that name the file, the cause and the remedy.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod diagram;
 pub mod evaluation;

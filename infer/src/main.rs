@@ -1,11 +1,12 @@
 //! `infer`: card + weights → predictions.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod cli;
 mod command;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use runtime::{
     exit::{self, ExitCode},
     logging,
@@ -20,10 +21,9 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    cli.kernels.choose();
-    let progress = cli.progress();
-    exit::run(|| {
+    exit::run(|cli: Cli| {
+        cli.kernels.choose();
+        let progress = cli.progress();
         logging::init(cli.verbosity, cli.log_format())?;
         let world = world::join(cli.ranks.mpi_timeout)?;
         if !matches!(cli.command, Command::Evaluate(_)) {
@@ -46,6 +46,7 @@ fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => command::serve::run(args, progress),
         Command::Diagram(args) => diagram::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
+        Command::Card(args) => command::card::run(args, progress),
         Command::Models(args) => models::run(args),
         Command::Devices(args) => runtime::backend::devices(args),
         Command::Verify(args) => verify::run(args, progress),

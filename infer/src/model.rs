@@ -48,8 +48,13 @@ impl Model {
     /// Creates a model from a network on `device` and its card.
     ///
     /// # Errors
-    /// Fails like [`Preprocessor::new`].
+    /// Fails like [`Preprocessor::new`], and for a network with one output.
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
+        ensure!(
+            card.classes.len() > 1,
+            "the network has one output, of which softmax would make a probability of 100 % for every image; read as a \
+             sigmoid it is the probability of the second of two classes (--activation sigmoid)"
+        );
         let preprocess = Preprocessor::new(&card)?;
         // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
         Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
@@ -65,6 +70,12 @@ impl Model {
         }
         self.compute = dtype;
         Ok(self)
+    }
+
+    /// Sets the largest number of pixels of an image, before it is resized; `None` keeps the default.
+    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
+        self.preprocess = self.preprocess.with_max_pixels(max_pixels);
+        self
     }
 
     /// Images in the type that the network computes in, [f32 by default](Self::with_dtype).

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
 use datasets::{
-    DecodeError, Limits, Preprocess, SampleContext, decode,
+    DecodeError, DecodeOptions, Decoded, Preprocess, SampleContext, decode,
     meters::{Stage, Stopwatch},
     transforms::{CenterCrop, FiveCrop, Interpolation, Resize, ResizeRule, TenCrop, resize},
 };
@@ -60,6 +60,7 @@ pub struct CropStack {
     flip: bool,
     dense: bool,
     side: u32,
+    options: DecodeOptions,
 }
 
 impl CropStack {
@@ -105,7 +106,21 @@ impl CropStack {
         }
         let Protocol { crops, dense, .. } = *protocol;
         ensure!(!dense || crops == Crops::One, "--dense uses the whole image and cannot be combined with --crops");
-        Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side })
+        let options = DecodeOptions { orientation: preprocess.orientation.unwrap_or_default(), ..Default::default() };
+        Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side, options })
+    }
+
+    /// Sets the largest number of pixels of an image, before it is resized.
+    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
+        if let Some(max_pixels) = max_pixels {
+            self.options = self.options.max_pixels(max_pixels);
+        }
+        self
+    }
+
+    /// How images are decoded: the card's orientation, and limits.
+    pub fn options(&self) -> &DecodeOptions {
+        &self.options
     }
 
     /// Returns the number of crops per image.
@@ -175,16 +190,15 @@ impl Preprocess for CropStack {
         [side * self.count(), side]
     }
 
-    fn process(&self, bytes: &[u8], _context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
-        let image = decode(bytes, &Limits::default());
+    fn process(&self, bytes: &[u8], _context: SampleContext, watch: &mut Stopwatch) -> Result<Decoded, DecodeError> {
+        let decoded = decode(bytes, &self.options);
         watch.lap(Stage::Decode);
-        let crops = self.of(&image?);
-        let mut pixels = Vec::with_capacity(crops.len() * crops[0].len());
-        for crop in &crops {
-            pixels.extend_from_slice(crop.as_raw());
-        }
-        let height = self.side * crops.len() as u32;
-        Ok(RgbImage::from_raw(self.side, height, pixels).expect("as many pixels as crops have"))
+        Ok(decoded?.map(|image| {
+            let crops = self.of(&image);
+            let pixels: Vec<u8> = crops.iter().flat_map(|crop| crop.as_raw()).copied().collect();
+            let height = self.side * crops.len() as u32;
+            RgbImage::from_raw(self.side, height, pixels).expect("as many pixels as crops have")
+        }))
     }
 }
 
@@ -228,7 +242,7 @@ mod tests {
         let mut bytes = std::io::Cursor::new(Vec::new());
         image.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         let card = Card::of(Architecture::ResNet18, 10, "a test");
-        let expected = hub::Preprocessor::new(&card).unwrap().decode(bytes.get_ref()).unwrap();
+        let expected = hub::Preprocessor::new(&card).unwrap().decode(bytes.get_ref()).unwrap().image;
         assert_eq!(stack(Crops::One, &[], false).unwrap().of(&image)[0], expected);
         let mirrored = stack(Crops::One, &[], true).unwrap().of(&image);
         assert_eq!(mirrored[0], imageops::flip_horizontal(&expected));

@@ -61,7 +61,11 @@ pub fn batches<'a>(
 }
 
 fn decode(input: &Input, preprocess: &Preprocessor) -> Result<RgbImage> {
-    Ok(preprocess.decode(&input.read()?)?)
+    let decoded = preprocess.decode(&input.read()?)?;
+    if let Some(damage) = decoded.damage {
+        log::warn!("{}: {damage}; it is used as far as it can be decoded", input.name());
+    }
+    Ok(decoded.image)
 }
 
 #[cfg(test)]

@@ -100,6 +100,39 @@ fn every_format_of_image_is_read_whatever_its_name() {
 }
 
 #[test]
+fn images_are_turned_upright_and_limited_unless_flags_say_otherwise() {
+    let fixture = Fixture::new();
+    fixture.image("a.jpg");
+    let bytes = fs::read(fixture.path("a.jpg")).expect("read");
+    // Upside down, by an EXIF segment behind the start.
+    let block = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0";
+    fs::write(fixture.path("turned.jpg"), [&bytes[..2], block, &bytes[2..]].concat()).expect("written");
+    let answers = |flags: &[&str]| {
+        let args = [&["classify", "a.jpg", "turned.jpg", "-w", "run", "--format", "json"], flags].concat();
+        let objects = fixture.infer(&args).ends_with(0).json_lines();
+        [objects[0]["top"].to_string(), objects[1]["top"].to_string()]
+    };
+    let (applied, ignored) = (answers(&[]), answers(&["--orientation", "ignore"]));
+    assert_eq!(ignored[0], ignored[1]);
+    assert_eq!(applied[0], ignored[0]);
+    assert_ne!(applied[1], applied[0]);
+
+    let refused = fixture.infer(&["classify", "a.jpg", "-w", "run", "--max-pixels", "16"]).ends_with(1);
+    assert!(refused.stderr.contains("--max-pixels"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_damaged_image_is_classified_with_a_warning() {
+    let fixture = Fixture::new();
+    fixture.image("a.jpg");
+    let bytes = fs::read(fixture.path("a.jpg")).expect("read");
+    // The end marker comes before the last blocks.
+    fs::write(fixture.path("b.jpg"), [&bytes[..bytes.len() - 6], b"\xff\xd9"].concat()).expect("written");
+    let ran = fixture.infer(&["classify", "b.jpg", "-w", "run"]).ends_with(0);
+    assert!(ran.stderr.contains("b.jpg: damaged JPEG image"), "{}", ran.stderr);
+}
+
+#[test]
 fn standard_input_is_an_image() {
     let fixture = Fixture::new();
     fixture.image("a.png");
@@ -118,6 +151,10 @@ fn a_folder_is_the_images_in_it_in_natural_order() {
     let ran = fixture.infer(&["classify", "photos", "-w", "run", "--format", "csv", "-k", "1"]).ends_with(0);
     let paths: Vec<_> = ran.stdout.lines().skip(1).filter_map(|row| row.split(',').next()).map(PathBuf::from).collect();
     assert_eq!(paths, [Path::new("photos/9.jpg"), Path::new("photos/10.png")]);
+    let ran = ran.says("1 images in subfolders are left out; --recursive includes them");
+    ran.says("no image by its name: 1 .txt");
+    let deep = fixture.infer(&["classify", "photos", "-r", "-w", "run", "--format", "json"]).ends_with(0);
+    assert_eq!(deep.json_lines()[2]["path"], "photos/below/1.png");
 }
 
 #[test]
@@ -187,7 +224,68 @@ fn weights_that_are_not_there_or_not_weights_are_told() {
     fs::create_dir(fixture.path("artifacts")).expect("created");
     fails("artifacts").says("is not a run folder").says("weights.safetensors");
     fails(".").says("did you mean --weights ./run?");
-    fails("a.png").says("a.png is not readable as");
+    fails("a.png").says("a.png has no weights that Hearth reads: it is a PNG picture");
+}
+
+#[test]
+fn preprocessing_is_assumed_aloud_and_set_by_flags_or_a_card() {
+    let fixture = Fixture::new();
+    fixture.image("a.png").image("data/train/ant/1.png").image("data/train/bee/1.png").image("data/train/cat/1.png");
+    without_card(&fixture.path("run/weights.safetensors"), &fixture.path("bare.safetensors"));
+    let classify = |more: &[&str]| {
+        let args = ["classify", "a.png", "-w", "bare.safetensors", "--format", "json", "--quiet"];
+        fixture.infer(&[&args, more].concat()).ends_with(0)
+    };
+    let top = |ran: &fixture::Ran| ran.json_lines()[0]["top"].clone();
+    let assumed = classify(&["--arch", "resnet20"]).says("assumed that resnet20 was trained on images resized to");
+    assert_eq!(assumed.stderr.matches("carries no model card").count(), 1, "{}", assumed.stderr);
+    let flags = ["--resize", "40x40", "--crop", "36", "--mean", "0.5", "--std", "0.25,0.25,0.5"];
+    let set = classify(&[&["--arch", "resnet20"], &flags[..]].concat());
+    assert_eq!(set.stderr, "");
+    assert_ne!(top(&set)[0]["probability"], top(&assumed)[0]["probability"]);
+
+    // The same by a card, with the classes of a data set.
+    let card = ["card", "bare.safetensors", "--arch", "resnet20", "--classes-from", "data", "--out", "card.json"];
+    fixture.infer(&[&card, &flags[..]].concat()).ends_with(0);
+    let by_card = classify(&["--card", "card.json"]);
+    assert_eq!(by_card.stderr, "");
+    assert_eq!(top(&by_card)[0]["probability"], top(&set)[0]["probability"]);
+    let card_file = Card::read(fixture.path("card.json")).expect("a card");
+    assert_eq!(
+        (card_file.classes, card_file.preprocess.input_size),
+        (vec!["ant".into(), "bee".into(), "cat".into()], [36, 36])
+    );
+    fixture.infer(&card).ends_with(1).says("exists already").says("--force");
+
+    fs::write(fixture.path("names.txt"), "x\ny\nz\n").expect("written");
+    let ran = fixture.infer(&["card", "run", "--classes", "names.txt"]).ends_with(0);
+    let card = Card::from_json(&ran.stdout, Path::new("stdout")).expect("a card");
+    assert_eq!(card.classes, ["x", "y", "z"]);
+    fs::write(fixture.path("names.txt"), "x\ny\n").expect("written");
+    fixture.infer(&["card", "run", "--classes", "names.txt"]).ends_with(1).says("2 classes").says("3 outputs");
+    let large = ["classify", "a.png", "-w", "run", "--crop", "99"];
+    fixture.infer(&large).ends_with(1).says("larger than the images").says("--resize");
+    fixture.infer(&["classify", "a.png", "-w", "run", "--resize", "0"]).ends_with(2).says("number of pixels");
+}
+
+#[test]
+fn a_network_with_one_output_needs_a_sigmoid() {
+    let fixture = Fixture::new();
+    fixture.image("a.png");
+    let mut card = Card::of(Architecture::ResNet20, 1, "a test");
+    card.classes = vec!["dog".into()];
+    let network = models::NetworkConfig::new(Architecture::ResNet20).with_num_classes(1);
+    hub::weights::save(&network.init(&burn::tensor::Device::flex()), &card, fixture.path("one.safetensors"))
+        .expect("saved");
+    let args = ["classify", "a.png", "-w", "one.safetensors", "--format", "json"];
+    fixture.infer(&args).ends_with(1).says("has one output").says("--activation sigmoid");
+    let ran = fixture.infer(&[&args[..], &["--activation", "sigmoid"]].concat()).ends_with(0);
+    let top = ran.json_lines()[0]["top"].clone();
+    let sum: f64 = top.as_array().expect("two").iter().filter_map(|class| class["probability"].as_f64()).sum();
+    assert_eq!(top.as_array().map(Vec::len), Some(2));
+    assert!((sum - 1.0).abs() < 1e-9 && ran.stdout.contains("\"not dog\""), "{}", ran.stdout);
+    let three = ["classify", "a.png", "-w", "run", "--activation", "sigmoid"];
+    fixture.infer(&three).ends_with(1).says("has 3: omit it");
 }
 
 #[test]
@@ -390,4 +488,40 @@ fn evaluation_reports_unreadable_images_and_unknown_classes() {
     fixture.image("flat/1.png");
     let unlabeled = fixture.infer(&["evaluate", "--data", "flat", "--weights", "run"]).ends_with(1);
     assert!(unlabeled.stderr.contains("no labels"), "{}", unlabeled.stderr);
+}
+
+#[test]
+fn folders_named_by_index_and_by_a_file_are_evaluated() {
+    let fixture = Fixture::new();
+    labeled(&fixture);
+    for (index, class) in ["ant", "bee, \"honey\"", "cat"].iter().enumerate() {
+        let (named, numbered) = (fixture.path(&format!("data/val/{class}")), format!("numbers/val/{index}"));
+        fs::create_dir_all(fixture.path("numbers/val")).expect("created");
+        fs::create_dir_all(fixture.path("letters/val")).expect("created");
+        let copy = |to: &str| {
+            fs::create_dir(fixture.path(to)).expect("created");
+            for entry in fs::read_dir(&named).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                fs::copy(&path, fixture.path(to).join(path.file_name().expect("a name"))).expect("copied");
+            }
+        };
+        copy(&numbered);
+        copy(&format!("letters/val/{}", ["x", "y", "z"][index]));
+    }
+    fs::write(fixture.path("map.csv"), "folder,class\nx,ant\ny,1\nz,cat\n").expect("written");
+    let evaluate = |data: &str, more: &[&str]| {
+        let base = ["evaluate", "--data", data, "--weights", "run", "--format", "json"];
+        fixture.infer(&[&base, more].concat())
+    };
+    let top1 = |ran: &fixture::Ran| {
+        let result: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        (result["top1"]["right"].clone(), result["loss"]["mean"].clone())
+    };
+    let named = evaluate("data", &[]).ends_with(0);
+    let numbered = evaluate("numbers", &[]).ends_with(0).says("are taken as indices of the network's: 0 is ant");
+    assert_eq!(top1(&numbered), top1(&named));
+    assert!(numbered.stdout.contains("\"class_map\": \"index\"") && !named.stdout.contains("class_map"));
+    evaluate("letters", &[]).ends_with(1).says("--class-map FILE maps others");
+    assert_eq!(top1(&evaluate("letters", &["--class-map", "map.csv"]).ends_with(0)), top1(&named));
+    evaluate("data", &["--class-map", "map.csv"]).ends_with(1).says("lacks 3 of the data's 3 classes");
 }

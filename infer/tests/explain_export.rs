@@ -195,7 +195,7 @@ fn foreign_weights_and_contradicting_cards_are_errors() {
         fixture
             .infer(&[command, &["-w", "a.png", "--arch", "vgg11"]].concat())
             .ends_with(1)
-            .says("a.png is not readable");
+            .says("a.png has no weights that Hearth reads");
     }
     assert!(!fixture.path("resnet20.onnx").exists());
 }

@@ -80,14 +80,16 @@ fn golden(name: &str) -> Option<serde_json::Value> {
     Some(serde_json::from_slice(&fs::read(path).expect("readable")).expect("JSON"))
 }
 
-/// Evaluates every image of `source` and compares with the reference.
+/// Evaluates every image of `source` and compares with the reference, which torchvision computed without orientation.
 fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance: Tolerance) {
     let settings = Settings {
         protocol: Protocol { crops: Crops::One, scales: Vec::new(), flip: false, dense: false },
         batch_size: 25,
         workers: None,
         bad_samples: BadSamples::Strict,
+        max_pixels: None,
         shard: (0, 1),
+        class_map: None,
     };
     let spec = EvaluationSpec {
         weights: vec!["a test".into()],
@@ -98,6 +100,7 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         images: source.len(),
         classes: model.card().classes.len(),
         data_classes: source.classes().len(),
+        class_map: None,
         protocol: settings.protocol.to_string(),
         hearth: String::new(),
         commit: None,

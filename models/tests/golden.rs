@@ -402,7 +402,7 @@ fn with_weights(
 
 fn load(path: &Path, architecture: Architecture, device: &Device) -> Result<Network, Failed> {
     let weights = Weights::open(path)?;
-    let network = weights.config(architecture, device).init(device);
+    let network = weights.config(architecture, device).expect("a configuration").init(device);
     Ok(weights.load(network, architecture, Strictness::Exact)?.0)
 }
 

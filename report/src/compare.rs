@@ -72,7 +72,7 @@ fn results(runs: &[Run], names: &[String]) -> Markup {
                             (result.and_then(|result| result.best_epoch).map_or_else(none, |epoch| epoch.to_string()))
                         }
                         td.number {
-                            (result.map_or_else(none, |result| significant(result.images_per_second, 4)))
+                            (result.map(|result| result.images_per_second).filter(|&rate| rate > 0.0).map_or_else(none, |rate| significant(rate, 4)))
                         }
                         td.number { (result.map_or_else(none, |result| duration(result.seconds))) }
                         td { (status(run)) }

@@ -3,10 +3,13 @@
 //! Every file is JSON or CSV. JSON objects carry a `format` version. Readers ignore unknown keys and columns and accept
 //! missing ones, so a report can show a run that is in progress, was cut off, or was written by another version.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Context;
-use runtime::files::write_atomic_bytes;
+use runtime::{
+    files::{self, write_atomic_bytes},
+    text::cell,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The version of the run format that this build writes.
@@ -28,6 +31,8 @@ pub const PREDICTIONS: &str = "predictions.csv";
 pub const MISTAKES: &str = "mistakes/index.csv";
 /// Images that could not be read or decoded.
 pub const BAD_SAMPLES: &str = "bad_samples.csv";
+/// The log of a run: its notes and warnings, and log records.
+pub const EXPERIMENT_LOG: &str = "experiment.log";
 /// [`EvaluationSummary`].
 pub const EVALUATION: &str = "result.json";
 
@@ -69,6 +74,12 @@ pub struct RunInfo {
     pub finished: Option<String>,
     /// The data set.
     pub data: DataInfo,
+    /// The absolute paths of what the recipe names, by its keys.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub paths: BTreeMap<String, String>,
+    /// What was changed when the run was resumed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<RunChange>,
     /// The number of trainable parameters; 0 where it is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub parameters: usize,
@@ -148,9 +159,25 @@ pub struct DataInfo {
     pub valid_images: usize,
     /// The number of classes in the data.
     pub classes: usize,
-    /// The hash of the images' keys, sizes and labels.
+    /// The hash of the images' keys and labels and of the classes, which does not depend on where they are.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub fingerprint: String,
+}
+
+/// A change with which a run was resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunChange {
+    /// The number of optimizer steps before it.
+    pub step: u64,
+    /// The epoch that it falls into, from 1.
+    pub epoch: usize,
+    /// The key of the recipe, or `device`, `images`, `program` or `cpu`.
+    pub key: String,
+    /// The value before.
+    pub from: String,
+    /// The value since.
+    pub to: String,
 }
 
 /// Means over images; top-1 and top-5 in percent.
@@ -179,7 +206,8 @@ pub struct RunResult {
     /// The score of their EMA after the last epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<Score>,
-    /// The throughput of training, or of the evaluation.
+    /// The throughput of training, or of the evaluation: images that went through the network. 0 for a probe whose features
+    /// were cached.
     pub images_per_second: f64,
     /// The duration without pauses.
     pub seconds: f64,
@@ -277,7 +305,7 @@ pub struct EpochRow {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PredictionRow {
     /// The image's key.
-    #[serde(default)]
+    #[serde(default, with = "cell")]
     pub key: String,
     /// The true class.
     pub label: usize,
@@ -342,7 +370,7 @@ pub struct MistakeRow {
     #[serde(default)]
     pub file: String,
     /// The image's key.
-    #[serde(default)]
+    #[serde(default, with = "cell")]
     pub key: String,
     /// The true class.
     pub label: usize,
@@ -372,6 +400,9 @@ pub struct EvaluationSpec {
     pub classes: usize,
     /// The number of classes of the data.
     pub data_classes: usize,
+    /// How the data's classes were mapped to the network's, if not by name: `index`, or the file of the map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_map: Option<String>,
     /// The crops and scales.
     pub protocol: String,
     /// The version of Hearth.
@@ -459,7 +490,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
 /// # Errors
 /// Fails if the file cannot be read or does not hold a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = files::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
 }
 
@@ -480,7 +511,7 @@ pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -
 /// # Errors
 /// Fails if the file cannot be read or a row does not hold a `T`.
 pub fn read_csv<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = files::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let rows: Result<Vec<T>, _> = csv::Reader::from_reader(bytes.as_slice()).into_deserialize().collect();
     rows.with_context(|| format!("{} is damaged", path.display()))
 }
@@ -529,6 +560,8 @@ fn scientific<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -561,11 +594,12 @@ mod tests {
             loss: Some(3f64.ln()),
             rank_in_data: Some(1),
             real: Some(false),
-            ..PredictionRow::new("a, \"b\"\n".to_string(), 7, (0..9).map(|class| (class, 1.0 / (class + 2) as f64)))
+            ..PredictionRow::new("=a, \"b\"\n".to_string(), 7, (0..9).map(|class| (class, 1.0 / (class + 2) as f64)))
         };
         assert!((row.pred5, row.p5) == (Some(4), Some(1.0 / 6.0)) && !row.is_right() && !row.is_in_top5());
         write_csv(&path, [&row]).unwrap();
         assert_eq!(read_csv::<PredictionRow>(&path).unwrap(), [row]);
+        assert!(fs::read_to_string(&path).unwrap().contains("\"'=a"), "no spreadsheet evaluates a key");
         fs::write(&path, "key,p_label\na,1\n").unwrap();
         let error = format!("{:#}", read_csv::<PredictionRow>(&path).unwrap_err());
         assert!(error.contains("predictions.csv is damaged") && error.contains("label"), "{error}");
@@ -595,6 +629,8 @@ mod tests {
                 fingerprint: "f".to_string(),
                 ..DataInfo::default()
             },
+            paths: BTreeMap::from([("data.train".to_string(), String::new())]),
+            changes: vec![RunChange::default()],
             result: Some(RunResult {
                 best_epoch: Some(1),
                 last: Some(Score::default()),
@@ -604,6 +640,7 @@ mod tests {
             ..RunInfo::default()
         };
         fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+            value.as_array().into_iter().flatten().for_each(|value| keys(value, found));
             for (key, value) in value.as_object().into_iter().flatten() {
                 found.push(key.clone());
                 keys(value, found);

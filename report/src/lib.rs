@@ -4,6 +4,7 @@
 //! are named on the page; damaged ones are reported at its top.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod chart;
 mod compare;

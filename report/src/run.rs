@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use runtime::files;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -105,7 +106,7 @@ impl Run {
     pub(crate) fn environment(&self) -> Value {
         let mut info = serde_json::to_value(&self.info).unwrap_or_default();
         if let Value::Object(facts) = &mut info {
-            let elsewhere = ["command", "result", "parameters", "format"];
+            let elsewhere = ["changes", "command", "result", "parameters", "format"];
             let is_empty = |value: &Value| value.is_null() || *value == "" || *value == 0;
             facts.retain(|key, value| !elsewhere.contains(&key.as_str()) && !is_empty(value));
         }
@@ -171,7 +172,7 @@ impl Run {
 
     /// Reads a file as text; invalid UTF-8 is replaced.
     fn text(&mut self, name: &'static str) -> Option<String> {
-        match fs::read(self.folder.join(name)) {
+        match files::read(&self.folder.join(name)) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.missing.push(name);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     chart::{Chart, PAGE, Px, Series},
     figure::{self, Bars, Part},
-    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunKind, RunResult, RunStatus, Score},
+    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunChange, RunKind, RunResult, RunStatus, Score},
     page::{Page, duration, interval, moment, percent, plural, significant, thousands},
     run::{Mistake, Run, by_epoch, by_step, flatten},
     stats::{self, Class, Count},
@@ -169,7 +169,9 @@ fn tiles(run: &Run) -> Vec<Tile> {
         tiles.push(Tile { name: "Time".to_string(), value: duration(seconds), lines });
     }
     let rate = result.map(|result| result.images_per_second);
-    if let Some(rate) = rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite()) {
+    if let Some(rate) =
+        rate.or_else(|| run.last("train")?.images_per_second).filter(|rate| rate.is_finite() && *rate > 0.0)
+    {
         let value = if rate < 1000.0 { significant(rate, 3) } else { thousands(rate as usize) };
         tiles.push(Tile { name: "Throughput".to_string(), value, lines: vec!["images/s".to_string()] });
     }
@@ -657,7 +659,22 @@ fn setup(run: &Run) -> Option<Markup> {
     });
     let parts = [("Recipe", recipe), ("Model card", card), ("Environment", environment)];
     let parts: Vec<Markup> = parts.into_iter().filter_map(|(title, inside)| Some(details(title, inside?))).collect();
-    (!parts.is_empty()).then(|| html! { @for part in parts { (part) } })
+    let changes = &run.info.changes;
+    (!parts.is_empty() || !changes.is_empty()).then(|| {
+        html! {
+            @if !changes.is_empty() {
+                p { "The run was resumed with changes:" }
+                ul {
+                    @for RunChange { step, epoch, key, from, to } in changes {
+                        li {
+                            "epoch " (epoch) ", after step " (step) ": " code { (key) } " from " bdi { (from) } " to " bdi { (to) }
+                        }
+                    }
+                }
+            }
+            @for part in parts { (part) }
+        }
+    })
 }
 
 fn details(title: &str, inside: Markup) -> Markup {

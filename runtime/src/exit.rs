@@ -9,10 +9,14 @@
 //! | 101 | a bug: Hearth panicked |
 //! | 130 | interrupted by Ctrl-C or a request to terminate; what was begun was saved where that makes sense |
 //!
-//! A reader that closes the pipe (`infer classify … | head -1`) ends the program as it ends any Unix tool, by the
-//! signal SIGPIPE (141 in a shell), and not with a panic.
+//! A reader that closes the pipe (`infer classify … | head -1`) ends a command at its next result, as it ends any Unix
+//! tool: quietly, by the signal SIGPIPE (141 in a shell). Results that cannot be written otherwise, for instance because
+//! the disk is full, are an error: 1. Trainings end as if their output had been written: their results are in the run
+//! folder, whose `experiment.log` notes the failure. A standard error that is closed or full changes nothing.
 
 use std::io::Write;
+
+use crate::{output::StdoutError, text::printable_lines};
 
 /// How a binary ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,22 +62,40 @@ impl std::process::Termination for ExitCode {
 pub const HELP: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 3 some inputs failed, results for the \
                         others were given; 130 interrupted.";
 
-/// Runs a binary's `main`: restores the usual effect of a closed pipe, and prints an error as one line,
-/// `error: what: cause: cause`, on standard error.
+/// Runs a binary: parses its command line and calls `main`. Prints an error as one line, `error: what: cause: cause`, on
+/// standard error.
 ///
 /// ```no_run
-/// use runtime::exit::{self, ExitCode};
+/// use runtime::{exit::{self, ExitCode}, outln};
+///
+/// #[derive(clap::Parser)]
+/// struct Cli {
+///     images: Vec<std::path::PathBuf>,
+/// }
 ///
 /// fn main() -> ExitCode {
-///     exit::run(|| {
-///         println!("done");
+///     exit::run(|cli: Cli| {
+///         outln!("{} images", cli.images.len())?;
 ///         Ok(ExitCode::Success)
 ///     })
 /// }
 /// ```
-pub fn run(main: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
-    end_on_closed_pipe();
-    report(main(), &mut std::io::stderr())
+pub fn run<C: clap::Parser>(main: impl FnOnce(C) -> anyhow::Result<ExitCode>) -> ExitCode {
+    let result = match C::try_parse() {
+        Ok(cli) => main(cli),
+        Err(message) => show(&message),
+    };
+    report(result, &mut std::io::stderr())
+}
+
+/// Prints what the parser has to say: help and versions are results, the rest is an error.
+fn show(message: &clap::Error) -> anyhow::Result<ExitCode> {
+    let printed = message.print();
+    if message.use_stderr() {
+        return Ok(ExitCode::Usage);
+    }
+    printed.and_then(|()| std::io::stdout().flush()).map_err(StdoutError::from)?;
+    Ok(ExitCode::Success)
 }
 
 /// The exit code of a result; an error goes to `stderr` first.
@@ -81,20 +103,25 @@ fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode
     match result {
         Ok(code) => code,
         Err(error) => {
+            let stdout = error.chain().find_map(|cause| cause.downcast_ref::<StdoutError>());
+            if stdout.is_some_and(StdoutError::is_closed_pipe) {
+                end_by_closed_pipe();
+            }
             // Nobody is left to tell if this fails.
-            let _ = writeln!(stderr, "error: {error:#}");
+            let _ = writeln!(stderr, "error: {}", printable_lines(&format!("{error:#}")));
             ExitCode::Failure
         }
     }
 }
 
-/// Rust's runtime ignores SIGPIPE, which turns a closed standard output into a panic of `println!`. Sockets are not
-/// affected: the standard library sends on them without the signal.
-fn end_on_closed_pipe() {
+/// Ends the process as a closed pipe ends other tools. Rust ignores SIGPIPE, so that a write to a pipe or a socket
+/// whose reader is gone is an error; the signal is raised only here, when all other work is done.
+fn end_by_closed_pipe() {
     #[cfg(unix)]
-    // SAFETY: `signal` with SIG_DFL installs no handler of ours, and this runs before any other thread starts.
+    // SAFETY: `signal` with SIG_DFL installs no handler of ours, and `raise` takes no pointer.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::raise(libc::SIGPIPE);
     }
 }
 
@@ -130,12 +157,13 @@ mod tests {
         const CHILD: &str = "RUNTIME_TEST_CLOSED_PIPE";
         // The child prints for ever, which only the closed pipe can end.
         if std::env::var_os(CHILD).is_some() {
-            run(|| {
-                eprintln!("ready");
+            let result = || -> anyhow::Result<ExitCode> {
+                crate::noteln!("ready");
                 loop {
-                    println!("a result");
+                    crate::outln!("a result")?;
                 }
-            });
+            };
+            report(result(), &mut std::io::stderr());
         }
         let name = "exit::tests::a_closed_pipe_ends_the_program_by_its_signal_and_without_a_panic";
         let mut child = Command::new(std::env::current_exe().expect("the test's own file"))

@@ -12,17 +12,23 @@
 //! `RUST_LOG`, if set, replaces this table: `RUST_LOG=debug`, `RUST_LOG=warn,datasets=trace`.
 //!
 //! Results go to standard output and are not logged. Progress bars are hidden while a line is printed.
+//!
+//! A [`LogFile`] of a run receives a copy of the records while it is open: those of Hearth's crates from `info` on and of
+//! other crates from `warn` on, whatever the flags say.
 
-use std::{
-    io::Write,
-    sync::OnceLock,
-    time::{Duration, SystemTime},
-};
+use std::{sync::OnceLock, time::SystemTime};
 
 use env_filter::Filter;
 use log::{
     Level, LevelFilter, Log, Metadata, Record,
     kv::{self, VisitSource},
+};
+
+pub use crate::log_file::{LogFile, OpenLogFile};
+use crate::{
+    log_file::{self, time},
+    output,
+    text::printable_lines,
 };
 
 /// The flags `-v` and `-q`; flatten it into the arguments of a binary.
@@ -54,6 +60,16 @@ impl Verbosity {
         self.quiet > 0
     }
 
+    /// Returns whether nothing is logged.
+    pub fn is_silent(self) -> bool {
+        self.quiet > 1
+    }
+
+    /// Returns the same without progress and notes.
+    pub fn at_most_warnings(self) -> Self {
+        Self { verbose: 0, quiet: self.quiet.max(1) }
+    }
+
     /// Returns the levels of Hearth's crates and of all others.
     fn levels(self) -> (LevelFilter, LevelFilter) {
         match i32::from(self.verbose) - i32::from(self.quiet) {
@@ -70,7 +86,12 @@ impl Verbosity {
 /// The installed logger, which `log` requires to be `'static`.
 static LOGGER: OnceLock<StderrLogger> = OnceLock::new();
 
-/// Installs the logger. Has no effect if one is installed already.
+/// The target of records that a run's journal writes to its [`LogFile`] and reports to its observer itself. They are for
+/// loggers of other programs; this one leaves them out.
+pub const JOURNAL_TARGET: &str = "train::journal";
+
+/// Installs the logger, and a panic hook that writes panics to the open [`LogFile`]s. Has no effect if a logger is
+/// installed already.
 ///
 /// # Errors
 /// If `RUST_LOG` cannot be parsed.
@@ -79,7 +100,14 @@ pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
     let levels = Levels::new(verbosity, spec.as_deref())?;
     let logger = LOGGER.get_or_init(|| StderrLogger { levels, format });
     if log::set_logger(logger).is_ok() {
-        log::set_max_level(logger.levels.max());
+        log_file::set_max_level(logger.levels.max());
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let text = panic.to_string();
+            log_file::write(Level::Error, "panic", &text);
+            output::push_if_held(&format!("{text}\n"));
+            hook(panic);
+        }));
     }
     Ok(())
 }
@@ -134,20 +162,32 @@ struct StderrLogger {
 
 impl Log for StderrLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.levels.enabled(metadata)
+        self.levels.enabled(metadata) || (is_for_files(metadata) && log_file::any_is_open())
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = line(record, self.format, SystemTime::now());
-            // A closed standard error must not end the run.
-            crate::progress::suspend(|| {
-                let _ = writeln!(std::io::stderr(), "{line}");
-            });
+        let metadata = record.metadata();
+        if metadata.target() == JOURNAL_TARGET {
+            return;
+        }
+        if self.levels.enabled(metadata) {
+            crate::noteln!("{}", line(record, self.format, SystemTime::now()));
+        }
+        if is_for_files(metadata) {
+            log_file::append(&line(record, LogFormat::Text, SystemTime::now()));
         }
     }
 
     fn flush(&self) {}
+}
+
+/// Whether log files receive a record.
+fn is_for_files(metadata: &Metadata<'_>) -> bool {
+    let crate_name = metadata.target().split("::").next().unwrap_or_default();
+    // Burn's dashboard warns at each event if its terminal is gone.
+    let is_flood = metadata.target().starts_with("burn_train::renderer");
+    let least = if OWN_CRATES.contains(&crate_name) { Level::Info } else { Level::Warn };
+    metadata.level() <= least && !is_flood
 }
 
 /// Collects the key-value pairs of a record.
@@ -182,7 +222,7 @@ fn line(record: &Record<'_>, format: LogFormat, now: SystemTime) -> String {
         });
         return serde_json::Value::Object(object).to_string();
     }
-    let mut text = record.args().to_string();
+    let mut text = printable_lines(&record.args().to_string()).into_owned();
     for (key, value) in pairs.0 {
         let value = match value {
             serde_json::Value::String(value) => quoted(&value),
@@ -200,13 +240,6 @@ fn line(record: &Record<'_>, format: LogFormat, now: SystemTime) -> String {
     }
 }
 
-/// Returns the time in UTC by RFC 3339, in milliseconds.
-fn time(now: SystemTime) -> String {
-    let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
-    let whole = SystemTime::UNIX_EPOCH + Duration::from_millis(millis.try_into().unwrap_or(u64::MAX));
-    humantime::format_rfc3339_millis(whole).to_string()
-}
-
 /// Quotes a value of a log line unless it is plain.
 fn quoted(value: &str) -> String {
     let plain = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'='));
@@ -215,7 +248,37 @@ fn quoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn a_log_file_receives_records_of_a_run_whatever_the_flags_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("experiment.log");
+        let logger = StderrLogger {
+            levels: Levels::new(Verbosity { verbose: 0, quiet: 2 }, None).unwrap(),
+            format: LogFormat::Plain,
+        };
+        let log = |level, target: &str, text: &str| {
+            let args = format_args!("{text}");
+            logger.log(&Record::builder().level(level).target(target).args(args).build());
+        };
+        for name in ["first", "second"] {
+            let file = LogFile::open(&path).unwrap();
+            assert!(logger.enabled(&Metadata::builder().target("hub::card").level(Level::Info).build()));
+            file.write(Level::Info, JOURNAL_TARGET, name);
+            log(Level::Warn, "hub::card", "no card");
+            log(Level::Debug, "hub::card", "too detailed");
+            log(Level::Info, "wgpu_hal::vulkan", "of another crate");
+            log(Level::Info, JOURNAL_TARGET, "written by the journal already");
+        }
+        log(Level::Warn, "hub::card", "after the run");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
+        let expected = ["INFO  train::journal: first", "WARN  hub::card: no card"];
+        assert_eq!(lines, [&expected[..], &["INFO  train::journal: second", expected[1]]].concat());
+    }
 
     fn enabled(verbosity: Verbosity, spec: Option<&str>, target: &str, level: Level) -> bool {
         let metadata = Metadata::builder().target(target).level(level).build();

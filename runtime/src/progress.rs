@@ -5,24 +5,18 @@
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::output::{BARS, Stderr};
 
 /// How often a line is printed where there is no terminal.
 pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lines over which the present rate is measured.
 const RECENT_LINES: usize = 6;
-
-/// All bars of the process, so that lines can be printed between them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-
-/// Runs `print`, which may write to the terminal, while the bars step aside.
-pub fn suspend<T>(print: impl FnOnce() -> T) -> T {
-    BARS.suspend(print)
-}
 
 /// Where progress goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,7 +119,7 @@ impl Progress {
             Output::Quiet => View::Hidden,
             Output::Auto if std::io::stderr().is_terminal() && !dumb => View::Bar(BARS.add(bar(unit, total))),
             Output::Auto | Output::Lines => {
-                View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(std::io::stderr())) }
+                View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(Stderr)) }
             }
         };
         Self::with_view(label.into(), unit, total, view)
@@ -176,9 +170,7 @@ impl Progress {
         match &self.view {
             View::Bar(bar) => {
                 bar.finish_and_clear();
-                suspend(|| {
-                    let _ = writeln!(std::io::stderr(), "{line}");
-                });
+                crate::noteln!("{line}");
             }
             View::Lines { writer, .. } => print(writer, &line),
             View::Hidden => {}
@@ -299,10 +291,10 @@ fn line(label: &str, unit: Unit, state: &State, now: Instant) -> String {
     line
 }
 
-/// A closed standard error is no reason to stop the work.
 fn print(writer: &Mutex<Box<dyn Write + Send>>, line: &str) {
     let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-    let _ = writeln!(writer, "{line}");
+    // One write, so that lines of several processes do not mix; a failure is no reason to stop the work.
+    let _ = writer.write_all(format!("{line}\n").as_bytes());
 }
 
 fn bar(unit: Unit, total: Option<u64>) -> ProgressBar {

@@ -1,12 +1,12 @@
 //! Shell completions and manual pages of a binary, generated from its command line.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::exit::ExitCode;
+use crate::{exit::ExitCode, output};
 
 /// `completions`
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitC
     let name = command.get_name().to_string();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, name, &mut script);
-    std::io::stdout().write_all(&script).context("cannot write to standard output")?;
+    output::write_result(script)?;
     Ok(ExitCode::Success)
 }
 

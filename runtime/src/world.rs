@@ -258,7 +258,7 @@ impl World {
     pub fn conclude<T>(&self, result: Result<T>) -> Result<T> {
         match result {
             Err(error) if !self.is_alone() => {
-                eprintln!("error: process {} of {}: {error:#}", self.rank, self.size);
+                crate::noteln!("error: process {} of {}: {error:#}", self.rank, self.size);
                 if !self.is_root() {
                     // Where all know, the root writes down how the run ended.
                     std::thread::sleep(Duration::from_secs(2));
@@ -445,7 +445,7 @@ mod link {
                 let since = self.since.load(Ordering::Relaxed);
                 let now = self.started.elapsed().as_millis() as u64 + 1;
                 if since != 0 && now.saturating_sub(since) > timeout.as_millis() as u64 {
-                    eprintln!(
+                    crate::noteln!(
                         "error: process {rank} has waited for the others for {} s: one of them hangs, or the network \
                          between them is cut. Everything ends here; `train resume` goes on from the last checkpoint \
                          (--mpi-timeout waits longer)",

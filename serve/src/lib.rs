@@ -9,6 +9,7 @@
 //! status that tells the client what to do.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod access;
 mod admission;
@@ -23,7 +24,11 @@ mod server;
 mod state;
 mod upload;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use image::RgbImage;
 
@@ -35,11 +40,18 @@ pub use server::{run, serve};
 /// The model behind the server. [`prepare`](Engine::prepare) is called from several threads at once, the other methods
 /// from one.
 pub trait Engine: Send + Sync + 'static {
-    /// Decodes an image, resizes and crops it to the network's input.
+    /// Returns about how many bytes decoding the image takes, from its header.
     ///
     /// # Errors
     /// Returns why the image is rejected.
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason>;
+    fn decoded_bytes(&self, bytes: &[u8]) -> Result<u64, RejectReason>;
+
+    /// Decodes an image, resizes and crops it to the network's input. The result no longer matters once `cancel` is
+    /// set.
+    ///
+    /// # Errors
+    /// Returns why the image is rejected.
+    fn prepare(&self, bytes: &[u8], cancel: &Arc<AtomicBool>) -> Result<RgbImage, RejectReason>;
 
     /// Returns the probability of each class for each image.
     ///
@@ -121,6 +133,9 @@ pub struct Options {
     pub allowed_hosts: Vec<String>,
     /// The number of decoding threads.
     pub workers: usize,
+    /// The largest memory of all images that are being decoded, in bytes, as their headers declare it. Others wait; one
+    /// that needs more alone is rejected.
+    pub max_decoding: usize,
     /// How long requests in flight may take once shutdown begins.
     pub grace: Duration,
 }
@@ -142,6 +157,7 @@ impl Default for Options {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             workers: std::thread::available_parallelism().map_or(1, usize::from),
+            max_decoding: 1 << 30,
             grace: Duration::from_secs(30),
         }
     }

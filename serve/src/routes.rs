@@ -1,6 +1,12 @@
 //! Routes and handlers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use axum::{
     Router,
@@ -14,7 +20,7 @@ use axum::{
 use image::RgbImage;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::{
@@ -188,14 +194,42 @@ async fn one<E: Engine>(
     state.queue.classify(image, permit).await
 }
 
-/// Decodes an image on a blocking thread, with at most `workers` at a time.
+/// The KiB that images may take while they are decoded, all together.
+pub fn decoding_kib(options: &Options) -> usize {
+    (options.max_decoding >> 10).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize))
+}
+
+/// Sets a flag when it is dropped: with the future of a request that has timed out or whose client has disconnected.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Decodes an image on a blocking thread, with at most `workers` at a time, and no more bytes than the options allow.
 async fn prepared<E: Engine>(state: &Arc<AppState<E>>, bytes: Vec<u8>) -> Result<RgbImage, ApiError> {
     let gone = |_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down");
+    let kib = state.engine.decoded_bytes(&bytes)?.div_ceil(1 << 10);
+    let most = decoding_kib(&state.options);
+    let kib = u32::try_from(kib).ok().filter(|&kib| kib as usize <= most).ok_or_else(|| {
+        let message = format!(
+            "decoding the image takes about {} MiB, over the limit of {} MiB (--max-decoding)",
+            kib.div_ceil(1 << 10),
+            most >> 10
+        );
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    })?;
+    // Bytes first: who waits for them holds no thread.
+    let room = Arc::clone(&state.decoding).acquire_many_owned(kib).await.map_err(gone)?;
     let turn = Arc::clone(&state.decoders).acquire_owned().await.map_err(gone)?;
     let engine = Arc::clone(&state.engine);
+    let cancel = Arc::new(AtomicBool::new(false));
+    let _cancel = Cancel(Arc::clone(&cancel));
     let decoded = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        engine.prepare(&bytes)
+        let _permits = (turn, room);
+        engine.prepare(&bytes, &cancel)
     });
     match decoded.await {
         Ok(image) => Ok(image?),

@@ -61,6 +61,7 @@ pub async fn serve<E: Engine>(
         images: Permits::new(options.max_images),
         bodies: Permits::new(options.max_bodies),
         decoders: Arc::new(Semaphore::new(options.workers.clamp(1, Semaphore::MAX_PERMITS))),
+        decoding: Arc::new(Semaphore::new(routes::decoding_kib(&options))),
         rates: Rates::default(),
         closing: AtomicBool::new(false),
         metrics: Arc::clone(&metrics),

@@ -22,6 +22,8 @@ pub struct AppState<E> {
     pub bodies: Permits,
     /// Permits for concurrent decoding.
     pub decoders: Arc<Semaphore>,
+    /// Permits for KiB of images that are being decoded.
+    pub decoding: Arc<Semaphore>,
     pub rates: Rates,
     pub closing: AtomicBool,
 }

@@ -7,12 +7,13 @@ use std::{
     collections::BTreeSet,
     io::{Read, Write},
     net::TcpStream,
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
 
 use harness::{Harness, encoded, form, photo};
-use image::ImageFormat;
+use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::Value;
 use serve::{Options, ROUTES};
 
@@ -345,6 +346,43 @@ fn slow_clients_time_out_while_others_are_served() {
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     drop(dripping);
     assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn decoding_ends_with_its_request() {
+    let short = |options: Options| Options { request_timeout: Duration::from_millis(300), workers: 1, ..options };
+    let server = Harness::with(Duration::ZERO, short);
+    server.engine.hang.store(true, Ordering::SeqCst);
+    server.classify("image/jpeg", &photo(RED)).fails_with(408);
+    // The only worker is free again.
+    for _ in 0..200 {
+        if server.engine.cancelled.load(Ordering::SeqCst) == 1 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(server.engine.cancelled.load(Ordering::SeqCst), 1);
+    server.engine.hang.store(false, Ordering::SeqCst);
+    assert_eq!(server.classify("image/jpeg", &photo(RED)).status, 200);
+}
+
+#[test]
+fn images_are_admitted_by_their_decoded_size() {
+    // An image of 40 × 30 pixels takes 7,200 bytes, of 200 × 200 pixels 240,000.
+    let narrow = |options: Options| Options { max_decoding: 100_000, ..options };
+    let server = Harness::with(Duration::ZERO, narrow);
+    let large = encoded(&RgbImage::from_pixel(200, 200, Rgb(RED)), ImageFormat::Png);
+    let error = server.classify("image/png", &large);
+    assert!(String::from_utf8_lossy(&error.body).contains("--max-decoding"));
+    error.fails_with(413);
+    assert_eq!(server.engine.prepared.load(Ordering::SeqCst), 0, "it was not decoded");
+    // Fifty small ones at once wait for each other.
+    let answers: Vec<_> = thread::scope(|scope| {
+        let ask = || server.classify("image/jpeg", &photo(RED)).status;
+        let running: Vec<_> = (0..50).map(|_| scope.spawn(ask)).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(answers.iter().all(|&status| status == 200), "{answers:?}");
 }
 
 #[test]

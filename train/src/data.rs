@@ -1,13 +1,14 @@
 //! From a recipe's data to loaders.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use datasets::{
-    ImageLoader, Limits, OpenOptions, PipelinePreprocess, Quarantine, Source, Split,
+    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, Source, Split,
+    source::Relabeled,
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
-use runtime::world::world;
+use runtime::{text::printable, world::world};
 use sha2::{Digest, Sha256};
 
 use crate::recipe::{ClassWeights, Data, Recipe};
@@ -20,30 +21,33 @@ pub struct DataSet {
     pub kind: &'static str,
     /// What a user should know, a sentence each.
     pub notes: Vec<String>,
+    /// The fingerprint with the images that are left out, where some are.
+    pub unfiltered: Option<String>,
 }
+
+/// The fraction of each class that is held out where the data has no validation split and the recipe has no
+/// `data.val_fraction`.
+pub const DEFAULT_VAL_FRACTION: f64 = 0.2;
 
 /// Opens the data and checks that it can be trained on.
 pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
-    let part = |spec: &str, split: Split, val_fraction: Option<f64>| {
-        let options = OpenOptions { split, val_fraction, seed, ..OpenOptions::default() };
-        datasets::open(spec, &options)
-    };
-    let train = part(&data.train, Split::Train, data.val_fraction)?;
-    let mut notes = train.notes;
-    let valid = match &data.valid {
-        // Data without parts is opened whole as `train`.
-        Some(spec) => match part(spec, Split::Val, None) {
-            Err(datasets::Error::MissingSplit { .. }) => part(spec, Split::Train, None)?,
-            opened => opened?,
-        },
-        None => part(&data.train, Split::Val, data.val_fraction).context(
-            "there are no validation images: name them in data.valid, or hold some of the training images \
-             out with data.val_fraction = 0.1",
-        )?,
-    };
-    notes.extend(valid.notes.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>());
+    let (train, valid, mut notes) = open_splits(data, seed)?;
+    for opened in [&train, &valid] {
+        for note in &opened.notes {
+            if !notes.contains(note) {
+                notes.push(note.clone());
+            }
+        }
+    }
     let (mut train_source, mut valid_source) = (train.source, valid.source);
+    let mut unfiltered = None;
+    let valid_spec = data.valid.as_deref().unwrap_or(&data.train);
+    if let Some((relabeled, note)) = relabel(&*train_source, &valid_source, valid_spec) {
+        valid_source = relabeled;
+        notes.extend(note);
+    }
     if let Some(path) = &data.quarantine {
+        unfiltered = Some(fingerprint(&*train_source, &*valid_source));
         let list = Quarantine::load(path.as_ref())?;
         let (source, from_train) = list.apply(train_source)?;
         train_source = source;
@@ -51,31 +55,119 @@ pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
         valid_source = source;
         notes.push(format!("{path} leaves out {from_train} training and {from_valid} validation images"));
     }
-    check(&*train_source, &*valid_source, &data.train, data.valid.as_deref().unwrap_or(&data.train))?;
-    Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes })
+    check(&*train_source, &*valid_source, &data.train, valid_spec)?;
+    Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes, unfiltered })
+}
+
+fn fingerprint(train: &dyn Source, valid: &dyn Source) -> String {
+    let mut hash = Sha256::new();
+    for class in train.classes() {
+        hash.update(class.id.as_bytes());
+        hash.update([0]);
+    }
+    for source in [train, valid] {
+        hash.update((source.len() as u64).to_le_bytes());
+        for index in 0..source.len() {
+            hash.update(source.key(index).as_bytes());
+            hash.update([0]);
+            hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
+        }
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Opens the training and the validation images, and notes which were held out.
+fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<String>)> {
+    let part = |spec: &str, split: Split, val_fraction: Option<f64>| {
+        let options = OpenOptions { split, val_fraction, seed, ..OpenOptions::default() };
+        datasets::open(spec, &options)
+    };
+    let mut notes = Vec::new();
+    let unused = |notes: &mut Vec<String>, why: &str| {
+        if data.val_fraction.is_some() {
+            notes.push(format!("data.val_fraction has no effect: {why}"));
+        }
+    };
+    if let Some(spec) = &data.valid {
+        unused(&mut notes, "data.valid has the validation images");
+        let valid = match part(spec, Split::Val, None) {
+            // Data without splits is opened whole as `train`.
+            Err(datasets::Error::MissingSplit { .. }) => part(spec, Split::Train, None)?,
+            opened => opened?,
+        };
+        return Ok((part(&data.train, Split::Train, None)?, valid, notes));
+    }
+    match part(&data.train, Split::Val, None) {
+        Err(datasets::Error::MissingSplit { .. }) => {
+            let fraction = data.val_fraction.unwrap_or(DEFAULT_VAL_FRACTION);
+            let train = part(&data.train, Split::Train, Some(fraction))?;
+            let valid = part(&data.train, Split::Val, Some(fraction))?;
+            let held_out = valid.source.len();
+            ensure!(
+                held_out > 0 || train.source.is_empty(),
+                "{}: no class has two images, so none can be held out; name validation images in data.valid",
+                data.train
+            );
+            notes.push(format!(
+                "{}: there is no validation split: {held_out} of {} images are held out ({} % of each class, drawn by the \
+                 seed{})",
+                data.train,
+                held_out + train.source.len(),
+                fraction * 100.0,
+                if data.val_fraction.is_none() { "; data.val_fraction changes it" } else { "" }
+            ));
+            Ok((train, valid, notes))
+        }
+        valid => {
+            let valid = valid?;
+            unused(&mut notes, "the data has a validation split");
+            Ok((part(&data.train, Split::Train, None)?, valid, notes))
+        }
+    }
+}
+
+/// Returns the validation images under the training images' classes, where theirs are others but all among them, and a
+/// note of the classes without validation images.
+fn relabel(train: &dyn Source, valid: &Arc<dyn Source>, valid_spec: &str) -> Option<(Arc<dyn Source>, Option<String>)> {
+    if train.classes() == valid.classes() || valid.classes().is_empty() {
+        return None;
+    }
+    let relabeled = Relabeled::new(valid.clone(), train.classes())?;
+    let known: HashSet<&str> = valid.classes().iter().map(|class| class.id.as_str()).collect();
+    let missing = train.classes().iter().filter(|class| !known.contains(class.id.as_str()));
+    let missing: Vec<&str> = missing.map(|class| class.name.as_str()).collect();
+    let note = (!missing.is_empty())
+        .then(|| format!("{valid_spec}: {} classes have no validation images: {}", missing.len(), some_of(&missing)));
+    Some((Arc::new(relabeled), note))
+}
+
+/// Lists up to five names.
+fn some_of(names: &[&str]) -> String {
+    let names: Vec<_> = names.iter().map(|name| printable(name)).collect();
+    match names.len() {
+        0 => "none".to_string(),
+        n if n > 5 => format!("{} and {} more", names[..5].join(", "), n - 5),
+        _ => names.join(", "),
+    }
 }
 
 fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> anyhow::Result<()> {
     let classes = train.classes().len();
     ensure!(
         classes > 0,
-        "{train_spec} has no classes: training needs images in one folder a class (or an archive, shards, a table with \
-         labels)"
+        "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a Parquet \
+         table with labels; CSV files with labels are not read"
     );
     ensure!(classes > 1, "{train_spec} has one class, `{}`: there is nothing to tell apart", train.classes()[0].name);
     let ids = |source: &dyn Source| source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>();
     let (train_ids, valid_ids) = (ids(train), ids(valid));
     if train_ids != valid_ids {
         let only = |these: &[String], those: &[String]| {
-            let missing: Vec<&str> = these.iter().filter(|id| !those.contains(id)).map(String::as_str).collect();
-            match missing.len() {
-                0 => "none".to_string(),
-                n if n > 5 => format!("{} and {} more", missing[..5].join(", "), n - 5),
-                _ => missing.join(", "),
-            }
+            some_of(&these.iter().filter(|id| !those.contains(id)).map(String::as_str).collect::<Vec<_>>())
         };
         bail!(
-            "training and validation images have different classes: only in {train_spec}: {}; only in {valid_spec}: {}",
+            "training and validation images have different classes: only in {train_spec}: {}; only in {valid_spec}: {}; \
+             remove the validation images of classes that are not trained, and give classes the same names",
             only(&train_ids, &valid_ids),
             only(&valid_ids, &train_ids),
         );
@@ -134,20 +226,23 @@ impl DataSet {
     /// A hash of which images these are: keys and labels in order, and the classes. A run resumes on the same data
     /// only, wherever it lies.
     pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for class in self.train.classes() {
-            hash.update(class.id.as_bytes());
-            hash.update([0]);
-        }
+        fingerprint(&*self.train, &*self.valid)
+    }
+
+    /// Checksums of the bytes of some images, spread over all: the fingerprint does not read them. 0 for one that cannot
+    /// be read.
+    pub fn sample_contents(&self) -> Vec<u32> {
+        const MOST: usize = 64;
+        let mut bytes = Vec::new();
+        let mut sums = Vec::new();
         for source in [&self.train, &self.valid] {
-            hash.update((source.len() as u64).to_le_bytes());
-            for index in 0..source.len() {
-                hash.update(source.key(index).as_bytes());
-                hash.update([0]);
-                hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
+            let count = source.len().min(MOST);
+            for nth in 0..count {
+                let read = source.read(nth * source.len() / count, &mut bytes);
+                sums.push(read.map_or(0, |()| crc32fast::hash(&bytes)));
             }
         }
-        hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        sums
     }
 
     /// The weight of each class in the loss, where the recipe weighs them.
@@ -171,7 +266,7 @@ impl DataSet {
         let train = |(epoch, pipeline): (usize, Pipeline)| {
             let builder = builder(&self.train, pipeline, recipe, workers)?
                 .mix(recipe.images.mix.clone())
-                .shuffle()
+                .order(recipe.data.order.order())
                 .repeats(recipe.data.repeats)
                 .balanced(recipe.data.balanced)
                 // A last batch of a few images would unsettle the batch statistics.
@@ -202,7 +297,7 @@ fn builder(
     recipe: &Recipe,
     workers: Option<usize>,
 ) -> anyhow::Result<datasets::LoaderBuilder> {
-    let preprocess = Arc::new(PipelinePreprocess::new(pipeline, Limits::default())?);
+    let preprocess = Arc::new(PipelinePreprocess::new(pipeline, recipe.images.decoding())?);
     let mut builder = ImageLoader::builder(source.clone(), preprocess)
         .batch_size(recipe.batch_size)
         .seed(recipe.seed)
@@ -233,10 +328,10 @@ impl Loaders {
         &self.phases[0].1
     }
 
-    /// The samples that could not be read or decoded so far.
+    /// The samples that could not be read or decoded so far, and those that were decoded around damage.
     pub fn bad_samples(&self) -> Vec<datasets::loader::BadSample> {
         let loaders = self.phases.iter().map(|(_, loader)| loader).chain([&self.valid]);
-        loaders.flat_map(ImageLoader::bad_samples).collect()
+        loaders.flat_map(|loader| [loader.bad_samples(), loader.damaged_samples()].concat()).collect()
     }
 }
 
@@ -301,6 +396,70 @@ mod tests {
         assert!(error(&Labelled::new(3, [Some(0), Some(1)])).contains("only in train: 2; only in val: none"));
     }
 
+    /// A folder with the given files, each of which has no image.
+    fn tree(files: &[&str]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = root.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, file).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_fifth_of_each_class_is_held_out_by_the_seed_where_there_is_no_split() {
+        let files: Vec<String> =
+            ["cat", "dog"].iter().flat_map(|class| (0..10).map(move |i| format!("{class}/{i}.jpg"))).collect();
+        let root = tree(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        let data =
+            |val_fraction| Data { train: root.path().to_str().unwrap().to_owned(), val_fraction, ..Data::default() };
+        let keys = |source: &Arc<dyn Source>| (0..source.len()).map(|i| source.key(i).into_owned()).collect::<Vec<_>>();
+        let labels = |source: &Arc<dyn Source>| (0..source.len()).map(|i| source.label(i)).collect::<Vec<_>>();
+        let opened = open(&data(None), 7).unwrap();
+        assert_eq!(opened.train.len(), 16);
+        assert_eq!(labels(&opened.valid), [Some(0), Some(0), Some(1), Some(1)]);
+        assert!(opened.notes[0].contains("4 of 20 images are held out (20 % of each class"), "{:?}", opened.notes);
+        assert_eq!(keys(&open(&data(None), 7).unwrap().valid), keys(&opened.valid));
+        assert_ne!(keys(&open(&data(None), 8).unwrap().valid), keys(&opened.valid));
+        assert_eq!(open(&data(Some(0.5)), 7).unwrap().valid.len(), 10);
+        let single = tree(&["a/1.jpg", "b/1.jpg"]);
+        let data = Data { train: single.path().to_str().unwrap().to_owned(), ..Data::default() };
+        assert!(open(&data, 7).err().unwrap().to_string().contains("no class has two images"));
+    }
+
+    #[test]
+    fn the_split_that_selects_the_best_epoch_is_noted_and_errors_are_the_datas_own() {
+        let open = |files: &[&str], val_fraction| {
+            let root = tree(files);
+            let train = root.path().to_str().unwrap().to_owned();
+            super::open(&Data { train, val_fraction, ..Data::default() }, 0)
+        };
+        let both = ["train/a/1.jpg", "train/b/1.jpg", "test/a/2.jpg", "test/b/2.jpg"];
+        let notes = open(&both, Some(0.5)).unwrap().notes;
+        assert!(notes[0].contains("data.val_fraction has no effect"), "{notes:?}");
+        assert!(notes[1].contains("`test` is the validation split, which selects the best epoch"), "{notes:?}");
+        let error = open(&["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], None).err().unwrap();
+        assert!(
+            format!("{error:#}").contains("class `c` is unknown") && !format!("{error:#}").contains("no validation")
+        );
+    }
+
+    #[test]
+    fn validation_images_may_lack_classes_but_not_have_others() {
+        let (train, valid) = (tree(&["a/1.jpg", "b/1.jpg", "c/1.jpg"]), tree(&["a/2.jpg", "c/2.jpg"]));
+        let data = |train: &tempfile::TempDir, valid: &tempfile::TempDir| Data {
+            train: train.path().to_str().unwrap().to_owned(),
+            valid: Some(valid.path().to_str().unwrap().to_owned()),
+            ..Data::default()
+        };
+        let opened = open(&data(&train, &valid), 0).unwrap();
+        assert_eq!((opened.valid.classes(), opened.valid.label(1)), (opened.train.classes(), Some(2)));
+        assert!(opened.notes[0].ends_with("1 classes have no validation images: b"), "{:?}", opened.notes);
+        let error = open(&data(&valid, &train), 0).err().unwrap().to_string();
+        assert!(error.contains("different classes") && error.contains(": b;"), "{error}");
+    }
+
     #[test]
     fn images_smaller_than_the_crop_are_noted() {
         let data = DataSet {
@@ -308,6 +467,7 @@ mod tests {
             valid: Arc::new(Digits::test()),
             kind: "digits",
             notes: Vec::new(),
+            unfiltered: None,
         };
         let recipe = |train: &str| {
             let mut overrides = Overrides::default();

@@ -1,4 +1,7 @@
-//! The log of a run: the files that grow with it, and its reports to an observer.
+//! The log of a run: the files that grow with it, `experiment.log`, and its reports to an observer.
+//!
+//! Notes and warnings go to `experiment.log` and the observer directly. Their records, with the target `train::journal`, are
+//! for the loggers of other programs; [`runtime::logging`] leaves them out.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +13,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use report::format::{EPOCHS, EpochRow, METRICS, MetricRow, csv_header, csv_line};
+use log::Level;
+use report::format::{EPOCHS, EXPERIMENT_LOG, EpochRow, METRICS, MetricRow, csv_header, csv_line};
+use runtime::{
+    files,
+    logging::{JOURNAL_TARGET, LogFile, OpenLogFile},
+};
 use serde_json::json;
 
 use crate::{
@@ -30,6 +38,10 @@ pub struct Journal {
     observer: Arc<dyn Observer>,
     num_epochs: usize,
     steps_per_epoch: u64,
+    /// None where another process writes it, and where it could not be opened.
+    log: Option<OpenLogFile>,
+    /// Whether this process reports.
+    speaks: bool,
     /// Whether it was already said that a file cannot be written.
     complained: bool,
 }
@@ -45,16 +57,38 @@ struct Growing {
 
 impl Growing {
     /// Opens the file and cuts off what stands after `length`: it was written after the checkpoint that the run
-    /// resumes from. A new file begins with `header`.
-    fn open(run: &Path, name: &'static str, length: Option<u64>, header: &[u8]) -> Result<Self> {
+    /// resumes from. A new file begins with `header`. A file that was shortened or changed since is cut off after its last
+    /// whole record, as `whole` finds it, with a warning.
+    fn open(
+        run: &Path,
+        name: &'static str,
+        length: Option<u64>,
+        header: &[u8],
+        whole: fn(&[u8]) -> usize,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
         let path = run.join(name);
         let context = || format!("cannot write {}", path.display());
+        files::check_regular(&path).with_context(context)?;
         let file =
             OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path).with_context(context)?;
         let there = file.metadata().with_context(context)?.len();
-        // A file that lost its end, or was removed, goes on from where it is.
-        let length = length.unwrap_or(0).min(there);
+        let noted = length.unwrap_or(0);
+        let mut length = noted.min(there);
         file.set_len(length).with_context(context)?;
+        if noted > 0 {
+            let text = files::read(&path).with_context(context)?;
+            let kept = whole(&text) as u64;
+            if kept < noted {
+                warnings.push(format!(
+                    "{} is not as the last checkpoint left it: {kept} of {noted} bytes are whole records, and the rest \
+                     is missing from it and from the report",
+                    path.display()
+                ));
+                length = kept;
+                file.set_len(length).with_context(context)?;
+            }
+        }
         let mut growing = Self { name, path: path.clone(), file: Some(file), length };
         if length == 0 {
             growing.append(header).with_context(context)?;
@@ -79,6 +113,11 @@ impl Growing {
     }
 }
 
+/// The length of the whole lines at the beginning of a text.
+fn whole_lines(text: &[u8]) -> usize {
+    text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1)
+}
+
 impl Journal {
     /// Opens the files of a run, at the lengths that `state` tells.
     pub fn open(
@@ -89,15 +128,30 @@ impl Journal {
         steps_per_epoch: u64,
     ) -> Result<Self> {
         let length = |name: &str| state.file_lengths.get(name).copied();
-        Ok(Self {
-            metrics: Growing::open(run, METRICS, length(METRICS), csv_header::<MetricRow>().as_bytes())?,
-            epochs: Growing::open(run, EPOCHS, length(EPOCHS), csv_header::<EpochRow>().as_bytes())?,
-            events: Growing::open(run, EVENTS, length(EVENTS), &tensorboard::header(wall_time()))?,
+        let path = run.join(EXPERIMENT_LOG);
+        let log = LogFile::open(&path);
+        if let Err(error) = &log {
+            observer.on_warning(&format!("cannot write {}: {error}; training goes on without it", path.display()));
+        }
+        let mut warnings = Vec::new();
+        let mut open =
+            |name, header: &[u8], whole| Growing::open(run, name, length(name), header, whole, &mut warnings);
+        let metrics = open(METRICS, csv_header::<MetricRow>().as_bytes(), whole_lines)?;
+        let epochs = open(EPOCHS, csv_header::<EpochRow>().as_bytes(), whole_lines)?;
+        let events = open(EVENTS, &tensorboard::header(wall_time()), tensorboard::whole_records)?;
+        let journal = Self {
+            metrics,
+            epochs,
+            events,
             observer,
             num_epochs,
             steps_per_epoch,
+            log: log.ok(),
+            speaks: true,
             complained: false,
-        })
+        };
+        warnings.iter().for_each(|warning| journal.warn(warning));
+        Ok(journal)
     }
 
     /// Of a process that writes nothing.
@@ -110,6 +164,8 @@ impl Journal {
             observer: Arc::new(Silent),
             num_epochs,
             steps_per_epoch,
+            log: None,
+            speaks: false,
             complained: false,
         }
     }
@@ -162,7 +218,8 @@ impl Journal {
     /// An epoch ended; `state` has its record already.
     pub fn epoch(&mut self, state: &State, record: &EpochRecord) {
         self.record(record);
-        log::info!("epoch {}: {}", record.epoch, json!({ "train": record.train, "valid": record.valid }));
+        let scores = json!({ "train": record.train, "valid": record.valid });
+        self.write_log(Level::Info, &format!("epoch {}: {scores}", record.epoch));
         self.observer.on_epoch(&EpochReport {
             record,
             epochs: self.num_epochs,
@@ -174,7 +231,9 @@ impl Journal {
     pub fn record(&mut self, record: &EpochRecord) {
         let (epoch, step) = (record.epoch, record.step);
         let rate = Some(record.learning_rate);
-        self.row(epoch, step, "train", &record.train, rate, None, Some(record.images_per_second));
+        // A probe reads no images after its first epoch.
+        let speed = Some(record.images_per_second).filter(|speed| *speed > 0.0);
+        self.row(epoch, step, "train", &record.train, rate, None, speed);
         self.row(epoch, step, "valid", &record.valid, None, None, None);
         let mut scalars = vec![
             ("valid/loss", record.valid.loss),
@@ -216,14 +275,31 @@ impl Journal {
 
     /// Reports a fact about the run.
     pub fn say(&self, text: &str) {
-        log::info!("{text}");
-        self.observer.on_note(text);
+        if self.speaks {
+            self.write_log(Level::Info, text);
+            log::info!(target: JOURNAL_TARGET, "{text}");
+            self.observer.on_note(text);
+        }
     }
 
     /// Reports a warning.
     pub fn warn(&self, text: &str) {
-        log::warn!("{text}");
+        self.warn_in_log(text);
         self.observer.on_warning(text);
+    }
+
+    /// Writes a warning to the log alone.
+    fn warn_in_log(&self, text: &str) {
+        if self.speaks {
+            self.write_log(Level::Warn, text);
+            log::warn!(target: JOURNAL_TARGET, "{text}");
+        }
+    }
+
+    fn write_log(&self, level: Level, text: &str) {
+        if let Some(log) = &self.log {
+            log.write(level, "train", text);
+        }
     }
 
     /// Appends a record. A log that cannot be written does not end a training: the first failure is reported, later
@@ -232,7 +308,7 @@ impl Journal {
         let file = file(self);
         if let Err(error) = file.append(record) {
             let text = format!("cannot write {}: {error}; training goes on", file.path.display());
-            log::warn!("{text}");
+            self.warn_in_log(&text);
             if !std::mem::replace(&mut self.complained, true) {
                 self.observer.on_warning(&text);
             }
@@ -309,5 +385,46 @@ mod tests {
         std::fs::remove_file(run.path().join(METRICS)).unwrap();
         let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!(read(METRICS), csv_header::<MetricRow>().as_bytes());
+    }
+
+    #[test]
+    fn files_that_were_shortened_are_cut_off_after_a_whole_record_and_named() {
+        #[derive(Default)]
+        struct Warnings(std::sync::Mutex<Vec<String>>);
+        impl Observer for Warnings {
+            fn on_warning(&self, text: &str) {
+                self.0.lock().unwrap().push(text.to_string());
+            }
+        }
+        let run = tempfile::tempdir().unwrap();
+        let mut state = State::default();
+        let open = |state: &State| {
+            let warnings = Arc::new(Warnings::default());
+            let journal = Journal::open(run.path(), state, warnings.clone(), 3, 1).unwrap();
+            (journal, std::mem::take(&mut *warnings.0.lock().unwrap()))
+        };
+        let (mut journal, warnings) = open(&state);
+        assert!(warnings.is_empty());
+        for step in 1..4 {
+            journal.row(1, step, "train_step", &Score::default(), None, None, None);
+            journal.scalars(step, &[("train/loss", 0.5)]);
+        }
+        state.file_lengths = journal.lengths();
+        drop(journal);
+        assert!(open(&state).1.is_empty(), "nothing was changed");
+        let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
+        let whole = [METRICS, EVENTS].map(read);
+        for (name, bytes) in [METRICS, EVENTS].iter().zip(&whole) {
+            std::fs::write(run.path().join(name), &bytes[..bytes.len() - 3]).unwrap();
+        }
+        let (_, warnings) = open(&state);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("metrics.csv is not as the last checkpoint left it"), "{warnings:?}");
+        assert_eq!(String::from_utf8(read(METRICS)).unwrap().lines().count(), 3);
+        assert!(read(METRICS).ends_with(b"\n"));
+        assert_eq!(tensorboard::whole_records(&read(EVENTS)), read(EVENTS).len());
+        assert!(read(EVENTS).len() < whole[1].len() - 3);
+        let log = String::from_utf8(read(EXPERIMENT_LOG)).unwrap();
+        assert!(log.contains("metrics.csv is not as"), "{log}");
     }
 }

@@ -11,8 +11,10 @@
 //! Errors are `anyhow` chains that name the file or the key of the recipe, the cause and the remedy.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod benchmark;
+mod changes;
 mod checkpoint;
 mod classifier;
 mod data;

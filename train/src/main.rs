@@ -1,40 +1,47 @@
 //! Trains image classifiers: `cargo run -p train` trains ResNet-20 on the embedded digits.
 
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stderr, clippy::print_stdout)]
 
 mod cli;
 mod command;
 
-use clap::{CommandFactory, Parser};
-use cli::Command;
+use clap::CommandFactory;
+use cli::{Cli, Command};
 use runtime::{
     exit::{self, ExitCode},
-    shell, world,
+    logging, shell, world,
 };
 
 fn main() -> ExitCode {
-    exit::run(|| {
-        let cli = cli::Cli::parse();
+    exit::run(|cli: Cli| {
         cli.kernels.choose();
         let world = world::join(cli.ranks.mpi_timeout)?;
         if let Some(command) = cli.command.as_ref().filter(|command| !command.trains()) {
             world.require_alone(&format!("`train {}`", command.name()))?;
         }
-        let result = match &cli.command {
-            None => command::pretrain::run(&cli.pretrain),
-            Some(Command::Pretrain(args)) => command::pretrain::run(args),
-            Some(Command::Finetune(args)) => command::finetune::run(args),
-            Some(Command::Resume(args)) => command::resume::run(args),
-            Some(Command::LrFind(args)) => command::lr_find::run(args),
-            Some(Command::Recipes(args)) => command::recipes::run(args),
-            Some(Command::Report(args)) => command::report::run(args),
-            Some(Command::Study(args)) => command::study::run(args),
-            Some(Command::Bench(args)) => command::bench::run(args),
-            Some(Command::Devices(args)) => runtime::backend::devices(args),
-            Some(Command::Plan(args)) => command::plan::run(args),
-            Some(Command::Completions(args)) => shell::completions(args, cli::Cli::command()),
-            Some(Command::Man(args)) => shell::man(args, cli::Cli::command()),
-        };
+        // What all processes know is logged by the first one.
+        let verbosity = if world.is_root() { cli.verbosity } else { cli.verbosity.at_most_warnings() };
+        let result = logging::init(verbosity, cli.log_format()).and_then(|()| run(&cli));
         world.conclude(result.map_err(cli::flags::with_flags))
     })
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let verbosity = cli.verbosity;
+    match &cli.command {
+        None => command::pretrain::run(&cli.pretrain, verbosity),
+        Some(Command::Pretrain(args)) => command::pretrain::run(args, verbosity),
+        Some(Command::Finetune(args)) => command::finetune::run(args, verbosity),
+        Some(Command::Resume(args)) => command::resume::run(args, verbosity),
+        Some(Command::LrFind(args)) => command::lr_find::run(args, verbosity),
+        Some(Command::Recipes(args)) => command::recipes::run(args),
+        Some(Command::Report(args)) => command::report::run(args),
+        Some(Command::Study(args)) => command::study::run(args, verbosity),
+        Some(Command::Bench(args)) => command::bench::run(args, verbosity),
+        Some(Command::Devices(args)) => runtime::backend::devices(args),
+        Some(Command::Plan(args)) => command::plan::run(args),
+        Some(Command::Completions(args)) => shell::completions(args, Cli::command()),
+        Some(Command::Man(args)) => shell::man(args, Cli::command()),
+    }
 }

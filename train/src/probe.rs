@@ -7,7 +7,10 @@ use std::{
     fs,
     io::{Read, Write},
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -17,13 +20,13 @@ use burn::{
     optim::{GradientsParams, lr_scheduler::LrScheduler},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use datasets::{ImageBatch, ImageLoader, SampleRng, Source};
+use datasets::{ImageBatch, ImageLoader, SampleRng, Source, loader::BadSample};
 use hub::weights;
 use models::{ImageClassifier, Network};
-use report::format::RunKind;
+use report::format::{BAD_SAMPLES, RunKind};
 use runtime::{
     files::write_atomic,
-    progress::{Output, Progress, Unit},
+    progress::{Progress, Unit},
 };
 use sha2::{Digest, Sha256};
 
@@ -78,17 +81,18 @@ fn is_probe(recipe: &Recipe) -> bool {
 
 /// Runs a probe in a folder of its own.
 fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    let (folder, card, info) = training::new_run(&prepared, RunKind::Probe, options)?;
-    let Prepared { recipe, data, start, device, devices } = &prepared;
-    let task = Arc::new(Task::new(recipe, card.classes.len(), data.class_weights(recipe.loss.class_weights)));
-    let network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
-    let state = State { recipe: recipe.to_toml(), data_fingerprint: info.data.fingerprint.clone(), ..State::default() };
+    let Prepared { recipe, data, start, device, devices, .. } = &prepared;
+    let classes = data.class_names();
+    let task = Arc::new(Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
+    let network = transfer::network(recipe, start.as_ref(), &classes, device)?;
+    let (folder, card, mut info) = training::new_run(&prepared, RunKind::Probe, options)?;
+    let state = training::first_state(&prepared)?;
     let journal = Journal::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
     data.notes.iter().for_each(|note| journal.warn(note));
     journal.say(&format!(
-        "a linear map of {}'s features for {} classes: {} images, {} held out; {}",
+        "a linear classifier on {}'s features for {} classes: {} images, {} held out; {}",
         recipe.architecture,
-        card.classes.len(),
+        classes.len(),
         data.train.len(),
         data.valid.len(),
         folder.path.display()
@@ -96,20 +100,57 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     if devices.is_some() {
         journal.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
     }
-    let started = Instant::now();
-    let identity = identity(&network, recipe)?;
-    let features = |source: &Arc<dyn Source>, what: &str| {
-        let loader = data.in_order(source, recipe, options.workers)?;
-        features(&network, &task, &loader, &identity, what, device, options.progress)
-    };
-    let train = features(&data.train, "training")?;
-    let valid = features(&data.valid, "validation")?;
-    let mut info = info;
     info.parameters = network.num_parameters();
-    let buffer = flat::buffer(options.main_device()?);
-    let run = Probe { recipe, task, device, buffer, train, valid, state, journal, started, stop: options.stop.clone() };
-    let outcome = run.train(network, &folder.path, &card, &data.valid)?;
+    let mut bad = Vec::new();
+    let features = compute(&prepared, &network, &task, options, &mut bad);
+    if !bad.is_empty() {
+        journal.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
+    }
+    if let Err(error) = results::write_bad_samples(&folder.path, &bad) {
+        journal.warn(&format!("{error:#}"));
+    }
+    let outcome = match features {
+        Ok(Some([train, valid])) => {
+            let buffer = flat::buffer(options.main_device()?);
+            let stop = options.stop.clone();
+            let probe = Probe { recipe, task, device, buffer, train, valid, state, journal, stop };
+            probe.train(network, &folder.path, &card, &data.valid)
+        }
+        Ok(None) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Interrupted },
+        Err(error) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Failed(error) },
+    };
     training::finish(outcome, &folder.path, recipe, &card, info, options)
+}
+
+/// Computes the features of the training and validation images, and adds images without features to `bad`. Returns `None`
+/// if it was stopped.
+fn compute(
+    prepared: &Prepared,
+    network: &Network,
+    task: &Task,
+    options: &Options,
+    bad: &mut Vec<BadSample>,
+) -> Result<Option<[Computed; 2]>> {
+    let Prepared { recipe, data, device, .. } = prepared;
+    let identity = identity(network, recipe)?;
+    let mut of = |source: &Arc<dyn Source>, what: &str| {
+        let loader = data.in_order(source, recipe, options.workers)?;
+        let computed = features(network, task, &loader, &identity, what, device, options);
+        bad.extend(loader.bad_samples());
+        computed
+    };
+    let Some(train) = of(&data.train, "training")? else { return Ok(None) };
+    let Some(valid) = of(&data.valid, "validation")? else { return Ok(None) };
+    Ok(Some([train, valid]))
+}
+
+/// Features, and what it took to compute them.
+struct Computed {
+    features: Features,
+    /// Zero for features from the cache.
+    times: Times,
+    /// Images that went through the network.
+    images: u64,
 }
 
 struct Probe<'a> {
@@ -118,35 +159,39 @@ struct Probe<'a> {
     device: &'a Device,
     /// Elements of the optimizer's buffers.
     buffer: usize,
-    train: Features,
-    valid: Features,
+    train: Computed,
+    valid: Computed,
     state: State,
     journal: Journal,
-    started: Instant,
     stop: Arc<AtomicBool>,
 }
 
 impl Probe<'_> {
-    fn train(
-        mut self,
-        network: Network,
+    fn train(mut self, network: Network, run: &Path, card: &hub::Card, valid_source: &Arc<dyn Source>) -> Outcome {
+        let mut model = Slot::new(Classifier::new(network, self.task.clone()));
+        let end = self.fit(&mut model, run, card, valid_source).unwrap_or_else(End::Failed);
+        Outcome { state: self.state, network: model.network.valid(), ema: None, journal: self.journal, end }
+    }
+
+    fn fit(
+        &mut self,
+        model: &mut Slot<Classifier>,
         run: &Path,
         card: &hub::Card,
         valid_source: &Arc<dyn Source>,
-    ) -> Result<Outcome> {
+    ) -> Result<End> {
         let recipe = self.recipe;
         let autodiff = self.device.clone().autodiff();
-        let images = self.train.labels.len();
+        let images = self.train.features.labels.len();
         let batch = recipe.batch_size.min(images);
         let steps_per_epoch = (images / batch) as u64;
         let mut rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
-        let mut optimizer = Optimizer::new(&recipe.optimizer, &network, self.buffer);
-        let mut model = Slot::new(Classifier::new(network, self.task.clone()));
-        let values = self.train.tensor(&autodiff);
-        let stop = self.stop.clone();
-        let mut end = End::Finished;
-        // The features' time counts as waiting for images.
-        let mut times = Times { waiting: self.started.elapsed().as_secs_f64(), ..Times::default() };
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &model.network, self.buffer);
+        let values = self.train.features.tensor(&autodiff);
+        // The first epoch has the times of the features.
+        let mut times = self.train.times;
+        times.validation += self.valid.times.training();
+        times.bad_samples += self.valid.times.bad_samples;
         for epoch in 0..recipe.epochs {
             let mut mark = Instant::now();
             let mut order: Vec<u32> = (0..images as u32).collect();
@@ -154,7 +199,7 @@ impl Probe<'_> {
             let mut checks = Vec::new();
             for chosen in order.chunks_exact(batch) {
                 self.state.learning_rate = rates.step();
-                checks.push(self.step(&mut model, &mut optimizer, &values, chosen));
+                checks.push(self.step(model, &mut optimizer, &values, chosen));
             }
             let mut sums = Reading::default();
             for result in StepCheck::read_all(&checks.iter().collect::<Vec<_>>()) {
@@ -171,6 +216,8 @@ impl Probe<'_> {
             let network = model.network.valid();
             let predictions = self.predict(&network);
             times.validation += lap(&mut mark);
+            // Images go through the network in the first epoch alone, and not even then if their features were cached.
+            let computed = if epoch == 0 { self.train.images } else { 0 };
             let record = EpochRecord {
                 epoch: epoch + 1,
                 step: self.state.step,
@@ -178,7 +225,7 @@ impl Probe<'_> {
                 train: sums.score(),
                 valid: Reading::of(&predictions).score(),
                 average: None,
-                images_per_second: sums.images as f64 / times.compute.max(1e-9),
+                images_per_second: computed as f64 / times.training().max(1e-9),
                 times,
             };
             self.state.seconds += times.total();
@@ -191,13 +238,11 @@ impl Probe<'_> {
                 weights::save(&network, card, run.join(hub::RUN_WEIGHTS))?;
                 results::write_predictions(run, &predictions, valid_source)?;
             }
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                end = End::Interrupted;
-                break;
+            if self.stop.load(Ordering::Relaxed) {
+                return Ok(End::Interrupted);
             }
         }
-        let network = model.network.valid();
-        Ok(Outcome { state: self.state, network, ema: None, journal: self.journal, end })
+        Ok(End::Finished)
     }
 
     /// One step on the chosen images, at the rate of the state.
@@ -211,7 +256,7 @@ impl Probe<'_> {
         let device = values.device();
         let rows: Vec<i64> = chosen.iter().map(|&row| i64::from(row)).collect();
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
-        let labels: Vec<u32> = chosen.iter().map(|&row| self.train.labels[row as usize]).collect();
+        let labels: Vec<u32> = chosen.iter().map(|&row| self.train.features.labels[row as usize]).collect();
         let batch = ImageBatch::of_labels(&labels);
         let logits = model.network.classify(values.clone().select(0, rows));
         let loss = self.task.loss_of(logits.clone(), &batch, &device);
@@ -225,11 +270,11 @@ impl Probe<'_> {
     }
 
     fn predict(&self, network: &Network) -> Vec<Prediction> {
-        let logits = network.classify(self.valid.tensor(&self.device.clone().without_autodiff()));
+        let logits = network.classify(self.valid.features.tensor(&self.device.clone().without_autodiff()));
         let [_, classes] = logits.dims();
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        let indices: Vec<usize> = self.valid.indices.iter().map(|&index| index as usize).collect();
-        evaluation::predictions(&logits, classes, &self.valid.labels, &indices)
+        let indices: Vec<usize> = self.valid.features.indices.iter().map(|&index| index as usize).collect();
+        evaluation::predictions(&logits, classes, &self.valid.features.labels, &indices)
     }
 }
 
@@ -262,7 +307,7 @@ fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
     Ok(values.hash.finalize().to_vec())
 }
 
-/// The features of a loader's images: from the cache, or computed and put there.
+/// The features of a loader's images: from the cache, or computed and put there. Returns `None` if it was stopped.
 fn features(
     network: &Network,
     task: &Task,
@@ -270,8 +315,8 @@ fn features(
     identity: &[u8],
     what: &str,
     device: &Device,
-    output: Output,
-) -> Result<Features> {
+    options: &Options,
+) -> Result<Option<Computed>> {
     let source = loader.source();
     let mut hash = Sha256::new();
     hash.update(identity);
@@ -284,34 +329,44 @@ fn features(
     let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));
     if let Some(path) = &cache {
         match read(path) {
-            Ok(Some(features)) => return Ok(features),
+            Ok(Some(features)) => return Ok(Some(Computed { features, times: Times::default(), images: 0 })),
             Ok(None) => {}
             Err(error) => log::warn!("{error:#}; computing the features again"),
         }
     }
-    let progress = Progress::new(format!("{what} features"), Unit::Items("images"), Some(source.len() as u64), output);
+    let total = Some(source.len() as u64);
+    let progress = Progress::new(format!("{what} features"), Unit::Items("images"), total, options.progress);
     let (network, device) = (network.valid(), device.clone().without_autodiff());
     let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };
+    let (mut times, mut mark) = (Times::default(), Instant::now());
     for batch in loader.batches() {
         let batch = batch?;
+        times.waiting += lap(&mut mark);
         let values = network.forward_pre_logits(task.images(&batch, &device));
         features.width = values.dims()[1];
         features.values.extend(values.into_data().iter::<f32>());
         features.labels.extend(batch.labels.iter().flatten());
         features.indices.extend(batch.indices.iter().map(|&index| index as u32));
+        times.compute += lap(&mut mark);
         progress.inc(batch.len() as u64);
+        if options.stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
     }
     progress.finish();
+    times.add_loader(&loader.meters());
     ensure!(
         features.values.iter().all(|value| value.is_finite()),
         "the network's features are not finite: are the weights damaged?"
     );
-    if let Some(path) = &cache
-        && let Err(error) = write(path, &features)
+    // What could not be read may be readable next time, and would have to be reported again.
+    if let Some(path) = cache.filter(|_| times.bad_samples == 0)
+        && let Err(error) = write(&path, &features)
     {
         log::warn!("{error:#}; the features will be computed again next time");
     }
-    Ok(features)
+    let images = features.labels.len() as u64;
+    Ok(Some(Computed { features, times, images }))
 }
 
 /// A file: a magic number, the width and the count, labels, indices, values, all little-endian, and their checksum.

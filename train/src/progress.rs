@@ -29,6 +29,15 @@ pub struct State {
     pub recipe: String,
     /// Of the images and their labels.
     pub data_fingerprint: String,
+    /// The same with the images that are left out; empty in older checkpoints.
+    #[serde(default)]
+    pub unfiltered_fingerprint: String,
+    /// Checksums of some images; empty in older checkpoints.
+    #[serde(default)]
+    pub data_contents: Vec<u32>,
+    /// Whether a network from trained weights has auxiliary classifiers; `None` in older checkpoints.
+    #[serde(default)]
+    pub aux_logits: Option<bool>,
     /// Steps of the optimizer so far.
     pub step: u64,
     /// Epochs that are behind.

@@ -9,13 +9,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use datasets::{
-    Limits, Source, decode,
+    DecodeOptions, Source, decode,
     loader::BadSample,
     transforms::{Interpolation, Resize, ResizeRule},
 };
 use image::{ImageFormat, codecs::jpeg::JpegEncoder};
 use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, write_csv};
-use runtime::files::write_atomic_bytes;
+use runtime::{files::write_atomic_bytes, text::escape_cell};
 
 use crate::evaluation::Prediction;
 
@@ -79,7 +79,7 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
 
 /// A small picture, and the ending of its file's name.
 fn thumbnail(bytes: &[u8]) -> Result<(Vec<u8>, &'static str)> {
-    let image = decode(bytes, &Limits::default())?;
+    let image = decode(bytes, &DecodeOptions::default())?.image;
     let tiny = image.width().min(image.height()) < THUMBNAIL / 2;
     // Tiny images are enlarged in whole pixels, so that they look as they are.
     let interpolation = if tiny { Interpolation::Nearest } else { Interpolation::Bilinear };
@@ -102,7 +102,8 @@ pub fn write_bad_samples(run: &Path, bad: &[BadSample]) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(["key", "location", "cause", "times"])?;
     for sample in bad {
-        table.write_record([&sample.key, &sample.location, &sample.cause, &sample.times.to_string()])?;
+        let [key, location, cause] = [&sample.key, &sample.location, &sample.cause].map(|text| escape_cell(text));
+        table.write_record([&*key, &*location, &*cause, &sample.times.to_string()])?;
     }
     write_atomic_bytes(&run.join(BAD_SAMPLES), &table.into_inner()?)
 }
@@ -113,7 +114,11 @@ pub fn append_result(artifacts: &Path, header: &[&str], row: &[String]) -> Resul
     let context = || format!("cannot write {}", path.display());
     let line = |cells: &[String]| -> Result<Vec<u8>> {
         let mut table = csv::Writer::from_writer(Vec::new());
-        table.write_record(cells)?;
+        // A negative number is no formula.
+        let is_number = |cell: &str| cell.parse::<f64>().is_ok();
+        table.write_record(
+            cells.iter().map(|cell| if is_number(cell) { cell.into() } else { escape_cell(cell) }.into_owned()),
+        )?;
         Ok(table.into_inner()?)
     };
     let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).with_context(context)?;

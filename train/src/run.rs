@@ -9,25 +9,38 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 pub use report::format::RECIPE;
-use report::format::{FORMAT, RUN, RunInfo, RunKind, RunStatus, read_json, write_json};
-use runtime::environment;
+use report::format::{FORMAT, RUN, RunChange, RunInfo, RunKind, RunStatus, read_json, write_json};
+use runtime::{environment, files};
 
 /// A run's folder that this process alone writes to.
 #[derive(Debug)]
 pub struct RunFolder {
     pub path: PathBuf,
-    _lock: Option<File>,
+    lock: Option<File>,
+    origin: Origin,
+}
+
+/// Where a folder comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// This process made it.
+    Made,
+    /// It was there and empty.
+    Empty,
+    /// It holds a run, or belongs to another process.
+    Kept,
 }
 
 impl RunFolder {
     /// A new folder `NAME-001`, `NAME-002`, … in `artifacts`.
     pub fn create_in(artifacts: &Path, name: &str) -> anyhow::Result<Self> {
-        Self::lock(create(artifacts, name)?)
+        Self::lock(create(artifacts, name)?, Origin::Made)
     }
 
     /// A new folder at a place of the user's choice, which must be empty or not there.
     pub fn create_at(path: &Path) -> anyhow::Result<Self> {
         let context = || format!("cannot make the folder {}", path.display());
+        let origin = if path.exists() { Origin::Empty } else { Origin::Made };
         fs::create_dir_all(path).with_context(context)?;
         let first = fs::read_dir(path).with_context(context)?.next();
         ensure!(
@@ -36,7 +49,7 @@ impl RunFolder {
             path.display(),
             path.display()
         );
-        Self::lock(path.to_path_buf())
+        Self::lock(path.to_path_buf(), origin)
     }
 
     /// The folder of a run that was begun before.
@@ -47,19 +60,38 @@ impl RunFolder {
             "{} is no folder of a run: it holds no {RECIPE}; give the folder that `train` named",
             path.display()
         );
-        Self::lock(path.to_path_buf())
+        Self::lock(path.to_path_buf(), Origin::Kept)
     }
 
     /// The folder that the run's first process writes to, which others only know of.
     pub fn of_another(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), _lock: None }
+        Self { path: path.to_path_buf(), lock: None, origin: Origin::Kept }
     }
 
-    fn lock(path: PathBuf) -> anyhow::Result<Self> {
-        let context = || format!("cannot lock {}", path.display());
-        let lock = File::create(path.join(".lock")).with_context(context)?;
+    /// Removes what was made for a run that did not begin: a folder without a run would only be in the way.
+    pub fn discard(self) {
+        let Self { path, lock, origin } = self;
+        drop(lock);
+        if origin == Origin::Kept {
+            return;
+        }
+        let removed = fs::remove_dir_all(&path).and_then(|()| match origin {
+            Origin::Empty => fs::create_dir(&path),
+            Origin::Made | Origin::Kept => Ok(()),
+        });
+        if let Err(error) = removed {
+            log::warn!("cannot remove {}, which holds no run: {error}", path.display());
+        }
+    }
+
+    /// The operating system releases the lock with the process, however that ends.
+    fn lock(path: PathBuf, origin: Origin) -> anyhow::Result<Self> {
+        let context = || format!("cannot lock {}", path.join(".lock").display());
+        let file = path.join(".lock");
+        files::check_regular(&file).with_context(context)?;
+        let lock = File::create(file).with_context(context)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path, _lock: Some(lock) }),
+            Ok(()) => Ok(Self { path, lock: Some(lock), origin }),
             Err(TryLockError::WouldBlock) => bail!("another process trains in {}; wait for its end", path.display()),
             Err(TryLockError::Error(error)) => Err(error).with_context(context),
         }
@@ -91,7 +123,7 @@ pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String
 /// Between the devices of a run before and after it was resumed.
 const THEN: &str = ", then ";
 
-/// Records that the run is resumed on `devices`; returns a warning where they are not those that it ran on before.
+/// Records that the run is resumed on `devices`; returns those that it ran on before, if they are others.
 pub fn continue_on(info: &mut RunInfo, devices: &str) -> Option<String> {
     let last = info.backend.rsplit(THEN).next().unwrap_or_default().to_string();
     if last == devices {
@@ -99,10 +131,18 @@ pub fn continue_on(info: &mut RunInfo, devices: &str) -> Option<String> {
     }
     info.backend = format!("{}{THEN}{devices}", info.backend);
     info.device.clone_from(&info.backend);
-    Some(format!(
-        "the run was trained on {last} and continues on {devices}: its results are close to those that {last} would \
-         give, but not the same bits"
-    ))
+    Some(last)
+}
+
+/// Records changes with which a run is resumed after `step` steps. Those after a later step were lost with it, and a run
+/// that made no step since it was last resumed has some of them already.
+pub fn record_changes(info: &mut RunInfo, step: u64, changes: Vec<RunChange>) {
+    info.changes.retain(|known| known.step <= step);
+    for change in changes {
+        if !info.changes.contains(&change) {
+            info.changes.push(change);
+        }
+    }
 }
 
 /// Writes `run.json`.
@@ -171,16 +211,44 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_is_resumed_on_another_device_records_both_and_warns() {
+    fn a_run_that_is_resumed_on_another_device_records_both() {
         let mut info = RunInfo { backend: "cuda:0, cuda:1".into(), ..RunInfo::default() };
         assert_eq!(continue_on(&mut info, "cuda:0, cuda:1"), None);
-        let warning = continue_on(&mut info, "flex").unwrap();
-        assert!(warning.contains("on cuda:0, cuda:1 and continues on flex"), "{warning}");
+        assert_eq!(continue_on(&mut info, "flex").as_deref(), Some("cuda:0, cuda:1"));
         assert_eq!(info.backend, "cuda:0, cuda:1, then flex");
         assert_eq!(continue_on(&mut info, "flex"), None);
-        let warning = continue_on(&mut info, "cuda:0").unwrap();
-        assert!(warning.contains("on flex and continues on cuda:0"), "{warning}");
+        assert_eq!(continue_on(&mut info, "cuda:0").as_deref(), Some("flex"));
         assert_eq!(info.device, "cuda:0, cuda:1, then flex, then cuda:0");
+    }
+
+    #[test]
+    fn changes_are_recorded_once_and_lost_with_the_steps_after_them() {
+        let change =
+            |step, to: &str| RunChange { step, epoch: 1, key: "epochs".into(), from: "1".into(), to: to.into() };
+        let mut info = RunInfo::default();
+        record_changes(&mut info, 5, vec![change(5, "2")]);
+        record_changes(&mut info, 5, vec![change(5, "2")]);
+        record_changes(&mut info, 9, vec![change(9, "3")]);
+        assert_eq!(info.changes, [change(5, "2"), change(9, "3")]);
+        record_changes(&mut info, 7, Vec::new());
+        assert_eq!(info.changes, [change(5, "2")]);
+    }
+
+    #[test]
+    fn a_folder_without_a_run_is_removed_and_the_user_s_own_only_emptied() {
+        let root = tempfile::tempdir().unwrap();
+        let made = RunFolder::create_in(root.path(), "digits").unwrap();
+        let path = made.path.clone();
+        fs::write(path.join(RECIPE), "").unwrap();
+        made.discard();
+        assert!(!path.exists());
+        let own = root.path().join("own");
+        fs::create_dir(&own).unwrap();
+        RunFolder::create_at(&own).unwrap().discard();
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 0);
+        fs::write(own.join(RECIPE), "").unwrap();
+        RunFolder::open(&own).unwrap().discard();
+        assert!(own.join(RECIPE).exists(), "a run is never removed");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use serde::Serialize;
 /// A training step is three passes, one forward and two of its size backward; docs/performance.md counts so too.
 const PASSES: f64 = 3.0;
 
-/// The part of a step behind which an all-reduce can hide: the backward pass, which makes the gradients one by one.
-const BACKWARD: f64 = 2.0 / PASSES;
+/// Bytes of each parameter's gradient as it is sent: gradients are summed in f32.
+const GRADIENT_BYTES: f64 = 4.0;
 
 /// The images a step for which recipes give their rate (`imagenet-classic`), and from which it grows in proportion
 /// (Goyal et al., 2017, "Accurate, Large Minibatch SGD").
@@ -23,8 +23,6 @@ pub const RATE_IMAGES: u64 = 256;
 pub struct Figures {
     /// Trainable parameters of the network.
     pub parameters: u64,
-    /// Bytes of each one's gradient as it is sent.
-    pub dtype_bytes: f64,
     /// Images a second of one device in training, with images at hand and nobody to wait for.
     pub images_per_s: f64,
     /// Images a step of one device.
@@ -51,8 +49,6 @@ pub struct Figures {
     pub link_gbit: f64,
     /// Microseconds from one device to the next in a ring, whatever the size.
     pub latency_us: f64,
-    /// The share of the all-reduce that hides behind the backward pass, from 0 to 1.
-    pub overlap: f64,
     /// Whether images come by the network rather than from a disk in the host.
     pub remote: bool,
 }
@@ -130,7 +126,7 @@ impl Figures {
 
     /// Bytes of the gradients of a step, on each device.
     pub fn gradient_bytes(&self) -> f64 {
-        self.parameters as f64 * self.dtype_bytes
+        self.parameters as f64 * GRADIENT_BYTES
     }
 
     /// Images a step of all devices.
@@ -164,15 +160,9 @@ impl Figures {
         self.batch_size as f64 / self.images_per_s
     }
 
-    /// Seconds of the all-reduce in which devices wait: no more of it hides than the backward pass lasts.
-    fn exposed_s(&self, devices: u64) -> f64 {
-        let all = self.all_reduce_s(devices);
-        all - (all * self.overlap).min(BACKWARD * self.compute_s())
-    }
-
     /// Seconds of a step if images came from nowhere.
     pub fn fed_step_s(&self, devices: u64) -> f64 {
-        self.compute_s() + self.exposed_s(devices)
+        self.compute_s() + self.all_reduce_s(devices)
     }
 
     /// Millions of bytes of a step's images, in the fullest host.
@@ -204,22 +194,20 @@ impl Figures {
 
     /// Images a device a step with which the all-reduce would be a tenth of the step.
     pub fn batch_for_a_tenth(&self, devices: u64) -> f64 {
-        let all = self.all_reduce_s(devices);
-        // What shows is a ninth of the arithmetic, where the overlap and where the backward pass bounds what hides.
-        let compute_s = (9.0 * all * (1.0 - self.overlap)).max(all / (BACKWARD + 1.0 / 9.0));
-        (compute_s * self.images_per_s).ceil()
+        // The all-reduce is then a ninth of the arithmetic.
+        (9.0 * self.all_reduce_s(devices) * self.images_per_s).ceil()
     }
 
     /// What `devices` make of it, at least one.
     pub fn estimate(&self, devices: u64) -> Estimate {
-        let (compute_s, exposed_s) = (self.compute_s(), self.exposed_s(devices));
+        let (compute_s, all_reduce_s) = (self.compute_s(), self.all_reduce_s(devices));
         let host_batch = (self.local_devices(devices) * self.batch_size) as f64;
         let decode_s = host_batch / (self.cores_per_host as f64 * self.decode_per_core);
         let disk_s = if self.remote { 0.0 } else { self.image_mb(devices) / self.disk_mb };
         let network_s = self.network_mb(devices) * 1e6 / self.network_bytes_per_s();
 
-        let own = if compute_s >= exposed_s { Resource::Device } else { Resource::AllReduce };
-        let (mut limit, mut step_s) = (own, compute_s + exposed_s);
+        let own = if compute_s >= all_reduce_s { Resource::Device } else { Resource::AllReduce };
+        let (mut limit, mut step_s) = (own, compute_s + all_reduce_s);
         for (resource, seconds) in
             [(Resource::Decode, decode_s), (Resource::Disk, disk_s), (Resource::Network, network_s)]
         {
@@ -246,7 +234,7 @@ impl Figures {
             hours: self.epochs as f64 * (steps * step_s + validation_s) / 3600.0,
             limit,
             device_share: compute_s / step_s,
-            all_reduce_share: exposed_s / step_s,
+            all_reduce_share: all_reduce_s / step_s,
             decode_share: decode_s / step_s,
             disk_share: disk_s / step_s,
             network_share: network_s / step_s,
@@ -262,7 +250,6 @@ mod tests {
     fn figures() -> Figures {
         Figures {
             parameters: 25_000_000,
-            dtype_bytes: 4.0,
             images_per_s: 1000.0,
             batch_size: 100,
             devices_per_host: 4,
@@ -276,7 +263,6 @@ mod tests {
             network_gbit: 8.0,
             link_gbit: 80.0,
             latency_us: 0.0,
-            overlap: 0.0,
             remote: false,
         }
     }
@@ -311,16 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn what_an_all_reduce_can_hide_behind_is_the_backward_pass() {
+    fn a_step_is_the_arithmetic_and_then_the_all_reduce() {
         let eight = figures().estimate(8);
         assert_eq!(eight.limit, Resource::AllReduce);
         assert_close(eight.step_s, 0.215);
         assert_close(eight.device_share + eight.all_reduce_share, 1.0);
-        let half = Figures { overlap: 0.5, ..figures() };
-        assert_close(half.estimate(8).step_s, 0.1 + 0.0575);
-        let whole = Figures { overlap: 1.0, ..figures() };
-        assert_close(whole.estimate(8).step_s, 0.1 + 0.115 - 0.2 / 3.0);
-        assert_close(whole.estimate(4).step_s, 0.1);
     }
 
     /// Images that come by a network that is too slow for them.
@@ -343,7 +324,7 @@ mod tests {
         assert_eq!((network.limit, network.disk_share), (Resource::Network, 0.0));
         assert_close(network.images_per_s, 2000.0);
         // Between hosts the all-reduce takes its part of the network: 100 MB beside 40 MB of images.
-        let both = Figures { remote: true, overlap: 1.0, network_gbit: 8.0, images_per_s: 10_000.0, ..fast };
+        let both = Figures { remote: true, network_gbit: 8.0, images_per_s: 10_000.0, ..fast };
         assert_eq!(both.estimate(8).limit, Resource::Network);
         assert_close(both.estimate(8).step_s, 0.14);
         for slow in [network_of(8), network_of(4)] {
@@ -371,13 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn the_batch_that_hides_an_all_reduce_does() {
-        for overlap in [0.0, 0.5, 0.9, 1.0] {
-            let figures = Figures { overlap, disk_mb: 1e9, cores_per_host: 1000, ..figures() };
-            let batch_size = figures.batch_for_a_tenth(8) as u64;
-            let share = Figures { batch_size, ..figures }.estimate(8).all_reduce_share;
-            assert!((0.09..=0.1 + 1e-9).contains(&share), "{overlap}: {batch_size} images, {share}");
-        }
+    fn the_batch_for_a_tenth_makes_the_all_reduce_a_tenth() {
+        let figures = Figures { disk_mb: 1e9, cores_per_host: 1000, ..figures() };
+        let batch_size = figures.batch_for_a_tenth(8) as u64;
+        let share = Figures { batch_size, ..figures }.estimate(8).all_reduce_share;
+        assert!((0.09..=0.1 + 1e-9).contains(&share), "{batch_size} images, {share}");
     }
 
     #[test]

@@ -62,30 +62,46 @@ pub fn shortcuts(
     };
     let mut trained = Vec::new();
     for architecture in NETWORKS {
-        let recipe = recipe(architecture)?;
-        let own = Options { out: Some(folder.path.join(architecture.name())), ..options.clone() };
-        let prepared = training::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
-        let batch = first_batch(&prepared, &own)?;
-        let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
-        let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
-        let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
-        let finished = training::start(prepared, RunKind::Pretrain, &own)?;
-        match finished.end {
-            End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
-            End::Interrupted => return Ok(None),
-            End::Finished => {}
+        match train_one(architecture, recipe(architecture), &folder.path, options) {
+            Ok(Some(one)) => trained.push(one),
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                // A folder without a training in it would only be in the way.
+                if trained.is_empty() && !folder.path.join(architecture.name()).exists() {
+                    folder.discard();
+                }
+                return Err(error);
+            }
         }
-        let network = last_weights(&finished.run, architecture, classes.len(), &device)?;
-        let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch);
-        trained.push(Trained {
-            architecture,
-            run: finished.run,
-            history: finished.state.history,
-            gradients: [before, after],
-        });
     }
     write(&folder.path, &trained)?;
     Ok(Some((folder.path.clone(), trained)))
+}
+
+/// Trains one network in a folder of its own inside of `folder`. Returns `None` if the training was stopped.
+fn train_one(
+    architecture: Architecture,
+    recipe: Result<Recipe>,
+    folder: &Path,
+    options: &Options,
+) -> Result<Option<Trained>> {
+    let recipe = recipe?;
+    let own = Options { out: Some(folder.join(architecture.name())), ..options.clone() };
+    let prepared = training::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
+    let batch = first_batch(&prepared, &own)?;
+    let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
+    let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
+    let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
+    let finished = training::start(prepared, RunKind::Pretrain, &own)?;
+    match finished.end {
+        End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
+        End::Interrupted => return Ok(None),
+        End::Finished => {}
+    }
+    let network = last_weights(&finished.run, architecture, classes.len(), &device)?;
+    let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch);
+    let history = finished.state.history;
+    Ok(Some(Trained { architecture, run: finished.run, history, gradients: [before, after] }))
 }
 
 fn task(recipe: &Recipe, classes: usize) -> std::sync::Arc<Task> {

@@ -30,6 +30,25 @@ pub fn scalars(wall_time: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
     record(&event)
 }
 
+/// The length of the whole records at the beginning of a file.
+pub fn whole_records(file: &[u8]) -> usize {
+    let mut rest = file;
+    loop {
+        let whole = rest.split_first_chunk::<8>().and_then(|(length, body)| {
+            let event = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+            let (sum, body) = body.split_first_chunk::<4>()?;
+            let (event, body) = body.split_at_checked(event)?;
+            let (event_sum, body) = body.split_first_chunk::<4>()?;
+            let sums = [masked_crc(length), masked_crc(event)];
+            (sums == [sum, event_sum].map(|sum| u32::from_le_bytes(*sum))).then_some(body)
+        });
+        match whole {
+            Some(after) => rest = after,
+            None => return file.len() - rest.len(),
+        }
+    }
+}
+
 fn record(event: &[u8]) -> Vec<u8> {
     let length = (event.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(event.len() + 16);

@@ -15,10 +15,12 @@ use burn::{
 use burn_train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy, metric::LearningRateMetric};
 use hub::{Card, LoadOptions, weights};
 use models::ImageClassifier;
-use report::format::{DataInfo, RunInfo, RunKind, RunResult, RunStatus};
+use report::format::{DataInfo, EXPERIMENT_LOG, RunChange, RunInfo, RunKind, RunResult, RunStatus};
 use runtime::{
     backend::BackendSpec,
-    files::write_atomic_bytes,
+    environment,
+    files::{self, write_atomic_bytes},
+    logging::LogFile,
     progress::{Download, Output},
     warmup::{Pace, Warmup, autotunes},
     world::world,
@@ -26,6 +28,7 @@ use runtime::{
 
 pub use crate::trainer::End;
 use crate::{
+    changes::{self, Change},
     checkpoint::{Checkpoint, Parted, Store},
     classifier::{Classifier, Task},
     data::{self, DataSet, Loaders},
@@ -34,7 +37,7 @@ use crate::{
     observer::{Observer, Silent, WarningsOnly},
     parallel,
     progress::State,
-    recipe::Recipe,
+    recipe::{self, Overrides, Recipe},
     renderer::{NoFiles, renderer},
     results,
     run::{self, RECIPE, RunFolder},
@@ -60,11 +63,10 @@ pub struct Options {
     pub progress: Output,
     /// Whether Burn's dashboard takes over the terminal. The observer then receives warnings only.
     pub dashboard: bool,
-    /// Whether log records go to `experiment.log` in the run folder. This sets the logger and the panic hook of the
-    /// process.
-    pub experiment_log: bool,
     /// Ends the run after the current step, with a checkpoint, once it is set.
     pub stop: Arc<AtomicBool>,
+    /// Makes the run write a checkpoint after the current step and go on, once it is set; the run clears it then.
+    pub save: Arc<AtomicBool>,
     /// The arguments of the program, for `run.json`.
     pub command: Vec<String>,
     /// The devices of this process, at least one.
@@ -93,8 +95,8 @@ impl Options {
             observer: Arc::new(Silent),
             progress: Output::Quiet,
             dashboard: false,
-            experiment_log: false,
             stop: Arc::default(),
+            save: Arc::default(),
             command: Vec::new(),
             devices: vec![device],
         }
@@ -132,6 +134,8 @@ pub struct Prepared {
     pub(crate) device: Device,
     /// All devices of this process, where they are several.
     pub(crate) devices: Option<parallel::Plan>,
+    /// What is promised of a run that is resumed.
+    pub(crate) resumed: Option<String>,
 }
 
 impl fmt::Debug for Prepared {
@@ -149,12 +153,14 @@ pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow:
     let start = match &recipe.transfer {
         Some(transfer) => {
             // A recipe in a file names the network of a file of weights that has no card.
-            let load = LoadOptions { architecture: load.architecture.or(Some(recipe.architecture)), ..load.clone() };
+            // It also says how images are prepared.
+            let architecture = load.architecture.or(Some(recipe.architecture));
+            let load = LoadOptions { architecture, ignore_preprocess: true, ..load.clone() };
             Some(open_weights(&transfer.weights, &load, &device, options)?)
         }
         None => None,
     };
-    complete(recipe, start, device, options)
+    complete(recipe, None, start, device, options)
 }
 
 /// Opens the weights and data of a recipe with a `[transfer]` section, and replaces the architecture and the
@@ -177,11 +183,17 @@ pub fn follow_weights(
     if let Some(size) = size {
         recipe.images.set_size(size)?;
     }
-    complete(recipe, Some(start), device, options)
+    complete(recipe, None, Some(start), device, options)
 }
 
-/// Checks the recipe and opens its data.
-fn complete(recipe: Recipe, start: Option<hub::Opened>, device: Device, options: &Options) -> anyhow::Result<Prepared> {
+/// Checks the recipe and opens its data, or `data` in its place.
+fn complete(
+    recipe: Recipe,
+    data: Option<&recipe::Data>,
+    start: Option<hub::Opened>,
+    device: Device,
+    options: &Options,
+) -> anyhow::Result<Prepared> {
     recipe.check()?;
     if let Some(dtype) = recipe.network.dtype.half() {
         runtime::dtype::check(options.device_names(), &device, dtype)?;
@@ -193,9 +205,9 @@ fn complete(recipe: Recipe, start: Option<hub::Opened>, device: Device, options:
         );
     }
     let devices = parallel::Plan::new(&options.devices, &device, &recipe, world())?;
-    let mut data = data::open(&recipe.data, recipe.seed)?;
+    let mut data = data::open(data.unwrap_or(&recipe.data), recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
-    Ok(Prepared { recipe, data, start, device, devices })
+    Ok(Prepared { recipe, data, start, device, devices, resumed: None })
 }
 
 /// A run that ended.
@@ -219,6 +231,13 @@ impl Finished {
     /// Returns the time of the run in seconds, without pauses.
     pub fn seconds(&self) -> f64 {
         self.state.seconds
+    }
+
+    /// Adds a warning to `experiment.log`.
+    pub fn warn(&self, text: &str) {
+        if let Ok(log) = LogFile::for_lines(&self.run.join(EXPERIMENT_LOG)) {
+            log.write(log::Level::Warn, "train", text);
+        }
     }
 
     /// Returns the metrics of each epoch.
@@ -255,12 +274,25 @@ pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
 pub fn start(prepared: Prepared, kind: RunKind, options: &Options) -> anyhow::Result<Finished> {
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     let (folder, card, info) = new_run(&prepared, kind, options)?;
-    let state = State {
-        recipe: prepared.recipe.to_toml(),
-        data_fingerprint: info.data.fingerprint.clone(),
+    let resume = Resume { state: first_state(&prepared)?, checkpoint: None };
+    train(prepared, loaders, folder, card, info, resume, options)
+}
+
+/// The state of a run before its first step.
+///
+/// # Errors
+/// Where the weights that it starts from do not fit the architecture.
+pub(crate) fn first_state(prepared: &Prepared) -> anyhow::Result<State> {
+    let Prepared { recipe, data, start, device, .. } = prepared;
+    let data_fingerprint = data.fingerprint();
+    Ok(State {
+        recipe: recipe.to_toml(),
+        unfiltered_fingerprint: data.unfiltered.clone().unwrap_or_else(|| data_fingerprint.clone()),
+        data_fingerprint,
+        data_contents: data.sample_contents(),
+        aux_logits: start.as_ref().map(|start| transfer::aux_logits(recipe, start, device)).transpose()?,
         ..State::default()
-    };
-    train(prepared, loaders, folder, card, info, Resume { state, checkpoint: None }, options)
+    })
 }
 
 /// Makes a run's folder and writes what is known before it starts.
@@ -289,8 +321,7 @@ pub(crate) fn new_run(
     match begin(prepared, &folder, kind, options) {
         Ok((card, info)) => Ok((folder, card, info)),
         Err(error) => {
-            // Nothing was trained: a folder without a run in it would only be in the way.
-            let _ = std::fs::remove_dir_all(&folder.path);
+            folder.discard();
             Err(error)
         }
     }
@@ -317,16 +348,21 @@ fn describe(prepared: &Prepared, run: &Path, kind: RunKind, options: &Options) -
     };
     let mut info = run::describe(run, kind, options.command.clone(), options.device_names());
     info.dtype = recipe.network.dtype.name().to_string();
-    info.data = DataInfo {
+    info.data = data_info(recipe, data);
+    info.paths = changes::paths(recipe);
+    (card, info)
+}
+
+fn data_info(recipe: &Recipe, data: &DataSet) -> DataInfo {
+    DataInfo {
         train: Some(recipe.data.train.clone()),
         valid: Some(recipe.data.valid.clone().unwrap_or_else(|| recipe.data.train.clone())),
         kind: data.kind.to_string(),
         train_images: data.train.len(),
         valid_images: data.valid.len(),
-        classes: card.classes.len(),
+        classes: data.train.classes().len(),
         fingerprint: data.fingerprint(),
-    };
-    (card, info)
+    }
 }
 
 fn origin(recipe: &Recipe, run: &Path) -> String {
@@ -357,31 +393,29 @@ struct Resume {
     checkpoint: Option<Checkpoint>,
 }
 
-/// Continues the run in a folder from its last checkpoint.
+/// Continues the run in a folder from its last checkpoint. `overrides` may change where its data is, which images are left
+/// out (`data.train`, `data.valid`, `data.quarantine`, `data.bad_samples`), and `epochs`, which continues a finished run
+/// too. Changes are recorded in `run.json`; where results may depend on them, a warning says so.
 ///
 /// # Errors
-/// Fails if the folder has no run, if the run is finished, or if its recipe or data have changed.
-pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Result<Finished> {
+/// Fails if the folder has no run, if another process trains in it, if the run is finished, if anything else in its recipe
+/// was changed, or if its data has other images or labels.
+pub fn resume(run: &Path, overrides: &Overrides, load: &LoadOptions, options: &Options) -> anyhow::Result<Finished> {
     let world = world();
     let folder = if world.is_root() { RunFolder::open(run)? } else { RunFolder::of_another(run) };
     // The others need not see the root's files.
     let read = || {
         let shown = run.join(RECIPE).display().to_string();
-        let text = std::fs::read_to_string(run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
-        Ok((run::read_info(run)?, Card::read(run.join("card.json"))?, text))
+        let text = files::read_to_string(&run.join(RECIPE)).with_context(|| format!("cannot read {shown}"))?;
+        let card = run.join("card.json");
+        files::check_regular(&card).with_context(|| format!("cannot read {}", card.display()))?;
+        Ok((run::read_info(run)?, Card::read(card)?, text))
     };
     let (mut info, card, text) = world.on_root(
         read,
         |read| serde_json::to_vec(read).unwrap_or_default(),
         |bytes| Ok(serde_json::from_slice(&bytes)?),
     )?;
-    let shown = run.join(RECIPE).display().to_string();
-    let recipe = crate::recipe::parse(&text, &shown, &Default::default())?;
-    ensure!(
-        info.status != Some(RunStatus::Finished),
-        "the run {} is finished; fine-tune its weights to start another",
-        run.display()
-    );
     ensure!(
         info.kind != RunKind::Probe,
         "{} is a linear probe, which takes seconds: start it again (its features are kept)",
@@ -396,57 +430,154 @@ pub fn resume(run: &Path, load: &LoadOptions, options: &Options) -> anyhow::Resu
     };
     let checkpoint = world.on_root(load_last, Parted::to_bytes, Parted::from_bytes)?;
     let checkpoint = checkpoint.map(Checkpoint::from_parts).transpose()?;
-    let mut prepared = prepare(recipe, load, options)?;
-    prepared.data.notes.extend(run::continue_on(&mut info, &options.device_names()));
-    let fingerprint = prepared.data.fingerprint();
+
+    let shown = run.join(RECIPE).display().to_string();
+    let recipe = recipe::parse(&text, &shown, overrides)?;
+    let before = match &checkpoint {
+        Some(checkpoint) => {
+            recipe::parse(&checkpoint.state.recipe, "the last checkpoint's recipe", &Overrides::default())
+        }
+        None => recipe::parse(&text, &shown, &Overrides::default()),
+    }?;
+    let changes = changes::between(&before, &recipe).map_err(|difference| {
+        anyhow::anyhow!(
+            "the recipe in {shown} is not the one that this run began with; put it back, or start another run:\n{difference}"
+        )
+    })?;
+    if let Some(Checkpoint { state, .. }) = &checkpoint {
+        refuse_end(run, info.status, state, before.epochs, recipe.epochs)?;
+    }
+
+    let located = changes::located(&recipe, &info.paths, &changes);
+    let device = options.device()?;
+    let start = match (&located.transfer, &checkpoint) {
+        // The checkpoint has all weights.
+        (Some(_), Some(Checkpoint { state: State { aux_logits: Some(_), .. }, .. })) | (None, _) => None,
+        (Some(transfer), _) => {
+            let load = LoadOptions { architecture: load.architecture.or(Some(recipe.architecture)), ..load.clone() };
+            Some(open_weights(&transfer.weights, &load, &device, options)?)
+        }
+    };
+    let opened = complete(recipe, Some(&located.data), start, device, options);
+    let mut prepared = opened.with_context(|| {
+        let is_known = located.data.train == "digits" || changes::exists(&located.data.train);
+        let hint = if is_known { "" } else { "; if the data was moved, give data.train anew" };
+        format!("cannot resume {}{hint}", run.display())
+    })?;
+
+    let (step, epoch) = checkpoint.as_ref().map_or((0, 0), |last| (last.state.step, last.state.epoch));
+    let mut effects = changes::effects(&changes, &prepared.recipe);
+    let mut records: Vec<RunChange> = changes.iter().map(|change| change.clone().at(step, epoch + 1)).collect();
+    let mut record = |key, from: String, to: String| records.push(Change { key, from, to }.at(step, epoch + 1));
+    let devices = options.device_names();
+    if let Some(last) = run::continue_on(&mut info, &devices) {
+        effects.push(format!("it was trained on {last} and continues on {devices}"));
+        record("device", last, devices);
+    }
+    let (cpu, program) = (environment::cpu(), env!("CARGO_PKG_VERSION").to_string());
+    if info.cpu != cpu {
+        effects.push(format!("it was trained on the processor {} and continues on {cpu}", info.cpu));
+        record("cpu", std::mem::replace(&mut info.cpu, cpu.clone()), cpu);
+    }
+    if info.hearth != program {
+        effects.push(format!("it was trained by Hearth {} and continues by {program}", info.hearth));
+        record("program", std::mem::replace(&mut info.hearth, program.clone()), program);
+    }
+    let first = first_state(&prepared)?;
     let state = match &checkpoint {
         Some(checkpoint) => {
-            let state = checkpoint.state.clone();
-            refuse_changes(run, &state, &prepared, &fingerprint)?;
-            state
+            let known = &checkpoint.state;
+            refuse_other_data(known, &first, &changes, &located.data.train)?;
+            let is_same_set = known.data_fingerprint == first.data_fingerprint;
+            if !is_same_set && changes.iter().all(|change| change.key != changes::QUARANTINE) {
+                effects.push("the list of images that are left out has other entries".into());
+                record(changes::QUARANTINE, known.data_fingerprint.clone(), first.data_fingerprint.clone());
+            }
+            if is_same_set && known.data_contents.len() == first.data_contents.len() {
+                let pairs = known.data_contents.iter().zip(&first.data_contents);
+                let (differ, of) = (pairs.filter(|(then, now)| then != now).count(), known.data_contents.len());
+                if differ > 0 {
+                    effects.push(format!("{differ} of {of} images that were compared have other contents"));
+                    record("images", format!("{of} compared"), format!("{differ} have other contents"));
+                }
+            }
+            let State { recipe, data_fingerprint, unfiltered_fingerprint, data_contents, .. } = first;
+            State { recipe, data_fingerprint, unfiltered_fingerprint, data_contents, ..known.clone() }
         }
         None => {
             if world.is_root() {
                 let note = format!("{} has no checkpoint yet: it starts from its beginning", run.display());
                 options.observer.on_note(&note);
             }
-            State { recipe: prepared.recipe.to_toml(), data_fingerprint: fingerprint, ..State::default() }
+            first
         }
     };
+    ensure!(
+        card.classes == prepared.data.class_names(),
+        "the data in {} has other classes than this run began with",
+        located.data.train
+    );
+    if checkpoint.is_some() {
+        match effects.is_empty() {
+            true => prepared.resumed = Some("the run ends with the same bits as without the interruption".into()),
+            false => prepared.data.notes.push(format!(
+                "the run continues with changes, so its results are not bit for bit those of a run without them: {}",
+                effects.join("; ")
+            )),
+        }
+    }
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
-    info.status = Some(RunStatus::Running);
+    (info.status, info.finished) = (Some(RunStatus::Running), None);
+    run::record_changes(&mut info, step, records);
+    info.data = data_info(&prepared.recipe, &prepared.data);
+    info.paths.extend(changes::paths(&located));
     if world.is_root() {
         run::write_info(&info, run)?;
+        if !changes.is_empty() {
+            write_atomic_bytes(&run.join(RECIPE), prepared.recipe.to_toml().as_bytes())?;
+        }
     }
     train(prepared, loaders, folder, card, info, Resume { state, checkpoint }, options)
 }
 
-/// A run goes on as it began or not at all.
-fn refuse_changes(run: &Path, state: &State, prepared: &Prepared, fingerprint: &str) -> anyhow::Result<()> {
-    let now = prepared.recipe.to_toml();
-    if state.recipe != now {
-        let difference = line_difference(&state.recipe, &now);
-        bail!(
-            "the recipe in {} is not the one that this run began with; put it back, or start another run:\n{difference}",
-            run.join(RECIPE).display()
-        );
-    }
+/// Refuses to resume a run that has nothing left to do.
+fn refuse_end(
+    run: &Path,
+    status: Option<RunStatus>,
+    state: &State,
+    epochs_before: usize,
+    epochs: usize,
+) -> anyhow::Result<()> {
+    let (done, shown) = (state.epoch, run.display());
+    let is_finished = status == Some(RunStatus::Finished);
     ensure!(
-        state.data_fingerprint == fingerprint,
-        "the data in {} is not what this run began with (fingerprint {}, now {fingerprint}): images were added, removed \
-         or given other labels. Put it back, or start another run from this one's weights",
-        prepared.recipe.data.train,
-        state.data_fingerprint
+        !is_finished || epochs != epochs_before,
+        "the run {shown} is finished, after {done} epochs: more epochs continue it (`train resume {shown} --epochs N`), \
+         fine-tuning its weights starts another"
+    );
+    let least = if is_finished || state.batch > 0 { done + 1 } else { done };
+    ensure!(
+        epochs >= least,
+        "the run {shown} has trained {done} epochs{}: epochs is {epochs}, and has to be at least {least}",
+        if state.batch > 0 { " and a part of the next" } else { "" }
     );
     Ok(())
 }
 
-/// The lines that two texts do not share, `-` before the old ones and `+` before the new ones.
-fn line_difference(old: &str, new: &str) -> String {
-    let has = |text: &str, line: &str| text.lines().any(|other| other == line);
-    let gone = old.lines().filter(|line| !has(new, line)).map(|line| format!("- {line}"));
-    let come = new.lines().filter(|line| !has(old, line)).map(|line| format!("+ {line}"));
-    gone.chain(come).collect::<Vec<_>>().join("\n")
+/// A run resumes on the images that it began with, apart from those that are left out.
+fn refuse_other_data(known: &State, now: &State, changes: &[Change], place: &str) -> anyhow::Result<()> {
+    let leaves_out_others = changes.iter().any(|change| change.key == changes::QUARANTINE);
+    let is_known = known.data_fingerprint == now.data_fingerprint
+        || (!known.unfiltered_fingerprint.is_empty() && known.unfiltered_fingerprint == now.unfiltered_fingerprint);
+    ensure!(
+        is_known,
+        "the data in {place} is not what this run began with (fingerprint {}, now {}): images were added, removed \
+         or given other labels. Put it back, or start another run from this one's weights{}",
+        known.data_fingerprint,
+        now.data_fingerprint,
+        if leaves_out_others { "; an older checkpoint cannot tell whether only data.quarantine changed" } else { "" }
+    );
+    Ok(())
 }
 
 /// Runs Burn's learner from where `resume` says to the end.
@@ -461,16 +592,29 @@ fn train(
 ) -> anyhow::Result<Finished> {
     let run = folder.path.clone();
     let notes = prepared.data.notes.clone();
-    let parts = Parts::new(&prepared, &loaders, &card, resume, None, options)?;
+    let parts = match Parts::new(&prepared, &loaders, &card, resume, None, options) {
+        Ok(parts) => parts,
+        Err(error) => {
+            folder.discard();
+            return Err(error);
+        }
+    };
     info.parameters = parts.classifier.network.num_parameters();
     let world = world();
     let is_root = world.is_root();
     let dashboard = is_root && options.dashboard;
     let observer = if dashboard { Arc::new(WarningsOnly(options.observer.clone())) } else { options.observer.clone() };
-    let journal = if is_root {
-        Journal::open(&run, &parts.state, observer, prepared.recipe.epochs, parts.steps_per_epoch)?
-    } else {
-        Journal::silent(prepared.recipe.epochs, parts.steps_per_epoch)
+    let (epochs, steps_per_epoch) = (prepared.recipe.epochs, parts.steps_per_epoch);
+    let journal = match is_root {
+        true => Journal::open(&run, &parts.state, observer, epochs, steps_per_epoch),
+        false => Ok(Journal::silent(epochs, steps_per_epoch)),
+    };
+    let journal = match journal {
+        Ok(journal) => journal,
+        Err(error) => {
+            folder.discard();
+            return Err(error);
+        }
     };
     for note in notes.iter().filter(|_| is_root) {
         journal.warn(note);
@@ -487,7 +631,8 @@ fn train(
         run.display(),
     ));
     if parts.state.step > 0 {
-        journal.say(&format!("going on from step {}, epoch {}", parts.state.step, parts.state.epoch + 1));
+        let promise = prepared.resumed.as_ref().map_or(String::new(), |promise| format!("; {promise}"));
+        journal.say(&format!("going on from step {}, epoch {}{promise}", parts.state.step, parts.state.epoch + 1));
     }
     if let Some(devices) = &prepared.devices {
         let (count, names) = (options.devices.len(), options.device_names());
@@ -551,7 +696,12 @@ impl Parts {
         let (buffer, readback) = (flat::buffer(main), Readback::new(main)?);
         let Resume { state, checkpoint } = resume;
         let steps_per_epoch = loaders.first().num_batches().div_ceil(recipe.accumulate) as u64;
-        let mut network = transfer::network(recipe, start.as_ref(), &card.classes, device)?;
+        let mut network = match (&checkpoint, &recipe.transfer, start, state.aux_logits) {
+            (Some(_), Some(_), None, Some(aux)) => {
+                transfer::network_of_checkpoint(recipe, aux, card.transform_input, &card.classes, device)
+            }
+            _ => transfer::network(recipe, start.as_ref(), &card.classes, device)?,
+        };
         let mut rate_groups = Vec::new();
         if let Some(transfer) = &recipe.transfer {
             network = transfer::frozen(network, transfer, state.epoch)?;
@@ -607,6 +757,8 @@ fn launch(
 ) -> anyhow::Result<Outcome> {
     let Parts { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch } =
         parts;
+    // What would be printed waits until the dashboard gives the terminal back.
+    let hold = dashboard.then(runtime::output::hold_stderr);
     let interrupter = Interrupter::new();
     let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
     let epochs = prepared.recipe.epochs;
@@ -627,6 +779,7 @@ fn launch(
         is_asynchronous,
         warms_up,
         stop: options.stop.clone(),
+        save: options.save.clone(),
         limits,
         steps_per_epoch,
         world: world(),
@@ -639,18 +792,18 @@ fn launch(
         .renderer(renderer(dashboard, interrupter.clone()))
         .with_interrupter(interrupter)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        // The journal writes `experiment.log`; Burn's would take over the logger and the panic hook of the process.
+        .with_application_logger(None)
         .num_epochs(epochs);
     if starting_after > 0 {
         training = training.checkpoint(starting_after);
-    }
-    if !options.experiment_log {
-        training = training.with_application_logger(None);
     }
     // The strategy steps by an optimizer of its own.
     let unused = SgdConfig::new().init();
     let result = training.launch(Learner::new(classifier, unused, scheduler));
     // The dashboard gives the terminal back when it is dropped.
     drop(result.renderer);
+    drop(hold);
     let mut outcome =
         outcome.lock().unwrap_or_else(PoisonError::into_inner).take().context("training ended without an outcome")?;
     if let (Some(error), End::Finished | End::Interrupted) = (result.error, &outcome.end) {

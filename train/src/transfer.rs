@@ -25,16 +25,42 @@ pub fn network(
         return Ok(draw_all(config.init(&device)));
     };
     let (weights, card) = (&start.weights, &start.card);
-    // Auxiliary classifiers guide a whole network's training; on a frozen one they would learn for nothing.
-    let forever_frozen =
-        recipe.transfer.as_ref().is_some_and(|t| t.freeze == Freeze::Backbone && t.unfreeze_at.is_none());
-    let aux = weights.config(card.architecture, &device).aux_logits && !forever_frozen;
-    let config = config.with_aux_logits(aux).with_transform_input(card.transform_input);
+    let config = config.with_aux_logits(aux_logits(recipe, start, &device)?).with_transform_input(card.transform_input);
     // Drawn first: which seed a parameter sees must not depend on what the file holds.
     let network = draw_all(config.init(&device));
     let same_classes = card.classes == classes;
     let strictness = if same_classes { Strictness::Exact } else { Strictness::FreshHead };
     Ok(weights.load(network, card.architecture, strictness)?.0)
+}
+
+/// Whether a network from these weights is trained with auxiliary classifiers. They guide a whole network's training; on
+/// a frozen one they would learn for nothing.
+///
+/// # Errors
+/// Where the weights do not fit the card's architecture.
+pub fn aux_logits(recipe: &Recipe, start: &hub::Opened, device: &Device) -> anyhow::Result<bool> {
+    let forever_frozen =
+        recipe.transfer.as_ref().is_some_and(|t| t.freeze == Freeze::Backbone && t.unfreeze_at.is_none());
+    Ok(start.weights.config(start.card.architecture, device)?.aux_logits && !forever_frozen)
+}
+
+/// The network of a run that started from trained weights, for a checkpoint to fill: without those weights, which may be
+/// gone by then.
+pub fn network_of_checkpoint(
+    recipe: &Recipe,
+    aux_logits: bool,
+    transform_input: bool,
+    classes: &[String],
+    device: &Device,
+) -> Network {
+    let device = device.clone().autodiff();
+    device.seed(recipe.seed);
+    let config = NetworkConfig::new(recipe.architecture)
+        .with_num_classes(classes.len())
+        .with_dropout(recipe.network.dropout)
+        .with_aux_logits(aux_logits)
+        .with_transform_input(transform_input);
+    draw_all(config.init(&device))
 }
 
 /// Initializes every parameter: Burn does so when one is first used, at which point another seed may be set.
@@ -66,7 +92,7 @@ pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyho
     };
     let thawed = match transfer.unfreeze_at {
         Some(first) if epoch + 1 >= first => match transfer.unfreeze_per_epoch {
-            Some(stages) => stages * (epoch + 2 - first),
+            Some(stages) => stages.saturating_mul(epoch + 2 - first),
             None => frozen,
         },
         _ => 0,

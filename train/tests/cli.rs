@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use common::{distance, losses, weights};
-use datasets::{Digits, Source};
+use common::{digit_folders, distance, last_checkpoint, losses, weights};
 use tempfile::TempDir;
 
 mod common;
@@ -48,25 +47,6 @@ fn fail(home: &Path, code: i32, args: &[&str]) -> String {
     let error = text(&output.stderr);
     assert!(!error.contains("panicked"), "{error}");
     error
-}
-
-/// Class folders with `count` digits of each of the classes, a few more for validation.
-fn digit_folders(root: &Path, classes: &[u32], count: usize) {
-    let digits = Digits::train();
-    let mut seen = [0; 10];
-    let mut bytes = Vec::new();
-    for index in 0..digits.len() {
-        let label = digits.label(index).unwrap();
-        let nth = seen[label as usize];
-        if !classes.contains(&label) || nth >= count + count / 2 {
-            continue;
-        }
-        seen[label as usize] += 1;
-        let folder = root.join(if nth < count { "train" } else { "val" }).join(format!("digit-{label}"));
-        fs::create_dir_all(&folder).unwrap();
-        digits.read(index, &mut bytes).unwrap();
-        fs::write(folder.join(format!("{nth:03}.png")), &bytes).unwrap();
-    }
 }
 
 /// A training of a few seconds with everything on that has a state: Mixup, CutMix, an average of the weights,
@@ -337,12 +317,6 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_it_taken() {
     assert!(output.status.success() && error.contains("is damaged"), "{error}");
 }
 
-/// The step of a run's last complete checkpoint.
-fn last_checkpoint(run: &Path) -> Option<u64> {
-    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
-}
-
 fn run_output(home: &Path, args: &[&str]) -> Output {
     run(home, args)
 }
@@ -397,7 +371,7 @@ fn weights_are_carried_over_to_new_classes() {
     let results = fs::read_to_string(home.path().join("results.csv")).unwrap();
     assert_eq!(results.lines().count(), 7, "{results}");
     let error = fail(home.path(), 1, &["resume", home.path().join("probe-1").to_str().unwrap()]);
-    assert!(error.contains("is finished"), "{error}");
+    assert!(error.contains("is a linear probe"), "{error}");
 }
 
 #[test]
@@ -479,7 +453,8 @@ fn everything_that_a_recipe_can_say_trains() {
         line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
     };
     let plain = best("plain", &[]);
-    let cases: [(&str, &[&str]); 12] = [
+    let cases: [(&str, &[&str]); 13] = [
+        ("windowed", &["data.order=windowed"]),
         ("bf16", &["network.dtype=bf16"]),
         ("f16", &["network.dtype=f16"]),
         ("checkpointing", &["network.gradient_checkpointing=true"]),
@@ -673,14 +648,13 @@ fn plan_takes_figures_and_refuses_what_is_none() {
         "--disk-mb",
         "--network-gbit",
         "--link-gbit",
-        "--dtype-bytes",
     ] {
         for value in ["0", "-1", "many", "NaN"] {
             let error = fail(home.path(), 2, &["plan", flag, value]);
             assert!(error.contains(flag) && error.contains(value), "{flag} {value}: {error}");
         }
     }
-    for (flag, value) in [("--validation", "-1"), ("--latency-us", "-1"), ("--overlap", "-0.1"), ("--overlap", "1.1")] {
+    for (flag, value) in [("--validation", "-1"), ("--latency-us", "-1")] {
         assert!(fail(home.path(), 2, &["plan", flag, value]).contains(flag), "{flag} {value}");
     }
 }
@@ -912,10 +886,29 @@ fn wrong_input_is_told_with_its_cause_and_leaves_nothing_behind() {
             &["different classes", "digit-1", "digit-2"],
         ),
         (vec!["--recipe".into(), at("typo.toml")], 1, &["momentun", "did you mean `momentum`?"]),
+        (
+            vec!["--val-fraction".into(), "0".into()],
+            1,
+            &["data.val_fraction is 0", "--val-fraction sets", "data.valid"],
+        ),
         (vec!["--lr".into(), "-0.1".into()], 1, &["schedule.learning_rate is -0.1"]),
         (vec!["--batch-size".into(), "0".into()], 1, &["batch_size is 0"]),
         (vec!["--batch-size".into(), "5000".into()], 1, &["5000", "smaller batch"]),
         (vec!["--epochs".into(), "0".into()], 1, &["epochs is 0"]),
+        (vec!["--epochs".into(), "9223372036854775807".into()], 1, &["epochs is 9223372036854775807; the most is"]),
+        (vec!["--set".into(), "epochs=9223372036854775807".into()], 1, &["epochs is 9223372036854775807"]),
+        (vec!["--set".into(), "accumulate=9223372036854775807".into()], 1, &["accumulate is"]),
+        (vec!["--set".into(), "data.repeats=9223372036854775807".into()], 1, &["data.repeats is"]),
+        (vec!["--set".into(), "images.sizes=[{epoch=1,size=4294967295}]".into()], 1, &["4294967295"]),
+        (vec!["--batch-size".into(), "9223372036854775807".into()], 1, &["batch_size is"]),
+        (vec!["--workers".into(), "1000000".into()], 2, &["--workers", "0 to 1024"]),
+        (vec!["--set".into(), "data.order=windowd".into()], 1, &["did you mean `windowed`?"]),
+        (
+            vec!["--set".into(), "data.order=windowed".into(), "--set".into(), "data.balanced=true".into()],
+            1,
+            &["windowed"],
+        ),
+        (vec!["finetune".into(), "--auto".into(), "--freeze".into(), "backbone".into()], 2, &["--auto", "--freeze"]),
         (vec!["--arch".into(), "alexnet".into()], 1, &["alexnet", "63"]),
         (vec!["--arch".into(), "resnet21".into()], 2, &["resnet21"]),
         (vec!["--out".into(), at("full")], 1, &["not empty", "train resume"]),

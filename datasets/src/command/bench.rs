@@ -9,6 +9,7 @@ use datasets::{
 };
 use runtime::{
     exit::ExitCode,
+    out,
     progress::{Output, Progress, Unit},
 };
 use serde::Serialize;
@@ -43,12 +44,13 @@ struct Bench {
 pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let opened = open_data(&args.data, &args.split)?;
     let workers = threads_or_none(args.workers);
-    let mut builder = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size)?)
-        .batch_size(args.batch_size as usize)
-        .workers(workers)
-        .memory_bytes(usize::try_from(args.memory).unwrap_or(usize::MAX))
-        .seed(args.data.seed)
-        .allow_unlabeled(true);
+    let mut builder =
+        ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size, &args.images_options)?)
+            .batch_size(args.batch_size as usize)
+            .workers(workers)
+            .memory_bytes(usize::try_from(args.memory).unwrap_or(usize::MAX))
+            .seed(args.data.seed)
+            .allow_unlabeled(true);
     if args.pipeline == PipelineName::Train {
         builder = builder.shuffle();
     }
@@ -56,7 +58,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let bench = measure(args, workers, &loader, output)?;
     match args.format {
         Format::Json => print_json(&bench)?,
-        Format::Text => print!("{}", text(&bench)),
+        Format::Text => out!("{}", text(&bench))?,
     }
     Ok(ExitCode::Success)
 }
@@ -160,6 +162,7 @@ fn difference(all: &MeterReading, before: &MeterReading) -> MeterReading {
         samples: all.samples - before.samples,
         bytes: all.bytes - before.bytes,
         bad: all.bad - before.bad,
+        damaged: all.damaged - before.damaged,
     }
 }
 

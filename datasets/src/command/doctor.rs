@@ -8,13 +8,16 @@ use std::{
 use anyhow::Result;
 use data_encoding::HEXLOWER;
 use datasets::{
-    Error, Quarantine, Source, SourceKind, Split,
-    decode::{self, ColorModel, Exif, Format, Limits},
+    Error, OrientationPolicy, Quarantine, Source, SourceKind, Split,
+    decode::{self, ColorModel, Exif, Format},
+    source::LeftOut,
 };
+use image::{Rgb, RgbImage};
 use runtime::{
     exit::ExitCode,
-    files,
+    files, out,
     progress::{Output, Progress, Unit},
+    text::printable,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -30,6 +33,9 @@ use crate::cli::{self, DoctorArgs, QuarantineWhat};
 
 /// The number of findings of each kind shown as text; JSON has all.
 const SHOWN: usize = 10;
+
+/// The levels by which the pixels of a flat image may differ from the first: compression leaves some noise.
+const FLAT: u8 = 3;
 
 /// A class is rare if it has less than this fraction of the median class's samples.
 const RARE: f64 = 0.1;
@@ -49,6 +55,10 @@ struct Report {
     near_duplicates: Vec<Vec<Sample>>,
     /// Groups, of both kinds, that hold samples of `train` and of `val`.
     leaks: Vec<Leak>,
+    /// Groups of samples with the same bytes and different classes: placeholders, or wrong labels.
+    conflicts: Vec<Vec<Sample>>,
+    /// The files of folders that are left out.
+    left_out: LeftOut,
     notes: Vec<String>,
 }
 
@@ -79,10 +89,13 @@ struct Finding {
 enum Kind {
     Undecodable,
     Truncated,
+    Damaged,
     WrongExtension,
     Cmyk,
     OddExif,
+    NarrowRange,
     Tiny,
+    Flat,
     Huge,
 }
 
@@ -96,10 +109,13 @@ impl Kind {
         match self {
             Self::Undecodable => "undecodable",
             Self::Truncated => "truncated",
+            Self::Damaged => "damaged, but decodable (--bad-samples strict stops at them)",
             Self::WrongExtension => "format differs from the extension",
             Self::Cmyk => "CMYK",
-            Self::OddExif => "odd EXIF",
+            Self::OddExif => "rotated or mirrored by their metadata, or with malformed EXIF",
+            Self::NarrowRange => "8 or 12 bits stored in 16, scaled by that range",
             Self::Tiny => "tiny",
+            Self::Flat => "of a single color",
             Self::Huge => "huge",
         }
     }
@@ -138,9 +154,9 @@ struct Examined {
 }
 
 pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
-    let (kind, opened, notes) = open_splits(args)?;
+    let (kind, opened, notes, left_out) = open_splits(args)?;
     let examined: Vec<_> = opened.into_iter().map(|(split, source)| examine(args, split, source, output)).collect();
-    let report = report(args, kind, &examined, notes);
+    let report = report(args, kind, &examined, notes, left_out);
     if let Some(path) = &args.quarantine {
         let list = quarantine(&args.quarantine_what, &report);
         files::write_atomic(path, |writer| Ok(list.write(writer)?))?;
@@ -148,7 +164,7 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
     }
     match args.format {
         cli::Format::Json => print_json(&report)?,
-        cli::Format::Text => print!("{}", text(&report)),
+        cli::Format::Text => out!("{}", text(&report))?,
     }
     let broken = report.splits.iter().any(|split| split.broken > 0);
     Ok(if broken { ExitCode::SomeInputsFailed } else { ExitCode::Success })
@@ -157,8 +173,8 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
 type Splits = Vec<(Split, Arc<dyn Source>)>;
 
 /// Opens both splits, or everything if the data has none.
-fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>)> {
-    let (mut kind, mut splits, mut notes) = (None, Splits::new(), Vec::new());
+fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>, LeftOut)> {
+    let (mut kind, mut splits, mut notes, mut left_out) = (None, Splits::new(), Vec::new(), LeftOut::default());
     for split in [Split::Train, Split::Val] {
         // Unlabeled images are opened whole for every split.
         if kind == Some(SourceKind::Images) {
@@ -167,7 +183,9 @@ fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>)> {
         match open_split(&args.data, split) {
             Ok(opened) => {
                 kind = Some(opened.kind);
-                notes.extend(opened.notes);
+                let new: Vec<_> = opened.notes.into_iter().filter(|note| !notes.contains(note)).collect();
+                notes.extend(new);
+                left_out.merge(&opened.left_out);
                 splits.push((split, opened.source));
             }
             Err(Error::MissingSplit { .. }) => notes.push(format!("no {split} split")),
@@ -175,7 +193,7 @@ fn open_splits(args: &DoctorArgs) -> Result<(SourceKind, Splits, Vec<String>)> {
         }
     }
     match kind {
-        Some(kind) => Ok((kind, splits, notes)),
+        Some(kind) => Ok((kind, splits, notes, left_out)),
         // There is neither: return the source's error.
         None => Err(open_split(&args.data, Split::All).err().map_or_else(|| anyhow::anyhow!("no split"), Into::into)),
     }
@@ -199,11 +217,20 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
     let mut findings = Vec::new();
     let mut perceptual = None;
     let header = decode::probe(bytes);
+    let options = args.images.options();
     let complete = header.as_ref().is_ok_and(|header| header.format != Format::Jpeg || has_end_of_image(bytes));
-    match decode::decode(bytes, &Limits::default()) {
-        Ok(image) => {
-            perceptual = Some(PerceptualHash::of(&image)).filter(|hash| hash.is_telling());
-            if !complete {
+    match decode::decode(bytes, &options) {
+        Ok(decoded) => {
+            perceptual = Some(PerceptualHash::of(&decoded.image)).filter(|hash| hash.is_telling());
+            if let Some([red, green, blue]) = single_color(&decoded.image) {
+                findings.push((Kind::Flat, format!("nothing but #{red:02x}{green:02x}{blue:02x}")));
+            }
+            if let Some(bits) = decoded.used_bits {
+                findings.push((Kind::NarrowRange, format!("{bits} bits in 16")));
+            }
+            if let Some(damage) = decoded.damage {
+                findings.push((Kind::Damaged, damage.cause));
+            } else if !complete {
                 findings.push((Kind::Truncated, "no end-of-image marker".into()));
             }
         }
@@ -225,7 +252,7 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
         match header.exif {
             Exif::Broken => findings.push((Kind::OddExif, "the EXIF block contradicts its format".into())),
             Exif::Orientation(orientation) if orientation != 1 => {
-                findings.push((Kind::OddExif, format!("orientation {orientation}: the pixels are not upright")));
+                findings.push((Kind::OddExif, turned(orientation, options.orientation)));
             }
             _ => {}
         }
@@ -236,6 +263,21 @@ fn look(args: &DoctorArgs, key: &str, bytes: &[u8]) -> Seen {
         }
     }
     Seen { bytes: bytes.len() as u64, hash: Some(Sha256::digest(bytes).into()), perceptual, findings }
+}
+
+/// Returns the first pixel of an image whose pixels are all of that color, up to [`FLAT`] levels in each channel.
+fn single_color(image: &RgbImage) -> Option<[u8; 3]> {
+    let first = image.pixels().next()?.0;
+    let is_first = |pixel: &Rgb<u8>| pixel.0.iter().zip(first).all(|(&value, first)| value.abs_diff(first) <= FLAT);
+    image.pixels().all(is_first).then_some(first)
+}
+
+/// What an orientation other than 1 means.
+fn turned(orientation: u16, policy: OrientationPolicy) -> String {
+    match policy {
+        OrientationPolicy::Apply => format!("orientation {orientation}, which is applied"),
+        OrientationPolicy::Ignore => format!("orientation {orientation}, which is ignored: the pixels are not upright"),
+    }
 }
 
 /// A key's extension in lower case, if it has one that could be an image's.
@@ -253,7 +295,7 @@ fn has_end_of_image(bytes: &[u8]) -> bool {
     tail.windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
-fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec<String>) -> Report {
+fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec<String>, left_out: LeftOut) -> Report {
     // Samples of all splits are numbered consecutively.
     let all: Vec<(&Examined, usize)> =
         examined.iter().flat_map(|split| (0..split.seen.len()).map(move |index| (split, index))).collect();
@@ -277,6 +319,10 @@ fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec
         let crossing = groups.iter().filter(|group| crosses(group));
         crossing.map(|group| Leak { exact, samples: samples(group) }).collect::<Vec<_>>()
     };
+    let conflicts = |group: &&Vec<usize>| {
+        let classes: BTreeSet<_> = group.iter().filter_map(|&item| all[item].0.source.label(all[item].1)).collect();
+        classes.len() > 1
+    };
     let mut findings: Vec<_> = (0..all.len())
         .flat_map(|item| seen(item).findings.iter().map(move |(kind, detail)| (item, *kind, detail.clone())))
         .map(|(item, kind, detail)| Finding { kind, sample: sample(item), detail })
@@ -297,6 +343,8 @@ fn report(args: &DoctorArgs, kind: SourceKind, examined: &[Examined], notes: Vec
         duplicates: exact.iter().map(|group| samples(group)).collect(),
         near_duplicates: near.iter().map(|group| samples(group)).collect(),
         leaks: [leaks(&exact, true), leaks(&near, false)].into_iter().flatten().collect(),
+        conflicts: exact.iter().filter(conflicts).map(|group| samples(group)).collect(),
+        left_out,
         notes,
     }
 }
@@ -350,6 +398,7 @@ fn quarantine(what: &[QuarantineWhat], report: &Report) -> Quarantine {
         let wanted = match finding.kind {
             kind if kind.is_broken() => wants(QuarantineWhat::Broken),
             Kind::Tiny => wants(QuarantineWhat::Tiny),
+            Kind::Flat => wants(QuarantineWhat::Flat),
             _ => false,
         };
         if wanted {
@@ -366,6 +415,13 @@ fn quarantine(what: &[QuarantineWhat], report: &Report) -> Quarantine {
                         first.insert(&sample.split, sample);
                     }
                 }
+            }
+        }
+    }
+    if wants(QuarantineWhat::Conflicts) {
+        for group in &report.conflicts {
+            for sample in group {
+                list.insert(&sample.key, format_args!("same bytes as {} samples of other classes", group.len() - 1));
             }
         }
     }
@@ -393,7 +449,7 @@ fn text(report: &Report) -> String {
         ));
         for (what, classes) in [("without samples", &split.empty_classes), ("rare", &split.rare_classes)] {
             if !classes.is_empty() {
-                let shown = classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+                let shown = classes.iter().take(SHOWN).map(|class| printable(class)).collect::<Vec<_>>().join(", ");
                 lines.push(format!("    {what}: {} ({shown}{})", count(classes.len(), "class"), more(classes.len())));
             }
         }
@@ -416,12 +472,14 @@ fn text(report: &Report) -> String {
         }
         lines.push(format!("{title}: {}", count(groups.len(), "group")));
         for group in groups.iter().take(SHOWN) {
-            let shown: Vec<_> = group.iter().take(4).map(|s| format!("{} ({})", s.key, s.split)).collect();
-            let more = if group.len() > 4 { ", …" } else { "" };
+            let shown: Vec<_> = group.iter().take(4).map(|s| format!("{} ({})", printable(&s.key), s.split)).collect();
+            let more = if group.len() > 4 { format!(" = … ({} in all)", group.len()) } else { String::new() };
             lines.push(format!("  {}{more}", shown.join(" = ")));
         }
         lines.extend(rest(groups.len()));
     };
+    let conflicts = "the same image in several classes (a placeholder, or wrong labels)";
+    groups(conflicts, report.conflicts.iter().map(Vec::as_slice).collect());
     groups("exact duplicates", report.duplicates.iter().map(Vec::as_slice).collect());
     groups("near duplicates", report.near_duplicates.iter().map(Vec::as_slice).collect());
     let leaks = |exact| report.leaks.iter().filter(move |leak| leak.exact == exact);
@@ -452,6 +510,15 @@ mod tests {
         assert!(has_end_of_image(&[&jpeg[..], &[0; 100]].concat()));
         assert!(!has_end_of_image(&jpeg[..jpeg.len() - 1]));
         assert!(!has_end_of_image(&[]));
+    }
+
+    #[test]
+    fn flat_images_are_of_one_color_but_for_compression_noise() {
+        let mut image = RgbImage::from_pixel(40, 30, Rgb([200, 100, 0]));
+        image.put_pixel(7, 7, Rgb([203, 97, 3]));
+        assert_eq!(single_color(&image), Some([200, 100, 0]));
+        image.put_pixel(39, 29, Rgb([204, 100, 0]));
+        assert_eq!(single_color(&image), None);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use anyhow::Result;
-use datasets::{Opened, decode};
+use datasets::{Opened, decode, source::LeftOut};
 use runtime::{
     exit::ExitCode,
+    out,
     progress::{Output, Progress, Unit},
+    text::printable,
 };
 use serde::Serialize;
 
@@ -27,6 +29,8 @@ struct Inspection {
     classes: Vec<ClassCount>,
     unlabeled: usize,
     notes: Vec<String>,
+    /// The files of folders that are left out, by reason and extension.
+    left_out: LeftOut,
     /// The number of samples that the following fields are measured on.
     measured: usize,
     /// The number of measured samples whose header cannot be read.
@@ -67,7 +71,7 @@ pub fn run(args: &InspectArgs, output: Output) -> Result<ExitCode> {
     let inspection = inspect(args, &opened, output);
     match args.format {
         Format::Json => print_json(&inspection)?,
-        Format::Text => print!("{}", text(&inspection)),
+        Format::Text => out!("{}", text(&inspection))?,
     }
     Ok(ExitCode::Success)
 }
@@ -107,6 +111,7 @@ fn inspect(args: &InspectArgs, opened: &Opened, output: Output) -> Inspection {
         classes: classes.collect(),
         unlabeled,
         notes: opened.notes.clone(),
+        left_out: opened.left_out.clone(),
         measured: indices.len(),
         unreadable: indices.len() - headers.len(),
         bytes: spread_of(headers.iter().map(|(bytes, _)| *bytes)),
@@ -160,12 +165,18 @@ fn text(inspection: &Inspection) -> String {
     if let (Some(smallest), Some(largest)) = (classes.iter().min_by_key(by_size), classes.iter().max_by_key(by_size)) {
         line(format!(
             "  classes hold {} ({}) to {} ({}) samples",
-            smallest.samples, smallest.name, largest.samples, largest.name
+            smallest.samples,
+            printable(&smallest.name),
+            largest.samples,
+            printable(&largest.name)
         ));
     }
     let list = |counts: &BTreeMap<String, usize>| {
         counts.iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>().join(", ")
     };
+    if !inspection.left_out.is_empty() {
+        line(format!("  left out: {}", inspection.left_out));
+    }
     line(format!("  measured on {measured}:"));
     if inspection.unreadable > 0 {
         line(format!("    {} unreadable: `datasets doctor` names them", inspection.unreadable));

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use datasets::{BadSamples, ImageBatch, ImageLoader, Source};
 use font8x8::UnicodeFonts;
 use image::{ImageFormat, Rgb, RgbImage};
-use runtime::{exit::ExitCode, files};
+use runtime::{exit::ExitCode, files, outln};
 
 use super::{count, open_data, pipeline};
 use crate::cli::PreviewArgs;
@@ -24,7 +24,7 @@ const PALE_INK: Rgb<u8> = Rgb([120, 120, 120]);
 pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
     let opened = open_data(&args.data, &args.split)?;
     let cells = (args.columns * args.rows) as usize;
-    let loader = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size)?)
+    let loader = ImageLoader::builder(opened.source.clone(), pipeline(args.pipeline, args.size, &args.images)?)
         .batch_size(cells)
         .shuffle()
         .repeats(args.repeats as usize)
@@ -36,7 +36,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
     let Some(batch) = loader.batches().next() else { bail!("{} holds no sample", args.data.data()) };
     let batch = batch?;
     write(&args.out, &draw(&batch, &opened.source, args.columns))?;
-    println!("{}: {}", args.out.display(), count(batch.len(), "sample"));
+    outln!("{}: {}", args.out.display(), count(batch.len(), "sample"))?;
     let bad = loader.bad_samples();
     for sample in &bad {
         log::warn!("left out: {}: {}", sample.location, sample.cause);

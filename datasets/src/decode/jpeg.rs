@@ -6,19 +6,23 @@
 //! Only what a [`Window`] of the image needs is decoded: entropy coding requires parsing everything before it, but
 //! blocks outside are neither dequantized nor transformed, rows below are not even parsed, and a window that is to be
 //! shrunk can be transformed at 1/2, 1/4 or 1/8 of its size right away.
+//!
+//! Damage in the entropy-coded data is decoded as libjpeg does it: what is missing before a marker reads as zeros and
+//! then stays gray, an impossible code is 0, and lost restart markers are resynchronized. A file that ends without its
+//! end marker before its pixels do is an error, as in Pillow.
 
 mod color;
 mod entropy;
 mod idct;
 mod progressive;
+mod standard;
 
-use image::RgbImage;
-
+pub(super) use self::color::{ink_to_light, ycc_to_rgb};
 use self::{
     color::Colors,
-    entropy::{Bits, Huffman, Segments},
+    entropy::{Bits, Huffman, Pieces, Segments},
 };
-use super::{DecodeError, Format, Limits, Result};
+use super::{Damage, DecodeError, DecodeOptions, Decoded, Format, Limits, Result, filled, pixels};
 use crate::{simd, transforms::Rect};
 
 pub(super) fn broken(cause: impl ToString) -> DecodeError {
@@ -129,20 +133,61 @@ pub(super) const ZIGZAG: [u8; 64] = [
 /// More scans than any encoder writes: a file with more is made to waste time.
 const MOST_SCANS: usize = 1000;
 
+/// The work that is allowed: how often each block of the image is visited by scans, or this many visits for a small
+/// image. Encoders write some 10 scans; one for each coefficient and bit of it would visit a block some 200 times, and
+/// small images may.
+const MOST_VISITS: u64 = 64;
+const FREE_VISITS: u64 = 1 << 23;
+
+/// What is wrong with a file, if that can be decoded around.
+#[derive(Default)]
+pub(super) struct Damages(Option<String>);
+
+impl Damages {
+    /// Notes the first damage.
+    fn note(&mut self, cause: &str) {
+        self.0.get_or_insert_with(|| cause.into());
+    }
+
+    /// Notes impossible codes among the bits read.
+    fn codes(&mut self, bits: &Bits<'_>) {
+        if bits.bad {
+            self.note("codes that their Huffman table does not hold");
+        }
+    }
+
+    fn restart(&mut self, in_order: bool) {
+        if !in_order {
+            self.note("restart markers are missing or out of order");
+        }
+    }
+
+    /// Notes that a piece of the data has ended before its blocks. An error if that is where the file ends.
+    fn ends_early(&mut self, pieces: &Pieces<'_>) -> Result<()> {
+        const CAUSE: &str = "its entropy-coded data ends early";
+        if pieces.is_cut() {
+            return Err(broken(CAUSE));
+        }
+        self.note(CAUSE);
+        Ok(())
+    }
+}
+
 /// Decodes the window of an image; `window` is given the header's width and height. With `to_the_end`, rows below the
 /// window are parsed too, so that damage there is found.
 pub(super) fn decode(
     bytes: &[u8],
-    limits: &Limits,
+    options: &DecodeOptions,
     to_the_end: bool,
     window: impl FnOnce(usize, usize) -> Window,
-) -> Result<RgbImage> {
+) -> Result<Decoded> {
     let mut tables = Tables::default();
     let mut frame: Option<Frame> = None;
     let mut choose = Some(window);
     let mut chosen = None;
     let mut segments = Segments::default();
-    let (mut at, mut scans, mut ended) = (2, 0, false);
+    let mut damages = Damages::default();
+    let (mut at, mut scans, mut visits, mut ended) = (2, 0, 0, false);
     loop {
         let rest = bytes.get(at..).unwrap_or_default();
         let (marker, length) = match *rest {
@@ -150,7 +195,7 @@ pub(super) fn decode(
                 at += 1;
                 continue;
             }
-            [0xff, 0x00 | 0x01 | 0xd0..=0xd8, ..] => {
+            [0xff, 0x00..=0xbf | 0xd0..=0xd8, ..] => {
                 at += 2;
                 continue;
             }
@@ -162,7 +207,12 @@ pub(super) fn decode(
             // The end marker is missing, which a baseline image can do without.
             _ => break,
         };
-        let Some(segment) = rest.get(4..2 + length.max(2)) else { return Err(broken("it ends inside a segment")) };
+        let Some(segment) = rest.get(4..2 + length.max(2)) else {
+            if scans > 0 {
+                break;
+            }
+            return Err(broken("it ends inside a segment"));
+        };
         at += 2 + length.max(2);
         match marker {
             0xc4 => tables.huffman(segment)?,
@@ -177,27 +227,35 @@ pub(super) fn decode(
                 let Some(choose) = choose.take() else { return Err(broken("two frame headers")) };
                 let mut new = Frame::parse(segment, marker == 0xc2)?;
                 let window = choose(new.width, new.height);
-                new.lay_out(&window, limits)?;
+                new.lay_out(&window, &options.limits)?;
                 chosen = Some(window);
                 frame = Some(new);
             }
             0xc3 | 0xc5..=0xc7 | 0xcb | 0xcd..=0xcf => return Err(unsupported("lossless or hierarchical coding")),
-            0xc9 | 0xca => return Err(unsupported("arithmetic coding")),
+            0xc9 | 0xca => {
+                return Err(unsupported("arithmetic coding; `jpegtran -huffman a.jpg > b.jpg` makes it readable"));
+            }
             0xda => {
                 let Some(frame) = &mut frame else { return Err(broken("a scan before the frame header")) };
+                let scan = Scan::parse(segment, frame)?;
                 scans += 1;
-                if scans > MOST_SCANS {
-                    return Err(broken(format_args!("more than {MOST_SCANS} scans")));
+                visits += scan.visits(frame);
+                if scans > MOST_SCANS || visits > FREE_VISITS.max(frame.blocks().saturating_mul(MOST_VISITS)) {
+                    let [width, height] = [frame.width, frame.height].map(|side| side as u32);
+                    return Err(DecodeError::TooMuchWork { scans, width, height });
                 }
-                at += segments.split(&bytes[at..]);
-                frame.scan(segment, &tables, &segments, to_the_end)?;
+                at += segments.split(&bytes[at..], tables.restart_interval > 0);
+                frame.scan(&scan, &mut tables, &segments, to_the_end, &mut damages, options)?;
             }
             _ => {}
         }
     }
     let (Some(mut frame), Some(window)) = (frame, chosen) else { return Err(broken("no frame header")) };
     if frame.components.iter().any(|component| component.quant.is_none()) {
-        return Err(broken("it ends before all components were coded"));
+        if !ended || scans == 0 {
+            return Err(broken("it ends before all components were coded"));
+        }
+        damages.note("not all of its components were coded");
     }
     if frame.progressive && !ended {
         return Err(broken("it ends before its end marker: scans may be missing"));
@@ -205,12 +263,56 @@ pub(super) fn decode(
     if frame.progressive {
         simd::run(TransformAll(&mut frame));
     }
+    options.check_cancel()?;
     let colors = Colors::of(&frame, tables.jfif, tables.adobe)?;
     let window = window.scaled();
     let (width, height) = (window.right - window.left, window.bottom - window.top);
-    let mut pixels = vec![0; width * height * 3];
-    simd::run(color::Conversion { colors: &colors, frame: &frame, window: &window, pixels: &mut pixels });
-    Ok(RgbImage::from_raw(width as u32, height as u32, pixels).expect("three bytes for each pixel"))
+    let mut samples = filled(width * height * 3, 0)?;
+    simd::run(color::Conversion { colors: &colors, frame: &frame, window: &window, pixels: &mut samples });
+    let image = pixels::rgb(width as u32, height as u32, samples)?;
+    let damage = damages.0.map(|cause| Damage { format: Format::Jpeg, cause });
+    Ok(Decoded { damage, ..Decoded::new(image) })
+}
+
+/// A SOS segment.
+struct Scan {
+    parts: Vec<ScanComponent>,
+    /// The first and last zigzag position, and the bits of a progressive image.
+    band: (u8, u8, u8),
+}
+
+impl Scan {
+    fn parse(header: &[u8], frame: &Frame) -> Result<Self> {
+        let short = || broken("a short scan header");
+        let (&count, list) = header.split_first().ok_or_else(short)?;
+        let (list, spectral) = list.split_at_checked(2 * usize::from(count)).ok_or_else(short)?;
+        let &[first, last, approximation, ..] = spectral else { return Err(short()) };
+        let mut parts: Vec<ScanComponent> = Vec::with_capacity(4);
+        for entry in list.chunks_exact(2) {
+            let index = frame.components.iter().position(|component| component.id == entry[0]);
+            let index = index.ok_or_else(|| broken("a scan of an unknown component"))?;
+            let (dc, ac) = (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
+            if dc > 3 || ac > 3 || parts.iter().any(|other| other.index == index) {
+                return Err(broken("a bad component in a scan header"));
+            }
+            parts.push(ScanComponent { index, dc, ac });
+        }
+        if parts.is_empty() || parts.len() > 4 {
+            return Err(broken("a scan of no or too many components"));
+        }
+        Ok(Self { parts, band: (first, last, approximation) })
+    }
+
+    /// The number of blocks that the scan codes.
+    fn visits(&self, frame: &Frame) -> u64 {
+        self.parts.iter().map(|part| frame.components[part.index].num_blocks()).sum()
+    }
+}
+
+impl Component {
+    fn num_blocks(&self) -> u64 {
+        self.blocks.0 as u64 * self.blocks.1 as u64
+    }
 }
 
 impl Tables {
@@ -311,6 +413,11 @@ impl Frame {
         (self.width.div_ceil(8 * self.h_max), self.height.div_ceil(8 * self.v_max))
     }
 
+    /// The number of blocks of all components.
+    fn blocks(&self) -> u64 {
+        self.components.iter().map(Component::num_blocks).sum()
+    }
+
     /// Chooses block sizes for the window's scale, finds the blocks it needs and allocates for them.
     fn lay_out(&mut self, window: &Window, limits: &Limits) -> Result<()> {
         let (h_max, v_max, width, height) = (self.h_max, self.v_max, self.width, self.height);
@@ -362,66 +469,67 @@ impl Frame {
         }
         for component in &mut self.components {
             let plane = &mut component.plane;
-            plane.samples = vec![0; plane.stride * plane.rows.len() * component.size];
+            // What damage leaves out is gray.
+            plane.samples = filled(plane.stride * plane.rows.len() * component.size, 128)?;
             if self.progressive {
-                component.coefficients = vec![[0; 64]; component.coefficient_stride * mcus_y * component.v];
+                component.coefficients = filled(component.coefficient_stride * mcus_y * component.v, [0; 64])?;
             }
         }
         Ok(())
     }
 
-    /// A SOS segment and the entropy-coded data after it.
-    fn scan(&mut self, header: &[u8], tables: &Tables, segments: &Segments, to_the_end: bool) -> Result<()> {
-        let short = || broken("a short scan header");
-        let (&count, list) = header.split_first().ok_or_else(short)?;
-        let (list, spectral) = list.split_at_checked(2 * usize::from(count)).ok_or_else(short)?;
-        let &[first, last, approximation, ..] = spectral else { return Err(short()) };
-        let mut scan = Vec::with_capacity(4);
-        for entry in list.chunks_exact(2) {
-            let index = self.components.iter().position(|component| component.id == entry[0]);
-            let index = index.ok_or_else(|| broken("a scan of an unknown component"))?;
-            let (dc, ac) = (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
-            if dc > 3 || ac > 3 || scan.iter().any(|other: &ScanComponent| other.index == index) {
-                return Err(broken("a bad component in a scan header"));
-            }
-            let component = &mut self.components[index];
+    /// Decodes the entropy-coded data of a scan.
+    fn scan(
+        &mut self,
+        scan: &Scan,
+        tables: &mut Tables,
+        segments: &Segments,
+        to_the_end: bool,
+        damages: &mut Damages,
+        options: &DecodeOptions,
+    ) -> Result<()> {
+        for part in &scan.parts {
+            let component = &mut self.components[part.index];
             if component.quant.is_none() {
                 component.quant = tables.quant[component.quant_slot];
                 if component.quant.is_none() {
                     return Err(broken("a missing quantization table"));
                 }
             }
-            scan.push(ScanComponent { index, dc, ac });
-        }
-        if scan.is_empty() || scan.len() > 4 {
-            return Err(broken("a scan of no or too many components"));
         }
         if self.progressive {
-            return progressive::scan(self, &scan, first, last, approximation, tables, segments);
+            return progressive::scan(self, &scan.parts, scan.band, tables, segments, damages, options);
+        }
+        if tables.use_standard(&scan.parts)? {
+            damages.note("it has no Huffman tables; the standard ones of Motion JPEG were used");
         }
         let missing = || broken("a missing Huffman table");
         let mut parts = Vec::with_capacity(4);
-        let alone = scan.len() == 1;
-        for part in &scan {
-            let component = &self.components[part.index];
+        let alone = scan.parts.len() == 1;
+        for part in &scan.parts {
+            let component = &mut self.components[part.index];
             let dc = tables.dc[part.dc].as_ref().ok_or_else(missing)?;
             let ac = tables.ac[part.ac].as_ref().ok_or_else(missing)?;
             let sides = if alone { (1, 1) } else { (component.h, component.v) };
             let quant = component.quant.unwrap_or([0; 64]);
-            let plane = Plane { samples: Vec::new(), columns: 0..0, rows: 0..0, ..Default::default() };
-            let plane = std::mem::replace(&mut self.components[part.index].plane, plane);
-            let size = self.components[part.index].size;
-            parts.push(Part { dc, ac, sides, quant, size, plane });
+            parts.push(Part {
+                dc,
+                ac,
+                sides,
+                quant,
+                size: component.size,
+                plane: std::mem::take(&mut component.plane),
+            });
         }
-        let mut mcus = if alone { self.components[scan[0].index].blocks } else { self.mcus() };
+        let mut mcus = if alone { self.components[scan.parts[0].index].blocks } else { self.mcus() };
         // A file that lacks its end marker may be cut: then all that should be there is parsed.
-        if !to_the_end && segments.complete {
+        if !to_the_end && segments.is_complete() {
             let last = parts.iter().map(|part| part.plane.rows.end.div_ceil(part.sides.1)).max();
             mcus.1 = mcus.1.min(last.unwrap_or(0));
         }
         let interval = tables.restart_interval;
-        let result = simd::run(Baseline { parts: &mut parts, mcus, interval, segments });
-        for (part, done) in scan.iter().zip(parts) {
+        let result = simd::run(Baseline { parts: &mut parts, mcus, interval, segments, damages, options });
+        for (part, done) in scan.parts.iter().zip(parts) {
             self.components[part.index].plane = done.plane;
         }
         result
@@ -469,6 +577,8 @@ struct Baseline<'a, 'b> {
     mcus: (usize, usize),
     interval: usize,
     segments: &'a Segments,
+    damages: &'a mut Damages,
+    options: &'a DecodeOptions,
 }
 
 impl simd::Kernel for Baseline<'_, '_> {
@@ -476,46 +586,56 @@ impl simd::Kernel for Baseline<'_, '_> {
 
     #[inline(always)]
     fn run(self) -> Result<()> {
-        baseline(self.parts, self.mcus, self.interval, self.segments)
-    }
-}
-
-#[inline(always)]
-fn baseline(parts: &mut [Part<'_>], mcus: (usize, usize), interval: usize, segments: &Segments) -> Result<()> {
-    let mut predictions = [0i32; 4];
-    let mut segment = 0;
-    let mut bits = segments.get(0)?;
-    let mut until_restart = interval;
-    for mcu_y in 0..mcus.1 {
-        for mcu_x in 0..mcus.0 {
-            if interval > 0 && until_restart == 0 {
-                bits.check()?;
-                segment += 1;
-                bits = segments.get(segment)?;
-                predictions = [0; 4];
-                until_restart = interval;
-            }
-            until_restart = until_restart.wrapping_sub(1);
-            for (part, prediction) in parts.iter_mut().zip(&mut predictions) {
-                for v in 0..part.sides.1 {
-                    let row = mcu_y * part.sides.1 + v;
-                    let row_needed = part.plane.rows.contains(&row);
-                    for h in 0..part.sides.0 {
-                        let column = mcu_x * part.sides.0 + h;
-                        if row_needed && part.plane.columns.contains(&column) {
-                            let mut block = [0i16; 64];
-                            let last = bits.block(part.dc, part.ac, prediction, &part.quant, &mut block)?;
-                            part.plane.put(row, column, part.size, &block, last);
-                        } else {
-                            bits.skip_block(part.dc, part.ac, prediction)?;
+        let Self { parts, mcus, interval, segments, damages, options } = self;
+        let mut predictions = [0i32; 4];
+        let (mut pieces, mut bits) = segments.pieces();
+        let mut until_restart = interval;
+        // The current piece has ended before its blocks.
+        let mut starved = false;
+        'image: for mcu_y in 0..mcus.1 {
+            options.check_cancel()?;
+            for mcu_x in 0..mcus.0 {
+                if interval > 0 && until_restart == 0 {
+                    damages.codes(&bits);
+                    let (next, in_order) = pieces.restart();
+                    damages.restart(in_order);
+                    starved &= next.is_none();
+                    bits = next.unwrap_or(Bits::empty());
+                    predictions = [0; 4];
+                    until_restart = interval;
+                }
+                until_restart = until_restart.wrapping_sub(1);
+                if starved {
+                    if interval == 0 {
+                        break 'image;
+                    }
+                    continue;
+                }
+                for (part, prediction) in parts.iter_mut().zip(&mut predictions) {
+                    for v in 0..part.sides.1 {
+                        let row = mcu_y * part.sides.1 + v;
+                        let row_needed = part.plane.rows.contains(&row);
+                        for h in 0..part.sides.0 {
+                            let column = mcu_x * part.sides.0 + h;
+                            if row_needed && part.plane.columns.contains(&column) {
+                                let mut block = [0i16; 64];
+                                let last = bits.block(part.dc, part.ac, prediction, &part.quant, &mut block);
+                                part.plane.put(row, column, part.size, &block, last);
+                            } else {
+                                bits.skip_block(part.dc, part.ac, prediction);
+                            }
                         }
                     }
                 }
+                if bits.overrun() {
+                    damages.ends_early(&pieces)?;
+                    starved = true;
+                }
             }
         }
-        bits.check()?;
+        damages.codes(&bits);
+        Ok(())
     }
-    Ok(())
 }
 
 impl Plane {
@@ -531,12 +651,5 @@ impl Plane {
     fn row(&self, y: usize) -> &[u8] {
         let start = (y.min(self.height - 1) - self.top) * self.stride;
         &self.samples[start..start + self.stride]
-    }
-}
-
-impl Bits<'_> {
-    /// Fails if more bits were read than the data has.
-    fn check(&self) -> Result<()> {
-        if self.overrun() { Err(broken("its entropy-coded data ends early")) } else { Ok(()) }
     }
 }

@@ -19,7 +19,7 @@ use image::RgbImage;
 
 use super::{BadSamples, Context, Cursor, SampleContext, lock};
 use crate::{
-    Error, ImageBatch, Result,
+    Decoded, Error, ImageBatch, Result,
     meters::{Meters, Stage, Stopwatch},
     sampler::{Draw, EpochOrder, hash},
 };
@@ -419,10 +419,16 @@ impl Epoch {
             epoch: self.number,
             index: draw.index as u64,
         };
-        let image = settings.preprocess.process(buffer, context, &mut watch).map_err(|cause| {
-            let location = settings.source.location(draw.index);
-            Error::Decode { location, cause }
-        })?;
+        let failed = |cause| Error::Decode { location: settings.source.location(draw.index), cause };
+        let Decoded { image, damage, .. } = settings.preprocess.process(buffer, context, &mut watch).map_err(failed)?;
+        match damage {
+            Some(damage) if settings.bad_samples == BadSamples::Strict => return Err(failed(damage.into())),
+            Some(damage) => {
+                self.meters.add_damaged();
+                self.context.damaged.record_damage(&*settings.source, draw.index, &damage);
+            }
+            None => {}
+        }
         watch.lap(Stage::Transform);
         let [height, width] = settings.preprocess.output_size();
         let size = [image.height() as usize, image.width() as usize];

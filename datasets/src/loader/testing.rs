@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 
 use super::{Preprocess, SampleContext};
 use crate::{
-    Class, DecodeError, Error, Location, Result, Source,
+    Class, DecodeError, Decoded, Error, Location, Result, Source,
     meters::{Stage, Stopwatch},
     sampler::hash,
 };
@@ -89,7 +89,7 @@ impl Preprocess for Paint {
         self.size
     }
 
-    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<RgbImage, DecodeError> {
+    fn process(&self, bytes: &[u8], context: SampleContext, watch: &mut Stopwatch) -> Result<Decoded, DecodeError> {
         let number = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         assert_eq!(number, context.index);
         assert_ne!(Some(number), self.panic_at, "boom");
@@ -99,6 +99,7 @@ impl Preprocess for Paint {
         watch.lap(Stage::Decode);
         let random = hash(&[context.seed, context.epoch, context.index]);
         let [height, width] = self.size;
-        Ok(RgbImage::from_fn(width as u32, height as u32, |x, y| Rgb([number as u8, random as u8, (10 * y + x) as u8])))
+        let paint = |x, y| Rgb([number as u8, random as u8, (10 * y + x) as u8]);
+        Ok(RgbImage::from_fn(width as u32, height as u32, paint).into())
     }
 }

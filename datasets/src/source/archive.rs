@@ -82,7 +82,7 @@ impl Packed {
 }
 
 fn part((packed, notes): (Packed, Vec<String>)) -> Part {
-    Part { source: Arc::new(packed), notes }
+    Part::new(packed, notes)
 }
 
 fn open_train(file: Arc<dyn ReadAt>, cache: &IndexCache, allow_empty: bool) -> Result<(Packed, Vec<String>)> {

@@ -6,11 +6,13 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU64, Ordering},
 };
+
+use runtime::files::{create_unlinked, open_regular};
 
 use super::{
     ReadAt,
@@ -118,7 +120,8 @@ impl IndexCache {
 }
 
 fn load(path: &Path, key: &str, length: u64) -> Option<Table> {
-    let bytes = fs::read(path).ok()?;
+    let mut bytes = Vec::new();
+    open_regular(path).and_then(|mut file| file.read_to_end(&mut bytes)).ok()?;
     let table = parse(&bytes, key, length);
     if table.is_none() {
         log::debug!("{}: is of another state of the archive, or damaged; indexing anew", path.display());
@@ -155,7 +158,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let unique = format!("{}-{}.tmp", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let beside = path.with_extension(unique);
     let written = (|| {
-        let mut file = fs::File::create(&beside)?;
+        let mut file = create_unlinked(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, path)

@@ -6,6 +6,8 @@ mod archive;
 mod codec;
 mod folder;
 mod index;
+mod layout;
+mod left_out;
 mod names;
 mod open;
 mod options;
@@ -18,10 +20,12 @@ mod read_at;
 mod remote;
 mod subset;
 mod tar;
+mod walk;
 mod webdataset;
 
 pub use folder::Folder;
 pub(crate) use index::write_atomically;
+pub use left_out::{LeftOut, LeftOutGroup, LeftOutReason};
 pub use names::natural_order;
 pub use open::open;
 pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split};
@@ -31,10 +35,11 @@ pub use parquet::Table as ParquetTable;
 pub use read_at::{LocalFile, ReadAt};
 #[cfg(feature = "remote")]
 pub use remote::RemoteFile;
-pub use subset::Subset;
 pub(crate) use subset::draw;
+pub use subset::{Relabeled, Subset};
 pub(crate) use tar::seal as seal_tar_header;
 pub use tar::tar_header;
+pub use walk::{ImagesInFolder, images_in_folder};
 
 use std::{
     borrow::Cow,
@@ -46,6 +51,8 @@ use std::{
     },
     thread,
 };
+
+use runtime::text::printable;
 
 use crate::Result;
 
@@ -71,9 +78,9 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.container)?;
+        f.write_str(&printable(&self.container))?;
         if let Some(member) = &self.member {
-            write!(f, " → {member}")?;
+            write!(f, " → {}", printable(member))?;
         }
         if let Some(offset) = self.offset {
             write!(f, " @ {offset}")?;
@@ -170,7 +177,10 @@ pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
 }
 
 /// The file extensions of images, in lower case.
-pub const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+pub const IMAGE_EXTENSIONS: [&str; 20] = [
+    "jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "png", "apng", "webp", "bmp", "dib", "gif", "tif",
+    "tiff", "ppm", "pgm", "pbm", "pnm",
+];
 
 /// Whether a file name ends like an image's, in any case.
 pub fn is_image_name(name: &str) -> bool {

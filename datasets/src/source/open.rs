@@ -5,11 +5,14 @@ use std::{
     sync::Arc,
 };
 
+use runtime::text::printable;
+
 use super::{
     LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name,
     options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split},
     pattern,
     subset::Chain,
+    walk::holds_image,
     webdataset::{self, WEBDATASET},
 };
 use crate::{Digits, Error, Result};
@@ -25,7 +28,7 @@ use crate::{Digits, Error, Result};
 /// | `webdataset` | a folder of `.tar` files, one of them, or a pattern (`imagenet-train-{0000..1023}.tar`, `shards/*.tar`) |
 /// | `parquet` | a folder of `.parquet` files or one whose `data` folder has them, one of them, or a pattern |
 /// | `kaggle` | a folder with `ILSVRC/Data/CLS-LOC/{train,val}`, or one of the folders on the way down |
-/// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (also `training`; `valid`, `validation`, `test`), or with `CLASS/…` |
+/// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (in any case and usual variant: `Training`, `test_set`), or with `CLASS/…` |
 /// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
 ///
 /// A URL (`http://`, `https://`, `s3://`, `gs://`, `az://`; cargo feature `remote`) is one `.tar` or `.parquet`, a
@@ -43,7 +46,8 @@ pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
     let (kind, found) = recognize(spec, path, options)?;
     let part = select(spec, found, options, kind)?;
     log::debug!("{spec}: {kind}, {} samples of {} classes", part.source.len(), part.source.classes().len());
-    Ok(Opened { source: part.source, kind, split: options.split, notes: part.notes })
+    let notes = part.notes.iter().map(|note| printable(note).into_owned()).collect();
+    Ok(Opened { source: part.source, kind, split: options.split, notes, left_out: part.left_out })
 }
 
 fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
@@ -54,9 +58,7 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         return find_remote(spec, options);
     }
     if wanted(SourceKind::Digits) && spec == "digits" && !path.exists() {
-        let part = |digits: fn() -> Digits| {
-            Some(Box::new(move || Ok(Part { source: Arc::new(digits()), notes: Vec::new() })) as OpenPart<'a>)
-        };
+        let part = |digits: fn() -> Digits| Some(Box::new(move || Ok(Part::new(digits(), Vec::new()))) as OpenPart<'a>);
         let (train, val) = (part(Digits::train), part(Digits::test));
         return Ok((SourceKind::Digits, Found::Divided { container: spec.to_owned(), train, val }));
     }
@@ -71,10 +73,10 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             return Ok((SourceKind::Parquet, find_parquet(spec, &files, options)?));
         }
         looked_for.push("Parquet files alone");
-        let is_image = |path: &PathBuf| path.to_str().is_some_and(is_image_name);
+        let is_image = |path: &PathBuf| path.to_string_lossy().rsplit('/').next().is_some_and(is_image_name);
         if wanted(SourceKind::Images) && files.iter().any(is_image) {
             let files: Vec<_> = files.into_iter().filter(is_image).collect();
-            return Ok((SourceKind::Images, whole(move || folder::Folder::files(&files))));
+            return Ok((SourceKind::Images, images(move || folder::Folder::files(&files))));
         }
         looked_for.push("images among the files that match the pattern");
         return Err(unrecognized(spec, &looked_for));
@@ -98,10 +100,14 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         }
         looked_for.push("*.tar, *.parquet");
         if wanted(SourceKind::Images) && is_image_name(spec) {
-            return Ok((SourceKind::Images, whole(move || folder::Folder::files(&[path.to_owned()]))));
+            return Ok((SourceKind::Images, images(move || folder::Folder::files(&[path.to_owned()]))));
         }
-        looked_for.push("an image file (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
+        looked_for.push("an image file (jpg, png, webp, bmp, gif, tif, ppm)");
         return Err(unrecognized(spec, &looked_for));
+    }
+    if !metadata.is_dir() {
+        let kind = std::io::Error::other("it is a pipe, socket or device, not a regular file or a folder");
+        return Err(Error::io(path, kind));
     }
 
     if wanted(SourceKind::Archive) {
@@ -140,10 +146,10 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         looked_for.push("train/CLASS/IMAGE and val/CLASS/IMAGE, CLASS/IMAGE");
     }
     if wanted(SourceKind::Images) {
-        if folder::holds_image(path)? {
-            return Ok((SourceKind::Images, whole(move || folder::Folder::images(path))));
+        if holds_image(path)? {
+            return Ok((SourceKind::Images, images(move || folder::Folder::images(path))));
         }
-        looked_for.push("images (jpg, jpeg, png, webp, bmp, gif, tif, tiff)");
+        looked_for.push("images (jpg, png, webp, bmp, gif, tif, ppm)");
     }
     Err(unrecognized(spec, &looked_for))
 }
@@ -210,8 +216,8 @@ fn unrecognized(spec: &str, looked_for: &[&str]) -> Error {
     Error::Unrecognized { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
 }
 
-fn whole<'a, S: Source + 'static>(open: impl FnOnce() -> Result<S> + 'a) -> Found<'a> {
-    Found::Whole(Box::new(move || Ok(Part { source: Arc::new(open()?), notes: Vec::new() })))
+fn images<'a>(open: impl FnOnce() -> Result<folder::Folder> + 'a) -> Found<'a> {
+    Found::Whole(Box::new(move || Ok(open()?.into_part(Vec::new()))))
 }
 
 /// Opens the split that the options ask for.
@@ -238,8 +244,11 @@ fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind)
         (Split::Val, _, Some(val)) => val(),
         (Split::All, Some(train), Some(val)) => {
             let (train, val) = (train()?, val()?);
-            let notes = [train.notes, val.notes].concat();
-            Ok(Part { source: Arc::new(Chain::new(vec![train.source, val.source])), notes })
+            let Part { mut notes, mut left_out, source } = train;
+            let new = val.notes.into_iter().filter(|note| !notes.contains(note)).collect::<Vec<_>>();
+            notes.extend(new);
+            left_out.merge(&val.left_out);
+            Ok(Part { source: Arc::new(Chain::new(vec![source, val.source])), notes, left_out })
         }
         (Split::All, Some(part), None) | (Split::All, None, Some(part)) => part(),
         (split, None, None) => Err(missing(split, "there is neither training nor validation data")),
@@ -248,20 +257,20 @@ fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind)
 
 /// Splits data that has no splits.
 fn draw_split(container: &str, part: Part, options: &OpenOptions) -> Result<Part> {
-    let Part { source, notes } = part;
+    let Part { source, notes, left_out } = part;
     let source: Arc<dyn Source> = match (options.split, options.val_fraction) {
         (Split::All, _) | (Split::Train, None) => source,
         (Split::Val, None) => {
             return Err(Error::MissingSplit {
                 container: container.to_owned(),
                 split: Split::Val.name(),
-                hint: "hold back a share of the training data (val fraction), or open all of it".to_owned(),
+                hint: "hold out a fraction of the training data (val fraction), or open all of it".to_owned(),
             });
         }
         (Split::Train, Some(fraction)) => Arc::new(Subset::split(source, fraction, options.seed)?.0),
         (Split::Val, Some(fraction)) => Arc::new(Subset::split(source, fraction, options.seed)?.1),
     };
-    Ok(Part { source, notes })
+    Ok(Part { source, notes, left_out })
 }
 
 #[cfg(test)]

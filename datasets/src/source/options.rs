@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
-use super::Source;
+use super::{LeftOut, Source};
 use crate::Result;
 
 /// Which part of a data set to open.
@@ -163,6 +163,8 @@ pub struct Opened {
     pub split: Split,
     /// Notes for the user, one sentence each: empty classes, skipped files.
     pub notes: Vec<String>,
+    /// The files of a folder that are left out; `notes` has them too.
+    pub left_out: LeftOut,
 }
 
 impl fmt::Debug for Opened {
@@ -173,6 +175,7 @@ impl fmt::Debug for Opened {
             .field("samples", &self.source.len())
             .field("classes", &self.source.classes().len())
             .field("notes", &self.notes)
+            .field("left_out", &self.left_out)
             .finish()
     }
 }
@@ -181,6 +184,14 @@ impl fmt::Debug for Opened {
 pub(super) struct Part {
     pub source: Arc<dyn Source>,
     pub notes: Vec<String>,
+    pub left_out: LeftOut,
+}
+
+impl Part {
+    /// A part of which no file is left out.
+    pub(super) fn new(source: impl Source + 'static, notes: Vec<String>) -> Self {
+        Self { source: Arc::new(source), notes, left_out: LeftOut::default() }
+    }
 }
 
 /// Opens a split lazily: the training archive is not indexed to read the validation images.

@@ -2,14 +2,15 @@
 //! `path`, and a column `label` of numbers or names.
 //!
 //! The labels and paths of all rows are read when a table is opened, and kept like an archive's index. A sample's bytes
-//! are read from its row group: at first from the pages that hold the row; a row group that is requested again soon, as
-//! for samples in order, is decoded whole and cached, up to [`Table::CACHE_BYTES`] of them.
+//! are read from its row group: at first from the pages that hold the row; a block of rows that is requested again soon,
+//! as for samples in order, is decoded whole and cached, up to [`Table::CACHE_BYTES`] of them. A block is a row group, or
+//! a part of one that is longer than a block.
 //!
 //! Classes are those of the table's own `huggingface` metadata, else as for [WebDataset shards](super::webdataset).
 
 use std::{
     borrow::Cow,
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
     io::{self, BufReader, Read},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -43,7 +44,7 @@ pub(super) const PARQUET: Format = Format {
     build: |tables, classes, labels| Ok(Arc::new(Table::new(tables, classes, labels)?)),
 };
 
-/// How many row groups back a second request still counts as soon.
+/// How many blocks back a second request still counts as soon.
 const RECENT: usize = 64;
 
 /// A file as the `parquet` crate reads it.
@@ -242,8 +243,9 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
     if rows > file.len() {
         return Err(Error::layout(file.name(), format!("declares {rows} rows, more than it has bytes")));
     }
-    let mut table = index::Table { offsets: (0..rows).collect(), sizes: vec![0; rows as usize], ..Default::default() };
+    let mut table = index::Table::default();
     let (mut paths, mut labels, mut names): (Vec<String>, Vec<Option<u32>>, Vec<String>) = Default::default();
+    let mut numbers: HashMap<String, u32> = HashMap::new();
     for group in 0..part.starts.len() - 1 {
         if let Some(column) = part.path {
             let texts = part.texts(group, column, 0, part.rows(group))?;
@@ -259,11 +261,16 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
                     continue;
                 };
                 let name = name.as_utf8().map_err(|error| corrupt(file, None, error))?;
-                let known = names.iter().position(|known| known == name).unwrap_or_else(|| {
-                    names.push(name.to_owned());
-                    names.len() - 1
-                });
-                labels.push(Some(known as u32));
+                let number = match numbers.get(name) {
+                    Some(&number) => number,
+                    None => {
+                        let number = names.len() as u32;
+                        names.push(name.to_owned());
+                        numbers.insert(name.to_owned(), number);
+                        number
+                    }
+                };
+                labels.push(Some(number));
             }
         } else {
             // The hub writes -1 where a test split has no labels.
@@ -278,6 +285,9 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
         table.labels = all.collect::<Result<_>>()?;
         table.label_names = names;
     }
+    // The columns have shown that the rows are there.
+    table.offsets = (0..rows).collect();
+    table.sizes = vec![0; rows as usize];
     let distinct: HashSet<&String> = paths.iter().filter(|path| !path.is_empty()).collect();
     if distinct.len() as u64 != rows {
         paths = (0..rows).map(|row| row.to_string()).collect();
@@ -295,17 +305,58 @@ pub struct Table {
     /// The first sample of each file.
     starts: Vec<usize>,
     cache: Mutex<Cache>,
+    /// The longest block and the most bytes of blocks that are kept.
+    block_bytes: usize,
+    cache_bytes: usize,
 }
 
-/// A decoded row group; its strings share the pages' memory.
+/// A file, a row group, and the number of a block in it.
+type Block = (usize, usize, usize);
+
+/// The rows of a decoded block.
 type Rows = Arc<Vec<Option<ByteArray>>>;
 
-/// Row groups by file and number, those used last at the back.
+/// Blocks, those used last at the back.
 #[derive(Default)]
 struct Cache {
-    groups: VecDeque<((usize, usize), Rows, usize)>,
+    blocks: VecDeque<(Block, Rows, usize)>,
     bytes: usize,
-    recent: VecDeque<(usize, usize)>,
+    recent: VecDeque<Block>,
+    /// Blocks that a thread decodes while others wait for them.
+    in_progress: HashMap<Block, Arc<Mutex<()>>>,
+}
+
+impl Cache {
+    fn get(&mut self, block: Block) -> Option<Rows> {
+        let at = self.blocks.iter().position(|(kept, ..)| *kept == block)?;
+        let found = self.blocks.remove(at)?;
+        let rows = found.1.clone();
+        self.blocks.push_back(found);
+        Some(rows)
+    }
+
+    /// Notes a request; whether the block was requested before.
+    fn is_requested_again(&mut self, block: Block) -> bool {
+        let again = self.recent.contains(&block);
+        if !again {
+            self.recent.push_back(block);
+            if self.recent.len() > RECENT {
+                self.recent.pop_front();
+            }
+        }
+        again
+    }
+
+    fn insert(&mut self, block: Block, rows: Rows, most: usize) {
+        let size = rows.iter().flatten().map(ByteArray::len).sum();
+        self.bytes += size;
+        self.blocks.push_back((block, rows, size));
+        while self.bytes > most
+            && let Some((.., freed)) = self.blocks.pop_front()
+        {
+            self.bytes -= freed;
+        }
+    }
 }
 
 impl fmt::Debug for Table {
@@ -316,8 +367,11 @@ impl fmt::Debug for Table {
 }
 
 impl Table {
-    /// The most bytes of decoded row groups that are kept.
+    /// The most bytes of decoded rows that are kept.
     pub const CACHE_BYTES: usize = 256 << 20;
+
+    /// The size of a block: several fit into the cache, so that a thread that is ahead frees none that others read.
+    const BLOCK_BYTES: usize = Self::CACHE_BYTES / 4;
 
     fn new(tables: Vec<(Arc<dyn ReadAt>, index::Table)>, classes: Vec<Class>, labels: Labels) -> Result<Self> {
         let (mut parts, mut names, mut starts) = (Vec::new(), Names::default(), Vec::new());
@@ -327,7 +381,8 @@ impl Table {
             parts.push(guarded(&file, || Part::open(file.clone()))?);
         }
         names.shrink_to_fit();
-        Ok(Self { parts, classes, names, labels, starts, cache: Mutex::default() })
+        let (block_bytes, cache_bytes) = (Self::BLOCK_BYTES, Self::CACHE_BYTES);
+        Ok(Self { parts, classes, names, labels, starts, cache: Mutex::default(), block_bytes, cache_bytes })
     }
 
     /// The file, row group and row in it of a sample.
@@ -346,42 +401,43 @@ impl Table {
 
     /// The bytes of a row, by way of the cache.
     fn row(&self, (part, group, row): (usize, usize, usize)) -> Result<Option<ByteArray>> {
-        let whole = {
-            let mut cache = self.cache();
-            let kept = cache.groups.iter().position(|(position, ..)| *position == (part, group));
-            if let Some(found) = kept.and_then(|at| cache.groups.remove(at)) {
-                let value = found.1.get(row).cloned().flatten();
-                cache.groups.push_back(found);
-                return Ok(value);
-            }
-            let again = cache.recent.contains(&(part, group));
-            if !again {
-                cache.recent.push_back((part, group));
-                if cache.recent.len() > RECENT {
-                    cache.recent.pop_front();
-                }
-            }
-            again
-        };
         let source = &self.parts[part];
-        let size = source.reader.metadata().row_group(group).column(source.bytes).uncompressed_size();
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if !whole || size > Self::CACHE_BYTES {
-            return Ok(source.texts(group, source.bytes, row, 1)?.pop().flatten());
-        }
-        let rows: Rows = Arc::new(source.texts(group, source.bytes, 0, source.rows(group))?);
-        let value = rows.get(row).cloned().flatten();
-        let mut cache = self.cache();
-        if !cache.groups.iter().any(|(position, ..)| *position == (part, group)) {
-            cache.bytes += size;
-            cache.groups.push_back(((part, group), rows, size));
-            while cache.bytes > Self::CACHE_BYTES
-                && let Some((.., freed)) = cache.groups.pop_front()
-            {
-                cache.bytes -= freed;
+        let rows_per_block = self.rows_per_block(source, group);
+        let (number, at) = (row / rows_per_block, row % rows_per_block);
+        let block = (part, group, number);
+        let in_progress = {
+            let mut cache = self.cache();
+            if let Some(rows) = cache.get(block) {
+                return Ok(rows.get(at).cloned().flatten());
             }
+            cache.is_requested_again(block).then(|| cache.in_progress.entry(block).or_default().clone())
+        };
+        let Some(in_progress) = in_progress else {
+            return Ok(source.texts(group, source.bytes, row, 1)?.pop().flatten());
+        };
+        let _one_thread = in_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(rows) = self.cache().get(block) {
+            return Ok(rows.get(at).cloned().flatten());
         }
+        let first = number * rows_per_block;
+        let count = rows_per_block.min(source.rows(group) - first);
+        let decoded = source.texts(group, source.bytes, first, count);
+        let mut cache = self.cache();
+        cache.in_progress.remove(&block);
+        // The values share their pages' memory, which is more than the block's if it is a part of them.
+        let is_part = count < source.rows(group);
+        let own = |value: ByteArray| if is_part { value.data().into() } else { value };
+        let rows: Rows = Arc::new(decoded?.into_iter().map(|value| value.map(own)).collect());
+        let value = rows.get(at).cloned().flatten();
+        cache.insert(block, rows, self.cache_bytes);
         Ok(value)
+    }
+
+    /// The rows of each block of a row group, but for the last: all, if they make no more than a block.
+    fn rows_per_block(&self, source: &Part, group: usize) -> usize {
+        let size = source.reader.metadata().row_group(group).column(source.bytes).uncompressed_size();
+        let blocks = usize::try_from(size).unwrap_or(usize::MAX).div_ceil(self.block_bytes).max(1);
+        source.rows(group).div_ceil(blocks).max(1)
     }
 }
 
@@ -419,7 +475,11 @@ impl Source for Table {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::{
+        fs,
+        path::Path,
+        sync::atomic::{AtomicU64, Ordering},
+    };
 
     use parquet::{
         basic::Compression,
@@ -429,7 +489,7 @@ mod tests {
     };
 
     use super::{
-        super::{OpenOptions, Opened, SourceKind, Split, open, tar::testing::Memory},
+        super::{LocalFile, OpenOptions, Opened, SourceKind, Split, open, tar::testing::Memory},
         *,
     };
 
@@ -530,6 +590,63 @@ mod tests {
         assert!(error.contains("row 1 has no label"), "{error}");
         write(&path, &rows(9), 2, None, Compression::SNAPPY);
         assert_eq!(open_at(&path, Split::Train).unwrap().source.classes().len(), 3, "numbers tell how many");
+    }
+
+    /// Counts the bytes that are read.
+    #[derive(Debug)]
+    struct Counting(LocalFile, AtomicU64);
+
+    impl ReadAt for Counting {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+        fn identity(&self) -> &str {
+            self.0.identity()
+        }
+        fn version(&self) -> &str {
+            self.0.version()
+        }
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+            self.0.read_exact_at(buffer, offset)
+        }
+    }
+
+    #[test]
+    fn a_row_group_larger_than_the_cache_is_not_decoded_again_for_each_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        let all: Vec<Row> = (0..400).map(|at| (vec![at as u8; 5000 + at], None, Some(0))).collect();
+        write(&path, &all, 400, None, Compression::UNCOMPRESSED);
+        let file = Arc::new(Counting(LocalFile::open(&path).unwrap(), AtomicU64::new(0)));
+        let shared: Arc<dyn ReadAt> = file.clone();
+        let index = (PARQUET.index)(&shared).unwrap();
+        let mut table = Table::new(vec![(shared, index)], Vec::new(), Labels::Absent).unwrap();
+        (table.block_bytes, table.cache_bytes) = (200_000, 500_000);
+        file.1.store(0, Ordering::Relaxed);
+        // In order, as for sharding; the group of 2 MB is four times the cache.
+        let read_all = |step: usize, first: usize| {
+            let mut bytes = Vec::new();
+            for row in (first..400).step_by(step) {
+                table.read(row, &mut bytes).unwrap();
+                assert_eq!(bytes, all[row].0);
+            }
+        };
+        read_all(1, 0);
+        // Each of the 11 blocks is reached twice, by the dictionary, which is half of this file, and the headers of the
+        // pages before it. Row by row these would be read 400 times.
+        let (read, length) = (file.1.load(Ordering::Relaxed), file.len());
+        assert!(read < 20 * length, "{read} bytes of {length} were read");
+        let read_all = &read_all;
+        std::thread::scope(|scope| {
+            for first in 0..3 {
+                scope.spawn(move || read_all(3, first));
+            }
+        });
+        assert!(table.cache().bytes <= 500_000 && table.cache().in_progress.is_empty());
     }
 
     #[test]

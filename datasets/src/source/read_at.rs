@@ -10,6 +10,8 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use runtime::files::open_regular;
+
 use crate::{Error, Result};
 
 /// A file of fixed length that many threads read at any offset.
@@ -78,7 +80,7 @@ impl LocalFile {
     /// # Errors
     /// [`Error::Io`] for a path that is not a readable file.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let file = open_regular(path).map_err(|source| Error::io(path, source))?;
         Self::describe(path, Some(file))
     }
 
@@ -98,7 +100,7 @@ impl LocalFile {
         }
         .map_err(failed)?;
         if !metadata.is_file() {
-            return Err(failed(io::Error::other("is not a file")));
+            return Err(failed(io::Error::other("it is not a regular file")));
         }
         let modified = metadata.modified().map_err(failed)?;
         // A time before 1970 counts backwards.
@@ -129,7 +131,7 @@ impl ReadAt for LocalFile {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         match &self.file {
             Some(file) => read_exact_at(file, buffer, offset),
-            None => read_exact_at(&File::open(&self.path)?, buffer, offset),
+            None => read_exact_at(&open_regular(&self.path)?, buffer, offset),
         }
     }
 }

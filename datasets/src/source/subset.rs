@@ -1,6 +1,6 @@
 //! A part of a source, and the seeded split of one.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use super::{Class, Location, Source, check_index};
 use crate::{Error, Result};
@@ -85,6 +85,46 @@ impl Source for Subset {
     fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
         check_index(index, self.len())?;
         self.source.read(self.indices[index] as usize, buffer)
+    }
+}
+
+/// A source under the classes of another, which has all of its own: a validation split that lacks some classes.
+pub struct Relabeled {
+    source: Arc<dyn Source>,
+    classes: Vec<Class>,
+    /// The new label of each class of `source`.
+    labels: Vec<u32>,
+}
+
+impl Relabeled {
+    /// Returns the source with labels that count in `classes`, by the identifiers of the classes; `None` if one of its
+    /// classes is not among them.
+    pub fn new(source: Arc<dyn Source>, classes: &[Class]) -> Option<Self> {
+        let by_id: HashMap<&str, u32> = classes.iter().map(|class| class.id.as_str()).zip(0..).collect();
+        let labels =
+            source.classes().iter().map(|class| by_id.get(class.id.as_str()).copied()).collect::<Option<_>>()?;
+        Some(Self { source, classes: classes.to_vec(), labels })
+    }
+}
+
+impl Source for Relabeled {
+    fn len(&self) -> usize {
+        self.source.len()
+    }
+    fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.get(self.source.label(index)? as usize).copied()
+    }
+    fn key(&self, index: usize) -> Cow<'_, str> {
+        self.source.key(index)
+    }
+    fn location(&self, index: usize) -> Location {
+        self.source.location(index)
+    }
+    fn read(&self, index: usize, buffer: &mut Vec<u8>) -> Result<()> {
+        self.source.read(index, buffer)
     }
 }
 

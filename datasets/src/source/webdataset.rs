@@ -16,15 +16,18 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use runtime::{files::open_regular, text::printable};
 use serde::Deserialize;
 
 use super::{
-    Class, IMAGE_EXTENSIONS, LocalFile, ReadAt, Source, Split,
+    Class, IMAGE_EXTENSIONS, LeftOut, LocalFile, ReadAt, Source,
     index::{IndexCache, Table},
+    layout::{Role, role_in},
     names::Labels,
     options::{Found, OpenOptions, OpenPart, Part},
     packed::{Packed, sample_size},
@@ -35,6 +38,13 @@ use crate::{Error, Result, imagenet};
 
 /// The longest `.cls` or `.json` that is read.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
+
+/// The longest `manifest.json` that is read.
+const MAX_MANIFEST_BYTES: u64 = 256 << 20;
+
+/// The number of classes that numbers may declare without as many samples: a small part of a data set has the labels of
+/// the whole.
+const MAX_SPARSE_CLASSES: u64 = 1 << 16;
 
 /// With more shards than this, each read opens its shard.
 const MAX_OPEN_FILES: usize = 64;
@@ -67,12 +77,22 @@ pub(super) fn local_shards(paths: &[PathBuf]) -> Result<Shards> {
     let manifest = paths.first().and_then(|path| path.parent()).map(|folder| folder.join("manifest.json"));
     let classes = match manifest.filter(|path| path.is_file()) {
         Some(path) => {
-            let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
+            let bytes = read_manifest(&path).map_err(|source| Error::io(&path, source))?;
             manifest_classes(&path.display().to_string(), &bytes)?
         }
         None => None,
     };
     Ok(Shards { files, classes })
+}
+
+/// Reads a manifest, up to [`MAX_MANIFEST_BYTES`] of it.
+fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+        return Err(io::Error::other(format!("it is longer than the {MAX_MANIFEST_BYTES} bytes of a manifest")));
+    }
+    Ok(bytes)
 }
 
 /// The classes of a manifest; `None` for a file of that name that is something else.
@@ -102,14 +122,9 @@ pub(super) fn files_in(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     Ok(shards)
 }
 
-/// Returns the split in a file's name: a part `train`, or `val`, `valid`, `validation`, `test`.
-pub(super) fn split_of(name: &str) -> Option<Split> {
-    let file = name.rsplit(['/', '\\']).next()?.to_lowercase();
-    file.split(|c: char| !c.is_alphanumeric()).find_map(|part| match part {
-        "train" | "training" => Some(Split::Train),
-        "val" | "valid" | "validation" | "test" => Some(Split::Val),
-        _ => None,
-    })
+/// Returns the split in a file's name.
+fn role_of(file: &dyn ReadAt) -> Option<Role> {
+    role_in(file.name().rsplit(['/', '\\']).next()?)
 }
 
 /// Shards with their tables.
@@ -135,24 +150,38 @@ pub(super) const WEBDATASET: Format = Format {
     build: |tables, classes, labels| Ok(Arc::new(Packed::new(tables, classes, labels)?)),
 };
 
-/// Returns the splits of a set of shards by their names; shards without a split in their names are whole.
+/// Returns the splits of a set of shards by their names; shards without a split in their names are whole. Those named
+/// `test` are the validation split if there is no other.
 pub(super) fn find<'a>(container: String, shards: Shards, format: Format, options: &'a OpenOptions) -> Found<'a> {
-    let part_of = |split| shards.files.iter().filter(|file| split_of(file.name()) == split).cloned().collect();
-    let parts: [Vec<_>; 3] = [Some(Split::Train), Some(Split::Val), None].map(part_of);
-    let [train, val, other] = parts;
+    let named = |role| shards.files.iter().filter(|file| role_of(&**file) == role).cloned().collect();
+    let parts: [Vec<_>; 4] = [Some(Role::Train), Some(Role::Val), Some(Role::Test), None].map(named);
+    let [train, mut val, mut test, other] = parts;
     let cache = IndexCache::new(options.index_cache.as_deref());
-    if train.is_empty() && val.is_empty() {
+    if train.is_empty() && val.is_empty() && test.is_empty() {
         let name = container.clone();
         return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, format, &cache)));
     }
+    let mut notes = Vec::new();
+    if val.is_empty() && !test.is_empty() {
+        val = std::mem::take(&mut test);
+        if !train.is_empty() {
+            notes.push(format!(
+                "{container}: the shards named `test` are the validation split, which selects the best epoch in \
+                 training: there is no `val`"
+            ));
+        }
+    }
+    if !test.is_empty() {
+        notes.push(format!("{container}: {} shards named `test` are left out; `val` is the other split", test.len()));
+    }
+    if !other.is_empty() {
+        notes.push(format!("{container}: {} shards that name no split are left out", other.len()));
+    }
     let part = |mine: Vec<Arc<dyn ReadAt>>, others: Vec<Arc<dyn ReadAt>>| {
-        let (name, cache, classes) = (container.clone(), cache.clone(), shards.classes.clone());
-        let left_out = other.len();
+        let (name, cache, classes, notes) = (container.clone(), cache.clone(), shards.classes.clone(), notes.clone());
         let open = move || {
             let mut part = open_part(&name, mine, &others, classes, format, &cache)?;
-            if left_out > 0 {
-                part.notes.push(format!("{name}: {left_out} shards that name no split are left out"));
-            }
+            part.notes.extend(notes);
             Ok(part)
         };
         (Box::new(open)) as OpenPart<'a>
@@ -194,7 +223,7 @@ fn open_part(
         (classes, labels)
     };
     let source = (format.build)(files.into_iter().zip(tables).collect(), classes, labels)?;
-    Ok(Part { source, notes })
+    Ok(Part { source, notes, left_out: LeftOut::default() })
 }
 
 fn index_all(files: &[Arc<dyn ReadAt>], format: Format, cache: &IndexCache) -> Result<Vec<Table>> {
@@ -224,18 +253,41 @@ fn are_of_imagenet(tables: &[Table]) -> bool {
     proved
 }
 
-/// Returns the classes defined by the labels.
+/// Returns the classes defined by the labels. Numbers declare as many classes as there are samples to show them, or
+/// [`MAX_SPARSE_CLASSES`]: a single damaged label must not make a list of four billion.
 fn classes_of<'a>(container: &str, tables: impl Iterator<Item = &'a Table>) -> Result<Vec<Class>> {
-    let (mut names, mut count, mut are_numbers) = (BTreeSet::new(), 0, false);
+    let (mut names, mut samples, mut are_numbers) = (BTreeSet::new(), 0, false);
+    let mut largest: Option<(u32, String)> = None;
     for table in tables.filter(|table| !table.labels.is_empty()) {
-        are_numbers |= table.label_names.is_empty();
-        names.extend(&table.label_names);
-        count = count.max(table.labels.iter().max().map_or(0, |&label| label + 1));
+        samples += table.labels.len() as u64;
+        if !table.label_names.is_empty() {
+            names.extend(&table.label_names);
+            continue;
+        }
+        are_numbers = true;
+        if let Some((&label, at)) = table.labels.iter().zip(0..).max_by_key(|&(label, _)| label)
+            && largest.as_ref().is_none_or(|&(most, _)| label > most)
+        {
+            largest = Some((label, table.names.get(at)));
+        }
     }
     match (names.is_empty(), are_numbers) {
         (false, true) => Err(Error::layout(container, "some labels are numbers and some are names")),
         (false, false) => Ok(names.into_iter().map(|id| imagenet::named_class(id)).collect()),
-        (true, _) => Ok((0..count).map(|id| imagenet::named_class(&id.to_string())).collect()),
+        (true, _) => {
+            let Some((label, key)) = largest else { return Ok(Vec::new()) };
+            let limit = samples.max(MAX_SPARSE_CLASSES);
+            if u64::from(label) >= limit {
+                let cause = format!(
+                    "label {label} of {} is out of range: {samples} samples can have labels from 0 to {}; correct the \
+                     label, or list the classes in manifest.json",
+                    printable(&key),
+                    limit - 1
+                );
+                return Err(Error::layout(container, cause));
+            }
+            Ok((0..=label).map(|id| imagenet::named_class(&id.to_string())).collect())
+        }
     }
 }
 
@@ -410,7 +462,7 @@ fn json_label(tar: &mut Tar<'_>, member: &Member) -> Result<Option<Label>> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Opened, SourceKind, open, tar::testing::archive},
+        super::{Opened, SourceKind, Split, open, tar::testing::archive},
         *,
     };
 
@@ -464,6 +516,34 @@ mod tests {
         assert!(matches!(open_set(&folder, "x-train-*.tar", Split::Val), Err(Error::MissingSplit { .. })));
         let missing = open_set(&folder, "x-train-{0000..0002}.tar", Split::Train).unwrap_err();
         assert!(missing.to_string().contains("x-train-0002.tar"), "{missing}");
+    }
+
+    #[test]
+    fn test_shards_are_the_validation_split_only_where_there_is_no_other() {
+        let sample = |label: &'static str| [("a.jpg", "x"), ("a.cls", label)];
+        let (train, val, test) = (sample("0"), sample("1"), sample("2"));
+        let folder = set(&[("train-0.tar", &train), ("test-0.tar", &test)]);
+        let opened = open_set(&folder, "", Split::Val).unwrap();
+        assert_eq!(opened.source.key(0), "test-0/a.jpg");
+        assert!(opened.notes[0].contains("selects the best epoch"), "{:?}", opened.notes);
+        let folder = set(&[("train-0.tar", &train), ("test-0.tar", &test), ("validation-0.tar", &val)]);
+        let opened = open_set(&folder, "", Split::Val).unwrap();
+        assert_eq!((opened.source.len(), opened.source.key(0).as_ref()), (1, "validation-0/a.jpg"));
+        assert!(opened.notes[0].contains("`test` are left out"), "{:?}", opened.notes);
+    }
+
+    #[test]
+    fn labels_far_beyond_the_samples_are_refused_before_there_are_classes() {
+        for label in ["4294967295", "100000000", "65536"] {
+            for (name, content) in [("b.cls", label.to_owned()), ("b.json", format!(r#"{{"label":{label}}}"#))] {
+                let folder = set(&[("s.tar", &[("a.jpg", ""), ("a.cls", "0"), ("b.jpg", ""), (name, &content)])]);
+                let error = open_set(&folder, "", Split::Train).unwrap_err().to_string();
+                assert!(error.contains(&format!("label {label} of s/b.jpg")), "{error}");
+                assert!(error.contains("2 samples can have labels from 0 to 65535"), "{error}");
+            }
+        }
+        let folder = set(&[("s.tar", &[("a.jpg", ""), ("a.cls", "999")])]);
+        assert_eq!(open_set(&folder, "", Split::Train).unwrap().source.classes().len(), 1000);
     }
 
     #[test]

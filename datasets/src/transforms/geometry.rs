@@ -69,7 +69,10 @@ impl Resize {
     }
 
     /// The part `window` of the resized image; the rest is not computed.
-    fn window(&self, image: &RgbImage, window: Rect) -> RgbImage {
+    ///
+    /// # Panics
+    /// Panics if `window` is empty or reaches beyond the resized image.
+    pub fn window(&self, image: &RgbImage, window: Rect) -> RgbImage {
         self.resampling((image.width(), image.height()), window).run(image, Rect::of(image))
     }
 

@@ -8,8 +8,8 @@ use super::{
     RandomHorizontalFlip, RandomResizedCrop, RandomShorterSide, Rect, Resize, ResizeRule, TrivialAugmentWide,
 };
 use crate::{
-    Error, Limits, SampleRng,
-    decode::{self, Region},
+    Error, SampleRng,
+    decode::{self, DecodeOptions, Decoded, Region},
 };
 
 /// One transform of an image. In a recipe it is a table with torchvision's `name` and the parameters that differ
@@ -255,12 +255,19 @@ impl Pipeline {
     /// - One that starts with a resize and a crop decodes at the full scale and parses the whole file, so that no
     ///   damage goes unnoticed; of a JPEG, blocks that the crop does not depend on are not transformed.
     ///
+    /// The transforms see the image upright if the options apply its orientation; parts are mapped to the stored pixels.
+    ///
     /// Draws from `rng` are those of [`apply`](Pipeline::apply). So are the pixels, but for a part at 1/2 or less.
     ///
     /// # Errors
     /// Any [`DecodeError`](crate::DecodeError).
-    pub fn decode_and_apply(&self, bytes: &[u8], rng: &mut SampleRng, limits: &Limits) -> decode::Result<RgbImage> {
-        self.decode_and_apply_with(bytes, rng, limits, || ())
+    pub fn decode_and_apply(
+        &self,
+        bytes: &[u8],
+        rng: &mut SampleRng,
+        options: &DecodeOptions,
+    ) -> decode::Result<Decoded> {
+        self.decode_and_apply_with(bytes, rng, options, || ())
     }
 
     /// [`decode_and_apply`](Pipeline::decode_and_apply), and calls `decoded` between the two: a meter splits the time
@@ -272,29 +279,30 @@ impl Pipeline {
         &self,
         bytes: &[u8],
         rng: &mut SampleRng,
-        limits: &Limits,
+        options: &DecodeOptions,
         decoded: impl FnOnce(),
-    ) -> decode::Result<RgbImage> {
+    ) -> decode::Result<Decoded> {
         let header = decode::probe(bytes)?;
-        header.check(limits)?;
-        let size = (header.width, header.height);
+        header.check(&options.limits)?;
+        let size = header.oriented_size(options.orientation);
         if let [Transform::RandomResizedCrop(crop), rest @ ..] = self.0.as_slice() {
             let part = crop.draw(size.0, size.1, rng);
-            let region: Region = decode::decode_region(bytes, part, (crop.size, crop.size), limits)?;
+            let region: Region = decode::decode_region(bytes, part, (crop.size, crop.size), options)?;
             decoded();
-            return Ok(apply_all(rest, crop.resize_region(&region), rng));
+            let image = apply_all(rest, crop.resize_region(&region), rng);
+            return Ok(Decoded { image, damage: region.damage, used_bits: region.used_bits });
         }
         match self.resize_then_crop(size, rng) {
             Some((resize, window, rest)) => {
                 let resampling = resize.resampling(size, window);
-                let part = decode::decode_part(bytes, resampling.needs(), limits)?;
+                let part = decode::decode_part(bytes, resampling.needs(), options)?;
                 decoded();
-                Ok(apply_all(rest, resampling.run_on_needs(&part), rng))
+                Ok(part.map(|part| apply_all(rest, resampling.run_on_needs(&part), rng)))
             }
             None => {
-                let image = decode::decode(bytes, limits)?;
+                let whole = decode::decode(bytes, options)?;
                 decoded();
-                Ok(apply_all(&self.0, image, rng))
+                Ok(whole.map(|image| apply_all(&self.0, image, rng)))
             }
         }
     }

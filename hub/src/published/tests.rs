@@ -152,11 +152,11 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
-/// The names in a folder but for locks.
+/// The names in a folder but for locks and records.
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).expect("the folder is there");
     let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
-    names.filter(|name| !name.ends_with(".lock")).collect()
+    names.filter(|name| !name.ends_with(".lock") && !name.ends_with(".sha256")).collect()
 }
 
 fn ignore(_: Progress) {}
@@ -239,6 +239,109 @@ fn a_file_is_known_by_its_checksum_whatever_its_name() {
 }
 
 // ---- downloads ----
+
+/// Bytes whose SHA-256 begins with the same two digits as that of `content`.
+fn forged(content: &[u8]) -> Vec<u8> {
+    let digits = |content: &[u8]| {
+        let mut hash = Hash::Sha256(Sha256::new());
+        hash.update(content);
+        hash.digits()[..2].to_string()
+    };
+    let mut other = content.to_vec();
+    (0..=u16::MAX)
+        .find_map(|number| {
+            other[..2].copy_from_slice(&number.to_le_bytes());
+            (other != content && digits(&other) == digits(content)).then(|| other.clone())
+        })
+        .expect("one of 256 has those digits")
+}
+
+#[test]
+fn the_file_that_was_first_accepted_is_recorded_and_no_other_is_accepted() {
+    let (content, folder) = (content(), folder());
+    let forged = forged(&content);
+    let served = Arc::new(Mutex::new(content.clone()));
+    let serving = Arc::clone(&served);
+    let server = Server::start(move |_, request, stream| {
+        let content = serving.lock().expect("not poisoned").clone();
+        serve(stream, request, &content)
+    });
+    let mut entry = entry_of(&server.address, &content);
+    let Checksum::Sha256Prefix(digits) = &mut entry.checksum else { unreachable!("a prefix") };
+    digits.truncate(2);
+    let hub = hub(folder.path());
+    let path = hub.fetch(&entry, &mut ignore).expect("downloaded");
+    let record = beside(&path, "sha256");
+    let recorded = std::fs::read_to_string(&record).expect("recorded");
+    assert!(recorded.starts_with(&entry_digits(&content)) && recorded.ends_with(&format!("  {}\n", entry.file())));
+
+    // In the cache folder, another file of the same two digits is replaced, and offline refused.
+    std::fs::write(&path, &forged).expect("written");
+    let error = hub.clone().with_offline(true).fetch(&entry, &mut ignore).unwrap_err().to_string();
+    assert!(error.contains("first accepted"), "{error}");
+    hub.fetch(&entry, &mut ignore).expect("downloaded again");
+    assert!(std::fs::read(&path).expect("there") == content);
+
+    // So it is as an answer of the server.
+    std::fs::remove_file(&path).expect("deleted");
+    *served.lock().expect("not poisoned") = forged;
+    let error = hub.fetch(&entry, &mut ignore).unwrap_err().to_string();
+    assert!(error.contains("first accepted") && !path.exists(), "{error}");
+    // Without a record it is the first.
+    std::fs::remove_file(&record).expect("deleted");
+    hub.fetch(&entry, &mut ignore).expect("downloaded");
+    assert!(record.exists());
+}
+
+fn entry_digits(content: &[u8]) -> String {
+    let mut hash = Hash::Sha256(Sha256::new());
+    hash.update(content);
+    hash.digits()
+}
+
+#[test]
+fn a_file_whose_size_is_not_published_has_a_limit() {
+    let folder = folder();
+    let server = Server::start(|_, _, stream| answer(stream, "200 OK", "", 7 << 30, b"and so on"));
+    let mut entry = entry_of(&server.address, b"what was published");
+    entry.size_mib = None;
+    let error = hub(folder.path()).fetch(&entry, &mut ignore).unwrap_err().to_string();
+    assert!(error.contains("7516192768 bytes, of which none were downloaded"), "{error}");
+    assert_eq!(server.requests().len(), 1);
+    assert!(entry.is_long(MAX_UNPUBLISHED_SIZE + 1) && !entry.is_long(MAX_UNPUBLISHED_SIZE));
+    assert!(find("googlenet_2014").expect("found").is_long(1 << 30));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_and_pipes_in_the_cache_folder_are_not_followed() {
+    let (content, folder) = (content(), folder());
+    let served = content.clone();
+    let server = Server::start(move |_, request, stream| serve(stream, request, &served));
+    let entry = entry_of(&server.address, &content);
+    let hub = hub(folder.path());
+    let path = hub.path(&entry).expect("a path");
+    let precious = folder.path().join("precious");
+    std::fs::write(&precious, "not to be touched").expect("written");
+    for extension in ["lock", "part"] {
+        let link = beside(&path, extension);
+        std::os::unix::fs::symlink(&precious, &link).expect("linked");
+        let error = hub.fetch(&entry, &mut ignore).unwrap_err().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        std::fs::remove_file(&link).expect("deleted");
+    }
+    assert_eq!(std::fs::read_to_string(&precious).expect("there"), "not to be touched");
+    let _ = std::fs::remove_file(beside(&path, "lock"));
+    for extension in ["lock", "part"] {
+        let pipe = beside(&path, extension);
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        if made.is_ok_and(|status| status.success()) {
+            assert!(hub.fetch(&entry, &mut ignore).is_err(), "{extension}");
+        }
+        let _ = std::fs::remove_file(&pipe);
+    }
+    hub.fetch(&entry, &mut ignore).expect("downloaded");
+}
 
 #[test]
 fn a_file_is_downloaded_once_and_then_found() {
@@ -401,7 +504,9 @@ fn a_wrong_file_is_deleted_and_both_hashes_are_told() {
         let message = error.to_string();
         let Checksum::Sha256Prefix(expected) = &entry.checksum else { panic!("the entry has a SHA-256") };
         assert!(message.contains(&format!("expected SHA-256 {expected}…")), "{message}");
-        assert!(message.contains(", got SHA-256 "), "{message}");
+        // What is announced to be too long is not downloaded.
+        let got = if wrong.len() > 1_000_000 { ", got 3000000 bytes" } else { ", got SHA-256 " };
+        assert!(message.contains(got), "{message}");
         assert!(names(folder.path()).is_empty(), "{:?}", names(folder.path()));
         assert!(server.requests().len() <= 2);
     }
@@ -560,18 +665,15 @@ fn a_damaged_file_in_the_cache_is_replaced_or_offline_refused() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_full_disk_is_told_and_leaves_no_file_of_the_final_name() {
-    let (content, folder) = (content(), folder());
-    let served = content.clone();
-    let server = Server::start(move |_, request, stream| serve(stream, request, &served));
-    let entry = entry_of(&server.address, &content);
+fn a_full_disk_is_told_with_the_remedy() {
     // Every write to this device fails as one to a full disk does.
-    let part = folder.path().join(format!("{}.part", entry.file()));
-    std::os::unix::fs::symlink("/dev/full", part).expect("linked");
-    let error = hub(folder.path()).fetch(&entry, &mut ignore).unwrap_err();
+    let path = PathBuf::from("/dev/full");
+    let file = OpenOptions::new().write(true).open(&path).expect("it is there");
+    let hash = Hash::Sha256(Sha256::new());
+    let mut part = Part { path, file, empty_hash: hash.clone(), hash, len: 0, is_spliced: false };
+    let error = part.append(b"more").unwrap_err();
     assert!(matches!(&error, Error::Cache { source, .. } if source.kind() == io::ErrorKind::StorageFull), "{error}");
     assert!(error.to_string().contains("--cache-dir"), "{error}");
-    assert!(!folder.path().join(entry.file()).exists());
 }
 
 #[test]

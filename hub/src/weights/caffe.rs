@@ -14,6 +14,11 @@
 //! A layer's first blob is its weight (convolutions: output, input, height, width; linear layers: output, input), its
 //! second the bias. Old files write every shape with four numbers; the superfluous ones are dropped.
 
+use super::limits::{MAX_NAME, MAX_RANK, MAX_TENSORS};
+
+/// The largest number of blobs of a layer; batch normalization has three.
+const MAX_BLOBS: usize = 16;
+
 /// One blob of a layer: a weight or a bias.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blob {
@@ -52,6 +57,9 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Blob>, CaffeError> {
             Field { number: 100, value: Value::Bytes(layer), offset } => read_layer(layer, offset, &V2, &mut blobs)?,
             _ => {}
         }
+        if blobs.len() > MAX_TENSORS {
+            return Err(CaffeError { offset: bytes.len(), cause: format!("more than {MAX_TENSORS} blobs") });
+        }
     }
     match blobs.is_empty() {
         true => Err(CaffeError { offset: bytes.len(), cause: "no layer with weights before the end".to_string() }),
@@ -79,10 +87,21 @@ fn read_layer(bytes: &[u8], base: usize, numbers: &LayerFields, blobs: &mut Vec<
     for field in fields(bytes, base) {
         let Field { number, value, offset } = field?;
         match value {
-            Value::Bytes(text) if number == numbers.name => name = String::from_utf8_lossy(text).into_owned(),
+            Value::Bytes(text) if number == numbers.name => {
+                // Each blob repeats the name.
+                if text.len() > MAX_NAME {
+                    return Err(CaffeError { offset, cause: format!("a layer's name has {} bytes", text.len()) });
+                }
+                name = String::from_utf8_lossy(text).into_owned();
+            }
             Value::Bytes(kind) if number == numbers.kind => is_linear = kind == b"InnerProduct",
             Value::Varint(kind) if number == numbers.kind => is_linear = kind == V1_INNER_PRODUCT,
-            Value::Bytes(blob) if number == numbers.blobs => messages.push((blob, offset)),
+            Value::Bytes(blob) if number == numbers.blobs => {
+                messages.push((blob, offset));
+                if messages.len() > MAX_BLOBS {
+                    return Err(CaffeError { offset, cause: format!("a layer has more than {MAX_BLOBS} blobs") });
+                }
+            }
             _ => {}
         }
     }
@@ -154,6 +173,9 @@ fn read_shape(bytes: &[u8], base: usize) -> Result<Vec<usize>, CaffeError> {
                 while reader.at < packed.len() {
                     let size = reader.varint()?;
                     shape.push(to_size(size, offset)?);
+                    if shape.len() > MAX_RANK {
+                        return Err(CaffeError { offset, cause: format!("more than {MAX_RANK} dimensions") });
+                    }
                 }
             }
             _ => {}

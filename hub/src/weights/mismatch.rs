@@ -1,10 +1,13 @@
 //! The table of what does not match between a file and a network.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use models::{Architecture, Entry};
 
-use super::{Keyed, is_head};
+use super::{Keyed, is_head, printable};
 
 /// Rows shown of each kind before the rest is only counted.
 const SHOWN: usize = 12;
@@ -18,6 +21,12 @@ pub struct Mismatch {
     pub unexpected: Vec<Difference>,
     /// Tensors that both have, in different shapes.
     pub wrong_shape: Vec<WrongShape>,
+    /// Layers beside the network in the file, where it is behind a prefix: a classifier of its own.
+    pub beside: Vec<(String, Vec<usize>)>,
+    /// The architectures that the file does fit, its last layer aside.
+    pub fits: Vec<Architecture>,
+    /// All that is missing is the last layer.
+    pub lacks_head: bool,
 }
 
 /// A tensor that only one side has.
@@ -60,6 +69,9 @@ impl Mismatch {
             })
         });
         Self {
+            beside: Vec::new(),
+            fits: Vec::new(),
+            lacks_head: !missing.is_empty() && missing.iter().all(|entry| is_head(&entry.key, architecture)),
             wrong_shape: wrong_shape.collect(),
             missing: missing
                 .iter()
@@ -85,10 +97,36 @@ impl Mismatch {
         self.missing.is_empty() && self.unexpected.is_empty() && self.wrong_shape.is_empty()
     }
 
-    pub(super) fn ignore(&mut self, ignored: impl Fn(&str) -> bool) {
-        self.missing.retain(|row| !ignored(&row.key));
-        self.unexpected.retain(|row| !ignored(&row.key));
-        self.wrong_shape.retain(|row| !ignored(&row.key));
+    /// Removes what belongs to a classifier that is replaced: the last layer; an MLP in its place; other heads of the
+    /// file; and where none of the layers before the last fits (VGG, AlexNet), those too. Returns the file's tensors
+    /// among them that the network has no place for.
+    pub(super) fn ignore_head(&mut self, entries: &[Entry], architecture: Architecture) -> Vec<String> {
+        let top = |key: &str| key.split('.').next().unwrap_or(key).to_string();
+        let root = top(architecture.variant().head_key);
+        let modules: BTreeSet<String> = entries.iter().map(|entry| top(&entry.key)).collect();
+        let differs = |key: &str| {
+            self.missing.iter().any(|row| row.key == key) || self.wrong_shape.iter().any(|row| row.key == key)
+        };
+        let mut layers = entries.iter().filter(|entry| top(&entry.key) == root && !is_head(&entry.key, architecture));
+        let is_other_classifier = layers.clone().next().is_some() && layers.all(|entry| differs(&entry.key));
+        let head = architecture.variant().head_key;
+        let is_replaced = |key: &str| {
+            is_head(key, architecture)
+                || key.strip_prefix(head).is_some_and(|rest| rest.starts_with('.'))
+                || (is_other_classifier && top(key) == root)
+        };
+        let is_other_head = |row: &Difference| row.shape.len() <= 2 && !modules.contains(&top(&row.key));
+        self.missing.retain(|row| !is_replaced(&row.key));
+        self.wrong_shape.retain(|row| !is_replaced(&row.key));
+        let mut unused = Vec::new();
+        self.unexpected.retain(|row| {
+            let ignored = is_replaced(&row.key) || is_other_head(row);
+            if ignored {
+                unused.push(printable(&row.key));
+            }
+            !ignored
+        });
+        unused
     }
 }
 
@@ -105,13 +143,33 @@ impl fmt::Display for Mismatch {
         let sides = [("missing", &self.missing), ("unexpected", &self.unexpected)];
         for (title, rows) in sides {
             section(f, title, rows, |row| {
-                let like = row.nearest.as_ref().map(|key| format!("  (like {key}?)")).unwrap_or_default();
-                format!("{:<44} {:<20}{like}", row.key, shape(&row.shape))
+                let like = row.nearest.as_ref().map(|key| format!("  (like {}?)", printable(key))).unwrap_or_default();
+                format!("{:<44} {:<20}{like}", printable(&row.key), shape(&row.shape))
             })?;
         }
         section(f, "wrong shape", &self.wrong_shape, |row| {
             format!("{:<44} want {}, got {}", row.key, shape(&row.want), shape(&row.got))
         })?;
+        section(f, "beside the network in the file", &self.beside, |(key, sizes)| {
+            format!("{:<44} {}", printable(key), shape(sizes))
+        })?;
+        if !self.fits.is_empty() {
+            let names: Vec<String> = self.fits.iter().map(|fits| format!("--arch {fits}")).collect();
+            return writeln!(f, "  the file fits {}", names.join(" or "));
+        }
+        let channels =
+            |row: &&WrongShape| row.want.len() == 4 && row.want[1] == 3 && row.got.len() == 4 && row.got[1] != 3;
+        if let Some(row) = self.wrong_shape.iter().find(channels) {
+            writeln!(
+                f,
+                "  the first convolution is for images of {} channels: Hearth's networks take RGB, 3 channels. A network \
+                 for gray images computes the same with its filters divided by 3 and repeated for each channel",
+                row.got[1]
+            )?;
+        }
+        if self.lacks_head {
+            writeln!(f, "  the file has no classifier for this network: `train finetune` trains one on its features")?;
+        }
         if self.wrong_shape.iter().any(|row| row.head) {
             let classes = |shape: &[usize]| shape.first().copied().unwrap_or_default();
             if let Some(row) = self.wrong_shape.iter().find(|row| row.head) {

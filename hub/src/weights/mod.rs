@@ -2,17 +2,27 @@
 //!
 //! | kind | read | written |
 //! |---|---|---|
-//! | `.pth`, `.pt`, `.th`: zip, legacy pickle and tar; nested dictionaries; nothing from a pickle is executed | yes | |
+//! | `.pth`, `.pt`, `.th`, `.bin`: zip, legacy pickle and tar; nested dictionaries, whole models and TorchScript's archives (their weights); nothing from a pickle is executed | yes | |
 //! | `.safetensors`, torchvision's names and layouts, or Caffe's layer names (BVLC GoogLeNet) | yes | yes |
 //! | `.bpk`, Burn's records | yes | yes |
 //! | `.caffemodel`, as BVLC published GoogLeNet | yes | |
 //!
-//! The kind is told from a file's content, not its name. Stored f16, bf16 and f64 values become f32. What a file
-//! writes carries its [`Card`] inside.
+//! The kind is recognized from a file's content, not its name. Stored f16, bf16 and f64 values become f32. A file that
+//! Hearth writes carries its [`Card`] inside.
+//!
+//! Files are not trusted: each number that one declares is checked against what it can hold before memory is taken
+//! ([`limits`]), and files are read, not mapped into memory.
 
 mod caffe;
 mod caffe_names;
+mod kind;
+mod limits;
 mod mismatch;
+mod names;
+mod pickle;
+mod pytorch;
+mod safetensors;
+mod zip;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,14 +31,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{DType, Device, TensorData};
+use burn::tensor::{Bytes, DType, Device, TensorData};
 use burn_store::{
     BurnToPyTorchAdapter, BurnpackStore, ChainAdapter, FloatCastAdapter, ModuleSnapshot, ModuleStore,
     PyTorchToBurnAdapter, SafetensorsStore, bridge,
     burn_pack::{self, Tensor as PackTensor},
-    pytorch_reader::PytorchReader,
 };
 
+pub use limits::MAX_CLASSES;
 pub use mismatch::{Difference, Mismatch, WrongShape};
 
 use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig};
@@ -46,6 +56,8 @@ pub struct Weights {
     /// Names and layouts are Burn's rather than PyTorch's.
     burn_record: bool,
     card: Option<Card>,
+    /// Which network of the file, where it has several.
+    key: Option<String>,
 }
 
 /// How strictly a file must match a network.
@@ -73,35 +85,64 @@ impl Weights {
     /// Opens a file of any kind this module reads.
     ///
     /// # Errors
-    /// Where the file can't be read, or is none of these kinds, or is damaged.
+    /// Where the file can't be read, has no weights ([`Error::NotWeights`]), or is damaged.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
-        let mut head = [0; 9];
-        let mut file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.is_dir() {
-            return Err(io(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        let metadata = std::fs::metadata(path).map_err(io)?;
+        if metadata.is_dir() {
+            return Err(io(io::Error::from(io::ErrorKind::IsADirectory)));
         }
-        let got = file.read(&mut head).map_err(io)?;
-        let (mut tensors, metadata, burn_record) = match &head[..got] {
-            [.., b'{'] if got == 9 => {
-                let (tensors, metadata) = read_safetensors(path)?;
-                (tensors, metadata, false)
-            }
-            head if head.starts_with(&burn_pack::MAGIC_NUMBER.to_le_bytes()) => {
-                let (tensors, metadata) = read_burnpack(path)?;
-                (tensors, metadata, true)
-            }
-            head if caffe::is_caffemodel(head) => (read_caffe(path)?, HashMap::new(), false),
-            _ => (read_pytorch(path)?, HashMap::new(), false),
+        if !metadata.is_file() {
+            // Opening a pipe waits for its other end.
+            return Err(io(io::Error::other("it is a pipe or a device; write its content to a file first")));
+        }
+        let mut head = Vec::new();
+        File::open(path).map_err(io)?.take(kind::HEAD as u64).read_to_end(&mut head).map_err(io)?;
+        let len = metadata.len();
+        let is_safetensors = safetensors::is_safetensors(&head, len);
+        if !is_safetensors && let Some(kind::Kind { what, remedy }) = kind::of(path, &head, len) {
+            return Err(Error::NotWeights { path: path.to_path_buf(), what, remedy });
+        }
+        let format = |kind| move |cause| Error::Format { path: path.to_path_buf(), kind, cause };
+        let (tensors, metadata, burn_record) = if is_safetensors {
+            let (tensors, metadata) = safetensors::read(path).map_err(format("safetensors"))?;
+            (tensors, metadata, false)
+        } else if head.starts_with(&burn_pack::MAGIC_NUMBER.to_le_bytes()) {
+            let (tensors, metadata) = read_burnpack(path, len).map_err(format("a Burn record"))?;
+            (tensors, metadata, true)
+        } else if caffe::is_caffemodel(&head) {
+            (read_caffe(path)?, HashMap::new(), false)
+        } else {
+            let kind = "a PyTorch file, safetensors or Burn record";
+            (pytorch::read(path, &head).map_err(format(kind))?, HashMap::new(), false)
         };
-        tensors.retain(|key, _| !key.ends_with("num_batches_tracked"));
-        if tensors.is_empty() {
-            let cause = "it holds no tensors".to_string();
-            return Err(Error::Format { path: path.to_path_buf(), kind: "a file of weights", cause });
-        }
+        limits::check_tensors(tensors.values(), limits::expanded(len)).map_err(format("a file of weights"))?;
         let card = metadata.get(CARD).map(|json| Card::from_json(json, path)).transpose()?;
-        Ok(Self { path: path.to_path_buf(), tensors: caffe_names::to_torchvision(tensors), burn_record, card })
+        Self { path: path.to_path_buf(), tensors, burn_record, card, key: None }.normalized()
+    }
+
+    /// Brings names into torchvision's form and removes counters.
+    fn normalized(mut self) -> Result<Self> {
+        let is_counter = |key: &str| {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            matches!(name, "num_batches_tracked" | "n_averaged")
+        };
+        self.tensors.retain(|key, _| !is_counter(key));
+        if self.tensors.is_empty() {
+            return Err(self.unreadable("it holds no tensors".to_string()));
+        }
+        if !self.burn_record {
+            self.tensors = names::normalize(caffe_names::to_torchvision(self.tensors));
+        }
+        Ok(self)
+    }
+
+    /// Selects one of several networks of the file by its key, such as `state_dict_ema` or `encoder_q`.
+    #[must_use]
+    pub fn with_key(mut self, key: Option<String>) -> Self {
+        self.key = key;
+        self
     }
 
     /// Weights held in memory under PyTorch's names and shapes, for instance drawn by a formula. `origin` stands for
@@ -109,7 +150,8 @@ impl Weights {
     pub fn from_tensors(origin: impl AsRef<Path>, tensors: impl IntoIterator<Item = (String, TensorData)>) -> Self {
         let pack = |(key, data): (String, TensorData)| (key.clone(), bridge::from_data(data, key, None));
         let tensors = tensors.into_iter().map(pack).collect();
-        Self { path: origin.as_ref().to_path_buf(), tensors, burn_record: false, card: None }
+        let tensors = names::normalize(tensors);
+        Self { path: origin.as_ref().to_path_buf(), tensors, burn_record: false, card: None, key: None }
     }
 
     /// The card that the file carries.
@@ -122,19 +164,66 @@ impl Weights {
         &self.path
     }
 
-    /// The configuration of `architecture` that these weights fit: as many classes as the file's last layer, auxiliary
-    /// classifiers if the file has them. Where the file tells nothing, the architecture's own.
-    pub fn config(&self, architecture: Architecture, device: &Device) -> NetworkConfig {
-        let config = NetworkConfig::new(architecture);
-        let network = config.init(device);
-        let keyed = self.keyed(&network.entries());
-        let head = format!("{}.weight", network.head_key());
-        let classes = keyed.get(head.as_str()).and_then(|tensor| tensor.shape.first().copied());
-        let aux = architecture.has_aux() && keyed.keys().any(|key| is_aux(key, architecture));
-        config.with_num_classes(classes.unwrap_or(architecture.default_classes())).with_aux_logits(aux)
+    /// Returns the names and shapes of the tensors, sorted by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape.to_vec()))
     }
 
-    /// Whether the batch normalisations of `architecture` are folded into its convolutions in this file: it has biases
+    /// Reads the values of a tensor, row by row; None where there is no tensor of that name.
+    ///
+    /// # Errors
+    /// [`Error::Format`] where the file is damaged or the values are no numbers.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        let data = bridge::to_data(tensor).map_err(|error| self.unreadable(error.to_string()))?;
+        let values = data.convert::<f32>().try_into_vec();
+        values.map(Some).map_err(|error| self.unreadable(format!("{}: {error:?}", printable(name))))
+    }
+
+    /// The configuration of `architecture` that these weights fit: as many classes as the file's last layer, auxiliary
+    /// classifiers if the file has them. Where the file tells nothing, or its last layer is of another network, the
+    /// architecture's own.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`] where the file has several networks, and [`Error::Format`] where its last layer has no
+    /// outputs, or more than [`MAX_CLASSES`].
+    pub fn config(&self, architecture: Architecture, device: &Device) -> Result<NetworkConfig> {
+        let config = NetworkConfig::new(architecture);
+        let entries = config.init(device).entries();
+        let keyed = self.keyed(&entries, architecture)?;
+        let aux = architecture.has_aux() && keyed.keys().any(|key| is_aux(key, architecture));
+        let key = format!("{}.weight", architecture.variant().head_key);
+        let inputs = entries.iter().find(|entry| entry.key == key).and_then(|entry| entry.shape.get(1).copied());
+        let mut classes = architecture.default_classes();
+        if let Some(tensor) = keyed.get(&key) {
+            if tensor.shape.contains(&0) {
+                let cause = format!("its last layer has no outputs: {key} has the shape {:?}", tensor.shape);
+                return Err(self.unreadable(cause));
+            }
+            if let [outputs, width] = tensor.shape[..]
+                && Some(width) == inputs
+            {
+                if outputs > MAX_CLASSES {
+                    let cause = format!("its last layer has {outputs} outputs; at most {MAX_CLASSES} are supported");
+                    return Err(self.unreadable(cause));
+                }
+                classes = outputs;
+            }
+        }
+        Ok(config.with_num_classes(classes).with_aux_logits(aux))
+    }
+
+    /// Whether the file has a last layer for `architecture`, under any name that is recognized.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`] where the file has several networks.
+    pub fn has_head(&self, architecture: Architecture, device: &Device) -> Result<bool> {
+        let entries = NetworkConfig::new(architecture).init(device).entries();
+        let key = format!("{}.weight", architecture.variant().head_key);
+        Ok(self.keyed(&entries, architecture)?.contains_key(&key))
+    }
+
+    /// Whether the batch normalizations of `architecture` are folded into its convolutions in this file: it has biases
     /// where the network has norms, as [`Network::fold_batch_norm`] leaves them.
     pub fn is_folded(&self, architecture: Architecture, device: &Device) -> bool {
         let entries = NetworkConfig::new(architecture).with_aux_logits(false).init(device).entries();
@@ -146,49 +235,69 @@ impl Weights {
             && !tensors.any(|(key, _)| key.ends_with("running_mean"))
     }
 
+    /// Finds the network in the file.
+    fn choice(&self, entries: &[Entry], architecture: Architecture) -> Result<names::Choice> {
+        names::choose(&self.tensors, entries, architecture, self.key.as_deref()).map_err(|ambiguity| Error::Ambiguous {
+            path: self.path.clone(),
+            asked: ambiguity.asked,
+            keys: ambiguity.keys,
+        })
+    }
+
+    /// Checks that the file has one network, or the one that was [selected](Self::with_key), and logs what was assumed.
+    pub(crate) fn announce(&self, architecture: Architecture, device: &Device) -> Result<()> {
+        if self.burn_record {
+            return Ok(());
+        }
+        let choice = self.choice(&NetworkConfig::new(architecture).init(device).entries(), architecture)?;
+        if let Some(note) = choice.note {
+            log::warn!("{}: {note}", self.path.display());
+        }
+        if let Some(head) = choice.head {
+            let head = printable(head.trim_end_matches('.'));
+            log::info!("{}: `{head}` is read as the last layer", self.path.display());
+        }
+        Ok(())
+    }
+
     /// The tensors by the network's keys, with PyTorch's shapes: prefixes (`state_dict.`, `module.`) are gone and
     /// Burn's names are translated.
-    fn keyed(&self, entries: &[Entry]) -> BTreeMap<String, Keyed<'_>> {
+    fn keyed(&self, entries: &[Entry], architecture: Architecture) -> Result<BTreeMap<String, Keyed<'_>>> {
         if self.burn_record {
             let by_path: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.path.as_str(), entry)).collect();
             let key = |(path, tensor): (&String, _)| match by_path.get(path.as_str()) {
                 Some(entry) => (entry.key.clone(), Keyed::new(tensor, entry.is_linear)),
                 None => (path.clone(), Keyed::new(tensor, false)),
             };
-            return self.tensors.iter().map(|(path, tensor)| key((path, tensor))).collect();
+            return Ok(self.tensors.iter().map(|(path, tensor)| key((path, tensor))).collect());
         }
-        let prefix = self.prefix(entries);
-        let keyed = self.tensors.iter().filter_map(|(key, tensor)| {
-            let key = key.strip_prefix(prefix)?;
-            Some((key.to_string(), Keyed::new(tensor, false)))
-        });
-        keyed.collect()
+        Ok(names::keyed(&self.tensors, &self.choice(entries, architecture)?, architecture))
     }
 
-    /// What stands before the network's keys in the file: the prefix under which most of them are found.
-    fn prefix(&self, entries: &[Entry]) -> &str {
-        let mut found: BTreeMap<&str, usize> = BTreeMap::new();
-        for key in self.tensors.keys() {
-            for entry in entries.iter().filter(|entry| key.ends_with(entry.key.as_str())) {
-                let prefix = &key[..key.len() - entry.key.len()];
-                if prefix.is_empty() || prefix.ends_with('.') {
-                    *found.entry(prefix).or_default() += 1;
-                }
-            }
-        }
-        // The shortest of the best: maps iterate shortest prefix first, and `max_by_key` would keep the last.
-        found.into_iter().rev().max_by_key(|(_, count)| *count).map_or("", |(prefix, _)| prefix)
+    /// The architectures that the file fits, its last layer aside.
+    fn fitting(&self, device: &Device) -> Vec<Architecture> {
+        let fits = |architecture: &Architecture| {
+            let mut entries = NetworkConfig::new(*architecture).init(device).entries();
+            entries.retain(|entry| !is_aux(&entry.key, *architecture));
+            let Ok(mut keyed) = self.keyed(&entries, *architecture) else { return false };
+            keyed.retain(|key, _| !is_aux(key, *architecture));
+            let mut mismatch = Mismatch::between(&entries, &keyed, *architecture);
+            mismatch.ignore_head(&entries, *architecture);
+            mismatch.is_empty()
+        };
+        Architecture::ALL.iter().copied().filter(fits).collect()
     }
 
     /// Puts the file's values into `network`, whose parameters become f32.
     ///
     /// Auxiliary classifiers serve training alone. A network that was built without them
-    /// ([`NetworkConfig::aux_logits`]) leaves those of the file unread, whatever the strictness; no other tensor of
-    /// the file is ever passed over in silence.
+    /// ([`NetworkConfig::aux_logits`]) leaves those of the file unread, whatever the strictness. So are tensors outside
+    /// of the network's part of a checkpoint, such as an optimizer's; no other is ever passed over in silence.
     ///
     /// # Errors
     /// [`Error::Mismatch`] with the whole table where the tensors are not the network's and `strictness` does not
-    /// allow the difference. The network is only changed once everything fits.
+    /// allow the difference; [`Error::Ambiguous`] where the file has several networks. The network is only changed once
+    /// everything fits.
     pub fn load(
         &self,
         network: Network,
@@ -196,15 +305,25 @@ impl Weights {
         strictness: Strictness,
     ) -> Result<(Network, Loaded)> {
         let entries = network.entries();
-        let mut keyed = self.keyed(&entries);
+        let mut keyed = self.keyed(&entries, architecture)?;
         if architecture.has_aux() && !entries.iter().any(|entry| is_aux(&entry.key, architecture)) {
             keyed.retain(|key, _| !is_aux(key, architecture));
         }
         let mut mismatch = Mismatch::between(&entries, &keyed, architecture);
         if strictness == Strictness::FreshHead {
-            mismatch.ignore(|key| is_head(key, architecture));
+            let unused = mismatch.ignore_head(&entries, architecture);
+            if !unused.is_empty() {
+                log::info!("{}: not used, since the classifier is new: {}", self.path.display(), unused.join(", "));
+            }
         }
         if strictness != Strictness::Partial && !mismatch.is_empty() {
+            mismatch.beside = self.beside(&entries, architecture)?;
+            let device = network.classifier().weight.device();
+            // Of a file that fits but for its last layer, other architectures of the same tensors are no remedy.
+            mismatch.fits = self.fitting(&device);
+            if mismatch.fits.contains(&architecture) {
+                mismatch.fits.clear();
+            }
             return Err(Error::Mismatch { path: self.path.clone(), architecture, mismatch: Box::new(mismatch) });
         }
 
@@ -244,6 +363,16 @@ impl Weights {
         }
         log::debug!("{}: {count} tensors loaded", self.path.display());
         Ok((network, Loaded { loaded: count, mismatch }))
+    }
+
+    /// The layers beside the network in the file: the classifier of one that has the network behind a prefix.
+    fn beside(&self, entries: &[Entry], architecture: Architecture) -> Result<Vec<(String, Vec<usize>)>> {
+        if self.burn_record {
+            return Ok(Vec::new());
+        }
+        let choice = self.choice(entries, architecture)?;
+        let others = choice.others(&self.tensors, |_| true);
+        Ok(others.map(|(key, tensor)| (key.clone(), tensor.shape.to_vec())).collect())
     }
 
     fn unreadable(&self, cause: String) -> Error {
@@ -337,17 +466,13 @@ pub fn save_record(network: &Network, card: &Card, path: impl AsRef<Path>) -> Re
     })
 }
 
-fn read_pytorch(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
-    let reader = PytorchReader::new(path).map_err(|error| Error::Format {
-        path: path.to_path_buf(),
-        kind: "a PyTorch file, safetensors or Burn record",
-        cause: error.to_string(),
-    })?;
-    Ok(reader.into_tensors().into_iter().map(|(key, tensor)| (key, bridge::from_pytorch(tensor))).collect())
-}
-
 fn read_caffe(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_path_buf(), source })?;
+    // Protocol buffers end at 2 GB.
+    let bytes = files::read_whole(path, i32::MAX as u64).map_err(|source| Error::Io {
+        action: "read",
+        path: path.to_path_buf(),
+        source,
+    })?;
     let blobs = caffe::read(&bytes).map_err(|error| Error::Format {
         path: path.to_path_buf(),
         kind: "a caffemodel",
@@ -362,39 +487,36 @@ fn read_caffe(path: &Path) -> Result<BTreeMap<String, PackTensor>> {
 
 type Tensors = (BTreeMap<String, PackTensor>, HashMap<String, String>);
 
-fn read_safetensors(path: &Path) -> Result<Tensors> {
-    let format = |cause: String| Error::Format { path: path.to_path_buf(), kind: "safetensors", cause };
-    let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
-    let metadata = safetensors_metadata(path).map_err(io)?;
-    let mut store = SafetensorsStore::from_file(path);
-    let tensors = store.get_all_tensors().map_err(|error| format(error.to_string()))?;
-    Ok((tensors.clone(), metadata))
-}
-
-/// The `__metadata__` of a safetensors file; empty where it has none or is damaged, which reading its tensors tells.
-fn safetensors_metadata(path: &Path) -> io::Result<HashMap<String, String>> {
-    #[derive(serde::Deserialize)]
-    struct Header {
-        #[serde(rename = "__metadata__", default)]
-        metadata: HashMap<String, String>,
+fn read_burnpack(path: &Path, len: u64) -> std::result::Result<Tensors, String> {
+    // The reader takes memory for the size that the header declares.
+    let mut header = [0; burn_pack::HEADER_SIZE];
+    let short = |_| "it ends within its header: it is only a part of the file".to_string();
+    File::open(path).and_then(|mut file| file.read_exact(&mut header)).map_err(short)?;
+    let [.., a, b, c, d] = header;
+    let declared = u64::from(u32::from_le_bytes([a, b, c, d]));
+    if declared > len {
+        return Err(format!("its header declares {declared} bytes of {len}: it is only a part of the file"));
     }
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let (length, size) = (u64::from_le_bytes(length), file.metadata()?.len());
-    let mut header = Vec::new();
-    file.take(length.min(size)).read_to_end(&mut header)?;
-    Ok(serde_json::from_slice::<Header>(&header).map(|header| header.metadata).unwrap_or_default())
+    // Held in memory: a view of a file that becomes shorter cannot report an error.
+    let bytes = files::read_whole(path, u64::MAX).map_err(|error| error.to_string())?;
+    let reader = burn_pack::Reader::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(|error| error.to_string())?;
+    let metadata = reader.metadata().clone().into_iter().collect();
+    let tensors = reader.into_tensors().map_err(|error| error.to_string())?;
+    Ok((tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect(), metadata))
 }
 
-fn read_burnpack(path: &Path) -> Result<Tensors> {
-    let format = |error: burn_pack::Error| Error::Format {
-        path: path.to_path_buf(),
-        kind: "a Burn record",
-        cause: error.to_string(),
-    };
-    let reader = burn_pack::Reader::from_file_exact(path).map_err(format)?;
-    let metadata = reader.metadata().clone().into_iter().collect();
-    let tensors = reader.into_tensors().map_err(format)?;
-    Ok((tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect(), metadata))
+/// A name from a file, safe to print: control characters are escaped, and a long one is shortened.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for (index, letter) in text.chars().enumerate() {
+        if index == 120 {
+            shown.push('…');
+            break;
+        }
+        match letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            true => shown.extend(letter.escape_unicode()),
+            false => shown.push(letter),
+        }
+    }
+    shown
 }

@@ -11,11 +11,13 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
+use hub::{Activation, Resize};
 use models::{Architecture, ImageClassifier, Network, NetworkConfig};
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
+    noteln, outln,
     progress::{Output, Progress, Unit},
     warmup::Warmup,
 };
@@ -102,7 +104,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let total = subjects.len() * backends.len() * args.batch_sizes.len() * folds.len();
     let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), output);
     if args.format == Format::Text {
-        runtime::progress::suspend(|| println!("{}", Row::HEADER));
+        outln!("{}", Row::HEADER)?;
     }
     let mut failed = 0;
     for subject in &subjects {
@@ -110,21 +112,19 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
             for batch in &args.batch_sizes {
                 for fold in folds {
                     match in_child(args, subject, backend, *batch, *fold)? {
-                        Ok(row) => runtime::progress::suspend(|| {
+                        Ok(row) => {
                             match args.format {
-                                Format::Text => println!("{}", row.text()),
-                                Format::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                                Format::Text => outln!("{}", row.text())?,
+                                Format::Json => outln!("{}", serde_json::to_string(&row).unwrap_or_default())?,
                             }
                             if let Some(warning) = &row.warning {
-                                eprintln!("warning: {} on {backend}, {batch} images: {warning}", row.model);
+                                noteln!("warning: {} on {backend}, {batch} images: {warning}", row.model);
                             }
-                        }),
+                        }
                         Err(reason) => {
                             failed += 1;
                             let subject = subject.first().map_or("", String::as_str);
-                            runtime::progress::suspend(|| {
-                                eprintln!("error: {subject} on {backend}, {batch} images: {reason}");
-                            });
+                            noteln!("error: {subject} on {backend}, {batch} images: {reason}");
                         }
                     }
                     progress.inc(1);
@@ -146,9 +146,20 @@ fn load_arguments(args: &BenchArgs) -> Vec<String> {
     let mut push = |name: &str, value: Option<String>| {
         arguments.extend(value.into_iter().flat_map(|value| [name.to_string(), value]));
     };
-    push("--arch", args.load.architecture.map(|architecture| architecture.to_string()));
-    push("--card", args.load.card.as_ref().map(|path| path.display().to_string()));
-    push("--cache-dir", args.load.cache_dir.as_ref().map(|path| path.display().to_string()));
+    push("--arch", args.load.options.architecture.map(|architecture| architecture.to_string()));
+    push("--weights-key", args.load.options.weights_key.clone());
+    // The pixels are random, and only their number matters.
+    push(
+        "--resize",
+        args.load.preprocess.resize.map(|resize| match resize {
+            Resize::ShorterSide(side) => side.to_string(),
+            Resize::Squash([height, width]) => format!("{height}x{width}"),
+        }),
+    );
+    push("--crop", args.load.preprocess.crop.map(|[height, width]| format!("{height}x{width}")));
+    push("--activation", (args.load.activation == Activation::Sigmoid).then(|| "sigmoid".to_string()));
+    push("--card", args.load.options.card.as_ref().map(|path| path.display().to_string()));
+    push("--cache-dir", args.load.options.cache_dir.as_ref().map(|path| path.display().to_string()));
     arguments
 }
 
@@ -256,7 +267,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         import_rss_mb,
         cpu: environment::cpu(),
     };
-    println!("{}", serde_json::to_string(&row)?);
+    outln!("{}", serde_json::to_string(&row)?)?;
     Ok(ExitCode::Success)
 }
 

@@ -1,12 +1,12 @@
 //! `infer classify`: classifies images.
 
-use std::io::{self, BufWriter, Write};
-
 use anyhow::{Context, Result};
 use infer::{Input, Model, Prediction, inputs, stream};
 use runtime::{
     exit::ExitCode,
-    progress::{self, Output, Progress, Unit},
+    noteln, out,
+    progress::{Output, Progress, Unit},
+    text::{escape_cell, printable},
 };
 use serde::Serialize;
 
@@ -35,23 +35,24 @@ enum Outcome {
 }
 
 pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
-    let inputs = inputs::expand(&args.images)?;
+    let inputs::Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
     let device = select(&args.run.backend)?.device().clone();
-    let opened = open_weights(&args.weights, &args.load, &device, output)?;
+    let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
+    args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = model.with_max_pixels(args.decoding.max_pixels);
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut printer = Printer::new(args.format)?;
+    let mut printer = Printer::new(args.format);
     let mut unreadable = 0;
     stream::batches(&inputs, model.preprocess(), args.batch_size as usize, threads, |batch| {
         let answers = answer(&model, batch, args.topk as usize)?;
         unreadable += answers.iter().filter(|answer| matches!(answer.outcome, Outcome::Error(_))).count();
-        progress::suspend(|| {
-            answers.iter().try_for_each(|answer| printer.print(answer)).and_then(|()| printer.flush())
-        })
-        .context("cannot write to standard output")?;
+        answers.iter().try_for_each(|answer| printer.print(answer))?;
+        printer.flush()?;
         progress.inc(batch.len() as u64);
         Ok(())
     })?;
@@ -89,36 +90,32 @@ fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) 
 /// Prints results as they arrive.
 struct Printer {
     format: AnswerFormat,
-    stdout: BufWriter<io::Stdout>,
+    /// Text that is not printed yet.
+    pending: String,
 }
 
 impl Printer {
-    fn new(format: AnswerFormat) -> Result<Self> {
-        let mut stdout = BufWriter::new(io::stdout());
-        if format == AnswerFormat::Csv {
-            writeln!(stdout, "path,rank,class,index,probability,error")?;
-        }
-        Ok(Self { format, stdout })
+    fn new(format: AnswerFormat) -> Self {
+        let header = if format == AnswerFormat::Csv { "path,rank,class,index,probability,error\n" } else { "" };
+        Self { format, pending: header.to_string() }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.stdout.flush()
+    fn flush(&mut self) -> Result<()> {
+        Ok(out!("{}", std::mem::take(&mut self.pending))?)
     }
 
-    fn print(&mut self, answer: &Answer) -> io::Result<()> {
+    fn print(&mut self, answer: &Answer) -> Result<()> {
         match (self.format, &answer.outcome) {
-            (AnswerFormat::Json, _) => {
-                serde_json::to_writer(&mut self.stdout, answer)?;
-                writeln!(self.stdout)
-            }
-            (AnswerFormat::Csv, outcome) => write!(self.stdout, "{}", csv(&answer.path, outcome)),
-            (AnswerFormat::Text, Outcome::Top(top)) => write!(self.stdout, "{}", text(&answer.path, top)),
+            (AnswerFormat::Json, _) => self.pending += &(serde_json::to_string(answer)? + "\n"),
+            (AnswerFormat::Csv, outcome) => self.pending += &csv(&answer.path, outcome),
+            (AnswerFormat::Text, Outcome::Top(top)) => self.pending += &text(&answer.path, top),
             (AnswerFormat::Text, Outcome::Error(error)) => {
                 // Flushes, so that errors and results keep their order on a terminal.
-                self.stdout.flush()?;
-                writeln!(io::stderr(), "error: {}: {error}", answer.path)
+                self.flush()?;
+                noteln!("error: {}: {}", printable(&answer.path), printable(error));
             }
         }
+        Ok(())
     }
 }
 
@@ -126,9 +123,9 @@ impl Printer {
 fn text(path: &str, top: &[Prediction]) -> String {
     let width = top.iter().map(|prediction| prediction.index.to_string().len()).max().unwrap_or(0);
     let line = |Prediction { class, index, probability }: &Prediction| {
-        format!("  {:>6.2} %  {index:>width$}  {class}\n", probability * 100.0)
+        format!("  {:>6.2} %  {index:>width$}  {}\n", probability * 100.0, printable(class))
     };
-    format!("{path}\n{}", top.iter().map(line).collect::<String>())
+    format!("{}\n{}", printable(path), top.iter().map(line).collect::<String>())
 }
 
 /// Formats a row for each class, or one with the error.
@@ -145,11 +142,12 @@ fn csv(path: &str, outcome: &Outcome) -> String {
     }
 }
 
-/// Formats a field of a CSV file, quoted if necessary (RFC 4180).
+/// Formats a field of a CSV file, quoted if necessary (RFC 4180) and no formula for a spreadsheet.
 fn field(text: &str) -> String {
+    let text = escape_cell(text);
     match text.contains([',', '"', '\n', '\r']) {
         true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_string(),
+        false => text.into_owned(),
     }
 }
 
@@ -164,6 +162,8 @@ mod tests {
 
     #[test]
     fn text_is_a_short_table() {
+        let lines = text("a\u{1b}[2J\n.jpg", &top());
+        assert!(lines.starts_with("a\\u{1b}[2J\\n.jpg\n"), "{lines:?}");
         assert_eq!(text("a.jpg", &top()), "a.jpg\n   87.50 %  162  beagle\n    6.25 %    7  \"puma\", cougar\n");
     }
 
@@ -172,6 +172,8 @@ mod tests {
         let rows = csv("a,b.jpg", &Outcome::Top(top()));
         assert_eq!(rows, "\"a,b.jpg\",1,beagle,162,0.875000,\n\"a,b.jpg\",2,\"\"\"puma\"\", cougar\",7,0.062500,\n");
         assert_eq!(csv("a.jpg", &Outcome::Error("cut off".into())), "a.jpg,,,,,cut off\n");
+        let formula = Prediction { class: "@SUM(A1)".into(), index: 0, probability: 1.0 };
+        assert_eq!(csv("=x.jpg", &Outcome::Top(vec![formula])), "'=x.jpg,1,'@SUM(A1),0,1.000000,\n");
     }
 
     #[test]

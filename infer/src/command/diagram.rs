@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use infer::diagram;
 use models::{Architecture, Graph, ImageClassifier, NetworkConfig};
-use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, progress::Output};
+use runtime::{backend::BackendSpec, exit::ExitCode, files::write_atomic_bytes, outln, progress::Output};
 
 use super::open_weights;
 use crate::cli::DiagramArgs;
@@ -32,6 +32,6 @@ pub fn run(args: &DiagramArgs, output: Output) -> Result<ExitCode> {
     ensure!(!out.is_dir(), "{} is a folder; --out names a file", out.display());
     let graph = Graph::of(architecture, &network, args.size.unwrap_or(usual_size))?;
     write_atomic_bytes(&out, diagram::svg(architecture.name(), &graph).as_bytes())?;
-    println!("{architecture}: {}", out.display());
+    outln!("{architecture}: {}", out.display())?;
     Ok(ExitCode::Success)
 }

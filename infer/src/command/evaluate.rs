@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use datasets::{BadSamples, OpenOptions, Quarantine, Source, Split};
+use datasets::{BadSamples, OpenOptions, OrientationPolicy, Quarantine, Source, Split};
 use image::ImageFormat;
 use infer::{
     Model,
     evaluation::{self, Evaluation, Settings},
+    labels::{ClassMap, ClassMapFile},
     picture,
     protocol::{Crops, Protocol},
 };
@@ -27,7 +28,9 @@ use runtime::{
     backend::{self, Selected},
     exit::ExitCode,
     files::write_atomic_bytes,
+    noteln, out,
     progress::{Output, Progress, Unit, thousands},
+    text::{escape_cell, printable},
     world::World,
 };
 
@@ -51,10 +54,15 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
-        let opened = open_weights(name, &args.load, &device, output)?;
+        let mut opened = open_weights(name, &args.load, &device, output)?;
+        args.decoding.override_card(&mut opened.card);
         Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
+    let (class_map, mapped_by) = match models.first() {
+        Some(model) => class_map(args, &*source, model, world)?,
+        None => bail!("no weights to evaluate"),
+    };
     let settings = Settings {
         protocol: Protocol {
             crops: match args.crops {
@@ -70,9 +78,12 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         workers: args.workers,
         bad_samples: match args.bad_samples {
             BadSamplesArg::Strict => BadSamples::Strict,
+            BadSamplesArg::Warn => BadSamples::Warn,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
+        max_pixels: args.decoding.max_pixels,
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
+        class_map: Some(class_map),
     };
     let spec = EvaluationSpec {
         weights: names.iter().map(|name| name.to_string()).collect(),
@@ -83,7 +94,13 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         images: source.len(),
         classes: models.first().map_or(0, |model| model.card().classes.len()),
         data_classes: source.classes().len(),
-        protocol: settings.protocol.to_string(),
+        class_map: mapped_by,
+        // Shards that read pixels differently must not be merged.
+        protocol: match models.iter().any(|model| model.preprocess().options().orientation == OrientationPolicy::Ignore)
+        {
+            true => format!("{}, orientation ignored", settings.protocol),
+            false => settings.protocol.to_string(),
+        },
         hearth: env!("CARGO_PKG_VERSION").to_string(),
         commit: runtime::environment::commit(),
         // The same on every process, regardless of its device.
@@ -98,6 +115,36 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         return Ok(if evaluation.bad.is_empty() { ExitCode::Success } else { ExitCode::SomeInputsFailed });
     }
     conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+}
+
+/// Matches the data's classes to the network's: by --class-map, else by name, else by index. Returns the map, and what it
+/// is by if not by name.
+fn class_map(
+    args: &EvaluateArgs,
+    source: &dyn Source,
+    model: &Model,
+    world: &World,
+) -> Result<(ClassMap, Option<String>)> {
+    let (classes, card) = (source.classes(), model.card());
+    if let Some(path) = &args.class_map {
+        return Ok((ClassMapFile::read(path)?.map(classes, card)?, Some(path.display().to_string())));
+    }
+    let by_name = ClassMap::new(classes, card);
+    if by_name.is_err()
+        && let Some(by_index) = ClassMap::by_index(classes, card)
+    {
+        if world.is_root() {
+            let example = (&classes[0], &card.classes[by_index.0[0] as usize]);
+            log::warn!(
+                "the data's classes are numbers and are taken as indices of the network's: {} is {}, for instance; \
+                 --class-map FILE maps them otherwise",
+                printable(&example.0.id),
+                printable(example.1)
+            );
+        }
+        return Ok((by_index, Some("index".to_string())));
+    }
+    Ok((by_name?, None))
 }
 
 /// Opens the device of this process.
@@ -183,13 +230,13 @@ fn conclude(
 ) -> Result<ExitCode> {
     let summary = evaluation.summary();
     match format {
-        AnswerFormat::Text => print!("{}", text(evaluation, &summary)),
+        AnswerFormat::Text => out!("{}", text(evaluation, &summary))?,
         AnswerFormat::Json => print_json(&summary)?,
-        AnswerFormat::Csv => print!("{}", csv_line(&summary)?),
+        AnswerFormat::Csv => out!("{}", csv_line(&summary)?)?,
     }
     if let Some(out) = out {
         write(evaluation, &summary, out, card)?;
-        eprintln!("result: {}", out.display());
+        noteln!("result: {}", out.display());
     }
     if !evaluation.bad.is_empty() {
         log::warn!("{} images could not be read or decoded and do not count", evaluation.bad.len());
@@ -250,9 +297,9 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         };
         text += &format!("\n{which}\n");
         for class in classes.iter().take(shown) {
-            let name = &evaluation.class_names[class.label];
+            let name = printable(&evaluation.class_names[class.label]);
             let taken = class.taken_for.map_or(String::new(), |(other, count)| {
-                format!("   {count} mistaken for {}", evaluation.class_names[other])
+                format!("   {count} mistaken for {}", printable(&evaluation.class_names[other]))
             });
             text += &format!(
                 "  {:6.2} %  {:>4} of {:<4} {name}{taken}\n",
@@ -295,9 +342,9 @@ fn csv_line(summary: &EvaluationSummary) -> Result<String> {
     ])?;
     let number = |value: f64| format!("{value:.4}");
     table.write_record([
-        spec.weights.join(" "),
+        escape_cell(&spec.weights.join(" ")).into_owned(),
         spec.architectures.join(" "),
-        spec.data.clone(),
+        escape_cell(&spec.data).into_owned(),
         spec.split.clone(),
         spec.protocol.clone(),
         top1.of.to_string(),
@@ -326,6 +373,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     let predictions = &evaluation.rows;
     let names = &evaluation.class_names;
     let confusion = stats::confusion(predictions);
+    let cell = |class: usize| escape_cell(&names[class]).into_owned();
     let bytes = |write: &dyn Fn(&mut csv::Writer<Vec<u8>>) -> csv::Result<()>| -> Result<Vec<u8>> {
         let mut table = csv::Writer::from_writer(Vec::new());
         write(&mut table)?;
@@ -337,11 +385,11 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
             let (other, count) = class.taken_for.unzip();
             table.write_record([
                 class.label.to_string(),
-                names[class.label].clone(),
+                cell(class.label),
                 class.top1.of.to_string(),
                 format!("{:.3}", class.top1.percent()),
                 format!("{:.3}", class.top5.percent()),
-                other.map_or(String::new(), |other| names[other].clone()),
+                other.map_or(String::new(), cell),
                 count.map_or(String::new(), |count| count.to_string()),
             ])?;
         }
@@ -351,8 +399,8 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
     let pairs = bytes(&|table| {
         table.write_record(["class", "name", "predicted", "predicted_name", "count"])?;
         for (&(label, predicted), count) in &confusion {
-            let (name, other) = (&names[label], &names[predicted]);
-            table.write_record([&label.to_string(), name, &predicted.to_string(), other, &count.to_string()])?;
+            let (name, other) = (cell(label), cell(predicted));
+            table.write_record([&label.to_string(), &name, &predicted.to_string(), &other, &count.to_string()])?;
         }
         Ok(())
     })?;

@@ -14,14 +14,16 @@ use infer::{
     Input, Model,
     explain::{Explainer, Method},
     features::{self, Nearest},
-    inputs,
+    inputs::{self, Expanded},
     picture::{self, Panel},
     stream,
 };
 use runtime::{
     exit::ExitCode,
     files::write_atomic_bytes,
-    progress::{self, Output, Progress, Unit},
+    noteln, out, outln,
+    progress::{Output, Progress, Unit},
+    text::printable,
 };
 use serde::Serialize;
 
@@ -56,12 +58,15 @@ struct Neighbor {
 }
 
 pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
-    let inputs = inputs::expand(&args.images)?;
+    let Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
+    notes.iter().for_each(|note| log::warn!("{note}"));
     let device = select(&args.run.backend)?.device().clone();
-    let opened = open_weights(&args.weights, &args.load, &device, output)?;
+    let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
+    args.decoding.override_card(&mut opened.card);
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
     let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = model.with_max_pixels(args.decoding.max_pixels);
     if args.filters {
         filters(args, &model)?;
     }
@@ -85,20 +90,20 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
     let text = match (args.format, &said.error) {
         (Format::Json, _) => serde_json::to_string(said)? + "\n",
         (Format::Text, Some(error)) => {
-            progress::suspend(|| eprintln!("error: {}: {error}", said.path));
+            noteln!("error: {}: {}", printable(&said.path), printable(error));
             return Ok(());
         }
         (Format::Text, None) => {
-            let classes = said
-                .classes
-                .iter()
-                .map(|class| format!("  {:>6.2} %  {:>4}  {}\n", class.probability * 100.0, class.index, class.class));
-            let neighbors = said.neighbors.iter().map(|near| format!("  {:.4}  {}\n", near.similarity, near.path));
-            let picture = said.picture.iter().map(|path| format!("  picture: {path}\n"));
-            format!("{}\n{}", said.path, classes.chain(neighbors).chain(picture).collect::<String>())
+            let classes = said.classes.iter().map(|class| {
+                format!("  {:>6.2} %  {:>4}  {}\n", class.probability * 100.0, class.index, printable(&class.class))
+            });
+            let near = |near: &Neighbor| format!("  {:.4}  {}\n", near.similarity, printable(&near.path));
+            let neighbors = said.neighbors.iter().map(near);
+            let picture = said.picture.iter().map(|path| format!("  picture: {}\n", printable(path)));
+            format!("{}\n{}", printable(&said.path), classes.chain(neighbors).chain(picture).collect::<String>())
         }
     };
-    progress::suspend(|| print!("{text}"));
+    out!("{text}")?;
     Ok(())
 }
 
@@ -212,7 +217,7 @@ fn filters(args: &ExplainArgs, model: &Model) -> Result<()> {
     let path = args.out.join("filters.png");
     write_atomic_bytes(&path, &png(&picture::filters(&weights, shape))?)?;
     let [filters, height, width] = shape;
-    println!("{filters} filters of {height} × {width}: {}", path.display());
+    outln!("{filters} filters of {height} × {width}: {}", path.display())?;
     Ok(())
 }
 
@@ -235,7 +240,7 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
         })
     })?;
     progress.finish();
-    println!("{rows} vectors: {}", path.display());
+    outln!("{rows} vectors: {}", path.display())?;
     Ok(unreadable)
 }
 
@@ -276,12 +281,13 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
     if among.is_file() {
         features::read_npy(among, |name, vector| see(&name, &vector))?;
     } else {
-        let candidates = inputs::expand(&[among.to_path_buf()])?;
+        let Expanded { inputs: candidates, notes } = inputs::expand(&[among.to_path_buf()], args.recursive)?;
+        notes.iter().for_each(|note| log::warn!("{note}"));
         let progress = Progress::new("neighbors", Unit::Items("images"), Some(candidates.len() as u64), output);
         features::each(model, &candidates, batch_size, |input, vector| {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
-                Err(error) => log::warn!("{}: {error:#}", input.name()),
+                Err(error) => log::warn!("{}: {error:#}", printable(&input.name())),
             }
             progress.inc(1);
             Ok(())
@@ -294,7 +300,8 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
         let found = nearest.into_found();
         ensure!(!found.is_empty(), "{} has no other readable image", among.display());
         let read = |path: &str| Input::File(PathBuf::from(path)).read().ok();
-        let image = |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| model.preprocess().decode(&bytes).ok());
+        let image =
+            |bytes: Option<Vec<u8>>| bytes.and_then(|bytes| Some(model.preprocess().decode(&bytes).ok()?.image));
         let mut panels = Vec::new();
         // Standard input was already read, so its picture is omitted.
         if let Input::File(path) = input {
@@ -374,7 +381,7 @@ impl Sheet {
     fn finish(&mut self, out: &mut OutFolder) -> Result<()> {
         if !self.rows.is_empty() {
             let path = out.write("contact", "sheet", &picture::column(&std::mem::take(&mut self.rows)))?;
-            eprintln!("contact sheet: {}", path.display());
+            noteln!("contact sheet: {}", path.display());
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use runtime::{
     backend::BackendSpec,
     exit::ExitCode,
     files::write_atomic_bytes,
+    noteln, outln,
     progress::{Output, thousands},
 };
 
@@ -48,18 +49,16 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
             let graph = Graph::of(card.architecture, &network, size)?;
             write_atomic_bytes(&out, &onnx::encode(&graph, &card)?)?;
             let [height, width] = size;
-            eprintln!(
-                "input: float32 [batch, 3, {height}, {width}], normalized as the card says (metadata hearth.card)"
-            );
-            eprintln!("logits: float32 [batch, {}]; opset {}", card.classes.len(), onnx::OPSET);
+            noteln!("input: float32 [batch, 3, {height}, {width}], normalized as the card says (metadata hearth.card)");
+            noteln!("logits: float32 [batch, {}]; opset {}", card.classes.len(), onnx::OPSET);
         }
     }
     let bytes = std::fs::metadata(&out).with_context(|| format!("cannot read the size of {shown}"))?.len();
-    println!(
+    outln!(
         "{}, {} parameters, {} bytes: {shown}",
         card.architecture,
         thousands(network.num_parameters() as u64),
         thousands(bytes)
-    );
+    )?;
     Ok(ExitCode::Success)
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use models::{Architecture, ImageClassifier, NetworkConfig};
-use runtime::{backend::BackendSpec, exit::ExitCode, progress::thousands};
+use runtime::{backend::BackendSpec, exit::ExitCode, out, progress::thousands};
 use serde::Serialize;
 
 use super::print_json;
@@ -48,7 +48,7 @@ pub fn run(args: &ModelsArgs) -> Result<ExitCode> {
     match args.format {
         Format::Json => print_json(&list)?,
         Format::Text => {
-            print!("{}", text(&list));
+            out!("{}", text(&list))?;
             log::info!(
                 "`--weights resnet50` takes the first of a row, `--weights resnet50.IMAGENET1K_V1` the one named"
             );

@@ -1,17 +1,17 @@
 //! `infer serve`: serves a network over HTTP.
 
 use models::ImageClassifier;
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use anyhow::{Result, ensure};
-use datasets::DecodeError;
+use datasets::{DecodeError, DecodeOptions};
 use image::RgbImage;
 use infer::{
     Model,
     explain::{Explainer, Method},
     picture,
 };
-use runtime::{exit::ExitCode, progress::Output};
+use runtime::{exit::ExitCode, noteln, outln, progress::Output};
 use serde_json::json;
 use serve::{Engine, EngineError, Explanation, Options, RejectReason};
 
@@ -25,17 +25,20 @@ struct Served {
 }
 
 impl Engine for Served {
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason> {
-        self.model.preprocess().decode(bytes).map_err(|error| {
-            let message = error.to_string();
-            match error {
-                DecodeError::UnknownFormat { .. } | DecodeError::Unsupported { .. } => {
-                    RejectReason::Unsupported(message)
-                }
-                DecodeError::TooManyPixels { .. } | DecodeError::TooManyBytes { .. } => RejectReason::TooLarge(message),
-                _ => RejectReason::Damaged(message),
-            }
-        })
+    fn decoded_bytes(&self, bytes: &[u8]) -> Result<u64, RejectReason> {
+        let header = datasets::probe(bytes).map_err(reject)?;
+        let max_pixels = self.model.preprocess().options().limits.max_pixels;
+        let (width, height) = (header.width, header.height);
+        if u64::from(width) * u64::from(height) > max_pixels {
+            return Err(reject(DecodeError::TooManyPixels { width, height, max_pixels }));
+        }
+        Ok(header.decoded_bytes())
+    }
+
+    fn prepare(&self, bytes: &[u8], cancel: &Arc<AtomicBool>) -> Result<RgbImage, RejectReason> {
+        let preprocess = self.model.preprocess();
+        let options = DecodeOptions { cancel: Some(Arc::clone(cancel)), ..preprocess.options().clone() };
+        Ok(preprocess.decode_with(bytes, &options).map_err(reject)?.image)
     }
 
     fn classify(&self, images: &[RgbImage]) -> Result<Vec<Vec<f64>>, EngineError> {
@@ -87,6 +90,19 @@ fn without_folders(origin: &str) -> String {
     format!("{}{name}", &origin[..start])
 }
 
+fn reject(error: DecodeError) -> RejectReason {
+    let message = error.to_string();
+    match error {
+        DecodeError::UnknownFormat { .. } | DecodeError::Foreign { .. } | DecodeError::Unsupported { .. } => {
+            RejectReason::Unsupported(message)
+        }
+        DecodeError::TooManyPixels { .. } | DecodeError::TooManyBytes { .. } | DecodeError::TooMuchWork { .. } => {
+            RejectReason::TooLarge(message)
+        }
+        _ => RejectReason::Damaged(message),
+    }
+}
+
 pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     ensure!(args.token.as_deref() != Some(""), "the token is empty; omit it, or give one");
     ensure!(
@@ -99,8 +115,10 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     }
     let selected = select(&args.run.backend)?;
     let device = selected.device().clone();
-    let opened = open_weights(&args.weights, &args.load, &device, output)?;
+    let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
+    args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = model.with_max_pixels(args.decoding.max_pixels);
     let defaults = Options::default();
     let options = Options {
         addr: args.addr,
@@ -117,6 +135,7 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
         cors_origins: args.cors_origins.clone(),
         allowed_hosts: args.allowed_hosts.clone(),
         workers: args.workers.unwrap_or(defaults.workers),
+        max_decoding: args.max_decoding as usize,
         ..defaults
     };
     if !args.addr.ip().is_loopback() && args.token.is_none() {
@@ -124,8 +143,13 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     }
     let served = Served { model, backend: selected.spec().to_string() };
     let name = served.name();
-    serve::run(Arc::new(served), options, |addr| println!("serving {name}: http://{addr}"))?;
-    eprintln!("stopped");
+    serve::run(Arc::new(served), options, |addr| {
+        // A server answers whether or not somebody reads its output.
+        if let Err(error) = outln!("serving {name}: http://{addr}") {
+            log::warn!("{:#}", anyhow::Error::from(error));
+        }
+    })?;
+    noteln!("stopped");
     Ok(ExitCode::Success)
 }
 

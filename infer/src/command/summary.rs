@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use hub::{Card, ChannelOrder, Resize};
 use models::{Architecture, NetworkConfig, Summary};
-use runtime::{backend::BackendSpec, exit::ExitCode, progress::Output};
+use runtime::{backend::BackendSpec, exit::ExitCode, outln, progress::Output};
 use serde::Serialize;
 
 use super::{open_weights, print_json};
@@ -52,9 +52,9 @@ pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
         Format::Json => print_json(&described(&summary, card.as_ref()))?,
         Format::Text => {
             if let Some(card) = &card {
-                println!("{}", card_text(card));
+                outln!("{}", card_text(card))?;
             }
-            println!("{summary}");
+            outln!("{summary}")?;
         }
     }
     Ok(ExitCode::Success)

@@ -20,6 +20,7 @@ use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig, Outpu
 use runtime::{
     backend::{self, Backend, BackendSpec, DeviceSelector, compiled},
     exit::ExitCode,
+    noteln, out,
     progress::{Output, Progress, Unit},
 };
 use serde::{Deserialize, Serialize};
@@ -137,7 +138,7 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     progress.finish();
     match args.format {
         Format::Json => print_json(&rows)?,
-        Format::Text => print!("{}", text(&rows, args.tolerance, args.gradient_tolerance)),
+        Format::Text => out!("{}", text(&rows, args.tolerance, args.gradient_tolerance))?,
     }
     let any = |wanted: fn(&Outcome) -> bool| rows.iter().any(|row| wanted(&row.outcome));
     Ok(match (any(|o| matches!(o, Outcome::Differs(_))), any(|o| matches!(o, Outcome::NotRun { .. }))) {
@@ -187,7 +188,7 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
     // Drivers report errors by panicking, also on threads that are never joined. The first panic ends the process.
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.payload_as_str().unwrap_or("the backend panicked without a message");
-        eprintln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
+        noteln!("error: {}", message.split_whitespace().collect::<Vec<_>>().join(" "));
         std::process::exit(ExitCode::Failure.code().into());
     }));
     let software = backend::is_software_adapter(&device);

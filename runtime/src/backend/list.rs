@@ -85,8 +85,8 @@ pub fn devices(args: &DevicesArgs) -> Result<ExitCode> {
         environment: args::environment().filter(|value| !value.is_empty()),
     };
     match args.format {
-        ListFormat::Json => println!("{}", serde_json::to_string_pretty(&list).context("cannot write JSON")?),
-        ListFormat::Text => print!("{}", text(&list)),
+        ListFormat::Json => crate::outln!("{}", serde_json::to_string_pretty(&list).context("cannot write JSON")?)?,
+        ListFormat::Text => crate::out!("{}", text(&list))?,
     }
     Ok(ExitCode::Success)
 }

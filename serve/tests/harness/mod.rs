@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -26,12 +26,23 @@ pub struct Colors {
     /// The sizes of the batches so far.
     pub batches: Mutex<Vec<usize>>,
     pub prepared: AtomicUsize,
+    /// Whether decoding takes until it is cancelled.
+    pub hang: AtomicBool,
+    /// The number of images whose decoding was cancelled.
+    pub cancelled: AtomicUsize,
 }
 
 impl Colors {
     pub fn new(delay: Duration) -> Self {
         let classes = ["red", "green, the \"grass\"", "blue"].map(String::from).to_vec();
-        Self { classes, delay, batches: Mutex::default(), prepared: AtomicUsize::new(0) }
+        Self {
+            classes,
+            delay,
+            batches: Mutex::default(),
+            prepared: AtomicUsize::new(0),
+            hang: AtomicBool::new(false),
+            cancelled: AtomicUsize::new(0),
+        }
     }
 
     fn mean(image: &RgbImage) -> Vec<f64> {
@@ -43,7 +54,20 @@ impl Colors {
 }
 
 impl Engine for Colors {
-    fn prepare(&self, bytes: &[u8]) -> Result<RgbImage, RejectReason> {
+    fn decoded_bytes(&self, bytes: &[u8]) -> Result<u64, RejectReason> {
+        let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().expect("memory is read");
+        let (width, height) = reader.into_dimensions().unwrap_or_default();
+        Ok(u64::from(width) * u64::from(height) * 6)
+    }
+
+    fn prepare(&self, bytes: &[u8], cancel: &Arc<AtomicBool>) -> Result<RgbImage, RejectReason> {
+        if self.hang.load(Ordering::SeqCst) {
+            while !cancel.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            self.cancelled.fetch_add(1, Ordering::SeqCst);
+            return Err(RejectReason::Damaged("cancelled".into()));
+        }
         self.prepared.fetch_add(1, Ordering::SeqCst);
         let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().expect("memory is read");
         if reader.format().is_none() {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use runtime::progress::human_duration;
+use runtime::{noteln, progress::human_duration};
 use serde_json::json;
 use train::observer::{EpochReport, Observer, StepReport};
 
@@ -15,6 +15,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The format of progress on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lines {
+    /// Nothing.
+    Silent,
     /// Warnings only.
     Quiet,
     Text,
@@ -37,13 +39,13 @@ impl Printer {
         let StepReport { epoch, epochs, step_in_epoch, steps_per_epoch, loss, top1, .. } = *step;
         let (rate, speed) = (step.learning_rate, step.images_per_second);
         match self.lines {
-            Lines::Quiet => {}
-            Lines::Text => eprintln!(
+            Lines::Quiet | Lines::Silent => {}
+            Lines::Text => noteln!(
                 "epoch {epoch}/{epochs}  step {step_in_epoch}/{steps_per_epoch}  loss {loss:.4}  top-1 {top1:6.2} %  \
                  rate {rate:.3e}  {speed:.0} images/s{}",
                 step.time_left.map_or(String::new(), |left| format!("  {} left", human_duration(left))),
             ),
-            Lines::Json => eprintln!(
+            Lines::Json => noteln!(
                 "{}",
                 json!({
                     "event": "step", "epoch": epoch, "step": step.step, "loss": loss, "top1": top1,
@@ -58,16 +60,17 @@ impl Printer {
 impl Observer for Printer {
     fn on_note(&self, text: &str) {
         match self.lines {
-            Lines::Quiet => {}
-            Lines::Text => eprintln!("{text}"),
-            Lines::Json => eprintln!("{}", json!({ "event": "note", "text": text })),
+            Lines::Quiet | Lines::Silent => {}
+            Lines::Text => noteln!("{text}"),
+            Lines::Json => noteln!("{}", json!({ "event": "note", "text": text })),
         }
     }
 
     fn on_warning(&self, text: &str) {
         match self.lines {
-            Lines::Json => eprintln!("{}", json!({ "event": "warning", "text": text })),
-            _ => eprintln!("warning: {text}"),
+            Lines::Silent => {}
+            Lines::Json => noteln!("{}", json!({ "event": "warning", "text": text })),
+            _ => noteln!("warning: {text}"),
         }
     }
 
@@ -85,12 +88,12 @@ impl Observer for Printer {
         let times = &record.times;
         let advice = times.advice();
         match self.lines {
-            Lines::Quiet => {}
+            Lines::Quiet | Lines::Silent => {}
             Lines::Text => {
                 let width = epochs.to_string().len();
                 let average = record.average.map_or(String::new(), |a| format!("  average's {:.2} %", a.top1));
                 let left = time_left.map_or(String::new(), |left| format!("  {} left", human_duration(left)));
-                eprintln!(
+                noteln!(
                     "epoch {:>width$}/{epochs}  loss {:.4}  top-1 {:6.2} %  valid loss {:.4}  valid top-1 {:6.2} \
                      %{average}  {:.0} images/s{left}",
                     record.epoch,
@@ -102,19 +105,19 @@ impl Observer for Printer {
                 );
                 // The times of an epoch of a few seconds are of no use.
                 if times.total() > 5.0 {
-                    eprintln!("      time: {}", times.verdict());
+                    noteln!("      time: {}", times.verdict());
                 }
                 if times.bad_samples > 0 {
-                    eprintln!("      {} images could not be read or decoded (bad_samples.csv)", times.bad_samples);
+                    noteln!("      {} images could not be read or decoded (bad_samples.csv)", times.bad_samples);
                 }
                 if times.skipped_steps > 0 {
-                    eprintln!("      {} steps were skipped: loss or gradient not finite", times.skipped_steps);
+                    noteln!("      {} steps were skipped: loss or gradient not finite", times.skipped_steps);
                 }
                 if let Some(advice) = advice {
-                    eprintln!("      {advice}");
+                    noteln!("      {advice}");
                 }
             }
-            Lines::Json => eprintln!(
+            Lines::Json => noteln!(
                 "{}",
                 json!({
                     "event": "epoch", "epoch": record.epoch, "step": record.step, "train": record.train,

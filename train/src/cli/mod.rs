@@ -11,12 +11,15 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
-use datasets::BadSamples;
+use datasets::{BadSamples, OrientationPolicy};
 use hub::LoadOptions;
 use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
+    environment::parse_workers,
     exit,
+    logging::{self, Verbosity},
+    noteln,
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
     world::{self, WorldArgs},
@@ -42,11 +45,33 @@ pub struct Cli {
     #[command(flatten)]
     pub pretrain: PretrainArgs,
 
+    #[command(flatten, next_help_heading = "Output")]
+    pub verbosity: Verbosity,
+
     #[command(flatten)]
     pub kernels: KernelArgs,
 
     #[command(flatten)]
     pub ranks: WorldArgs,
+}
+
+impl Cli {
+    /// The format of log records, which is that of progress.
+    pub fn log_format(&self) -> logging::LogFormat {
+        let format = match &self.command {
+            None => self.pretrain.run.how.loading.log_format,
+            Some(Command::Pretrain(args)) => args.run.how.loading.log_format,
+            Some(Command::Finetune(args)) => args.run.how.loading.log_format,
+            Some(Command::Resume(args)) => args.loading.log_format,
+            Some(Command::LrFind(args)) => args.run.how.loading.log_format,
+            Some(Command::Study(StudyArgs { study: Study::Shortcuts(args) })) => args.how.loading.log_format,
+            Some(_) => LogFormat::Text,
+        };
+        match format {
+            LogFormat::Text => logging::LogFormat::Plain,
+            LogFormat::Json => logging::LogFormat::Json,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,9 +90,16 @@ pub enum Command {
   train finetune --weights resnet50 --data photos/ --auto
   train finetune --weights artifacts/my-run --data photos/ --freeze until=layer3")]
     Finetune(Box<FinetuneArgs>),
-    /// Resume an interrupted run, with bit-identical results
+    /// Resume an interrupted run, with bit-identical results, or continue a finished one
+    ///
+    /// Results are bit-identical unless something that they depend on has changed: the device, the images, the handling of
+    /// unreadable ones, or the number of epochs with a schedule that depends on it. A line says which it is, and run.json and
+    /// the report record what was changed.
     #[command(after_long_help = "Examples:
-  train resume artifacts/photos-resnet18-001")]
+  train resume artifacts/photos-resnet18-001
+  train resume artifacts/photos-resnet18-001 --data /new/place/photos
+  train resume artifacts/photos-resnet18-001 --bad-samples skip
+  train resume artifacts/photos-resnet18-001 --epochs 60")]
     Resume(ResumeArgs),
     /// Find a learning rate: raise it during a short training and locate the steepest fall of the loss
     #[command(after_long_help = "Examples:
@@ -262,17 +294,9 @@ pub struct PlanArgs {
     #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = positive)]
     pub link_gbit: f64,
 
-    /// Bytes per transmitted gradient value: 4 for f32, 2 for bf16 and f16
-    #[arg(long, value_name = "BYTES", default_value_t = 4.0, allow_negative_numbers = true, value_parser = positive)]
-    pub dtype_bytes: f64,
-
     /// Latency of a message of the ring in microseconds
     #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = not_negative)]
     pub latency_us: f64,
-
-    /// Fraction of the all-reduce that overlaps the backward pass, from 0 to 1; at most the duration of that pass
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, allow_negative_numbers = true, value_parser = share)]
-    pub overlap: f64,
 
     /// Images come from an object store over the network, not from a local disk
     #[arg(long)]
@@ -310,10 +334,6 @@ fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |number| number >= 0.0, "give 0 or a number above it")
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    number(text, |number| (0.0..=1.0).contains(&number), "give a number from 0 to 1")
-}
-
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
     /// Recipe: a shipped one (`train recipes` lists them) or a file; flags override its keys [default: digits, or
@@ -340,6 +360,8 @@ pub struct FinetuneArgs {
     pub recipe: String,
 
     /// Stages to freeze: no gradient, fixed BatchNorm statistics, no dropout
+    ///
+    /// They stay frozen unless --unfreeze-at is given too, whatever the recipe says.
     #[arg(help_heading = "Fine-tuning", long, value_name = "none|backbone|until=STAGE")]
     pub freeze: Option<Freeze>,
 
@@ -356,7 +378,7 @@ pub struct FinetuneArgs {
     pub layer_decay: Option<f64>,
 
     /// Run a linear probe, find a learning rate, then fine-tune the whole network with gradual unfreezing; report both
-    #[arg(help_heading = "Fine-tuning", long)]
+    #[arg(help_heading = "Fine-tuning", long, conflicts_with_all = ["freeze", "unfreeze_at", "unfreeze_per_epoch", "layer_decay"])]
     pub auto: bool,
 
     #[command(flatten)]
@@ -377,7 +399,7 @@ pub struct RunArgs {
     #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub val: Option<String>,
 
-    /// Fraction of the training images to hold out if there is no validation data
+    /// Fraction of each class to hold out if there is no validation data [default: 0.2]
     #[arg(help_heading = "Data", long, value_name = "FRACTION")]
     pub val_fraction: Option<f64>,
 
@@ -385,9 +407,17 @@ pub struct RunArgs {
     #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
     pub quarantine: Option<String>,
 
-    /// Handling of unreadable images
+    /// Handling of damaged and unreadable images
     #[arg(help_heading = "Data", long, value_enum)]
     pub bad_samples: Option<BadSamplesArg>,
+
+    /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored
+    #[arg(help_heading = "Data", long, value_name = "apply|ignore")]
+    pub orientation: Option<OrientationPolicy>,
+
+    /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
+    #[arg(help_heading = "Data", long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    pub max_pixels: Option<i64>,
 
     /// Number of epochs
     #[arg(help_heading = "Training", long, value_name = "N")]
@@ -456,15 +486,11 @@ pub struct HowArgs {
 
 #[derive(Debug, Args)]
 pub struct LoadingArgs {
-    /// Threads that decode and augment [default: one per core]
-    #[arg(help_heading = "Data", long, value_name = "N")]
+    /// Threads that decode and augment; 0 does that on the main thread [default: one per core]
+    #[arg(help_heading = "Data", long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
 
-    /// Show no progress, only the result
-    #[arg(help_heading = "Output", short, long)]
-    pub quiet: bool,
-
-    /// Format of progress on standard error
+    /// Format of progress and log lines on standard error
     #[arg(help_heading = "Output", long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 
@@ -496,11 +522,13 @@ pub enum DtypeArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BadSamplesArg {
-    /// Stop, naming archive, member, offset and cause
+    /// Stop at a damaged or unreadable one, naming archive, member, offset and cause
     Strict,
-    /// Skip the sample and count it
+    /// Decode damaged ones as far as possible, with a warning; stop at an unreadable one
+    Warn,
+    /// Warn of damaged ones; skip an unreadable one and count it
     Skip,
-    /// Substitute another sample and count it
+    /// Warn of damaged ones; substitute another sample for an unreadable one and count it
     Substitute,
 }
 
@@ -509,6 +537,7 @@ impl From<BadSamplesArg> for &'static str {
         // The names in a recipe.
         match policy {
             BadSamplesArg::Strict => "strict",
+            BadSamplesArg::Warn => "warn",
             BadSamplesArg::Skip => "skip",
             BadSamplesArg::Substitute => "substitute",
         }
@@ -517,7 +546,7 @@ impl From<BadSamplesArg> for &'static str {
 
 const _: fn(BadSamples) = |policy| match policy {
     // One argument for each policy.
-    BadSamples::Strict | BadSamples::Skip | BadSamples::Substitute => {}
+    BadSamples::Strict | BadSamples::Warn | BadSamples::Skip | BadSamples::Substitute => {}
 };
 
 #[derive(Debug, Args)]
@@ -525,6 +554,26 @@ pub struct ResumeArgs {
     /// Run folder
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+
+    /// Training data, if it was moved: the same images and labels
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
+    pub data: Option<String>,
+
+    /// Validation data, if it was moved
+    #[arg(help_heading = "Data", long, value_name = "DATA")]
+    pub val: Option<String>,
+
+    /// Exclude the samples listed in this file from here on
+    #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
+    pub quarantine: Option<String>,
+
+    /// Handling of unreadable images from here on
+    #[arg(help_heading = "Data", long, value_enum)]
+    pub bad_samples: Option<BadSamplesArg>,
+
+    /// Number of epochs in all; more than before continue a finished run
+    #[arg(help_heading = "Training", long, value_name = "N")]
+    pub epochs: Option<i64>,
 
     #[command(flatten)]
     pub load: LoadOptions,
@@ -618,11 +667,12 @@ pub struct ShortcutsArgs {
 }
 
 impl LoadingArgs {
-    fn lines(&self) -> Lines {
-        match (self.quiet, self.log_format) {
-            (true, _) => Lines::Quiet,
-            (false, LogFormat::Text) => Lines::Text,
-            (false, LogFormat::Json) => Lines::Json,
+    fn lines(&self, verbosity: Verbosity) -> Lines {
+        match self.log_format {
+            _ if verbosity.is_silent() => Lines::Silent,
+            _ if verbosity.is_quiet() => Lines::Quiet,
+            LogFormat::Text => Lines::Text,
+            LogFormat::Json => Lines::Json,
         }
     }
 
@@ -630,13 +680,13 @@ impl LoadingArgs {
     ///
     /// # Errors
     /// Where a device does not open, or the processes of this host cannot share `--devices` alike.
-    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>) -> anyhow::Result<Options> {
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, verbosity: Verbosity) -> anyhow::Result<Options> {
         let world = world::world();
         let selected = match &self.devices {
             Some(devices) => backend::select_named(&devices.of(world.local_rank(), world.local_size())?)?,
             None => vec![self.backend.select()?],
         };
-        let lines = if world.is_root() { self.lines() } else { Lines::Quiet };
+        let lines = if world.is_root() { self.lines(verbosity) } else { Lines::Silent };
         announce(&selected, lines);
         Ok(Options {
             artifacts,
@@ -645,8 +695,8 @@ impl LoadingArgs {
             observer: Arc::new(Printer::new(lines)),
             progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
             dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
-            experiment_log: true,
-            stop: interrupt::flag(),
+            stop: interrupt::stop_flag(),
+            save: interrupt::save_flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),
         })
@@ -656,20 +706,33 @@ impl LoadingArgs {
 /// Says which devices compute.
 pub fn announce(selected: &[Selected], lines: Lines) {
     match lines {
-        Lines::Quiet => {}
+        Lines::Quiet | Lines::Silent => {}
         Lines::Text => {
-            eprintln!("{}", backend::device_line(selected));
+            noteln!("{}", backend::device_line(selected));
             if let Some(warning) = selected.first().and_then(Selected::warning) {
-                eprintln!("warning: {warning}");
+                noteln!("warning: {warning}");
             }
         }
-        Lines::Json => eprintln!("{}", backend::device_json(selected)),
+        Lines::Json => noteln!("{}", backend::device_json(selected)),
     }
 }
 
 impl HowArgs {
-    pub fn options(&self) -> anyhow::Result<Options> {
-        self.loading.options(self.artifacts.clone(), self.out.clone())
+    pub fn options(&self, verbosity: Verbosity) -> anyhow::Result<Options> {
+        self.loading.options(self.artifacts.clone(), self.out.clone(), verbosity)
+    }
+}
+
+impl ResumeArgs {
+    /// What the flags change in the recipe.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = Overrides::default();
+        overrides.set("data.train", self.data.clone());
+        overrides.set("data.valid", self.val.clone());
+        overrides.set("data.quarantine", self.quarantine.clone());
+        overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("epochs", self.epochs);
+        overrides
     }
 }
 
@@ -682,6 +745,8 @@ impl RunArgs {
         overrides.set("data.val_fraction", self.val_fraction);
         overrides.set("data.quarantine", self.quarantine.clone());
         overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("images.orientation", self.orientation.map(|policy| policy.to_string()));
+        overrides.set("images.max_pixels", self.max_pixels);
         overrides.set("epochs", self.epochs);
         overrides.set("batch_size", self.batch_size);
         overrides.set("schedule.learning_rate", self.lr);

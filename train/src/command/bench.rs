@@ -12,6 +12,8 @@ use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
+    logging::Verbosity,
+    noteln, outln,
     progress::{Output, Progress, Unit},
 };
 use serde::{Deserialize, Serialize};
@@ -66,13 +68,17 @@ struct Row {
     cpu: String,
 }
 
-pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+pub fn run(args: &BenchArgs, verbosity: Verbosity) -> Result<ExitCode> {
     if args.in_process {
         return in_process(args);
     }
     let architectures = if args.architectures.is_empty() { USUAL.to_vec() } else { args.architectures.clone() };
     let selected = backend::select_all(&args.backends)?;
-    let lines = if args.format == LogFormat::Json { Lines::Json } else { Lines::Text };
+    let lines = match args.format {
+        _ if verbosity.is_quiet() => Lines::Quiet,
+        LogFormat::Json => Lines::Json,
+        LogFormat::Text => Lines::Text,
+    };
     announce(&selected, lines);
     let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
     let choices = if args.compare_kernels {
@@ -81,9 +87,14 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         vec![kernels::kernel_mode()]
     };
     let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
-    let progress = Progress::new("bench", Unit::Items("measurements"), Some(total as u64), Output::from_quiet(false));
+    let progress = Progress::new(
+        "bench",
+        Unit::Items("measurements"),
+        Some(total as u64),
+        Output::from_quiet(verbosity.is_quiet()),
+    );
     if args.format == LogFormat::Text {
-        runtime::progress::suspend(|| println!("{}", Row::HEADER));
+        outln!("{}", Row::HEADER)?;
     }
     let mut failed = 0;
     for architecture in &architectures {
@@ -91,20 +102,18 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
             for batch in &args.batch_sizes {
                 for choice in &choices {
                     match in_child(args, *architecture, backend, *batch, *choice)? {
-                        Ok(row) => runtime::progress::suspend(|| {
+                        Ok(row) => {
                             match args.format {
-                                LogFormat::Text => println!("{}", row.text()),
-                                LogFormat::Json => println!("{}", serde_json::to_string(&row).unwrap_or_default()),
+                                LogFormat::Text => outln!("{}", row.text())?,
+                                LogFormat::Json => outln!("{}", serde_json::to_string(&row).unwrap_or_default())?,
                             }
                             if let Some(warning) = &row.warning {
-                                eprintln!("warning: {architecture} on {backend}, {batch} images: {warning}");
+                                noteln!("warning: {architecture} on {backend}, {batch} images: {warning}");
                             }
-                        }),
+                        }
                         Err(reason) => {
                             failed += 1;
-                            runtime::progress::suspend(|| {
-                                eprintln!("error: {architecture} on {backend}, {batch} images: {reason}");
-                            });
+                            noteln!("error: {architecture} on {backend}, {batch} images: {reason}");
                         }
                     }
                     progress.inc(1);
@@ -205,7 +214,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         import_rss_mb,
         cpu: environment::cpu(),
     };
-    println!("{}", serde_json::to_string(&row)?);
+    outln!("{}", serde_json::to_string(&row)?)?;
     Ok(ExitCode::Success)
 }
 

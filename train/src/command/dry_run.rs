@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use runtime::{exit::ExitCode, progress::human_duration};
+use runtime::{exit::ExitCode, outln, progress::human_duration};
 use train::{
     estimate::estimate,
     training::{Options, Prepared},
@@ -12,7 +12,7 @@ use train::{
 pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
     let Some(estimate) = estimate(prepared, options)? else { return Ok(ExitCode::Interrupted) };
     let span = |seconds: f64| human_duration(Duration::from_secs_f64(seconds));
-    println!(
+    outln!(
         "{} on {} images, {} held out: {} epochs of {} steps of {} images",
         estimate.architecture,
         estimate.train_images,
@@ -20,15 +20,15 @@ pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
         estimate.epochs,
         estimate.steps_per_epoch,
         estimate.images_per_step,
-    );
-    println!("a step            {:.3} s ({:.0} % of it waiting for images)", estimate.step, estimate.waiting_percent);
-    println!("training          {}", span(estimate.training));
-    println!("validation        {}", span(estimate.validation));
-    println!("checkpoints       {} ({:.2} s each)", span(estimate.checkpoints), estimate.checkpoint);
-    println!("the whole run     {}", span(estimate.total()));
+    )?;
+    outln!("a step            {:.3} s ({:.0} % of it waiting for images)", estimate.step, estimate.waiting_percent)?;
+    outln!("training          {}", span(estimate.training))?;
+    outln!("validation        {}", span(estimate.validation))?;
+    outln!("checkpoints       {} ({:.2} s each)", span(estimate.checkpoints), estimate.checkpoint)?;
+    outln!("the whole run     {}", span(estimate.total()))?;
     match estimate.peak_memory {
-        Some(bytes) => println!("memory            {:.2} GB at the most so far, on the host", bytes as f64 / 1e9),
-        None => println!("memory            not known on this system"),
+        Some(bytes) => outln!("memory            {:.2} GB at the most so far, on the host", bytes as f64 / 1e9)?,
+        None => outln!("memory            not known on this system")?,
     }
     Ok(ExitCode::Success)
 }

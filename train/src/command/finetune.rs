@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, logging::Verbosity};
 use train::{
     lr_finder, probe,
     recipe::{self, Overrides, Transfer},
-    training::{self, Options, Prepared},
+    training::{self, End, Options, Prepared},
 };
 
-use super::{conclude, dry_run};
+use super::{conclude, dry_run, print};
 use crate::cli::FinetuneArgs;
 
-pub fn run(args: &FinetuneArgs) -> Result<ExitCode> {
-    let options = args.run.how.options()?;
+pub fn run(args: &FinetuneArgs, verbosity: Verbosity) -> Result<ExitCode> {
+    let options = args.run.how.options(verbosity)?;
     if args.auto {
         return auto(args, &options);
     }
@@ -33,7 +33,11 @@ fn prepare(
     more: Overrides,
     options: &Options,
 ) -> Result<Prepared> {
-    let mut overrides = args.run.overrides()?;
+    let mut overrides = Overrides::default();
+    if args.freeze.is_some() {
+        unfreeze_never(&mut overrides);
+    }
+    overrides.extend(args.run.overrides()?);
     overrides.set("transfer.weights", weights);
     overrides.set("transfer.freeze", args.freeze.clone().map(String::from));
     overrides.set("transfer.unfreeze_at", args.unfreeze_at);
@@ -64,11 +68,17 @@ fn prepare(
     training::prepare(recipe, &args.load, options)
 }
 
+/// Removes what a recipe says about unfreezing: stages that are to be frozen stay so, unless flags say otherwise.
+fn unfreeze_never(overrides: &mut Overrides) {
+    overrides.remove("transfer.unfreeze_at");
+    overrides.remove("transfer.unfreeze_per_epoch");
+}
+
 /// A linear probe; a search for the rate; then the whole network, from the head down.
 fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     ensure!(options.out.is_none(), "--auto makes several runs: give --artifacts in place of --out");
     let weights = args.weights.as_deref();
-    eprintln!("1 of 3: a linear probe on the features of the frozen network");
+    log::info!("1 of 3: a linear probe on the features of the frozen network");
     let mut of_probe = Overrides::default();
     // The command line's own are for the whole network.
     of_probe.set("epochs", Some(30));
@@ -77,10 +87,14 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
     of_probe.set("transfer.weights", weights);
     let probe = probe::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
+    if !matches!(probe.end, End::Finished) {
+        return conclude(probe);
+    }
     let head = probe.run.display().to_string();
 
-    eprintln!("2 of 3: a search for the rate, from the probe's head");
+    log::info!("2 of 3: a search for the rate, from the probe's head");
     let mut thawed = Overrides::default();
+    unfreeze_never(&mut thawed);
     thawed.set("transfer.freeze", Some("none"));
     thawed.parse("transfer.layer_decay = 0.8")?;
     let prepared = prepare(args, &args.recipe, Some(&head), thawed, options)?;
@@ -89,9 +103,9 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     let rate = args.run.lr.or(found).context(
         "no rate was found: the loss fell nowhere. Is the network as it should be? --lr gives a rate by hand",
     )?;
-    eprintln!("rate {rate:.2e}; chart: {}", chart.display());
+    log::info!("rate {rate:.2e}; chart: {}", chart.display());
 
-    eprintln!("3 of 3: the whole network, from the head down");
+    log::info!("3 of 3: the whole network, from the head down");
     let mut gradual = Overrides::default();
     gradual.set("schedule.learning_rate", Some(rate));
     gradual.set("transfer.freeze", Some("backbone"));
@@ -103,13 +117,14 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
 
     let comparison = options.artifacts.join(format!("{}-auto.html", tuned.info.name));
     report::compare(&[probe.run.clone(), tuned.run.clone()], &comparison)?;
+    let mut text = String::new();
     for (what, finished) in [("linear probe", &probe), ("whole network", &tuned)] {
         if let Some(result) = &finished.info.result {
             let n = finished.info.data.valid_images;
             let count = report::stats::Count::from_percent(result.best.top1, n);
             let ((low, high), right) = (count.wilson(), count.hits);
-            println!(
-                "{what}: top-1 {:.2} % ({right} of {n}; 95 % interval {:.1} to {:.1} %)  {}",
+            text += &format!(
+                "{what}: top-1 {:.2} % ({right} of {n}; 95 % interval {:.1} to {:.1} %)  {}\n",
                 result.best.top1,
                 low,
                 high,
@@ -117,7 +132,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
             );
         }
     }
-    println!("comparison: {}", comparison.display());
+    print(&tuned, &format!("{text}comparison: {}\n", comparison.display()));
     conclude(tuned)
 }
 

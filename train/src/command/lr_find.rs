@@ -2,19 +2,19 @@
 
 use anyhow::{Result, ensure};
 use hub::LoadOptions;
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, logging::Verbosity, outln};
 use train::{lr_finder, recipe, training};
 
 use crate::cli::LrFindArgs;
 
-pub fn run(args: &LrFindArgs) -> Result<ExitCode> {
+pub fn run(args: &LrFindArgs, verbosity: Verbosity) -> Result<ExitCode> {
     ensure!(
         args.from > 0.0 && args.from < args.to && args.to.is_finite(),
         "the rates go from --from {} to --to {}: both are positive and the first is the smaller",
         args.from,
         args.to
     );
-    let options = args.run.how.options()?;
+    let options = args.run.how.options(verbosity)?;
     let mut overrides = args.run.overrides()?;
     let default = match (&args.weights, args.run.data.as_deref()) {
         (Some(_), _) => "finetune",
@@ -36,9 +36,9 @@ pub fn run(args: &LrFindArgs) -> Result<ExitCode> {
     };
     let found = lr_finder::sweep(prepared, (args.from, args.to), args.steps, &args.chart, &options)?;
     match found {
-        Some(rate) => println!("suggested: --lr {rate:.2e}"),
-        None => println!("no suggestion: the loss fell nowhere; try other limits by --from and --to, or more --steps"),
+        Some(rate) => outln!("suggested: --lr {rate:.2e}")?,
+        None => outln!("no suggestion: the loss fell nowhere; try other limits by --from and --to, or more --steps")?,
     }
-    println!("chart: {}", args.chart.display());
+    outln!("chart: {}", args.chart.display())?;
     Ok(ExitCode::Success)
 }

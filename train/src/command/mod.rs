@@ -15,45 +15,45 @@ mod dry_run;
 use std::time::Duration;
 
 use ::report::format::{RunKind, Score};
-use runtime::{exit::ExitCode, progress::human_duration, world::world};
+use runtime::{exit::ExitCode, noteln, out, progress::human_duration, world::world};
 use train::training::{End, Finished};
 
 /// Prints the result of a run and returns the exit code.
 pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let (steps, seconds) = (finished.steps(), finished.seconds());
-    let Finished { run, info, end, .. } = finished;
-    let shown = run.display();
+    let shown = finished.run.display().to_string();
     if !world().is_root() {
-        return match end {
+        return match finished.end {
             End::Failed(error) => Err(error),
             End::Interrupted => Ok(ExitCode::Interrupted),
             End::Finished => Ok(ExitCode::Success),
         };
     }
-    match end {
+    let is_probe = finished.info.kind == RunKind::Probe;
+    match finished.end {
         End::Failed(error) => {
-            return Err(error.context(format!(
-                "training stopped; what was written is in {shown}, and `train resume {shown}` goes on from its last \
-                 checkpoint"
-            )));
-        }
-        End::Interrupted if info.kind == RunKind::Probe => {
-            println!("run: {shown}");
-            eprintln!("stopped; start it again: the features are kept");
-            return Ok(ExitCode::Interrupted);
+            let next = match is_probe {
+                true => "start it again when the cause is gone".to_string(),
+                false => format!("`train resume {shown}` goes on from its last checkpoint"),
+            };
+            return Err(error.context(format!("training stopped; what was written is in {shown}, and {next}")));
         }
         End::Interrupted => {
-            println!("run: {shown}");
-            eprintln!("stopped after step {}; go on with: cargo run -p train -- resume {shown}", steps);
+            print(&finished, &format!("run: {shown}\n"));
+            match is_probe {
+                true => noteln!("stopped; start it again: complete features are kept"),
+                false => noteln!("stopped after step {steps}; go on with: cargo run -p train -- resume {shown}"),
+            }
             return Ok(ExitCode::Interrupted);
         }
         End::Finished => {}
     }
-    if let Some(result) = &info.result {
-        let n = info.data.valid_images;
-        let line = |what: String, score: &Score| {
+    let mut results = String::new();
+    if let Some(result) = &finished.info.result {
+        let n = finished.info.data.valid_images;
+        let mut line = |what: String, score: &Score| {
             let right = (score.top1 / 100.0 * n as f64).round();
-            println!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})", score.top1);
+            results += &format!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})\n", score.top1);
         };
         let best = result.best_epoch.map_or("best epoch".to_string(), |epoch| format!("best epoch ({epoch})"));
         line(best, &result.best);
@@ -64,10 +64,19 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
             line("average of the weights".to_string(), ema);
         }
     }
-    println!("run: {shown}");
-    eprintln!(
+    print(&finished, &format!("{results}run: {shown}\n"));
+    log::info!(
         "took {}; report: {shown}/report.html; try: cargo run -p infer -- classify IMAGE --weights {shown}",
         human_duration(Duration::from_secs_f64(seconds))
     );
     Ok(ExitCode::Success)
+}
+
+/// Prints results of a run. They are in its folder too, so it is no error if standard output is closed or full.
+pub fn print(finished: &Finished, text: &str) {
+    if let Err(error) = out!("{text}") {
+        let warning = format!("{:#}; the results are in {}", anyhow::Error::from(error), finished.run.display());
+        finished.warn(&warning);
+        noteln!("warning: {warning}");
+    }
 }

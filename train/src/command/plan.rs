@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use models::{Architecture, ImageClassifier, NetworkConfig};
-use runtime::{backend::BackendSpec, exit::ExitCode, progress::thousands};
+use runtime::{backend::BackendSpec, exit::ExitCode, noteln, out, outln, progress::thousands};
 use serde::Serialize;
 use train::scale::{Estimate, Figures, RATE_IMAGES, Resource};
 
@@ -46,14 +46,14 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let rows = args.devices.iter().map(|&devices| figures.estimate(devices)).collect();
     let plan = Plan { architecture: args.architecture, figures, rows };
     match args.format {
-        PlanFormat::Text => print!("{}", plan.text()),
-        PlanFormat::Json => println!("{}", serde_json::to_string_pretty(&plan)?),
+        PlanFormat::Text => out!("{}", plan.text())?,
+        PlanFormat::Json => outln!("{}", serde_json::to_string_pretty(&plan)?)?,
         PlanFormat::Csv => {
             let mut table = csv::Writer::from_writer(Vec::new());
             for row in &plan.rows {
                 table.serialize(row)?;
             }
-            print!("{}", String::from_utf8(table.into_inner()?)?);
+            out!("{}", String::from_utf8(table.into_inner()?)?)?;
         }
     }
     Ok(ExitCode::Success)
@@ -68,7 +68,6 @@ fn figures(args: &PlanArgs) -> Result<Figures> {
     let parameters = config.init(&BackendSpec::host()?.device()?).num_parameters() as u64;
     Ok(Figures {
         parameters,
-        dtype_bytes: args.dtype_bytes,
         images_per_s: images_per_s(args)?,
         batch_size: args.batch_size,
         devices_per_host: args.devices_per_host,
@@ -82,7 +81,6 @@ fn figures(args: &PlanArgs) -> Result<Figures> {
         network_gbit: args.network_gbit,
         link_gbit: args.link_gbit,
         latency_us: args.latency_us,
-        overlap: args.overlap,
         remote: args.remote,
     })
 }
@@ -100,7 +98,7 @@ fn images_per_s(args: &PlanArgs) -> Result<f64> {
          give --images-per-s"
     );
     let figure = measured.map_or(f64::NAN, |(_, figure)| *figure);
-    eprintln!(
+    noteln!(
         "a device is taken to be two cores, which train {architecture} at {figure} images/s (docs/performance.md); for \
          yours, measure `train bench {architecture}` and give --images-per-s"
     );

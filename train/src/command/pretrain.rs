@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hub::LoadOptions;
 use report::format::RunKind;
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, logging::Verbosity};
 use train::{
     recipe::{self, Recipe},
     training,
@@ -12,9 +12,9 @@ use train::{
 use super::{conclude, dry_run};
 use crate::cli::PretrainArgs;
 
-pub fn run(args: &PretrainArgs) -> Result<ExitCode> {
+pub fn run(args: &PretrainArgs, verbosity: Verbosity) -> Result<ExitCode> {
     let recipe = recipe(args)?;
-    let options = args.run.how.options()?;
+    let options = args.run.how.options(verbosity)?;
     let prepared = training::prepare(recipe, &LoadOptions::default(), &options)?;
     if args.run.dry_run {
         return dry_run::run(prepared, &options);

@@ -1,7 +1,7 @@
 //! `train recipes`: what is shipped.
 
 use anyhow::Result;
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, out, outln};
 use train::recipe::{self, Overrides, SHIPPED};
 
 use crate::cli::RecipesArgs;
@@ -12,14 +12,14 @@ pub fn run(args: &RecipesArgs) -> Result<ExitCode> {
             // An unknown name is told as everywhere.
             recipe::load(name, &Overrides::default())?;
             match SHIPPED.iter().find(|shipped| shipped.name == name) {
-                Some(shipped) => print!("{}", shipped.text),
-                None => print!("{}", std::fs::read_to_string(name)?),
+                Some(shipped) => out!("{}", shipped.text)?,
+                None => out!("{}", std::fs::read_to_string(name)?)?,
             }
         }
         None => {
             let width = SHIPPED.iter().map(|shipped| shipped.name.len()).max().unwrap_or(0);
             for shipped in SHIPPED {
-                println!("{:width$}  {}", shipped.name, shipped.headline());
+                outln!("{:width$}  {}", shipped.name, shipped.headline())?;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use models::Architecture;
-use runtime::exit::ExitCode;
+use runtime::{exit::ExitCode, logging::Verbosity, outln};
 use train::{
     recipe::{self, Overrides, Recipe},
     study,
@@ -10,23 +10,23 @@ use train::{
 
 use crate::cli::{ShortcutsArgs, Study, StudyArgs};
 
-pub fn run(args: &StudyArgs) -> Result<ExitCode> {
+pub fn run(args: &StudyArgs, verbosity: Verbosity) -> Result<ExitCode> {
     match &args.study {
-        Study::Shortcuts(args) => shortcuts(args),
+        Study::Shortcuts(args) => shortcuts(args, verbosity),
     }
 }
 
-fn shortcuts(args: &ShortcutsArgs) -> Result<ExitCode> {
-    let options = args.how.options()?;
+fn shortcuts(args: &ShortcutsArgs, verbosity: Verbosity) -> Result<ExitCode> {
+    let options = args.how.options(verbosity)?;
     let Some((folder, trained)) = study::shortcuts(|architecture| recipe(args, architecture), &options)? else {
         return Ok(ExitCode::Interrupted);
     };
-    println!("{:10} {:>16} {:>18}", "network", "training error", "validation error");
+    outln!("{:10} {:>16} {:>18}", "network", "training error", "validation error")?;
     for trained in &trained {
         let (train, valid) = trained.errors();
-        println!("{:10} {train:14.2} % {valid:16.2} %", trained.architecture.name());
+        outln!("{:10} {train:14.2} % {valid:16.2} %", trained.architecture.name())?;
     }
-    println!("study: {}", folder.join("study.html").display());
+    outln!("study: {}", folder.join("study.html").display())?;
     Ok(ExitCode::Success)
 }
 

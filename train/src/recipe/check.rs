@@ -4,6 +4,17 @@ use anyhow::{bail, ensure};
 
 use super::{Decay, Error, OptimizerName, Recipe};
 
+/// Above these numbers a value is a slip, and sums and products of several would not fit.
+const MOST_EPOCHS: usize = 1_000_000;
+const MOST_IMAGES: usize = 1_000_000;
+const MOST_REPEATS: usize = 1000;
+const MOST_PIXELS: usize = 16_384;
+
+fn at_most(key: &str, value: usize, most: usize) -> anyhow::Result<()> {
+    ensure!(value <= most, "{key} is {value}; the most is {most}");
+    Ok(())
+}
+
 impl Recipe {
     /// Checks that the values are valid and fit each other.
     ///
@@ -18,6 +29,10 @@ impl Recipe {
         ensure!(*epochs > 0, "epochs is 0: nothing to train");
         ensure!(*batch_size > 0, "batch_size is 0: a batch needs at least one image");
         ensure!(*accumulate > 0, "accumulate is 0: a step needs at least one forward pass");
+        at_most("epochs", *epochs, MOST_EPOCHS)?;
+        at_most("batch_size", *batch_size, MOST_IMAGES)?;
+        at_most("accumulate", *accumulate, MOST_IMAGES)?;
+        at_most("schedule.per_images", self.schedule.per_images.unwrap_or(0), MOST_IMAGES)?;
         ensure!(*max_bad_steps > 0, "max_bad_steps is 0: write 1 to stop at the first");
         self.check_data()?;
         self.check_images()?;
@@ -34,8 +49,17 @@ impl Recipe {
             "data.train is empty: name the images, for instance a folder with one folder per class"
         );
         ensure!(data.repeats > 0, "data.repeats is 0; 1 means no repetition");
+        at_most("data.repeats", data.repeats, MOST_REPEATS)?;
+        ensure!(
+            data.order == super::DataOrder::Shuffled || (data.repeats == 1 && !data.balanced),
+            "data.order is \"windowed\", which goes with neither data.repeats nor data.balanced"
+        );
         if let Some(fraction) = data.val_fraction {
-            ensure!(fraction > 0.0 && fraction < 1.0, "data.val_fraction is {fraction}; it lies between 0 and 1");
+            ensure!(
+                fraction > 0.0 && fraction < 1.0,
+                "data.val_fraction is {fraction}; it is above 0 and below 1, because the best epoch is selected on \
+                 validation images: name others in data.valid to train on all of data.train"
+            );
         }
         Ok(())
     }
@@ -53,7 +77,18 @@ impl Recipe {
             images.eval.crop,
             images.eval.resize
         );
-        ensure!(crop <= 16_384 && images.eval.resize <= 16_384, "images.eval goes up to 16384 pixels");
+        ensure!(
+            crop <= MOST_PIXELS && images.eval.resize as usize <= MOST_PIXELS,
+            "images.eval goes up to {MOST_PIXELS} pixels"
+        );
+        ensure!(size <= MOST_PIXELS, "images.train makes images of {size} pixels; the most are {MOST_PIXELS}");
+        for phase in &images.sizes {
+            ensure!(
+                (1..=MOST_PIXELS).contains(&(phase.size as usize)),
+                "images.sizes has a size of {} pixels; it goes from 1 to {MOST_PIXELS}",
+                phase.size
+            );
+        }
         for side in [size, crop].into_iter().chain(images.sizes.iter().map(|phase| phase.size as usize)) {
             self.architecture.check_input([side, side])?;
         }
@@ -188,6 +223,11 @@ impl Recipe {
             );
             ensure!(transfer.unfreeze_at != Some(0), "transfer.unfreeze_at counts epochs from 1");
             ensure!(
+                transfer.freeze != super::Freeze::None || transfer.unfreeze_at.is_none(),
+                "transfer.unfreeze_at unfreezes nothing, since transfer.freeze is \"none\": leave it out, or name the stages \
+                 to freeze"
+            );
+            ensure!(
                 transfer.unfreeze_per_epoch.is_none_or(|stages| stages > 0 && transfer.unfreeze_at.is_some()),
                 "transfer.unfreeze_per_epoch is a number of stages above 0, and needs transfer.unfreeze_at"
             );
@@ -215,7 +255,16 @@ mod tests {
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
         type Break = fn(&mut Recipe);
-        let broken: [(&str, Break); 14] = [
+        let broken: [(&str, Break); 20] = [
+            ("epochs is 9223372036854775807", |recipe| recipe.epochs = i64::MAX as usize),
+            ("batch_size is 9223372036854775807", |recipe| recipe.batch_size = i64::MAX as usize),
+            ("accumulate", |recipe| recipe.accumulate = usize::MAX),
+            ("data.repeats", |recipe| recipe.data.repeats = usize::MAX),
+            ("images.sizes", |recipe| recipe.images.sizes = vec![super::super::Phase { epoch: 1, size: u32::MAX }]),
+            ("windowed", |recipe| {
+                recipe.data.order = super::super::DataOrder::Windowed;
+                recipe.data.balanced = true;
+            }),
             ("epochs", |recipe| recipe.epochs = 0),
             ("batch_size", |recipe| recipe.batch_size = 0),
             ("accumulate", |recipe| recipe.accumulate = 0),

@@ -1,6 +1,9 @@
 //! How images become the network's input, in training and in validation.
 
-use datasets::transforms::{EvalTransform, Pipeline, Transform, batch::BatchTransforms};
+use datasets::{
+    DecodeOptions, OrientationPolicy,
+    transforms::{EvalTransform, Pipeline, Transform, batch::BatchTransforms},
+};
 use hub::{ChannelOrder, Preprocess};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +27,12 @@ pub struct Images {
     /// The order of the channels in the network's input.
     #[serde(default = "rgb")]
     pub channel_order: ChannelOrder,
+    /// What becomes of the orientation in the images' metadata.
+    #[serde(default)]
+    pub orientation: OrientationPolicy,
+    /// The largest number of pixels of an image, before any transform; Pillow's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<u64>,
     /// Progressive resizing: from the epoch on, training images have this side.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sizes: Vec<Phase>,
@@ -47,6 +56,15 @@ impl Images {
     /// The side of training images in pixels, before any progressive resizing.
     pub fn size(&self) -> Option<usize> {
         self.train.output_size().map(|[height, _]| height)
+    }
+
+    /// How images are decoded.
+    pub fn decoding(&self) -> DecodeOptions {
+        let options = DecodeOptions { orientation: self.orientation, ..DecodeOptions::default() };
+        match self.max_pixels {
+            Some(max_pixels) => options.max_pixels(max_pixels),
+            None => options,
+        }
     }
 
     /// The training transforms of each phase, with the epoch, from 0, at which it begins.
@@ -120,6 +138,7 @@ impl Images {
             channel_order: self.channel_order,
             mean: self.mean,
             std: self.std,
+            orientation: Some(self.orientation),
         }
     }
 
@@ -163,6 +182,21 @@ mod tests {
         let mut images = shipped("imagenet-classic").unwrap().images;
         images.set_size(64).unwrap();
         assert_eq!((images.size(), images.eval.resize, images.eval.crop), (Some(64), 73, 64));
+    }
+
+    #[test]
+    fn how_images_are_decoded_is_recorded_in_recipe_and_card() {
+        use datasets::OrientationPolicy;
+        let mut overrides = crate::recipe::Overrides::default();
+        let recipe = crate::recipe::load("digits", &overrides).unwrap();
+        assert_eq!(recipe.images.decoding().orientation, OrientationPolicy::Apply);
+        assert!(recipe.to_toml().contains("orientation = \"apply\""));
+        overrides.parse("images.orientation=ignore").unwrap();
+        overrides.parse("images.max_pixels=300000000").unwrap();
+        let recipe = crate::recipe::load("digits", &overrides).unwrap();
+        let options = recipe.images.decoding();
+        assert_eq!((options.orientation, options.limits.max_pixels), (OrientationPolicy::Ignore, 300_000_000));
+        assert_eq!(recipe.images.preprocess().orientation, Some(OrientationPolicy::Ignore));
     }
 
     #[test]

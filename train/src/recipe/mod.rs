@@ -12,7 +12,7 @@ mod reference;
 mod shipped;
 
 use burn::tensor::FloatDType;
-use datasets::BadSamples;
+use datasets::{BadSamples, sampler::Order};
 use models::Architecture;
 use serde::{Deserialize, Serialize};
 
@@ -120,13 +120,13 @@ pub struct Data {
     /// The same for the validation images; by default the `val` part of `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<String>,
-    /// The share of the training images that is held out where the data has no `val` part.
+    /// The fraction of each class that is held out where the data has no `val` split; 0.2 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
     /// A list of samples to exclude, written by `datasets doctor --quarantine`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<String>,
-    /// The handling of an image that cannot be read or decoded.
+    /// The handling of an image that is damaged, or that cannot be read or decoded.
     pub bad_samples: BadSamples,
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
@@ -134,6 +134,40 @@ pub struct Data {
     /// Every class equally often.
     #[serde(skip_serializing_if = "is_false")]
     pub balanced: bool,
+    /// The order of an epoch's samples.
+    #[serde(skip_serializing_if = "DataOrder::is_shuffled")]
+    pub order: DataOrder,
+}
+
+/// The order of an epoch's samples, different in each epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataOrder {
+    /// A full shuffle: every sample is read at random.
+    #[default]
+    Shuffled,
+    /// Runs of consecutive samples are shuffled, and the samples within windows of several runs: reads stay within a few
+    /// stretches of the data at a time, for shards and archives on disks that are slow at random access.
+    Windowed,
+}
+
+impl DataOrder {
+    /// Consecutive samples that stay together.
+    const RUN: usize = 256;
+    /// Samples that are shuffled among themselves.
+    const WINDOW: usize = 32 * Self::RUN;
+
+    fn is_shuffled(&self) -> bool {
+        *self == Self::Shuffled
+    }
+
+    /// The order as the loader has it.
+    pub fn order(self) -> Order {
+        match self {
+            Self::Shuffled => Order::Shuffled,
+            Self::Windowed => Order::Windowed { run: Self::RUN, window: Self::WINDOW },
+        }
+    }
 }
 
 impl Default for Data {
@@ -143,9 +177,10 @@ impl Default for Data {
             valid: None,
             val_fraction: None,
             quarantine: None,
-            bad_samples: BadSamples::Strict,
+            bad_samples: BadSamples::default(),
             repeats: 1,
             balanced: false,
+            order: DataOrder::Shuffled,
         }
     }
 }

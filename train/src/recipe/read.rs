@@ -7,16 +7,21 @@ use toml::{Table, Value};
 
 use super::{Error, Recipe, SHIPPED};
 
-/// What flags change in a recipe: values by dotted key, `schedule.learning_rate`.
+/// What flags change in a recipe: values by dotted key, `schedule.learning_rate`; `None` removes the key.
 #[derive(Debug, Clone, Default)]
-pub struct Overrides(Vec<(String, Value)>);
+pub struct Overrides(Vec<(String, Option<Value>)>);
 
 impl Overrides {
     /// Sets the key, where there is a value.
     pub fn set(&mut self, key: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
-            self.0.push((key.to_string(), value.into()));
+            self.0.push((key.to_string(), Some(value.into())));
         }
+    }
+
+    /// Removes the key, so that it has its default.
+    pub fn remove(&mut self, key: &str) {
+        self.0.push((key.to_string(), None));
     }
 
     /// Adds others, which count more.
@@ -35,7 +40,7 @@ impl Overrides {
             .map_err(Error::new)?;
         let (key, value) = (key.trim(), value.trim());
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
-        self.0.push((key.to_string(), parsed.unwrap_or_else(|| Value::String(value.to_string()))));
+        self.0.push((key.to_string(), Some(parsed.unwrap_or_else(|| Value::String(value.to_string())))));
         Ok(())
     }
 
@@ -48,7 +53,10 @@ impl Overrides {
                 let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
                 table = entry.as_table_mut().with_context(|| format!("`{part}` in `{key}` is no table"))?;
             }
-            table.insert(last.to_string(), value.clone());
+            match value {
+                Some(value) => table.insert(last.to_string(), value.clone()),
+                None => table.remove(last),
+            };
         }
         Ok(())
     }
@@ -166,6 +174,14 @@ mod tests {
         assert_eq!(recipe.ema.unwrap().decay, 0.9);
         assert_eq!(recipe.transfer.unwrap().weights, "resnet50");
         assert_eq!(recipe.optimizer.nesterov, Some(true));
+
+        let mut changed = Overrides::default();
+        changed.remove("transfer.unfreeze_at");
+        changed.set("transfer.freeze", Some("none"));
+        changed.remove("ema.decay.no");
+        assert!(load("finetune", &changed).is_err(), "a key below a number");
+        changed.0.pop();
+        assert_eq!(load("finetune", &changed).unwrap().transfer.unwrap().unfreeze_at, None);
 
         assert!(overrides.parse("epochs").is_err());
         overrides.parse("optimizer.momentun=0.9").unwrap();

@@ -13,7 +13,7 @@ use crate::progress::{Times, lap};
 pub(super) struct Agreed {
     /// Some rank was asked to stop.
     pub stop: bool,
-    /// The root wants a checkpoint.
+    /// The root wants a checkpoint, or some rank was asked for one.
     pub checkpoint: bool,
 }
 
@@ -93,7 +93,7 @@ impl Trainer {
     pub(super) fn agree(&mut self, own: BatchShare) -> BatchShare {
         let world = self.session.world;
         let stop = self.session.stop.load(Ordering::Relaxed) || self.interrupter.should_stop();
-        let checkpoint = world.is_root() && self.checkpoint_is_due();
+        let checkpoint = (world.is_root() && self.checkpoint_is_due()) || self.checkpoint_is_wanted();
         let mut message = [own.weight, own.images, f64::from(u8::from(stop)), f64::from(u8::from(checkpoint))];
         world.sum(&mut message);
         let [weight, images, stop, checkpoint] = message;

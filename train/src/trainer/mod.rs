@@ -83,6 +83,8 @@ pub struct Session {
     pub warms_up: bool,
     /// Set from outside to end the run after the current step.
     pub stop: Arc<AtomicBool>,
+    /// Set from outside to write a checkpoint after the current step; cleared when it is written.
+    pub save: Arc<AtomicBool>,
     pub limits: RunLimits,
     pub steps_per_epoch: u64,
     /// The processes that share the work.
@@ -301,9 +303,18 @@ impl Trainer {
         }
     }
 
-    /// Whether it is time, by the root's clock.
+    /// Whether it is time, by the root's clock or on request.
     fn is_checkpoint_agreed(&self) -> bool {
-        if self.session.world.is_alone() { self.checkpoint_is_due() } else { self.agreed.checkpoint }
+        if self.session.world.is_alone() {
+            self.checkpoint_is_due() || self.checkpoint_is_wanted()
+        } else {
+            self.agreed.checkpoint
+        }
+    }
+
+    /// Whether a checkpoint was asked for from outside. Trials write none.
+    fn checkpoint_is_wanted(&self) -> bool {
+        self.session.limits.steps.is_none() && self.session.save.load(Ordering::Relaxed)
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -318,6 +329,7 @@ impl Trainer {
     /// Writes a checkpoint. Where that fails the run goes on: the last one is whole, and there will be another.
     fn checkpoint(&mut self) {
         let mut mark = Instant::now();
+        let is_wanted = self.session.save.swap(false, Ordering::Relaxed);
         self.sync_running_statistics();
         if !self.session.world.is_root() {
             (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
@@ -333,8 +345,12 @@ impl Trainer {
             average: session.ema.as_ref().map(|ema| ema.network().clone().into_record()),
             optimizer: session.optimizer.record(),
         };
-        if let Err(error) = self.store.save(checkpoint, session.recipe.checkpoints.keep) {
-            session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+        match self.store.save(checkpoint, session.recipe.checkpoints.keep) {
+            Ok(path) if is_wanted => session.journal.say(&format!("saved on request: {}", path.display())),
+            Ok(_) => {}
+            Err(error) => {
+                session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+            }
         }
         (self.saved, self.saved_step) = (Instant::now(), session.state.step);
         let seconds = lap(&mut mark);

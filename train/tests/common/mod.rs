@@ -3,6 +3,8 @@
 
 use std::{fs, path::Path, process::Command};
 
+use datasets::{Digits, Source};
+
 /// The `train` binary, on the CPU whatever the build and the machine have.
 pub fn train() -> Command {
     on_the_cpu(Command::new(env!("CARGO_BIN_EXE_train")))
@@ -52,4 +54,43 @@ pub fn distance(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut a.iter().copied())
+}
+
+/// Class folders with `count` digits of each of the classes, a few more for validation.
+pub fn digit_folders(root: &Path, classes: &[u32], count: usize) {
+    let digits = Digits::train();
+    let mut seen = [0; 10];
+    let mut bytes = Vec::new();
+    for index in 0..digits.len() {
+        let label = digits.label(index).unwrap();
+        let nth = seen[label as usize];
+        if !classes.contains(&label) || nth >= count + count / 2 {
+            continue;
+        }
+        seen[label as usize] += 1;
+        let folder = root.join(if nth < count { "train" } else { "val" }).join(format!("digit-{label}"));
+        fs::create_dir_all(&folder).unwrap();
+        digits.read(index, &mut bytes).unwrap();
+        fs::write(folder.join(format!("{nth:03}.png")), &bytes).unwrap();
+    }
+}
+
+/// The step of a run's last complete checkpoint.
+pub fn last_checkpoint(run: &Path) -> Option<u64> {
+    let entries = fs::read_dir(run.join("checkpoints")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).max()
+}
+
+/// `run.json`.
+pub fn info(run: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(run.join("run.json")).expect("run.json")).expect("JSON")
+}
+
+/// The bytes of one tensor of a file of weights.
+pub fn tensor(file: &Path, name: &str) -> Vec<u8> {
+    let bytes = fs::read(file).expect("weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let [start, end] = [0, 1].map(|end| header[name]["data_offsets"][end].as_u64().expect("the tensor") as usize);
+    bytes[8 + length..][start..end].to_vec()
 }

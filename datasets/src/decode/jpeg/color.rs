@@ -119,7 +119,7 @@ impl simd::Kernel for Conversion<'_> {
 
 /// ITU-R BT.601 over the full range, in 16 fraction bits.
 #[inline(always)]
-fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
+pub(in crate::decode) fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
     let (y, cb, cr) = (i32::from(y), i32::from(cb).wrapping_sub(128), i32::from(cr).wrapping_sub(128));
     let red = cr.wrapping_mul(91881).wrapping_add(HALF) >> 16;
@@ -134,7 +134,7 @@ fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
 
 /// Pillow's conversion of one ink and black (`white` is 255 − black) to light.
 #[inline(always)]
-fn ink_to_light(ink: u8, white: u8) -> u8 {
+pub(in crate::decode) fn ink_to_light(ink: u8, white: u8) -> u8 {
     let product = u32::from(ink) * u32::from(white) + 128;
     white.saturating_sub((((product >> 8) + product) >> 8) as u8)
 }

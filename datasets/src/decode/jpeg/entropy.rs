@@ -1,19 +1,19 @@
 //! Huffman decoding: the time of a JPEG decoder goes here.
 
-use super::{DecodeError, Result, ZIGZAG, broken};
+use super::{Result, ZIGZAG, broken};
 
-/// The entropy-coded data of one scan without its byte stuffing, cut at the restart markers.
+/// The entropy-coded data of one scan without its byte stuffing, cut at its markers.
 #[derive(Default)]
 pub(super) struct Segments {
     bytes: Vec<u8>,
-    ends: Vec<usize>,
-    /// Whether a marker follows: the data was not cut.
-    pub complete: bool,
+    /// Where each piece ends, and the marker behind it: 0 at the end of the file.
+    ends: Vec<(usize, u8)>,
 }
 
 impl Segments {
-    /// Takes the data at the start of `bytes` up to the next marker; returns how many bytes that was.
-    pub fn split(&mut self, bytes: &[u8]) -> usize {
+    /// Takes the data at the start of `bytes` up to the marker that ends the scan; returns how many bytes that was.
+    /// With `restarts`, restart markers and markers that no encoder writes only end a piece.
+    pub fn split(&mut self, bytes: &[u8], restarts: bool) -> usize {
         self.bytes.clear();
         self.ends.clear();
         let mut at = 0;
@@ -26,24 +26,82 @@ impl Segments {
                     self.bytes.push(0xff);
                     at += 2;
                 }
-                [0xff, 0xd0..=0xd7, ..] => {
-                    self.ends.push(self.bytes.len());
+                [0xff, 0xff, ..] => at += 1,
+                [0xff, marker @ (0x01..=0xbf | 0xd0..=0xd7), ..] if restarts => {
+                    self.ends.push((self.bytes.len(), marker));
                     at += 2;
                 }
-                [0xff, 0xff, ..] => at += 1,
-                _ => break,
+                [0xff, marker, ..] => {
+                    self.ends.push((self.bytes.len(), marker));
+                    break;
+                }
+                _ => {
+                    self.ends.push((self.bytes.len(), 0));
+                    break;
+                }
             }
         }
-        self.ends.push(self.bytes.len());
-        self.complete = at < bytes.len();
         at
     }
 
-    /// The bits of segment `index`.
-    pub fn get(&self, index: usize) -> Result<Bits<'_>> {
-        let end = *self.ends.get(index).ok_or_else(|| broken("a missing restart marker"))?;
-        let start = if index == 0 { 0 } else { self.ends[index - 1] };
-        Ok(Bits { data: &self.bytes[start..end], at: 0, buffer: 0, count: 0 })
+    /// Whether a marker follows: the data was not cut.
+    pub fn is_complete(&self) -> bool {
+        self.ends.last().is_some_and(|end| end.1 != 0)
+    }
+
+    /// Starts to read the scan.
+    pub fn pieces(&self) -> (Pieces<'_>, Bits<'_>) {
+        let pieces = Pieces { segments: self, index: 0, expected: 0 };
+        let bits = pieces.bits();
+        (pieces, bits)
+    }
+}
+
+/// The pieces of a scan in the order in which they are decoded.
+pub(super) struct Pieces<'a> {
+    segments: &'a Segments,
+    index: usize,
+    /// The number of the next restart marker, 0 to 7.
+    expected: u8,
+}
+
+impl<'a> Pieces<'a> {
+    fn bits(&self) -> Bits<'a> {
+        let end = self.segments.ends.get(self.index).map_or(0, |end| end.0);
+        let start = self.index.checked_sub(1).map_or(0, |before| self.segments.ends[before].0);
+        Bits { data: &self.segments.bytes[start..end], at: 0, buffer: 0, count: 0, bad: false }
+    }
+
+    /// The marker behind the current piece.
+    fn marker(&self) -> u8 {
+        self.segments.ends.get(self.index).map_or(0, |end| end.1)
+    }
+
+    /// Whether the current piece is the last before the file ends.
+    pub fn is_cut(&self) -> bool {
+        self.marker() == 0
+    }
+
+    /// Continues at the next restart marker. Where it is not the expected one, libjpeg's rules decide
+    /// (`jpeg_resync_to_restart`): a marker that is ahead means that the expected one is lost, so the data of the
+    /// current interval is missing (`None`); one that is behind is skipped with its data. The flag is false if any
+    /// marker was lost or out of order.
+    pub fn restart(&mut self) -> (Option<Bits<'a>>, bool) {
+        let expected = self.expected;
+        self.expected = (expected + 1) & 7;
+        let mut in_order = true;
+        loop {
+            let marker = self.marker();
+            match (marker, marker.wrapping_sub(0xd0).wrapping_sub(expected) & 7) {
+                (0xd0..=0xd7, 1 | 2) | (0 | 0xc0..=0xcf | 0xd8..=0xff, _) => return (None, false),
+                (0xd0..=0xd7, distance @ (0 | 3..=5)) => {
+                    self.index += 1;
+                    return (Some(self.bits()), in_order && distance == 0);
+                }
+                _ => self.index += 1,
+            }
+            in_order = false;
+        }
     }
 }
 
@@ -91,6 +149,10 @@ impl Huffman {
             table.limits[length as usize] = code << (16 - length);
             code <<= 1;
         }
+        // A DC symbol is the size of a difference.
+        if dc && list.iter().any(|&size| size > 15) {
+            return Err(invalid());
+        }
         Ok(table)
     }
 
@@ -129,9 +191,16 @@ pub(super) struct Bits<'a> {
     buffer: u64,
     /// How many bits of the buffer count.
     count: u32,
+    /// Whether a code was met that its table does not hold.
+    pub bad: bool,
 }
 
 impl Bits<'_> {
+    /// No bits: all that is read is zeros.
+    pub fn empty() -> Self {
+        Bits { data: &[], at: 0, buffer: 0, count: 0, bad: false }
+    }
+
     /// Makes at least 56 bits available.
     #[inline(always)]
     pub fn refill(&mut self) {
@@ -194,55 +263,55 @@ impl Bits<'_> {
         self.at * 8 > self.data.len() * 8 + self.count as usize
     }
 
-    /// One symbol, by its code alone. At least 16 bits must be available.
+    /// One symbol, by its code alone. At least 17 bits must be available. A code that the table does not hold is
+    /// noted, and taken as 0 with libjpeg's 17 bits.
     #[inline(always)]
-    pub fn symbol(&mut self, table: &Huffman) -> Result<u8> {
+    pub fn symbol(&mut self, table: &Huffman) -> u8 {
         let next = self.peek(16);
         for length in 1..=16 {
             if next < table.limits[length] {
                 self.consume(length as u32);
                 let code = (next >> (16 - length)) as i32;
-                return Ok(table.symbols[(code + table.offsets[length]) as usize & 255]);
+                return table.symbols[(code + table.offsets[length]) as usize & 255];
             }
         }
-        Err(bad_code())
+        self.consume(17);
+        self.bad = true;
+        0
     }
 
     /// A DC difference.
     #[inline(always)]
-    fn difference(&mut self, table: &Huffman) -> Result<i32> {
+    fn difference(&mut self, table: &Huffman) -> i32 {
         self.refill();
         let entry = table.fast[self.peek(LOOK) as usize];
         if entry != 0 && entry & NO_VALUE == 0 {
             self.consume(entry & 0xff);
-            return Ok(entry as i32 >> 16);
+            return entry as i32 >> 16;
         }
         self.slow_difference(table)
     }
 
     #[inline(never)]
-    pub fn slow_difference(&mut self, table: &Huffman) -> Result<i32> {
+    pub fn slow_difference(&mut self, table: &Huffman) -> i32 {
         self.refill();
-        let size = u32::from(self.symbol(table)?);
-        if size > 15 {
-            return Err(bad_code());
-        }
-        Ok(extend(self.take(size), size))
+        let size = u32::from(self.symbol(table)).min(15);
+        extend(self.take(size), size)
     }
 
     /// An AC run and value that the fast table does not hold.
     #[inline(always)]
-    fn slow_coefficient(&mut self, table: &Huffman, entry: u32) -> Result<(usize, i32)> {
+    fn slow_coefficient(&mut self, table: &Huffman, entry: u32) -> (usize, i32) {
         self.refill();
         let (run, size) = if entry != 0 {
             self.consume(entry & 0xff);
             ((entry >> 8) & 0x7f, entry >> 16)
         } else {
-            let symbol = u32::from(self.symbol(table)?);
+            let symbol = u32::from(self.symbol(table));
             let (run, size) = (symbol >> 4, symbol & 15);
             (if size == 0 && run != 15 { END_OF_BLOCK } else { run }, size)
         };
-        Ok((run as usize, extend(self.take(size), size)))
+        (run as usize, extend(self.take(size), size))
     }
 
     /// One baseline block: dequantized coefficients in natural order. Returns the last zigzag position in use.
@@ -254,8 +323,8 @@ impl Bits<'_> {
         prediction: &mut i32,
         quant: &[u16; 64],
         block: &mut [i16; 64],
-    ) -> Result<usize> {
-        *prediction = prediction.wrapping_add(self.difference(dc)?);
+    ) -> usize {
+        *prediction = prediction.wrapping_add(self.difference(dc));
         block[0] = (*prediction as i16).wrapping_mul(quant[0] as i16);
         let mut at = 1usize;
         let mut last = 0;
@@ -268,17 +337,22 @@ impl Bits<'_> {
                     self.consume(entry & 0xff);
                     (((entry >> 8) & 0x7f) as usize, entry as i32 >> 16)
                 } else {
-                    self.slow_coefficient(ac, entry)?
+                    self.slow_coefficient(ac, entry)
                 };
                 at = at.wrapping_add(run);
                 if at > 63 {
-                    return Ok(last);
+                    // Only damage puts a value beyond the end; libjpeg stores it at the end.
+                    if value != 0 {
+                        block[63] = (value as i16).wrapping_mul(quant[63] as i16);
+                        last = 63;
+                    }
+                    return last;
                 }
                 block[usize::from(ZIGZAG[at]) & 63] = (value as i16).wrapping_mul(quant[at] as i16);
                 last = at;
                 at = at.wrapping_add(1);
                 if at > 63 {
-                    return Ok(last);
+                    return last;
                 }
             }
         }
@@ -286,8 +360,8 @@ impl Bits<'_> {
 
     /// Parses one baseline block and keeps nothing but the prediction.
     #[inline(always)]
-    pub fn skip_block(&mut self, dc: &Huffman, ac: &Huffman, prediction: &mut i32) -> Result<()> {
-        *prediction = prediction.wrapping_add(self.difference(dc)?);
+    pub fn skip_block(&mut self, dc: &Huffman, ac: &Huffman, prediction: &mut i32) {
+        *prediction = prediction.wrapping_add(self.difference(dc));
         let mut at = 1usize;
         loop {
             self.refill();
@@ -297,18 +371,59 @@ impl Bits<'_> {
                     self.consume(entry & 0xff);
                     ((entry >> 8) & 0x7f) as usize
                 } else {
-                    self.slow_coefficient(ac, entry)?.0
+                    self.slow_coefficient(ac, entry).0
                 };
                 at = at.wrapping_add(run).wrapping_add(1);
                 if at > 63 {
-                    return Ok(());
+                    return;
                 }
             }
         }
     }
 }
 
-#[cold]
-fn bad_code() -> DecodeError {
-    broken("a code that its Huffman table does not hold")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first byte of each interval that is decoded, `None` where it is missing.
+    fn intervals(data: &[u8], count: usize) -> (Vec<Option<u8>>, bool) {
+        let mut segments = Segments::default();
+        assert_eq!(segments.split(data, true), data.len() - 2, "up to the end marker");
+        let (mut pieces, mut bits) = segments.pieces();
+        let mut all_in_order = true;
+        let first = |bits: &mut Bits<'_>| {
+            bits.refill();
+            Some(bits.take(8) as u8)
+        };
+        let mut bytes = vec![first(&mut bits)];
+        for _ in 1..count {
+            let (next, in_order) = pieces.restart();
+            all_in_order &= in_order;
+            bytes.push(next.and_then(|mut bits| first(&mut bits)));
+        }
+        (bytes, all_in_order)
+    }
+
+    #[test]
+    fn restarts_resynchronize_as_libjpeg_does() {
+        let piece = |number: u8, byte: u8| vec![0xff, 0xd0 + number, byte];
+        let end = vec![0xff, 0xd9];
+        let data = |pieces: &[Vec<u8>]| [vec![10], pieces.concat(), end.clone()].concat();
+        let whole: Vec<_> = (0..5).map(|i| piece(i, 11 + i)).collect();
+        let right: Vec<_> = (10..16).map(Some).collect();
+        assert_eq!(intervals(&data(&whole), 6), (right.clone(), true));
+        // The second marker is lost: its interval is missing, the others are found.
+        let lost = [&whole[..1], &whole[2..]].concat();
+        let mut expected = right.clone();
+        expected[2] = None;
+        assert_eq!(intervals(&data(&lost), 6), (expected, false));
+        // One marker too many is skipped with its data, and so is one that no encoder writes.
+        for extra in [piece(1, 99), vec![0xff, 0x47, 99]] {
+            let more = [&whole[..2], &[extra], &whole[2..]].concat();
+            assert_eq!(intervals(&data(&more), 6), (right.clone(), false));
+        }
+        // The data ends early.
+        assert_eq!(intervals(&data(&whole[..1]), 4), (vec![Some(10), Some(11), None, None], false));
+    }
 }

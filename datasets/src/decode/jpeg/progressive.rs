@@ -1,20 +1,22 @@
 //! The scans of a progressive image (T.81 annex G): coefficients gathered by frequency and by bit.
 
 use super::{
-    Frame, Result, ScanComponent, Tables, ZIGZAG, broken,
+    Damages, Frame, Result, ScanComponent, Tables, ZIGZAG, broken,
     entropy::{Bits, Huffman, Segments},
 };
+use crate::decode::DecodeOptions;
 
 /// Reads one scan into the frame's coefficients. `first..=last` are zigzag positions; `approximation` holds the bits
 /// that were known before (high half) and those still unknown after (low half).
+#[allow(clippy::too_many_arguments, reason = "a scan has these parameters")]
 pub(super) fn scan(
     frame: &mut Frame,
     scan: &[ScanComponent],
-    first: u8,
-    last: u8,
-    approximation: u8,
+    (first, last, approximation): (u8, u8, u8),
     tables: &Tables,
     segments: &Segments,
+    damages: &mut Damages,
+    options: &DecodeOptions,
 ) -> Result<()> {
     let (refine, low) = (approximation >> 4 != 0, u32::from(approximation & 15));
     let alone = scan.len() == 1;
@@ -25,17 +27,29 @@ pub(super) fn scan(
     let interval = tables.restart_interval;
     let mut predictions = [0i32; 4];
     let mut end_run = 0;
-    let mut segment = 0;
-    let mut bits = segments.get(0)?;
+    let (mut pieces, mut bits) = segments.pieces();
+    // The current piece has ended before its blocks.
+    let mut starved = false;
     for mcu in 0..mcus.0 * mcus.1 {
+        let (mcu_x, mcu_y) = (mcu % mcus.0, mcu / mcus.0);
+        if mcu_x == 0 {
+            options.check_cancel()?;
+        }
         if interval > 0 && mcu > 0 && mcu % interval == 0 {
-            bits.check()?;
-            segment += 1;
-            bits = segments.get(segment)?;
+            damages.codes(&bits);
+            let (next, in_order) = pieces.restart();
+            damages.restart(in_order);
+            starved &= next.is_none();
+            bits = next.unwrap_or(Bits::empty());
             predictions = [0; 4];
             end_run = 0;
         }
-        let (mcu_x, mcu_y) = (mcu % mcus.0, mcu / mcus.0);
+        if starved {
+            if interval == 0 {
+                break;
+            }
+            continue;
+        }
         for (part, prediction) in scan.iter().zip(&mut predictions) {
             let component = &mut frame.components[part.index];
             let (h, v) = if alone { (1, 1) } else { (component.h, component.v) };
@@ -46,47 +60,42 @@ pub(super) fn scan(
                 match (first, refine) {
                     (0, false) => {
                         let table = tables.dc[part.dc].as_ref().ok_or_else(missing)?;
-                        *prediction = prediction.wrapping_add(bits.slow_difference(table)?);
+                        *prediction = prediction.wrapping_add(bits.slow_difference(table));
                         block[0] = (*prediction << low) as i16;
                     }
                     (0, true) => block[0] |= (bits.bit() as i16) << low,
                     (_, false) => {
                         let table = tables.ac[part.ac].as_ref().ok_or_else(missing)?;
-                        first_bits(&mut bits, table, first.into()..=last.into(), low, &mut end_run, block)?;
+                        first_bits(&mut bits, table, first.into()..=last.into(), low, &mut end_run, block);
                     }
                     (_, true) => {
                         let table = tables.ac[part.ac].as_ref().ok_or_else(missing)?;
-                        refining_bits(&mut bits, table, first.into()..=last.into(), low, &mut end_run, block)?;
+                        refining_bits(&mut bits, table, first.into()..=last.into(), low, &mut end_run, block);
                     }
                 }
             }
         }
-        if mcu_x + 1 == mcus.0 {
-            bits.check()?;
+        if bits.overrun() {
+            damages.ends_early(&pieces)?;
+            starved = true;
         }
     }
+    damages.codes(&bits);
     Ok(())
 }
 
 type Band = std::ops::RangeInclusive<usize>;
 
 /// The first scan of a band of AC coefficients.
-fn first_bits(
-    bits: &mut Bits<'_>,
-    table: &Huffman,
-    band: Band,
-    low: u32,
-    end_run: &mut u32,
-    block: &mut [i16; 64],
-) -> Result<()> {
+fn first_bits(bits: &mut Bits<'_>, table: &Huffman, band: Band, low: u32, end_run: &mut u32, block: &mut [i16; 64]) {
     if *end_run > 0 {
         *end_run -= 1;
-        return Ok(());
+        return;
     }
     let mut at = *band.start();
     while at <= *band.end() {
         bits.refill();
-        let symbol = bits.symbol(table)?;
+        let symbol = bits.symbol(table);
         let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
         if size == 0 {
             if run < 15 {
@@ -97,25 +106,15 @@ fn first_bits(
         } else {
             at += run as usize;
             let value = bits.value(size);
-            if at > 63 {
-                return Err(broken("a run beyond the end of a block"));
-            }
-            block[usize::from(ZIGZAG[at])] = (value << low) as i16;
+            // Only damage puts a value beyond the end; libjpeg stores it at the end.
+            block[usize::from(ZIGZAG[at.min(63)])] = (value << low) as i16;
             at += 1;
         }
     }
-    Ok(())
 }
 
 /// A later scan of a band: one more bit of the coefficients that are not zero, and new ones of magnitude 1.
-fn refining_bits(
-    bits: &mut Bits<'_>,
-    table: &Huffman,
-    band: Band,
-    low: u32,
-    end_run: &mut u32,
-    block: &mut [i16; 64],
-) -> Result<()> {
+fn refining_bits(bits: &mut Bits<'_>, table: &Huffman, band: Band, low: u32, end_run: &mut u32, block: &mut [i16; 64]) {
     let one = 1i16 << low;
     let refine = |bits: &mut Bits<'_>, value: &mut i16| {
         if bits.bit() == 1 && *value & one == 0 {
@@ -126,7 +125,7 @@ fn refining_bits(
     if *end_run == 0 {
         while at <= *band.end() {
             bits.refill();
-            let symbol = bits.symbol(table)?;
+            let symbol = bits.symbol(table);
             let mut zeros = symbol >> 4;
             let new = match symbol & 15 {
                 0 if zeros < 15 => {
@@ -139,16 +138,20 @@ fn refining_bits(
             };
             while at <= *band.end() {
                 let value = &mut block[usize::from(ZIGZAG[at])];
-                at += 1;
                 if *value != 0 {
                     refine(bits, value);
                 } else if zeros == 0 {
-                    *value = new;
                     break;
                 } else {
                     zeros -= 1;
                 }
+                at += 1;
             }
+            // Only damage puts a value behind the band; libjpeg stores it there.
+            if new != 0 {
+                block[usize::from(ZIGZAG[at.min(63)])] = new;
+            }
+            at += 1;
         }
     }
     if *end_run > 0 {
@@ -160,5 +163,4 @@ fn refining_bits(
         }
         *end_run -= 1;
     }
-    Ok(())
 }

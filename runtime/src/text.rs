@@ -1,0 +1,97 @@
+//! Text that files and requests bring along, made safe for terminals and spreadsheets.
+
+use std::borrow::Cow;
+
+/// Escapes what would change the text around it on a terminal: control characters (`\n`, `\u{1b}`), line separators and
+/// marks that change the direction of writing. For names of files, classes and tensors.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escape(text, |_| false)
+}
+
+/// As [`printable`], but keeps line breaks and tabs. For messages that may have several lines.
+pub fn printable_lines(text: &str) -> Cow<'_, str> {
+    escape(text, |c| matches!(c, '\n' | '\t'))
+}
+
+fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_unsafe = |c: char| {
+        let reorders = matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() || reorders) && !keep(c)
+    };
+    if !text.contains(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_unsafe(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Protects a text cell of a CSV file from being run as a formula: spreadsheets evaluate cells that begin with `=`, `+`,
+/// `-` or `@`, also after a tab or a line break. Such a cell gets an apostrophe in front, which they do not show.
+/// [`unescape_cell`] is the inverse.
+pub fn escape_cell(text: &str) -> Cow<'_, str> {
+    if is_formula(text.trim_start_matches('\'')) { Cow::Owned(format!("'{text}")) } else { Cow::Borrowed(text) }
+}
+
+/// Returns the text that [`escape_cell`] was given.
+pub fn unescape_cell(cell: &str) -> &str {
+    match cell.strip_prefix('\'') {
+        Some(text) if is_formula(text.trim_start_matches('\'')) => text,
+        _ => cell,
+    }
+}
+
+/// A text field of a CSV row with [`escape_cell`]: `#[serde(with = "runtime::text::cell")]`.
+pub mod cell {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{escape_cell, unescape_cell};
+
+    /// Serializes the text as a cell.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&escape_cell(text))
+    }
+
+    /// Deserializes the text of a cell.
+    ///
+    /// # Errors
+    /// The deserializer's.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        let cell = String::deserialize(deserializer)?;
+        Ok(unescape_cell(&cell).to_owned())
+    }
+}
+
+fn is_formula(text: &str) -> bool {
+    text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_move_the_cursor_or_begin_a_line() {
+        assert_eq!(printable("räuber 犬.jpg"), "räuber 犬.jpg");
+        assert!(matches!(printable("plain"), Cow::Borrowed(_)));
+        assert_eq!(printable("a\u{1b}[2Jb\nc\t\u{7f}\u{9b}"), "a\\u{1b}[2Jb\\nc\\t\\u{7f}\\u{9b}");
+        assert_eq!(printable("gpj\u{202e}exe"), "gpj\\u{202e}exe");
+        assert_eq!(printable_lines("two\n\tlines\u{1b}[31m\r"), "two\n\tlines\\u{1b}[31m\\r");
+    }
+
+    #[test]
+    fn formulas_are_cells_of_text_and_come_back_unchanged() {
+        for text in ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1", "'=1", "''=1", "'quoted'", "a=1", "", "'", "n01440764"] {
+            let cell = escape_cell(text);
+            assert!(!is_formula(&cell), "{cell}");
+            assert_eq!(unescape_cell(&cell), text);
+        }
+        assert_eq!(escape_cell("=cmd"), "'=cmd");
+        assert_eq!(escape_cell("a=1"), "a=1");
+    }
+}
