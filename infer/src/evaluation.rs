@@ -190,7 +190,7 @@ fn dense_pass(
             Ok(image) => image,
             Err(error) if policy == BadSamples::Skip => {
                 let (key, location) = (shard.key(index).into_owned(), shard.location(index).to_string());
-                bad.push(BadSample { index, key, location, cause: format!("{error:#}"), times: 1 });
+                bad.push(BadSample { index, key, location, cause: runtime::exit::chain(&error), times: 1 });
                 continue;
             }
             Err(error) => return Err(error.context(shard.location(index).to_string())),

@@ -53,7 +53,7 @@ pub fn each<'a>(
         for &(input, ref image) in batch {
             let vector = match image {
                 Ok(_) => Ok(vectors.next().context("the network returned fewer results than images")?),
-                Err(error) => Err(anyhow::anyhow!("{error:#}")),
+                Err(error) => Err(anyhow::anyhow!(runtime::exit::chain(error))),
             };
             consume(input, vector)?;
         }

@@ -100,7 +100,7 @@ impl Expanded {
         let unusable = |cause: String| Input::Unusable { path: folder.to_owned(), cause };
         let found = match images_in_folder(folder, recursive).context("cannot list the folder") {
             Ok(found) => found,
-            Err(error) => return self.inputs.push(unusable(format!("{error:#}"))),
+            Err(error) => return self.inputs.push(unusable(runtime::exit::chain(&error))),
         };
         let ImagesInFolder { paths, in_subfolders, left_out, .. } = found;
         let mut beside = Vec::new();

@@ -108,10 +108,25 @@ fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode
                 end_by_closed_pipe();
             }
             // Nobody is left to tell if this fails.
-            let _ = writeln!(stderr, "error: {}", printable_lines(&format!("{error:#}")));
+            let _ = writeln!(stderr, "error: {}", printable_lines(&chain(&error)));
             ExitCode::Failure
         }
     }
+}
+
+/// Joins an error and its causes on one line, without those that the error before them tells already: some libraries print their cause
+/// and return it as well.
+pub fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Ends the process as a closed pipe ends other tools. Rust ignores SIGPIPE, so that a write to a pipe or a socket
@@ -137,6 +152,24 @@ mod tests {
         let failed = Err(anyhow!("No such file or directory")).context("cannot read a.pth");
         assert_eq!(report(failed, &mut printed), ExitCode::Failure);
         assert_eq!(String::from_utf8_lossy(&printed), "error: cannot read a.pth: No such file or directory\n");
+    }
+
+    #[test]
+    fn a_cause_that_was_told_is_not_repeated() {
+        #[derive(Debug)]
+        struct Telling(std::io::Error);
+        impl std::fmt::Display for Telling {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "cannot read data: {}", self.0)
+            }
+        }
+        impl std::error::Error for Telling {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = anyhow::Error::new(Telling(std::io::Error::other("it is gone"))).context("no images");
+        assert_eq!(chain(&error), "no images: cannot read data: it is gone");
     }
 
     #[test]

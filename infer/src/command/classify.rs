@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use infer::{Input, Model, Prediction, inputs, stream};
 use runtime::{
-    exit::ExitCode,
+    exit::{self, ExitCode},
     noteln, out,
     progress::{Output, Progress, Unit},
     text::{escape_cell, printable},
@@ -76,7 +76,7 @@ fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) 
     }
     .into_iter();
     let outcome = |image: &Result<image::RgbImage>| match image {
-        Err(error) => Ok(Outcome::Error(format!("{error:#}"))),
+        Err(error) => Ok(Outcome::Error(exit::chain(error))),
         Ok(_) => {
             let probabilities = probabilities.next().context("the network returned fewer results than images")?;
             Ok(Outcome::Top(model.top(&probabilities, k)))

@@ -19,7 +19,7 @@ use infer::{
     stream,
 };
 use runtime::{
-    exit::ExitCode,
+    exit::{self, ExitCode},
     files::write_atomic_bytes,
     noteln, out, outln,
     progress::{Output, Progress, Unit},
@@ -108,7 +108,7 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
 }
 
 fn failed(input: &Input, error: &anyhow::Error) -> Said {
-    Said { error: Some(format!("{error:#}")), ..Said::of(input.name()) }
+    Said { error: Some(exit::chain(error)), ..Said::of(input.name()) }
 }
 
 impl Said {
@@ -287,7 +287,7 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
         features::each(model, &candidates, batch_size, |input, vector| {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
-                Err(error) => log::warn!("{}: {error:#}", printable(&input.name())),
+                Err(error) => log::warn!("{}: {}", printable(&input.name()), exit::chain(&error)),
             }
             progress.inc(1);
             Ok(())

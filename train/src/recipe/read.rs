@@ -98,7 +98,7 @@ pub fn parse(text: &str, shown: &str, overrides: &Overrides) -> Result<Recipe, E
 fn parsed(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
     let invalid = |error: toml::de::Error| {
         let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
-        anyhow!("{shown} is not valid: {}{suggestion}", error.to_string().trim_end())
+        anyhow!("{shown} is not valid: {}{suggestion}", in_words(error.to_string().trim_end()))
     };
     if overrides.0.is_empty() {
         // Straight from the text: errors then show the line.
@@ -108,9 +108,28 @@ fn parsed(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Reci
     toml::from_str::<Recipe>(text).map_err(invalid)?;
     let mut table: Table = toml::from_str(text).map_err(invalid)?;
     overrides.apply(&mut table)?;
-    table.try_into().map_err(|error: toml::de::Error| {
-        let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
-        anyhow!("{shown} with the command line's changes is not valid: {}{suggestion}", error.message())
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(
+        |error: serde_path_to_error::Error<toml::de::Error>| {
+            let key = error.path().to_string();
+            let message = error.inner().message();
+            let suggestion = suggestion(message).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
+            let message = in_words(message);
+            anyhow!("{shown} with the command line's changes is not valid: {key}: {message}{suggestion}")
+        },
+    )
+}
+
+/// Replaces serde's names of types by words.
+fn in_words(message: &str) -> String {
+    let types = [
+        ("usize", "a whole number"),
+        ("u64", "a whole number"),
+        ("u32", "a whole number"),
+        ("f64", "a number"),
+        ("f32", "a number"),
+    ];
+    types.iter().fold(message.to_string(), |text, (name, words)| {
+        text.replace(&format!("expected {name}"), &format!("expected {words}"))
     })
 }
 
