@@ -48,6 +48,17 @@ use crate::{
     transfer,
 };
 
+/// A run is resumed that has nothing left to do.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the run {} is finished, after {epochs} epochs: more epochs continue it, fine-tuning its weights starts another",
+    run.display()
+)]
+pub struct RunFinished {
+    run: PathBuf,
+    epochs: usize,
+}
+
 /// The options of a run that do not change its result.
 #[derive(Clone)]
 pub struct Options {
@@ -550,11 +561,9 @@ fn refuse_end(
 ) -> anyhow::Result<()> {
     let (done, shown) = (state.epoch, run.display());
     let is_finished = status == Some(RunStatus::Finished);
-    ensure!(
-        !is_finished || epochs != epochs_before,
-        "the run {shown} is finished, after {done} epochs: more epochs continue it (`train resume {shown} --epochs N`), \
-         fine-tuning its weights starts another"
-    );
+    if is_finished && epochs == epochs_before {
+        return Err(RunFinished { run: run.to_path_buf(), epochs: done }.into());
+    }
     let least = if is_finished || state.batch > 0 { done + 1 } else { done };
     ensure!(
         epochs >= least,
