@@ -5,12 +5,20 @@ use crate::Architecture;
 /// Shorthand for a result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The remedy for an unknown name, which may be a path.
+fn meant(name: &str, nearest: &str) -> String {
+    match name.contains(['/', '\\']) {
+        true => "an architecture is a name, such as 'resnet50', and not a path".to_string(),
+        false => format!("did you mean '{nearest}'?"),
+    }
+}
+
 /// What can go wrong with networks. Messages name the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No architecture of that name.
-    #[error("no architecture is called '{name}'; did you mean '{nearest}'?")]
+    #[error("no architecture is called '{name}'; {}", meant(name, nearest))]
     UnknownArchitecture {
         /// What was asked for.
         name: String,

@@ -154,9 +154,11 @@ fn names(backends: &[Backend]) -> String {
     backends.iter().map(|backend| backend.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// The backend whose name is nearest to `name` by edit distance.
-fn nearest(name: &str) -> Backend {
-    Backend::ALL.into_iter().min_by_key(|backend| strsim::levenshtein(name, backend.name())).unwrap_or(Backend::Flex)
+/// The backend whose name is nearest to `name` by edit distance, if it is similar.
+fn nearest(name: &str) -> Option<Backend> {
+    let distance = |backend: &Backend| strsim::levenshtein(name, backend.name());
+    let nearest = Backend::ALL.into_iter().min_by_key(distance)?;
+    (2 * distance(&nearest) <= name.len()).then_some(nearest)
 }
 
 /// The backends to build with for the GPUs that this operating system can have.
@@ -184,7 +186,9 @@ mod tests {
     fn an_unknown_name_gets_the_nearest_one() {
         for (given, expected) in [("flx", Backend::Flex), ("cuda12", Backend::Cuda), ("nd-array", Backend::NdArray)] {
             match given.parse::<Backend>() {
-                Err(ParseBackendError::UnknownBackend { nearest, .. }) => assert_eq!(nearest, expected, "{given}"),
+                Err(ParseBackendError::UnknownBackend { nearest, .. }) => {
+                    assert_eq!(nearest, Some(expected), "{given}")
+                }
                 other => panic!("{given}: {other:?}"),
             }
         }

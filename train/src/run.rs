@@ -54,7 +54,7 @@ impl RunFolder {
 
     /// The folder of a run that was begun before.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        ensure!(path.is_dir(), "{} is no folder of a run", path.display());
+        ensure!(path.exists(), "there is no folder {}; give the folder that `train` named", path.display());
         ensure!(
             path.join(RECIPE).is_file(),
             "{} is no folder of a run: it holds no {RECIPE}; give the folder that `train` named",

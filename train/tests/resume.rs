@@ -137,7 +137,7 @@ fn an_image_that_went_bad_can_be_skipped_or_excluded() {
     assert!(error.contains("003.png") && error.contains(OTHER_BITS), "{error}");
     assert!(error.contains("1 of 72 images that were compared have other contents"), "{error}");
     let said = succeed(home.resume(&["skip", "--bad-samples", "skip"]));
-    assert!(said.contains(OTHER_BITS) && said.contains("data.bad_samples is skip, not strict"), "{said}");
+    assert!(said.contains(OTHER_BITS) && said.contains("data.bad_samples is skip, not warn"), "{said}");
     assert_eq!(changed(&home.at("skip")), ["images", "data.bad_samples"]);
 
     let list = "# the disk's\ndigit-0/003.png\tbad blocks\ntrain/digit-0/003.png\tbad blocks\n";

@@ -1,6 +1,6 @@
 //! `datasets shard`: packs data into WebDataset shards.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use datasets::{
     DecodeError, Error, Opened, SourceKind, Split,
     decode::{self, DecodeOptions, Decoded, Format},
@@ -20,6 +20,8 @@ use super::{count, human_bytes, open_data, open_split, threads};
 use crate::cli::{ShardArgs, SplitArgs};
 
 pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {
+    let out = args.out.display();
+    ensure!(args.out.is_dir() || !args.out.exists(), "{out} is a file; --out names a folder for the shards");
     let splits = match args.split {
         Some(split) => vec![split],
         None => vec![Split::Train, Split::Val],

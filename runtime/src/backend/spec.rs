@@ -279,17 +279,21 @@ impl FromStr for BackendSpec {
     }
 }
 
+fn meant(nearest: Option<Backend>) -> String {
+    nearest.map_or(String::new(), |backend| format!(" did you mean `{backend}`?"))
+}
+
 /// A `--backend` that names no backend, or a device that the backend cannot have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseBackendError {
     /// The name is none of [`Backend::ALL`].
-    #[error("no backend is called `{name}`; did you mean `{nearest}`? Hearth knows: {}", names(&Backend::ALL))]
+    #[error("no backend is called `{name}`;{} Hearth knows: {}", meant(*nearest), names(&Backend::ALL))]
     UnknownBackend {
         /// What was given.
         name: String,
-        /// The known backend with the most similar name.
-        nearest: Backend,
+        /// The known backend with a similar name.
+        nearest: Option<Backend>,
     },
     /// What follows the colon is no device of this backend.
     #[error("`{backend}` has no device `{selector}`; {}", selectors(*backend))]
