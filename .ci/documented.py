@@ -103,18 +103,21 @@ def data(scratch):
                     shutil.copy(image, scratch / folder / split / name / f"{i}.jpg")
     for i in range(3):
         shutil.copy(images[i], scratch / "photos" / f"{i}.jpg")
-    for name in ("dog.jpg", "cat.jpg"):
+    (scratch / "flowers").symlink_to("photos")
+    for name in ("dog.jpg", "cat.jpg", "rose.jpg"):
         shutil.copy(images[0], scratch / name)
     shutil.copy(ROOT / "datasets/tests/fixtures/decode/palette.png", scratch / "digit.png")
     for part in ("train", "val"):
         (scratch / f"ILSVRC2012_img_{part}.tar").write_bytes(bytes(1024))
 
 
-def weights(path, architecture):
-    """Weights drawn between the bounds of the golden references, as safetensors."""
+def weights(path, architecture, classes=1000):
+    """Weights drawn between the bounds of the golden references, as safetensors without a card."""
     draw, header, offset, blocks = random.Random(0), {}, 0, []
     for tensor in json.loads((ROOT / f"models/tests/golden/{architecture}.json").read_text())["tensors"]:
         count = 1
+        if tensor["key"].startswith("fc."):
+            tensor["shape"][0] = classes
         for side in tensor["shape"]:
             count *= side
         few = [draw.uniform(tensor["lo"], tensor["hi"]) for _ in range(min(count, 4099))]
@@ -202,6 +205,7 @@ def prepare(runner):
     binary = lambda name: shlex.quote(str(TARGET / "debug" / name))
     # A network of ImageNet's classes stands for all published weights: what exists as a path is not downloaded.
     weights(runner.scratch / "drawn.safetensors", "resnet18")
+    weights(runner.scratch / "flowers.pth", "resnet18", classes=2)
     steps = [f"{binary('infer')} export --weights drawn.safetensors --arch resnet18 --to safetensors --out resnet18"]
     for name in ("resnet18.IMAGENET1K_V1", "resnet50", "resnet101", "resnext50_32x4d", "vgg16", "googlenet", "alexnet"):
         (runner.scratch / name).symlink_to("resnet18")
