@@ -11,7 +11,7 @@
 //! Hearth writes carries its [`Card`] inside.
 //!
 //! Files are not trusted: each number that one declares is checked against what it can hold before memory is taken
-//! ([`limits`]), and files are read, not mapped into memory.
+//! (`limits`), and files are read, not mapped into memory.
 
 mod caffe;
 mod caffe_names;
