@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -13,7 +13,6 @@ use runtime::{
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
-    units::{byte_size_in, duration_in},
     world::WorldArgs,
 };
 use serde::{Deserialize, Serialize};
@@ -525,8 +524,8 @@ pub struct ServeArgs {
     pub batch_size: u32,
     /// Longest wait of a batch's first image for others; milliseconds without a unit
     #[arg(help_heading = "Limits", long, alias = "max-wait-ms", value_name = "DURATION", default_value = "2ms",
-        value_parser = duration_in(Duration::from_millis(1), Duration::ZERO..=Duration::from_secs(60)))]
-    pub max_wait: Duration,
+        value_parser = runtime::units::duration_in(std::time::Duration::from_millis(1), std::time::Duration::ZERO..=std::time::Duration::from_secs(60)))]
+    pub max_wait: std::time::Duration,
     /// Largest number of images in flight; more are rejected (503)
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_images: u32,
@@ -535,17 +534,17 @@ pub struct ServeArgs {
     pub max_images_per_request: u32,
     /// Largest request body (413); MiB without a unit
     #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
-        value_parser = byte_size_in(1 << 20, 1 << 10..=1 << 30))]
+        value_parser = runtime::units::byte_size_in(1 << 20, 1 << 10..=1 << 30))]
     pub max_body: u64,
     /// Largest memory of all images that are being decoded (413 for one that needs more alone, others wait); MiB without
     /// a unit
     #[arg(help_heading = "Limits", long, value_name = "SIZE", default_value = "1GiB",
-        value_parser = byte_size_in(1 << 20, 1 << 20..=1 << 40))]
+        value_parser = runtime::units::byte_size_in(1 << 20, 1 << 20..=1 << 40))]
     pub max_decoding: u64,
     /// Time limit of a request, including its body (408); seconds without a unit
     #[arg(help_heading = "Limits", long, alias = "timeout-secs", value_name = "DURATION", default_value = "30s",
-        value_parser = duration_in(Duration::from_secs(1), Duration::from_millis(100)..=Duration::from_secs(86_400)))]
-    pub timeout: Duration,
+        value_parser = runtime::units::duration_in(std::time::Duration::from_secs(1), std::time::Duration::from_millis(100)..=std::time::Duration::from_secs(86_400)))]
+    pub timeout: std::time::Duration,
     /// Largest number of open connections; others wait
     #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
