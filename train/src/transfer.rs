@@ -90,14 +90,14 @@ pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyho
             at + 1
         }
     };
-    let thawed = match transfer.unfreeze_at {
+    let unfrozen = match transfer.unfreeze_at {
         Some(first) if epoch + 1 >= first => match transfer.unfreeze_per_epoch {
             Some(stages) => stages.saturating_mul(epoch + 2 - first),
             None => frozen,
         },
         _ => 0,
     };
-    Ok(frozen.saturating_sub(thawed))
+    Ok(frozen.saturating_sub(unfrozen))
 }
 
 /// The network as it is trained in an epoch (from 0): its frozen stages have no gradient, and their BatchNorm

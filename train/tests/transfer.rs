@@ -55,7 +55,7 @@ fn what_a_flag_freezes_stays_frozen_whatever_the_recipe_says() {
         };
         (is_kept("conv1.weight"), is_kept("layer3.2.conv2.weight"))
     };
-    // The recipe thaws everything in epoch 2.
+    // The recipe unfreezes everything in epoch 2.
     assert_eq!(run("recipe", &[]), (false, false));
     assert_eq!(run("backbone", &["--freeze", "backbone"]), (true, true));
     assert_eq!(run("until", &["--freeze", "until=layer2"]), (true, false));

@@ -27,7 +27,7 @@ pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {
     outln!("checkpoints       {} ({:.2} s each)", span(estimate.checkpoints), estimate.checkpoint)?;
     outln!("the whole run     {}", span(estimate.total()))?;
     match estimate.peak_memory {
-        Some(bytes) => outln!("memory            {:.2} GB at the most so far, on the host", bytes as f64 / 1e9)?,
+        Some(bytes) => outln!("memory            {:.2} GB at most so far, on the host", bytes as f64 / 1e9)?,
         None => outln!("memory            not known on this system")?,
     }
     Ok(ExitCode::Success)

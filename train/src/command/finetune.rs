@@ -93,11 +93,11 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     let head = probe.run.display().to_string();
 
     log::info!("2 of 3: a search for the rate, from the probe's head");
-    let mut thawed = Overrides::default();
-    unfreeze_never(&mut thawed);
-    thawed.set("transfer.freeze", Some("none"));
-    thawed.parse("transfer.layer_decay = 0.8")?;
-    let prepared = prepare(args, &args.recipe, Some(&head), thawed, options)?;
+    let mut unfrozen = Overrides::default();
+    unfreeze_never(&mut unfrozen);
+    unfrozen.set("transfer.freeze", Some("none"));
+    unfrozen.parse("transfer.layer_decay = 0.8")?;
+    let prepared = prepare(args, &args.recipe, Some(&head), unfrozen, options)?;
     let chart = probe.run.join("lr-find.svg");
     let found = lr_finder::sweep(prepared, (1e-6, 1.0), 60, &chart, options)?;
     let rate = args.run.lr.or(found).context(

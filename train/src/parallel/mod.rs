@@ -50,8 +50,10 @@ pub trait DataParallel {
         loss_scale: Option<&Tensor<1>>,
     ) -> Result<(GradientsParams, Vec<BatchScalars>)>;
 
-    /// Returns the sum of the gradients of all processes.
-    fn all_reduce(&self, model: &Classifier, gradients: GradientsParams) -> GradientsParams;
+    /// Returns the sum of the gradients of all processes. One process has it already.
+    fn all_reduce(&self, _model: &Classifier, gradients: GradientsParams) -> GradientsParams {
+        gradients
+    }
 
     /// Makes the step that `main` makes on the first device on every device that has a replica of the model.
     ///
@@ -77,8 +79,8 @@ pub trait DataParallel {
     /// Where a device fails.
     fn unfreeze(&self, group: &ParamGroup) -> Result<()>;
 
-    /// Brings the running statistics of all processes together.
-    fn sync_running_statistics(&self, model: &Classifier, how: DistBn);
+    /// Brings the running statistics of all processes together. One process has nothing to do.
+    fn sync_running_statistics(&self, _model: &Classifier, _how: DistBn) {}
 
     /// Checks that every replica and every process has the same weights.
     ///
@@ -99,7 +101,9 @@ pub trait DataParallel {
     ///
     /// # Errors
     /// Where a process sends something else.
-    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>>;
+    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
+        Ok(own)
+    }
 }
 
 /// Starts the threads of a process's devices. `device`, with autodiff, is the first of them, and the only one without a

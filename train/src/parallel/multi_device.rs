@@ -37,7 +37,7 @@ use super::{DataParallel, Shard, ShardImages, mpi};
 use crate::{
     classifier::{self, Classifier, Pass, Task},
     evaluation::{BatchScalars, Prediction},
-    recipe::{DistBn, Recipe},
+    recipe::Recipe,
     trainer::{
         guard::{running_statistics, set_running_statistics},
         optimizer::{Optimizer, Update},
@@ -210,7 +210,8 @@ impl MultiDevice {
         sent.map_err(|_| anyhow!("the thread of {} has ended", self.names[index]))
     }
 
-    /// So many answers, in the order of devices. The first that fails is not waited past: others may wait for it.
+    /// Waits for `count` answers and returns them in the order of devices; at the first failure at once, since other
+    /// devices may wait for the one that failed.
     fn answers(&self, count: usize) -> Result<Vec<Answer>> {
         let mut answers = Vec::with_capacity(count);
         for _ in 0..count {
@@ -270,10 +271,6 @@ impl DataParallel for MultiDevice {
         Ok((sum.grads(), scalars))
     }
 
-    fn all_reduce(&self, _model: &Classifier, gradients: GradientsParams) -> GradientsParams {
-        gradients
-    }
-
     fn step(
         &self,
         model: &mut Slot<Classifier>,
@@ -303,8 +300,6 @@ impl DataParallel for MultiDevice {
         Ok(())
     }
 
-    fn sync_running_statistics(&self, _model: &Classifier, _how: DistBn) {}
-
     fn check_weights(&self, model: &Classifier) -> Result<()> {
         let answers = self.ask_replicas(|| Request::Fingerprint)?;
         let own = mpi::fingerprint(model);
@@ -331,10 +326,6 @@ impl DataParallel for MultiDevice {
         }
         let answers = self.answers(batches.len())?.into_iter();
         Ok(answers.filter_map(|answer| if let Answer::Predicted(own) = answer { Some(own) } else { None }).collect())
-    }
-
-    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
-        Ok(own)
     }
 }
 

@@ -15,7 +15,6 @@ use super::{DataParallel, Shard};
 use crate::{
     classifier::{Classifier, Pass, Task, predict},
     evaluation::{BatchScalars, Prediction},
-    recipe::DistBn,
     trainer::{optimizer::Update, slot::Slot},
 };
 
@@ -47,10 +46,6 @@ impl DataParallel for SingleDevice {
         Ok((gradients, vec![scalars]))
     }
 
-    fn all_reduce(&self, _model: &Classifier, gradients: GradientsParams) -> GradientsParams {
-        gradients
-    }
-
     fn step(
         &self,
         model: &mut Slot<Classifier>,
@@ -70,8 +65,6 @@ impl DataParallel for SingleDevice {
         Ok(())
     }
 
-    fn sync_running_statistics(&self, _model: &Classifier, _how: DistBn) {}
-
     fn check_weights(&self, _model: &Classifier) -> Result<()> {
         Ok(())
     }
@@ -83,9 +76,5 @@ impl DataParallel for SingleDevice {
     fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
         let device = self.device.clone().without_autodiff();
         Ok(copies.iter().zip(batches).map(|(network, batch)| predict(network, task, batch, &device)).collect())
-    }
-
-    fn gather(&self, own: Vec<Prediction>) -> Result<Vec<Prediction>> {
-        Ok(own)
     }
 }
