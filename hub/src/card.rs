@@ -71,7 +71,7 @@ pub struct Preprocess {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Resize {
-    /// The shorter side to so many pixels, keeping the aspect ratio.
+    /// Resizes the shorter side to this number of pixels, keeping the aspect ratio.
     ShorterSide(usize),
     /// To exactly this height and width, whatever the aspect ratio.
     Squash([usize; 2]),
@@ -164,7 +164,7 @@ impl Card {
         }
     }
 
-    /// Reads a card from JSON; `path` is the file it stands in, for messages.
+    /// Reads a card from JSON; `path` names its file in errors.
     ///
     /// # Errors
     /// [`Error::Card`] where it is not a card, of another form, or contradicts itself.

@@ -11,7 +11,7 @@
 //! # Ok::<(), hub::Error>(())
 //! ```
 //!
-//! # What lies in the cache folder
+//! # The cache folder
 //! `$XDG_CACHE_HOME/hearth/weights`, or else `~/.cache/hearth/weights`:
 //! - `FILE`: whole and checked. It is hashed again on each use, which costs far less than loading it, so that a file
 //!   that was put there by hand, or that decayed, is held to the same check; there is no other state to go stale.
@@ -145,12 +145,12 @@ impl Published {
         }
     }
 
-    /// Whether so many bytes are too few for the whole file.
+    /// Whether this number of bytes is too small for the whole file.
     fn is_short(&self, len: u64) -> bool {
         self.size().is_some_and(|size| len + SIZE_TOLERANCE < size)
     }
 
-    /// Whether so many bytes are too many for the whole file.
+    /// Whether this number of bytes is too large for the whole file.
     fn is_long(&self, len: u64) -> bool {
         len > self.size().map_or(MAX_UNPUBLISHED_SIZE, |size| size + SIZE_TOLERANCE)
     }
@@ -181,7 +181,7 @@ pub fn find(name: &str) -> Result<&'static Published, Error> {
         .ok_or_else(|| Error::UnknownName { name: name.to_string(), nearest: nearest(&wanted) })
 }
 
-/// The published weights that a file holds, told by its size and checksum, whatever its name: a file that a user
+/// The published weights that a file holds, recognized by its size and checksum, not by its name: a file that a user
 /// downloaded by other means gets its card. A file whose size the publisher does not tell must have its name.
 ///
 /// # Errors
@@ -303,7 +303,7 @@ impl Hub {
         self
     }
 
-    /// Where the file of these weights lies, or would.
+    /// The path of these weights in the cache, whether or not they were downloaded.
     ///
     /// # Errors
     /// [`Error::NoCacheFolder`].

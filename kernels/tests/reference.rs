@@ -398,7 +398,7 @@ proptest! {
     }
 }
 
-/// Linear maps as wide as the networks' last ones.
+/// Linear layers as wide as the networks' last ones.
 #[test]
 fn linear_maps_of_the_networks() {
     for (rows, d) in [(1, [64, 1000]), (2, [64, 1000]), (8, [300, 700]), (14, [512, 1000]), (20, [100, 1030])] {
@@ -446,7 +446,7 @@ fn check_bf16(conv: &Conv) {
         close(&floats(run(&x, residual.clone(), Precision::Bf16)), &expected, BOUND, least, "of a map of bf16");
         let y = run(&x, residual, Precision::Bf16Activations);
         assert_eq!(y.dtype(), DType::BF16);
-        // Each value is rounded once, by half of its last place at the most.
+        // Each value is rounded once, by at most half a unit in the last place.
         let rounding = BOUND * largest(&expected).max(least);
         for (y, exact) in floats(y).into_iter().zip(&expected) {
             assert!((y - exact).abs() <= rounding + exact.abs() / 256.0, "a map of bf16: {y} for {exact}");

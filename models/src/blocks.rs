@@ -98,7 +98,7 @@ impl Layer {
 
 /// Images `[n, 3, h, w]` → the last feature map of a column, whose stages are `features.0`, `features.1` …
 ///
-/// A convolution, its norm and its ReLU are one step, unless the hook observes what lies between them. A segment goes
+/// A convolution, its norm and its ReLU are one step, unless the hook observes the tensors between them. A segment goes
 /// from one pooling to the next.
 pub(crate) fn column(layers: &[Layer], mut x: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4> {
     let mut first = 0;
@@ -170,7 +170,7 @@ pub(crate) fn dropout_relu_features(x: Tensor<2>, first: &Linear, dropout: &Drop
     relu(ops::linear(second, dropout.forward(x)))
 }
 
-/// The classifier of AlexNet and VGG at every place of a map `[n, c, h, w]` of at least `window × window`, its scores
+/// The classifier of AlexNet and VGG at every position of a map `[n, c, h, w]` of at least `window × window`, its scores
 /// averaged: `[n, classes]`. The first linear layer becomes a convolution of the window, the others of 1 × 1.
 pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, last]: [&Linear; 3]) -> Tensor<2> {
     let [n, channels, _, _] = map.dims();
@@ -180,8 +180,8 @@ pub(crate) fn dense_classifier(map: Tensor<4>, window: usize, [first, second, la
     let bias = first.bias.as_ref().map(|bias| ops::value(bias, map.dtype()));
     let x = relu(conv2d(map, weight, bias, ConvOptions::new([1, 1], [0, 0], [1, 1], 1))); // [n, outputs, h', w']
     let [_, _, height, width] = x.dims();
-    let places = x.permute([0, 2, 3, 1]).reshape([n * height * width, outputs]);
-    let scores = ops::logits(last, relu(ops::linear(second, places))); // [n · h' · w', classes]
+    let positions = x.permute([0, 2, 3, 1]).reshape([n * height * width, outputs]);
+    let scores = ops::logits(last, relu(ops::linear(second, positions))); // [n · h' · w', classes]
     let [_, classes] = scores.dims();
     scores.reshape([n, height * width, classes]).mean_dim(1).reshape([n, classes])
 }

@@ -48,7 +48,7 @@ pub trait ImageClassifier: Module {
     /// - output: `[n, c, h', w']`
     fn features(&self, images: Tensor<4>, pass: &mut Pass<'_>) -> Tensor<4>;
 
-    /// Runs what lies between the last feature map and the last linear layer: pooling, hidden layers, dropout.
+    /// Runs the layers between the last feature map and the last linear layer: pooling, hidden layers, dropout.
     ///
     /// # Shapes
     ///

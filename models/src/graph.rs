@@ -56,9 +56,9 @@ pub struct Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Size {
-    /// So many, whatever the batch.
+    /// A number that does not depend on the batch size.
     Fixed(usize),
-    /// So many for each image.
+    /// A number per image.
     PerImage(usize),
 }
 
@@ -450,7 +450,7 @@ fn scalar(scalar: &ScalarIr) -> Outcome<f64> {
         ScalarIr::Float(value) => Ok(value),
         ScalarIr::Int(value) => Ok(value as f64),
         ScalarIr::UInt(value) => Ok(value as f64),
-        ScalarIr::Bool(_) => Err("a truth value stands for a number".to_string()),
+        ScalarIr::Bool(_) => Err("a boolean is used as a number".to_string()),
     }
 }
 

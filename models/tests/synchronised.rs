@@ -67,7 +67,7 @@ fn fresh(device: &Device) -> Network {
     NetworkConfig::new(Architecture::ResNet20).with_num_classes(5).init(device)
 }
 
-/// Moves what norms put out to where next to no ReLU is near its kink: one that flips by a rounding has another gradient.
+/// Shifts the norms' outputs away from zero, where a ReLU has its kink: one that flips by a rounding has another gradient.
 #[derive(Default)]
 struct Lift {
     module: String,

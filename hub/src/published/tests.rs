@@ -1,4 +1,4 @@
-//! Downloads from a server of our own on the loopback interface, which misbehaves as it is told.
+//! Downloads from a server of our own on the loopback interface, which misbehaves as each test requests.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};

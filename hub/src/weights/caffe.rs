@@ -215,7 +215,7 @@ enum Value<'a> {
     Fixed32([u8; 4]),
 }
 
-/// The fields of the message `bytes`, which lies at `base` in the file. It ends after the first error.
+/// The fields of the message `bytes`, which begins at `base` in the file. It ends after the first error.
 fn fields(bytes: &[u8], base: usize) -> impl Iterator<Item = Result<Field<'_>, CaffeError>> {
     let mut reader = Reader { bytes, at: 0, base };
     std::iter::from_fn(move || {

@@ -100,11 +100,11 @@ fn flattened(tensor: PackTensor) -> PackTensor {
 /// Which tensors of a file are a network's.
 #[derive(Debug, Default)]
 pub struct Choice {
-    /// What stands before the network's keys in the file.
+    /// The prefix of the network's keys in the file.
     pub prefix: String,
     /// The name of the file's classifier, with a dot at its end, where it is not the network's.
     pub head: Option<String>,
-    /// What stands before the keys of the file's other networks.
+    /// The prefixes of the keys of the file's other networks.
     pub rest: Vec<String>,
     /// What a user must know of the choice.
     pub note: Option<String>,

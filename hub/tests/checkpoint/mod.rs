@@ -94,7 +94,7 @@ pub fn pickle(value: &Value) -> Vec<u8> {
     out
 }
 
-/// An entry of a zip archive: its name, its content, and the size that the directory declares where it lies.
+/// An entry of a zip archive: its name, its content, and the size that the directory declares, and its offset.
 pub struct Entry {
     pub name: String,
     pub content: Vec<u8>,

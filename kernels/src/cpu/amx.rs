@@ -37,18 +37,18 @@ pub fn is_available() -> bool {
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
     /// f32, rounded to bf16 as they are gathered.
-    Single(&'a [f32]),
+    F32(&'a [f32]),
     /// bf16.
-    Half(&'a [bf16]),
+    Bf16(&'a [bf16]),
 }
 
 /// An output feature map.
 #[derive(Debug)]
 pub enum Output<'a> {
     /// f32.
-    Single(&'a mut [f32]),
+    F32(&'a mut [f32]),
     /// bf16, rounded to nearest, ties to even.
-    Half(&'a mut [bf16]),
+    Bf16(&'a mut [bf16]),
 }
 
 /// An implicit GEMM, `out[pixel] = Σ_tap x[pixel · stride + tap] · weights[tap]`, with its epilogue.
@@ -83,8 +83,8 @@ pub struct Product<'a> {
 impl Values<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Single(values) => values.len(),
-            Self::Half(values) => values.len(),
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
         }
     }
 }
@@ -125,8 +125,8 @@ impl Product<'_> {
     pub fn run(&self, out: Output<'_>) {
         assert!(is_available(), "this processor has no AMX for bf16");
         self.check(match &out {
-            Output::Single(out) => out.len(),
-            Output::Half(out) => out.len(),
+            Output::F32(out) => out.len(),
+            Output::Bf16(out) => out.len(),
         });
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         imp::run(self, out);
@@ -181,11 +181,11 @@ mod imp {
         layout: Layout,
         /// From an output to the next.
         step: usize,
-        /// Outputs from row to row of a run, those that are thrown away among them.
+        /// Outputs from row to row of a run, including discarded ones.
         columns: usize,
         /// From a run of outputs to the next: all rows of a unit are one, or each is.
         run_step: Option<usize>,
-        /// For each tap where an output's first one reads, and its place in the weights.
+        /// For each tap where an output's first one reads, and its position in the weights.
         taps: Vec<[usize; 2]>,
         /// Units of an image, each some rows of the output.
         strips: usize,
@@ -193,7 +193,7 @@ mod imp {
     }
 
     enum Layout {
-        /// Each the pixels at some places by the stride, from these of the input on.
+        /// Each the pixels at some positions by the stride, from these of the input on.
         Planes { firsts: Vec<[isize; 2]>, rows: usize, more_rows: usize, pitch: usize },
         /// Rows of the input as they lie, and how many more than those of the first tap: what a tap sums over begins at any
         /// offset.
@@ -252,7 +252,7 @@ mod imp {
                 [|tap: &Tap| tap.down, |tap: &Tap| tap.right].map(|of| product.taps.iter().map(of).min().unwrap_or(0));
             let mut firsts: Vec<[isize; 2]> = Vec::new();
             // For each tap its plane, and how far from the plane's first pixel.
-            let places: Vec<[usize; 3]> = product
+            let positions: Vec<[usize; 3]> = product
                 .taps
                 .iter()
                 .map(|tap| {
@@ -266,12 +266,12 @@ mod imp {
                 })
                 .collect();
             let [more_rows, more_columns] =
-                [1, 2].map(|axis| places.iter().map(|place| place[axis]).max().unwrap_or(0));
+                [1, 2].map(|axis| positions.iter().map(|position| position[axis]).max().unwrap_or(0));
             let columns = width + more_columns;
             let strips = strips_of(firsts.len() * columns * pitch, more_rows);
             let rows = longest(strips) + more_rows;
             let plane = rows * columns * pitch;
-            let taps = places.iter().zip(product.taps);
+            let taps = positions.iter().zip(product.taps);
             Self {
                 product,
                 output: [n, height, width],
@@ -301,8 +301,8 @@ mod imp {
             return;
         }
         let out = match out {
-            Output::Single(out) => Places::Single(DisjointSlice::new(out)),
-            Output::Half(out) => Places::Half(DisjointSlice::new(out)),
+            Output::F32(out) => Outputs::F32(DisjointSlice::new(out)),
+            Output::Bf16(out) => Outputs::Bf16(DisjointSlice::new(out)),
         };
         let plan = Plan::new(product);
         let units = plan.output[0] * plan.strips;
@@ -320,7 +320,7 @@ mod imp {
         tasks(chunks * groups, |task| {
             let units = part(units, chunks, task / groups, 1);
             let panels = part(panels, groups, task % groups, 1);
-            // The last tile may hang over: what it reads there goes nowhere.
+            // The last tile may extend past the rows: what it reads there is discarded.
             let over = 2 * ROWS * plan.step + VALUES;
             let mut values = Buffer::new((units.len() * plan.unit_len + over).div_ceil(2));
             // SAFETY: `is_available` has asked the processor and the system.
@@ -352,14 +352,14 @@ mod imp {
             let copy = |start: usize, count: usize, filled: usize, to: usize| {
                 check!(to + filled.max(count.next_multiple_of(2)) <= len);
                 let to = values.wrapping_add(to);
-                // SAFETY: inside the buffer, at a place of these values alone.
+                // SAFETY: inside the buffer, at a position of these values alone.
                 unsafe {
                     let written = match x {
-                        Values::Single(x) => {
+                        Values::F32(x) => {
                             round_into(&x[start..start + count], to);
                             count.next_multiple_of(2)
                         }
-                        Values::Half(x) => {
+                        Values::Bf16(x) => {
                             to.copy_from_nonoverlapping(x[start..start + count].as_ptr().cast(), count);
                             count
                         }
@@ -414,7 +414,7 @@ mod imp {
         /// The processor must have AMX, the process leave to use it, `values` be those of the units, and no other task
         /// write these outputs.
         #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-        unsafe fn multiply(&self, units: Range<usize>, panels: Range<usize>, values: &[f32], out: Places<'_>) {
+        unsafe fn multiply(&self, units: Range<usize>, panels: Range<usize>, values: &[f32], out: Outputs<'_>) {
             let product = self.product;
             let weights = product.weights;
             let [_, height, width] = self.output;
@@ -425,7 +425,7 @@ mod imp {
             for panel in panels {
                 let channel = panel * PANEL;
                 let count = PANEL.min(weights.channels - channel);
-                let finish = Finish::new(product, channel, count);
+                let epilogue = PanelEpilogue::new(product, channel, count);
                 for (index, unit) in units.clone().enumerate() {
                     let (image, rows) = self.rows(unit);
                     // Up to the last output of the last row.
@@ -439,10 +439,10 @@ mod imp {
                         while start < outputs {
                             let tiles = if outputs - start > ROWS { 2 } else { 1 };
                             let these = (outputs - start).min(tiles * ROWS);
-                            let mut places = [NOWHERE; 2 * ROWS];
-                            for place in &mut places[..these] {
+                            let mut positions = [NOWHERE; 2 * ROWS];
+                            for position in &mut positions[..these] {
                                 if column < width {
-                                    *place = ((image * height + row) * width + column) * weights.channels + channel;
+                                    *position = ((image * height + row) * width + column) * weights.channels + channel;
                                 }
                                 column += 1;
                                 if column == self.columns {
@@ -465,7 +465,7 @@ mod imp {
                                     (_, true) => products::<1, 2>(jobs, self.step, steps, &mut sums),
                                     (_, false) => products::<1, 1>(jobs, self.step, steps, &mut sums),
                                 }
-                                finish.write(&sums, &places, out);
+                                epilogue.write(&sums, &positions, out);
                             }
                             start += these;
                         }
@@ -477,7 +477,7 @@ mod imp {
         }
     }
 
-    /// The place of an output that is thrown away.
+    /// The position of a discarded output.
     const NOWHERE: usize = usize::MAX;
     /// The prefetch distance of outputs, in outputs.
     const AHEAD: usize = 2 * ROWS;
@@ -594,13 +594,13 @@ mod imp {
 
     /// Where tasks write outputs.
     #[derive(Clone, Copy)]
-    enum Places<'a> {
-        Single(DisjointSlice<'a, f32>),
-        Half(DisjointSlice<'a, bf16>),
+    enum Outputs<'a> {
+        F32(DisjointSlice<'a, f32>),
+        Bf16(DisjointSlice<'a, bf16>),
     }
 
-    /// The end of a sum, for the channels of a panel.
-    struct Finish<'a> {
+    /// The epilogue of the channels of a panel: scale, bias, residual and ReLU.
+    struct PanelEpilogue<'a> {
         scale: [__m512; 2],
         bias: [__m512; 2],
         masks: [__mmask16; 2],
@@ -611,7 +611,7 @@ mod imp {
         channels: usize,
     }
 
-    impl<'a> Finish<'a> {
+    impl<'a> PanelEpilogue<'a> {
         #[target_feature(enable = "avx512f")]
         fn new(product: &Product<'a>, channel: usize, count: usize) -> Self {
             let masks = [0, LANES].map(|first| ((1u32 << count.saturating_sub(first).min(LANES)) - 1) as __mmask16);
@@ -636,32 +636,32 @@ mod imp {
             }
         }
 
-        /// Writes the sums of all outputs that have a place.
+        /// Applies the epilogue to the accumulators and writes those that have an output.
         ///
         /// # Safety
         /// No other task may write there.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-        unsafe fn write(&self, sums: &Sums, places: &[usize; 2 * ROWS], out: Places<'_>) {
-            for (sums, &place) in sums.0.iter().zip(places) {
-                if place == NOWHERE {
+        unsafe fn write(&self, sums: &Sums, positions: &[usize; 2 * ROWS], out: Outputs<'_>) {
+            for (sums, &position) in sums.0.iter().zip(positions) {
+                if position == NOWHERE {
                     continue;
                 }
-                self.prefetch(place + AHEAD * self.channels, out);
+                self.prefetch(position + AHEAD * self.channels, out);
                 for n in 0..self.count.div_ceil(LANES) {
-                    let (at, mask) = (place + n * LANES, self.masks[n]);
-                    let end = place + self.count.min((n + 1) * LANES);
+                    let (at, mask) = (position + n * LANES, self.masks[n]);
+                    let end = position + self.count.min((n + 1) * LANES);
                     // SAFETY: `mask` leaves the values of slices and of what is this task's alone.
                     unsafe {
                         let sums = _mm512_load_ps(sums.as_ptr().add(n * LANES));
                         let mut value = _mm512_fmadd_ps(sums, self.scale[n], self.bias[n]);
                         match self.residual {
                             None => (),
-                            Some(Values::Single(residual)) => {
+                            Some(Values::F32(residual)) => {
                                 check!(end <= residual.len());
                                 let residual = _mm512_maskz_loadu_ps(mask, residual.as_ptr().wrapping_add(at));
                                 value = _mm512_add_ps(value, residual);
                             }
-                            Some(Values::Half(residual)) => {
+                            Some(Values::Bf16(residual)) => {
                                 check!(end <= residual.len());
                                 let bits = _mm256_maskz_loadu_epi16(mask, residual.as_ptr().wrapping_add(at).cast());
                                 let bits = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits));
@@ -673,10 +673,10 @@ mod imp {
                             value = _mm512_max_ps(_mm512_setzero_ps(), value);
                         }
                         match out {
-                            Places::Single(out) => {
+                            Outputs::F32(out) => {
                                 _mm512_mask_storeu_ps(out.at(at, end - at), mask, value);
                             }
-                            Places::Half(out) => {
+                            Outputs::Bf16(out) => {
                                 let bits: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(value));
                                 _mm256_mask_storeu_epi16(out.at(at, end - at).cast(), mask, bits);
                             }
@@ -686,16 +686,16 @@ mod imp {
             }
         }
 
-        /// Asks for the cache lines of an output and its residual, if there are such.
+        /// Prefetches the cache lines of an output and its residual, where they are within bounds.
         #[inline(always)]
-        fn prefetch(&self, at: usize, out: Places<'_>) {
+        fn prefetch(&self, at: usize, out: Outputs<'_>) {
             match out {
-                Places::Single(out) => {
+                Outputs::F32(out) => {
                     if at + self.count <= out.len() {
                         tile::prefetch_for_writing(out.at(at, 0), self.count);
                     }
                 }
-                Places::Half(out) => {
+                Outputs::Bf16(out) => {
                     if at + self.count <= out.len() {
                         tile::prefetch_for_writing(out.at(at, 0).cast_const().cast(), self.count.div_ceil(2));
                     }
@@ -703,8 +703,8 @@ mod imp {
             }
             match self.residual {
                 None => (),
-                Some(Values::Single(residual)) => tile::prefetch(residual.as_ptr().wrapping_add(at), self.count),
-                Some(Values::Half(residual)) => {
+                Some(Values::F32(residual)) => tile::prefetch(residual.as_ptr().wrapping_add(at), self.count),
+                Some(Values::Bf16(residual)) => {
                     tile::prefetch(residual.as_ptr().wrapping_add(at).cast(), self.count.div_ceil(2));
                 }
             }

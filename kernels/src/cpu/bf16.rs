@@ -215,7 +215,7 @@ mod imp {
                 let start = run_index * step + x.offset;
                 let values = &x.data[start..x.data.len().min(start + run)];
                 let to = run_index * if step == x.pitch && run == k { pitch } else { step };
-                // SAFETY: each run has its own place; the processor was asked.
+                // SAFETY: each run has its own position; the processor was asked.
                 unsafe {
                     {
                         check!(to + values.len().next_multiple_of(2) <= 2 * out.len());

@@ -32,7 +32,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn maps(&self) -> Maps {
+    fn maps(&self) -> Pooling {
         let axes = [0, 1].map(|axis| {
             let [size, kernel, stride, padding] =
                 [self.input, self.kernel, self.stride, self.padding].map(|sizes| sizes[axis]);
@@ -42,11 +42,11 @@ impl Window {
             });
             Axis::new(size, windows.collect())
         });
-        Maps { n: self.n, channels: self.channels, axes }
+        Pooling { n: self.n, channels: self.channels, axes }
     }
 
     /// Returns the axes, and the factors of each window's rows and columns in an average.
-    fn averages(&self, count_include_pad: bool) -> (Maps, [Vec<f32>; 2]) {
+    fn averages(&self, count_include_pad: bool) -> (Pooling, [Vec<f32>; 2]) {
         let maps = self.maps();
         if !count_include_pad {
             let factors = maps.factors();
@@ -62,7 +62,7 @@ impl Window {
 
     /// Returns the index of the input pixel in the window of the output, in row-major order.
     #[inline(always)]
-    fn place(&self, input: [usize; 2], output: [usize; 2]) -> u32 {
+    fn index(&self, input: [usize; 2], output: [usize; 2]) -> u32 {
         let [down, right] = [0, 1].map(|axis| input[axis] + self.padding[axis] - output[axis] * self.stride[axis]);
         (down * self.kernel[1] + right) as u32
     }
@@ -88,13 +88,13 @@ impl Axis {
 }
 
 /// The correspondence between an input feature map and its pooled output.
-struct Maps {
+struct Pooling {
     n: usize,
     channels: usize,
     axes: [Axis; 2],
 }
 
-impl Maps {
+impl Pooling {
     /// The windows of PyTorch's adaptive pooling.
     fn adaptive(n: usize, channels: usize, input: [usize; 2], output: [usize; 2]) -> Self {
         let axes = [0, 1].map(|axis| {
@@ -139,12 +139,12 @@ impl Maps {
 pub fn max_pool(x: &[f32], window: &Window, y: &mut [f32]) {
     let maps = window.maps();
     check_lengths(&maps, x, y);
-    let max = Max::<false> { x, window, maps: &maps, y: DisjointSlice::new(y), places: DisjointSlice::new(&mut []) };
+    let max = Max::<false> { x, window, maps: &maps, y: DisjointSlice::new(y), indices: DisjointSlice::new(&mut []) };
     run(&max, &maps, maps.output());
 }
 
 /// Max pooling of bf16 values.
-pub fn max_pool_of_halves(x: &[bf16], window: &Window, y: &mut [bf16]) {
+pub fn max_pool_bf16(x: &[bf16], window: &Window, y: &mut [bf16]) {
     let maps = window.maps();
     assert_eq!(x.len(), maps.len(maps.input()), "not the input's size");
     assert_eq!(y.len(), maps.len(maps.output()), "not the output's size");
@@ -156,21 +156,21 @@ pub fn max_pool_of_halves(x: &[bf16], window: &Window, y: &mut [bf16]) {
 ///
 /// # Panics
 /// If windows have more than 256 elements.
-pub fn max_pool_with_indices(x: &[f32], window: &Window, y: &mut [f32], places: &mut [u8]) {
+pub fn max_pool_with_indices(x: &[f32], window: &Window, y: &mut [f32], indices: &mut [u8]) {
     let maps = window.maps();
     check_lengths(&maps, x, y);
-    assert_eq!(places.len(), y.len());
-    assert!(window.kernel[0] * window.kernel[1] <= 256, "places do not fit bytes: {window:?}");
-    let max = Max::<true> { x, window, maps: &maps, y: DisjointSlice::new(y), places: DisjointSlice::new(places) };
+    assert_eq!(indices.len(), y.len());
+    assert!(window.kernel[0] * window.kernel[1] <= 256, "indices do not fit bytes: {window:?}");
+    let max = Max::<true> { x, window, maps: &maps, y: DisjointSlice::new(y), indices: DisjointSlice::new(indices) };
     run(&max, &maps, maps.output());
 }
 
 /// The gradient of [`max_pool_with_indices`]: writes all of `dx`.
-pub fn max_pool_backward(dy: &[f32], places: &[u8], window: &Window, dx: &mut [f32]) {
+pub fn max_pool_backward(dy: &[f32], indices: &[u8], window: &Window, dx: &mut [f32]) {
     let maps = window.maps();
     check_lengths(&maps, dx, dy);
-    assert_eq!(places.len(), dy.len());
-    let gather = MaxBackward { dy, places, window, maps: &maps, dx: DisjointSlice::new(dx) };
+    assert_eq!(indices.len(), dy.len());
+    let gather = MaxBackward { dy, indices, window, maps: &maps, dx: DisjointSlice::new(dx) };
     run(&gather, &maps, maps.input());
 }
 
@@ -188,7 +188,7 @@ pub fn avg_pool_backward(dy: &[f32], window: &Window, count_include_pad: bool, d
 
 /// Adaptive average pooling from size `input` to size `output`.
 pub fn adaptive_avg_pool(x: &[f32], n: usize, channels: usize, input: [usize; 2], output: [usize; 2], y: &mut [f32]) {
-    let maps = Maps::adaptive(n, channels, input, output);
+    let maps = Pooling::adaptive(n, channels, input, output);
     average(x, &maps, &maps.factors(), y);
 }
 
@@ -201,21 +201,21 @@ pub fn adaptive_avg_pool_backward(
     output: [usize; 2],
     dx: &mut [f32],
 ) {
-    let maps = Maps::adaptive(n, channels, input, output);
+    let maps = Pooling::adaptive(n, channels, input, output);
     average_backward(dy, &maps, &maps.factors(), dx);
 }
 
-fn average(x: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], y: &mut [f32]) {
+fn average(x: &[f32], maps: &Pooling, factors: &[Vec<f32>; 2], y: &mut [f32]) {
     check_lengths(maps, x, y);
     run(&Average { x, maps, factors, y: DisjointSlice::new(y) }, maps, maps.output());
 }
 
-fn average_backward(dy: &[f32], maps: &Maps, factors: &[Vec<f32>; 2], dx: &mut [f32]) {
+fn average_backward(dy: &[f32], maps: &Pooling, factors: &[Vec<f32>; 2], dx: &mut [f32]) {
     check_lengths(maps, dx, dy);
     run(&AverageBackward { dy, maps, factors, dx: DisjointSlice::new(dx) }, maps, maps.input());
 }
 
-fn check_lengths(maps: &Maps, input: &[f32], output: &[f32]) {
+fn check_lengths(maps: &Pooling, input: &[f32], output: &[f32]) {
     assert_eq!(input.len(), maps.len(maps.input()), "not the input's size");
     assert_eq!(output.len(), maps.len(maps.output()), "not the output's size");
 }
@@ -245,7 +245,7 @@ const LINE: usize = 16;
 const TASK: usize = 4096;
 
 /// Computes all pixels of a feature map of this `size`.
-fn run<P: Pixel>(pixel: &P, maps: &Maps, size: [usize; 2]) {
+fn run<P: Pixel>(pixel: &P, maps: &Pooling, size: [usize; 2]) {
     let pixels = maps.n * size[0] * size[1];
     if pixels * maps.channels == 0 {
         return;
@@ -341,9 +341,9 @@ unsafe fn narrow<S: Simd>(to: *mut u8, count: usize, wide: S::u32s) {
 struct Max<'a, const PLACES: bool> {
     x: &'a [f32],
     window: &'a Window,
-    maps: &'a Maps,
+    maps: &'a Pooling,
     y: DisjointSlice<'a, f32>,
-    places: DisjointSlice<'a, u8>,
+    indices: DisjointSlice<'a, u8>,
 }
 
 impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
@@ -360,11 +360,11 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
         let [rows, columns] = [0, 1].map(|axis| self.maps.axes[axis].windows[pixel[axis]].clone());
         // The first element always replaces the initial value.
         let mut most = [simd.splat_f32s(f32::NEG_INFINITY); N];
-        let mut places = [simd.splat_u32s(self.window.place([rows.start, columns.start], pixel)); N];
+        let mut indices = [simd.splat_u32s(self.window.index([rows.start, columns.start], pixel)); N];
         for down in rows {
             for right in columns.clone() {
                 let at = self.maps.input_at(image, [down, right], channel);
-                let place = simd.splat_u32s(self.window.place([down, right], pixel));
+                let index = simd.splat_u32s(self.window.index([down, right], pixel));
                 for n in 0..N {
                     // SAFETY: the window is clipped to the input.
                     let x = unsafe { load_at(simd, self.x, at + n * lanes, count) };
@@ -372,7 +372,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
                     let larger = simd.or_m32s(simd.greater_than_f32s(x, most[n]), nan);
                     most[n] = simd.select_f32s(larger, x, most[n]);
                     if PLACES {
-                        places[n] = simd.select_u32s(larger, place, places[n]);
+                        indices[n] = simd.select_u32s(larger, index, indices[n]);
                     }
                 }
             }
@@ -383,7 +383,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
             unsafe {
                 store_part(simd, self.y.at(at + n * lanes, count), count, most[n]);
                 if PLACES {
-                    narrow::<S>(self.places.at(at + n * lanes, count), count, places[n]);
+                    narrow::<S>(self.indices.at(at + n * lanes, count), count, indices[n]);
                 }
             }
         }
@@ -392,7 +392,7 @@ impl<const PLACES: bool> Pixel for Max<'_, PLACES> {
 
 struct MaxOfHalves<'a> {
     x: &'a [bf16],
-    maps: &'a Maps,
+    maps: &'a Pooling,
     y: DisjointSlice<'a, bf16>,
 }
 
@@ -470,9 +470,9 @@ fn rank(x: bf16) -> i16 {
 
 struct MaxBackward<'a> {
     dy: &'a [f32],
-    places: &'a [u8],
+    indices: &'a [u8],
     window: &'a Window,
-    maps: &'a Maps,
+    maps: &'a Pooling,
     dx: DisjointSlice<'a, f32>,
 }
 
@@ -493,16 +493,16 @@ impl Pixel for MaxBackward<'_> {
         for down in rows {
             for right in columns.clone() {
                 let at = self.maps.output_at(image, [down, right], channel);
-                let place = simd.splat_u32s(self.window.place(pixel, [down, right]));
+                let index = simd.splat_u32s(self.window.index(pixel, [down, right]));
                 for n in 0..N {
                     // SAFETY: the outputs are inside the output map, which has as many indices.
-                    let (dy, places) = unsafe {
+                    let (dy, indices) = unsafe {
                         (
                             load_at(simd, self.dy, at + n * lanes, count),
-                            widen(simd, &self.places[at + n * lanes..][..count]),
+                            widen(simd, &self.indices[at + n * lanes..][..count]),
                         )
                     };
-                    let here = simd.equal_u32s(places, place);
+                    let here = simd.equal_u32s(indices, index);
                     sums[n] = simd.add_f32s(sums[n], simd.select_f32s(here, dy, zero));
                 }
             }
@@ -517,7 +517,7 @@ impl Pixel for MaxBackward<'_> {
 
 struct Average<'a> {
     x: &'a [f32],
-    maps: &'a Maps,
+    maps: &'a Pooling,
     factors: &'a [Vec<f32>; 2],
     y: DisjointSlice<'a, f32>,
 }
@@ -561,7 +561,7 @@ impl Pixel for Average<'_> {
 
 struct AverageBackward<'a> {
     dy: &'a [f32],
-    maps: &'a Maps,
+    maps: &'a Pooling,
     factors: &'a [Vec<f32>; 2],
     dx: DisjointSlice<'a, f32>,
 }
@@ -625,20 +625,20 @@ mod tests {
         windows
     }
 
-    /// Calls `visit` with the output's index, the input's, and the place, for each element of each window.
+    /// Calls `visit` with the offset of the output, of the input, and its index in the window, for each element of each window.
     fn elements(window: &Window, mut visit: impl FnMut(usize, usize, usize)) {
         let Window { n, channels, input, output, kernel, stride, padding } = window.clone();
         for image in 0..n {
             for out in 0..output[0] * output[1] {
                 let (top, left) = (out / output[1] * stride[0], out % output[1] * stride[1]);
-                for place in 0..kernel[0] * kernel[1] {
-                    let (down, right) = (top + place / kernel[1], left + place % kernel[1]);
+                for index in 0..kernel[0] * kernel[1] {
+                    let (down, right) = (top + index / kernel[1], left + index % kernel[1]);
                     let inside = |at: usize, axis: usize| at >= padding[axis] && at - padding[axis] < input[axis];
                     if inside(down, 0) && inside(right, 1) {
                         let pixel = (image * input[0] + down - padding[0]) * input[1] + right - padding[1];
                         for channel in 0..channels {
                             let out = (image * output[0] * output[1] + out) * channels + channel;
-                            visit(out, pixel * channels + channel, place);
+                            visit(out, pixel * channels + channel, index);
                         }
                     }
                 }
@@ -666,18 +666,18 @@ mod tests {
             let x: Vec<f32> = (0..input).map(|_| random.size(0, 9) as f32 - 5.0).collect();
             let mut expected = vec![f32::NEG_INFINITY; output];
             let mut from = vec![(0, 0); output];
-            elements(&window, |out, at, place| {
+            elements(&window, |out, at, index| {
                 if x[at] > expected[out] {
-                    (expected[out], from[out]) = (x[at], (at, place));
+                    (expected[out], from[out]) = (x[at], (at, index));
                 }
             });
-            let (mut y, mut places) = (vec![f32::NAN; output], vec![255; output]);
+            let (mut y, mut indices) = (vec![f32::NAN; output], vec![255; output]);
             max_pool(&x, &window, &mut y);
             assert_eq!(y, expected, "{window:?}");
             y.fill(f32::NAN);
-            max_pool_with_indices(&x, &window, &mut y, &mut places);
+            max_pool_with_indices(&x, &window, &mut y, &mut indices);
             assert_eq!(y, expected, "{window:?}");
-            assert!(places.iter().zip(&from).all(|(&place, from)| usize::from(place) == from.1), "{window:?}");
+            assert!(indices.iter().zip(&from).all(|(&index, from)| usize::from(index) == from.1), "{window:?}");
 
             let dy = random.floats(output);
             let mut expected = vec![0.0; input];
@@ -685,7 +685,7 @@ mod tests {
                 expected[*at] += f64::from(*dy);
             }
             let mut dx = vec![f32::NAN; input];
-            max_pool_backward(&dy, &places, &window, &mut dx);
+            max_pool_backward(&dy, &indices, &window, &mut dx);
             assert_close(&dx, &expected, &window);
         }
     }
@@ -698,7 +698,7 @@ mod tests {
             let x: Vec<bf16> = random.floats(input).into_iter().map(bf16::from_f32).collect();
             let (mut y, mut halves) = (vec![f32::NAN; output], vec![bf16::NAN; output]);
             max_pool(&x.iter().map(|x| x.to_f32()).collect::<Vec<_>>(), &window, &mut y);
-            max_pool_of_halves(&x, &window, &mut halves);
+            max_pool_bf16(&x, &window, &mut halves);
             assert_eq!(halves.iter().map(|y| y.to_f32()).collect::<Vec<_>>(), y, "{window:?}");
         }
     }
@@ -716,10 +716,10 @@ mod tests {
         };
         let (low, nan) = (f32::NEG_INFINITY, f32::NAN);
         let x = [1.0, nan, 7.0, nan, 3.0, nan, low, low, low];
-        let (mut y, mut places) = ([0.0; 3], [9; 3]);
-        max_pool_with_indices(&x, &window, &mut y, &mut places);
+        let (mut y, mut indices) = ([0.0; 3], [9; 3]);
+        max_pool_with_indices(&x, &window, &mut y, &mut indices);
         assert!(y[0].is_nan() && y[1].is_nan() && y[2] == low, "{y:?}");
-        assert_eq!(places, [1, 2, 0]);
+        assert_eq!(indices, [1, 2, 0]);
     }
 
     #[test]
@@ -806,17 +806,17 @@ mod tests {
         let mut random = Random::new(4);
         let (x, dy) = (random.floats(input), random.floats(output));
         let all = |threads: usize| {
-            let (mut y, mut places, mut max_dx) = (vec![0.0; output], vec![0; output], vec![0.0; input]);
+            let (mut y, mut indices, mut max_dx) = (vec![0.0; output], vec![0; output], vec![0.0; input]);
             let (mut mean, mut avg, mut avg_dx) = (vec![0.0; 2 * 83], vec![0.0; output], vec![0.0; input]);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                max_pool_with_indices(&x, &window, &mut y, &mut places);
-                max_pool_backward(&dy, &places, &window, &mut max_dx);
+                max_pool_with_indices(&x, &window, &mut y, &mut indices);
+                max_pool_backward(&dy, &indices, &window, &mut max_dx);
                 avg_pool(&x, &window, true, &mut avg);
                 avg_pool_backward(&dy, &window, true, &mut avg_dx);
                 adaptive_avg_pool(&x, 2, 83, window.input, [1, 1], &mut mean);
             });
-            (y, places, max_dx, mean, avg, avg_dx)
+            (y, indices, max_dx, mean, avg, avg_dx)
         };
         assert!(all(1) == all(5));
     }

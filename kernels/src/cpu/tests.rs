@@ -341,7 +341,7 @@ fn products_outside_of_their_operands_panic() {
         catch_unwind(AssertUnwindSafe(|| product.run(&mut y))).is_err()
     };
     assert!(!run(|_| (), good), "as it should be");
-    assert!(!run(|_| (), Tap { down: 3, right: -7, index: 0 }), "what lies outside of the map counts as zero");
+    assert!(!run(|_| (), Tap { down: 3, right: -7, index: 0 }), "pixels outside the feature map are zero");
     assert!(run(|_| (), Tap { index: 1, ..good }), "a tap that there is not");
     let changes: [fn(&mut Product<'_>); 10] = [
         |product| product.n = 2,

@@ -8,7 +8,7 @@ use burn::{
 };
 
 use super::{
-    tensor::{buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, tensor, widened},
+    tensor::{bf16_buffer, bf16_map, bf16s, bf16s_mut, channels_last, dims, floats, map, tensor, widened},
     values,
     weights::{Form, kept},
 };
@@ -104,14 +104,14 @@ pub fn forward(
         if flags.keep_weights { kept(&weight, Form::Packed { group, rows }, make) } else { Arc::new(make()) }
     };
     let bf16 = flags.bf16 && shape.groups == 1 && bf16::is_available();
-    let halves = |rows: usize| {
+    let packed_bf16 = |rows: usize| {
         let make =
             || bf16::Packed::new(&Packed::new(floats(&weight), order(&shape, 0)).into_rows(rows), amx::is_available());
-        if flags.keep_weights { kept(&weight, Form::Half { rows }, make) } else { Arc::new(make()) }
+        if flags.keep_weights { kept(&weight, Form::Bf16 { rows }, make) } else { Arc::new(make()) }
     };
     let multiply = |product: Product<'_, ()>, group: usize, rows: usize, out: &mut [f32]| {
         if bf16 {
-            product.with(&*halves(rows)).run(out);
+            product.with(&*packed_bf16(rows)).run(out);
         } else {
             product.with(&*packed(group, rows)).run(out);
         }
@@ -194,7 +194,7 @@ fn forward_by_tiles(
     let (taps, rows) =
         if reads_rows { (row_taps(shape), shape.kernel[0]) } else { (forward_taps(shape), shape.taps()) };
     let make = || bf16::Packed::new(&Packed::new(floats(weight), order(shape, 0)).into_rows(rows), amx::is_available());
-    let weights = if flags.keep_weights { kept(weight, Form::Half { rows }, make) } else { Arc::new(make()) };
+    let weights = if flags.keep_weights { kept(weight, Form::Bf16 { rows }, make) } else { Arc::new(make()) };
     let (x, padded) = if reads_rows {
         let x = widened(x);
         let x = if x.layout().strides().iter().all(|&stride| stride >= 0) { x } else { x.to_contiguous() };
@@ -205,7 +205,7 @@ fn forward_by_tiles(
     };
     let product = amx::Product {
         n: shape.n,
-        x: padded.as_ref().map_or_else(|| map_values(&x), |(padded, _)| amx::Values::Single(padded)),
+        x: padded.as_ref().map_or_else(|| map_values(&x), |(padded, _)| amx::Values::F32(padded)),
         input: padded.as_ref().map_or(shape.input, |&(_, size)| size),
         pitch: shape.channels_in,
         stride: shape.stride,
@@ -220,17 +220,17 @@ fn forward_by_tiles(
     let shape = [shape.n, shape.channels_out, height, width];
     let len = shape.iter().product();
     if flags.bf16_output {
-        let mut out = buffer_of_halves(len);
-        product.run(amx::Output::Half(halves_mut(&mut out, len)));
-        return map_of_halves(out, shape);
+        let mut out = bf16_buffer(len);
+        product.run(amx::Output::Bf16(bf16s_mut(&mut out, len)));
+        return bf16_map(out, shape);
     }
     let mut out = Buffer::new(len);
-    product.run(amx::Output::Single(&mut out));
+    product.run(amx::Output::F32(&mut out));
     map(out, shape)
 }
 
 fn map_values(x: &FlexTensor) -> amx::Values<'_> {
-    if x.dtype() == DType::BF16 { amx::Values::Half(halves(x)) } else { amx::Values::Single(floats(x)) }
+    if x.dtype() == DType::BF16 { amx::Values::Bf16(bf16s(x)) } else { amx::Values::F32(floats(x)) }
 }
 
 /// A linear layer as a convolution of single pixels, both operands rounded to bf16; its weights are kept.
@@ -249,12 +249,12 @@ pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]
         };
         bf16::Packed::new(&Packed::new(floats(weight), order), amx::is_available())
     };
-    let weights = kept(weight, Form::Half { rows: 1 }, make);
+    let weights = kept(weight, Form::Bf16 { rows: 1 }, make);
     let taps = [Tap { down: 0, right: 0, index: 0 }];
     if amx::is_available() {
         return amx::Product {
             n: rows,
-            x: amx::Values::Single(floats(x)),
+            x: amx::Values::F32(floats(x)),
             input: [1, 1],
             pitch: inputs,
             stride: [1, 1],
@@ -266,7 +266,7 @@ pub fn linear_of_halves(x: &FlexTensor, weight: &FlexTensor, bias: Option<&[f32]
             residual: None,
             relu: false,
         }
-        .run(amx::Output::Single(y));
+        .run(amx::Output::F32(y));
     }
     Product {
         n: rows,

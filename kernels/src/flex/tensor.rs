@@ -72,25 +72,25 @@ pub fn map(buffer: Buffer, shape: [usize; 4]) -> FlexTensor {
 }
 
 /// Allocates a buffer for this many bf16 values.
-pub fn buffer_of_halves(len: usize) -> Buffer {
+pub fn bf16_buffer(len: usize) -> Buffer {
     Buffer::new(len.div_ceil(2))
 }
 
 /// Returns the first `len` bf16 values.
-pub fn halves_mut(buffer: &mut Buffer, len: usize) -> &mut [bf16] {
+pub fn bf16s_mut(buffer: &mut Buffer, len: usize) -> &mut [bf16] {
     assert!(len <= 2 * buffer.len());
     // SAFETY: two values have the size of a float and no stricter alignment; any bits are a value.
     unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), len) }
 }
 
 /// Creates a bf16 tensor `[n, c, h, w]` stored with its channels last.
-pub fn map_of_halves(buffer: Buffer, shape: [usize; 4]) -> FlexTensor {
+pub fn bf16_map(buffer: Buffer, shape: [usize; 4]) -> FlexTensor {
     let bytes = of_length(buffer, size_of::<bf16>() * shape.iter().product::<usize>());
     FlexTensor::new(bytes, Layout::new(Shape::new(shape), last_strides(shape).to_vec(), 0), DType::BF16)
 }
 
 /// Returns the bf16 values of a tensor of [`channels_last`].
-pub fn halves(x: &FlexTensor) -> &[bf16] {
+pub fn bf16s(x: &FlexTensor) -> &[bf16] {
     let start = x.layout().start_offset();
     &x.storage::<bf16>()[start..start + x.layout().num_elements()]
 }
@@ -102,7 +102,7 @@ pub fn widened(x: FlexTensor) -> FlexTensor {
     }
     let x = channels_last(x);
     let mut wide = Buffer::new(x.layout().num_elements());
-    crate::cpu::bf16::widen(halves(&x), &mut wide);
+    crate::cpu::bf16::widen(bf16s(&x), &mut wide);
     map(wide, dims(&x))
 }
 
@@ -128,9 +128,9 @@ pub fn channels_last(x: FlexTensor) -> FlexTensor {
         _ => return channels_last(x.to_contiguous()),
     };
     if x.dtype() == DType::BF16 {
-        let mut buffer = buffer_of_halves(n * c * h * w);
-        turn(&x.storage::<bf16>()[x.layout().start_offset()..], strides, shape, halves_mut(&mut buffer, n * c * h * w));
-        return map_of_halves(buffer, shape);
+        let mut buffer = bf16_buffer(n * c * h * w);
+        turn(&x.storage::<bf16>()[x.layout().start_offset()..], strides, shape, bf16s_mut(&mut buffer, n * c * h * w));
+        return bf16_map(buffer, shape);
     }
     let mut buffer = Buffer::new(n * c * h * w);
     turn(&x.storage::<f32>()[x.layout().start_offset()..], strides, shape, &mut buffer);

@@ -17,7 +17,7 @@ pub enum Form {
     /// Winograd-transformed.
     Winograd,
     /// Panels of bf16 pairs, with a number of rows.
-    Half { rows: usize },
+    Bf16 { rows: usize },
 }
 
 type Key = (usize, usize, Vec<usize>, Form);

@@ -42,9 +42,7 @@ mod optimized {
     use super::*;
     use crate::{
         cpu::{buffer_pool::Buffer, cat},
-        flex::{
-            buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, single, widened,
-        },
+        flex::{bf16_buffer, bf16_map, bf16s, bf16s_mut, channels_last, dims, floats, map, single, widened},
     };
     use ::half::bf16;
     use burn::tensor::DType;
@@ -68,12 +66,12 @@ mod optimized {
             if maps.iter().all(|map| map.dtype() == DType::BF16) {
                 let maps: Vec<FlexTensor> = maps.into_iter().map(channels_last).collect();
                 let [n, _, h, w] = dims(&maps[0]);
-                let parts: Vec<(&[bf16], usize)> = maps.iter().map(|map| (halves(map), dims(map)[1])).collect();
+                let parts: Vec<(&[bf16], usize)> = maps.iter().map(|map| (bf16s(map), dims(map)[1])).collect();
                 let channels: usize = parts.iter().map(|&(_, channels)| channels).sum();
                 let len = n * h * w * channels;
-                let mut out = buffer_of_halves(len);
-                cat::cat(&parts, n * h * w, halves_mut(&mut out, len));
-                return map_of_halves(out, [n, channels, h, w]);
+                let mut out = bf16_buffer(len);
+                cat::cat(&parts, n * h * w, bf16s_mut(&mut out, len));
+                return bf16_map(out, [n, channels, h, w]);
             }
             let maps: Vec<FlexTensor> = maps.into_iter().map(widened).collect();
             if !single(&maps.iter().collect::<Vec<_>>()) {

@@ -43,11 +43,11 @@ pub trait Pooling2dGrad: Backend {
     /// The gradient of the input of a max pooling.
     fn max_pool2d_backward(
         x: FloatTensor<Self>,
-        places: IntTensor<Self>,
+        indices: IntTensor<Self>,
         dy: FloatTensor<Self>,
         pool: Pool2d,
     ) -> FloatTensor<Self> {
-        reference::max_pool2d_backward::<Self>(x, places, dy, pool)
+        reference::max_pool2d_backward::<Self>(x, indices, dy, pool)
     }
 
     /// The gradient of the input of an average pooling.
@@ -105,12 +105,12 @@ mod reference {
 
     pub fn max_pool2d_backward<B: Backend>(
         x: FloatTensor<B>,
-        places: IntTensor<B>,
+        indices: IntTensor<B>,
         dy: FloatTensor<B>,
         pool: Pool2d,
     ) -> FloatTensor<B> {
         let Pool2d { kernel, stride, padding, ceil_mode, .. } = pool;
-        B::max_pool2d_with_indices_backward(x, kernel, stride, padding, [1, 1], ceil_mode, dy, places).x_grad
+        B::max_pool2d_with_indices_backward(x, kernel, stride, padding, [1, 1], ceil_mode, dy, indices).x_grad
     }
 
     pub fn fused_avg_pool2d<B: Backend>(x: FloatTensor<B>, pool: Pool2d) -> FloatTensor<B> {
@@ -134,9 +134,7 @@ mod optimized {
             buffer_pool::Buffer,
             pool::{self, Window},
         },
-        flex::{
-            buffer_of_halves, channels_last, dims, floats, halves, halves_mut, map, map_of_halves, single, widened,
-        },
+        flex::{bf16_buffer, bf16_map, bf16s, bf16s_mut, channels_last, dims, floats, map, single, widened},
     };
     use burn::tensor::{DType, TensorData};
 
@@ -148,20 +146,20 @@ mod optimized {
             let x = channels_last(x);
             let window = window(&x, &pool);
             let mut y = output(&window);
-            let mut places = vec![0u8; y.len()];
-            pool::max_pool_with_indices(floats(&x), &window, &mut y, &mut places);
-            let places = FlexTensor::from_data(TensorData::new(places, [y.len()]));
-            (map(y, shape_of(&window)), places)
+            let mut indices = vec![0u8; y.len()];
+            pool::max_pool_with_indices(floats(&x), &window, &mut y, &mut indices);
+            let indices = FlexTensor::from_data(TensorData::new(indices, [y.len()]));
+            (map(y, shape_of(&window)), indices)
         }
 
-        fn max_pool2d_backward(x: FlexTensor, places: FlexTensor, dy: FlexTensor, pool: Pool2d) -> FlexTensor {
-            if places.dtype() != DType::U8 {
-                return reference::max_pool2d_backward::<Self>(x, places, dy, pool);
+        fn max_pool2d_backward(x: FlexTensor, indices: FlexTensor, dy: FlexTensor, pool: Pool2d) -> FlexTensor {
+            if indices.dtype() != DType::U8 {
+                return reference::max_pool2d_backward::<Self>(x, indices, dy, pool);
             }
             let dy = channels_last(dy);
             let window = window(&x, &pool);
             let mut dx = Buffer::new(x.layout().num_elements());
-            pool::max_pool_backward(floats(&dy), places.storage::<u8>(), &window, &mut dx);
+            pool::max_pool_backward(floats(&dy), indices.storage::<u8>(), &window, &mut dx);
             map(dx, dims(&x))
         }
 
@@ -196,9 +194,9 @@ mod optimized {
                 let window = window(&x, &pool);
                 let shape = shape_of(&window);
                 let len = shape.iter().product();
-                let mut y = buffer_of_halves(len);
-                pool::max_pool_of_halves(halves(&x), &window, halves_mut(&mut y, len));
-                return map_of_halves(y, shape);
+                let mut y = bf16_buffer(len);
+                pool::max_pool_bf16(bf16s(&x), &window, bf16s_mut(&mut y, len));
+                return bf16_map(y, shape);
             }
             if !takes(&x, &pool) {
                 return reference::fused_max_pool2d::<Self>(x, pool);
@@ -267,10 +265,10 @@ impl<B: Pooling2d> Backward<B, 1> for MaxPoolBackward {
     type State = (FloatTensor<B>, IntTensor<B>, Pool2d);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
-        let (x, places, pool) = ops.state;
+        let (x, indices, pool) = ops.state;
         let dy = grads.consume::<B>(&ops.node);
         if let [Some(node)] = ops.parents {
-            grads.register::<B>(node.id, B::max_pool2d_backward(x, places, dy, pool));
+            grads.register::<B>(node.id, B::max_pool2d_backward(x, indices, dy, pool));
         }
     }
 }
@@ -301,8 +299,8 @@ impl<B: Pooling2d, C: CheckpointStrategy> Pooling2d for Autodiff<B, C> {
         let x = x.into_primitive();
         match MaxPoolBackward.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(prepared) => {
-                let (y, places) = <B as Pooling2dGrad>::max_pool2d_with_indices(x.clone(), pool);
-                prepared.finish((x, places, pool), y)
+                let (y, indices) = <B as Pooling2dGrad>::max_pool2d_with_indices(x.clone(), pool);
+                prepared.finish((x, indices, pool), y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::fused_max_pool2d(x, pool)),
         }

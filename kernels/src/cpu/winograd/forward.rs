@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    TOGETHER, Weights, pixels, place, plane,
+    TOGETHER, Weights, pixels, plane, position,
     transforms::{IN, OUT, POSITIONS, transform_output},
     write_input,
 };
@@ -122,7 +122,7 @@ impl Convolution<'_> {
     }
 }
 
-/// Transformed inputs `[place][tile][k_pitch]` and outputs `[place][tile][out_pitch]` of some tiles.
+/// Transformed inputs `[position][tile][k_pitch]` and outputs `[position][tile][out_pitch]` of some tiles.
 struct Work {
     v: Buffer,
     m: Buffer,
@@ -161,7 +161,7 @@ impl Step<'_> {
     fn input<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
         let k = job.weights.k;
-        let read = pixels::<IN, POSITIONS>(job.x, job.input, k, place(job.output, tile), job.padding, self.zeros);
+        let read = pixels::<IN, POSITIONS>(job.x, job.input, k, position(job.output, tile), job.padding, self.zeros);
         let [pitch, _] = job.pitches();
         let plane = plane(self.tiles.len(), pitch);
         // SAFETY: each task accesses its own tiles only.
@@ -173,7 +173,7 @@ impl Step<'_> {
         let job = self.job;
         let channels = job.weights.channels;
         let [height, width] = job.output;
-        let [n, y, x] = place(job.output, tile);
+        let [n, y, x] = position(job.output, tile);
         let [_, pitch] = job.pitches();
         let plane = plane(self.tiles.len(), pitch);
         let read = (tile - self.tiles.start) * pitch;
@@ -215,25 +215,25 @@ impl Step<'_> {
     }
 
     #[inline(always)]
-    fn products<S: Simd>(&self, simd: S, place: usize, panels: Range<usize>) {
+    fn products<S: Simd>(&self, simd: S, position: usize, panels: Range<usize>) {
         let job = self.job;
         let [k_pitch, out_pitch] = job.pitches();
         let tiles = self.tiles.len();
         let weights = job.weights.k * out_pitch;
         let v = plane(tiles, k_pitch);
         let m = plane(tiles, out_pitch);
-        // SAFETY: the inputs of this place are done, and no one else writes the outputs of these panels.
+        // SAFETY: the inputs of this position are done, and no one else writes the outputs of these panels.
         unsafe {
             Rows {
-                x: self.v.range(place * v..(place + 1) * v),
+                x: self.v.range(position * v..(position + 1) * v),
                 pitch: k_pitch,
                 rows: 0..tiles,
-                panels: &job.weights.data[place * weights..(place + 1) * weights],
+                panels: &job.weights.data[position * weights..(position + 1) * weights],
                 k: job.weights.k,
                 which: panels,
                 out_pitch,
             }
-            .run(simd, self.m.from(place * m))
+            .run(simd, self.m.from(position * m))
         }
     }
 }
@@ -249,9 +249,9 @@ impl WithSimd for Step<'_> {
                     self.input(simd, tile);
                 }
             }
-            What::Products(places, panels) => {
-                for place in places.clone() {
-                    self.products(simd, place, panels.clone());
+            What::Products(positions, panels) => {
+                for position in positions.clone() {
+                    self.products(simd, position, panels.clone());
                 }
             }
             What::Output(tiles) => {

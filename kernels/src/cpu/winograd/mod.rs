@@ -42,7 +42,7 @@ pub use select::{wins, wins_gradient};
 use transforms::{IN, OUT, POSITIONS, transform_input, transform_kernel};
 pub use weight_gradient::WeightGradient;
 
-/// Transformed weights: `[place][panel][k][width]`.
+/// Transformed weights: `[position][panel][k][width]`.
 pub struct Weights {
     data: Buffer,
     k: usize,
@@ -117,7 +117,7 @@ impl WithSimd for TransformWeights<'_> {
 /// Transformed tiles (bytes) of steps done by all threads together: they should stay in the last-level cache.
 const TOGETHER: usize = 10 << 20;
 
-/// Floats from place to place: an odd number of cache lines, or the 36 of a tile would fall on one set of the cache.
+/// Floats from position to position: an odd number of cache lines, or the 36 of a tile would fall on one set of the cache.
 fn plane(tiles: usize, pitch: usize) -> usize {
     let lines = (tiles * pitch).div_ceil(16);
     (lines | 1) * 16
@@ -125,12 +125,12 @@ fn plane(tiles: usize, pitch: usize) -> usize {
 
 /// The image, the first row and the first column of a tile's output.
 #[inline(always)]
-fn place(output: [usize; 2], tile: usize) -> [usize; 3] {
+fn position(output: [usize; 2], tile: usize) -> [usize; 3] {
     let [rows, columns] = [output[0].div_ceil(OUT), output[1].div_ceil(OUT)];
     [tile / (rows * columns), tile / columns % rows * OUT, tile % columns * OUT]
 }
 
-/// Where the `SIDE × SIDE` pixels of a tile lie, or zeros where it hangs over.
+/// Where the `SIDE × SIDE` pixels of a tile are, or zeros where it extends past the edge.
 #[inline(always)]
 fn pixels<const SIDE: usize, const ALL: usize>(
     map: &[f32],
@@ -153,7 +153,7 @@ fn pixels<const SIDE: usize, const ALL: usize>(
     read
 }
 
-/// Transforms the `k` channels of a tile of input, its places `plane` floats apart in `out`.
+/// Transforms the `k` channels of a tile of input, its positions `plane` floats apart in `out`.
 ///
 /// # Safety
 /// Each of `read` must be good for reading `k` floats, and the tile in `out` be this task's alone.

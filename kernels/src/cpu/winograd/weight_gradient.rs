@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::{
-    TOGETHER, pixels, place, plane,
+    TOGETHER, pixels, plane, position,
     transforms::{IN, OUT, POSITIONS, gather_kernel, spread_output},
     write_input,
 };
@@ -60,7 +60,7 @@ impl WeightGradient<'_> {
         let chunks = tiles.div_ceil((TOGETHER / tile_bytes).max(16));
         let longest = tiles.div_ceil(chunks);
         let [mut v, mut d] = pitches.map(|pitch| Buffer::new(POSITIONS * plane(longest, pitch)));
-        let mut sums = Buffer::zeros(POSITIONS * panels * self.k * width); // [place][panel][k][width]
+        let mut sums = Buffer::zeros(POSITIONS * panels * self.k * width); // [position][panel][k][width]
         let zeros = vec![0.0; self.k.max(self.channels)];
         let [v, d, shared] = [DisjointSlice::new(&mut v), DisjointSlice::new(&mut d), DisjointSlice::new(&mut sums)];
         let arch = Arch::new();
@@ -100,7 +100,7 @@ enum GradientWhat {
     Input(Range<usize>),
     /// Transform tiles of the output's gradient.
     Output(Range<usize>),
-    /// A place, panels, and the number of tiles.
+    /// A position, panels, and the number of tiles.
     Products(usize, Range<usize>, usize),
 }
 
@@ -110,11 +110,11 @@ struct GradientStep<'a> {
     start: usize,
     what: GradientWhat,
     zeros: &'a [f32],
-    /// `[place][tile][k]`.
+    /// `[position][tile][k]`.
     v: DisjointSlice<'a, f32>,
-    /// `[place][panel][tile][width]`.
+    /// `[position][panel][tile][width]`.
     d: DisjointSlice<'a, f32>,
-    /// `[place][panel][k][width]`.
+    /// `[position][panel][k][width]`.
     sums: DisjointSlice<'a, f32>,
     /// Tiles that the work has room for.
     longest: usize,
@@ -124,8 +124,8 @@ impl GradientStep<'_> {
     #[inline(always)]
     fn input<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
-        let place = place(job.output, self.start + tile);
-        let read = pixels::<IN, POSITIONS>(job.x, job.input, job.k, place, job.padding, self.zeros);
+        let position = position(job.output, self.start + tile);
+        let read = pixels::<IN, POSITIONS>(job.x, job.input, job.k, position, job.padding, self.zeros);
         let pitch = job.k.next_multiple_of(S::F32_LANES);
         let plane = plane(self.longest, pitch);
         // SAFETY: each task accesses its own tiles only.
@@ -135,8 +135,8 @@ impl GradientStep<'_> {
     #[inline(always)]
     fn output<S: Simd>(&self, simd: S, tile: usize) {
         let job = self.job;
-        let place = place(job.output, self.start + tile);
-        let read = pixels::<OUT, { OUT * OUT }>(job.dy, job.output, job.channels, place, [0, 0], self.zeros);
+        let position = position(job.output, self.start + tile);
+        let read = pixels::<OUT, { OUT * OUT }>(job.dy, job.output, job.channels, position, [0, 0], self.zeros);
         let width = WIDTH * S::F32_LANES;
         let pitch = job.channels.next_multiple_of(width);
         let plane = plane(self.longest, pitch);
@@ -171,13 +171,13 @@ impl GradientStep<'_> {
     }
 
     #[inline(always)]
-    fn products<S: Simd>(&self, simd: S, place: usize, panels: Range<usize>, tiles: usize) {
+    fn products<S: Simd>(&self, simd: S, position: usize, panels: Range<usize>, tiles: usize) {
         let job = self.job;
         let width = WIDTH * S::F32_LANES;
         let all = job.channels.div_ceil(width);
         let k_pitch = job.k.next_multiple_of(S::F32_LANES);
-        let v = place * plane(self.longest, k_pitch);
-        let d = place * plane(self.longest, all * width);
+        let v = position * plane(self.longest, k_pitch);
+        let d = position * plane(self.longest, all * width);
         let most = even_rows(job.k, rows::<S>());
         let mut read = Vec::with_capacity(TILES);
         let mut first = 0;
@@ -194,8 +194,8 @@ impl GradientStep<'_> {
                 let mut k = 0;
                 while k < job.k {
                     let rows = most.min(job.k - k);
-                    let at = ((place * all + panel) * job.k + k) * width;
-                    // SAFETY: no other task has this place and panel.
+                    let at = ((position * all + panel) * job.k + k) * width;
+                    // SAFETY: no other task has this position and panel.
                     let sums = unsafe { self.sums.range(at..at + rows * width) };
                     with_tile!(rows, WIDTH, add_products::<S>(simd, &read, k, gradients, sums));
                     k += rows;
@@ -251,7 +251,7 @@ impl WithSimd for GradientStep<'_> {
                     self.output(simd, tile);
                 }
             }
-            GradientWhat::Products(place, panels, tiles) => self.products(simd, *place, panels.clone(), *tiles),
+            GradientWhat::Products(position, panels, tiles) => self.products(simd, *position, panels.clone(), *tiles),
         }
     }
 }
@@ -282,8 +282,8 @@ impl WithSimd for Gather<'_> {
                 for column in 0..IN {
                     let mut m = [zero; IN];
                     for row in 0..IN {
-                        let place = row * IN + column;
-                        let at = ((place * panels + panel) * job.k + k.start + index) * width + n * lanes;
+                        let position = row * IN + column;
+                        let at = ((position * panels + panel) * job.k + k.start + index) * width + n * lanes;
                         // SAFETY: inside the sums.
                         m[row] = unsafe { load_at(simd, sums, at, lanes) };
                     }
