@@ -20,7 +20,7 @@ use train::{
     observer::{EpochReport, Observer, StepReport},
     probe,
     recipe::{self, Freeze, Overrides},
-    training::{self, End, Finished, Prepared},
+    run::{self, End, Finished, Prepared},
 };
 
 use crate::{
@@ -346,13 +346,13 @@ impl Trainer {
         };
         let failed = |error| Error::Start { cause: cause(error) };
         let finished = match start {
-            Start::Checkpoint(run) => {
-                training::resume(&run, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
+            Start::Checkpoint(folder) => {
+                run::resume(&folder, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
             }
             Start::Card(recipe) => {
                 let recipe = *recipe?;
                 check_start(&recipe)?;
-                let prepared = training::follow_weights(recipe, &LoadOptions::default(), size, &options);
+                let prepared = run::follow_weights(recipe, &LoadOptions::default(), size, &options);
                 fit(prepared.map_err(failed)?, &options)?
             }
             Start::Recipe(recipe) => {
@@ -361,7 +361,7 @@ impl Trainer {
                     recipe.images.set_size(size).map_err(|error| Error::Recipe { cause: cause(error) })?;
                 }
                 check_start(&recipe)?;
-                fit(training::prepare(recipe, &LoadOptions::default(), &options).map_err(failed)?, &options)?
+                fit(run::prepare(recipe, &LoadOptions::default(), &options).map_err(failed)?, &options)?
             }
         };
         TrainedRun::of(finished)
@@ -372,7 +372,7 @@ impl Trainer {
 fn fit(prepared: Prepared, options: &Options) -> Result<Finished> {
     let finished = match &prepared.recipe.transfer {
         Some(_) => probe::finetune(prepared, options),
-        None => training::start(prepared, RunKind::Pretrain, options),
+        None => run::start(prepared, RunKind::Pretrain, options),
     };
     finished.map_err(|error| Error::Start { cause: cause(error) })
 }

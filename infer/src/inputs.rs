@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
 use datasets::source::{IMAGE_EXTENSIONS, ImagesInFolder, MAX_SAMPLE_BYTES, images_in_folder};
-use runtime::{files::open_regular, text::printable};
+use runtime::{exit::chain, files::open_regular, text::printable};
+
+use crate::{Error, Result};
 
 /// An input that should be an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,13 +44,13 @@ impl Input {
             Self::File(path) => {
                 let special = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
                 let file = open_regular(path).map_err(|error| match special(&error) {
-                    true => anyhow::Error::from(error).context("is read only as `-`, from standard input"),
+                    true => Error::NotAFile(error),
                     false => error.into(),
                 })?;
                 read_bounded(file)
             }
             Self::Stdin => read_bounded(io::stdin().lock()),
-            Self::Unusable { cause, .. } => bail!("{cause}"),
+            Self::Unusable { cause, .. } => Err(Error::Unusable(cause.clone())),
         }
     }
 }
@@ -58,7 +59,7 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader.take(MAX_SAMPLE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SAMPLE_BYTES {
-        bail!("larger than the limit of {MAX_SAMPLE_BYTES} bytes");
+        return Err(Error::Unusable(format!("larger than the limit of {MAX_SAMPLE_BYTES} bytes")));
     }
     Ok(bytes)
 }
@@ -80,7 +81,7 @@ pub struct Expanded {
 /// Fails if standard input is named more than once. An unreadable image is an error of that image alone, later.
 pub fn expand(paths: &[PathBuf], recursive: bool) -> Result<Expanded> {
     if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
-        bail!("`-` is given twice, but standard input can only be read once");
+        return Err(Error::Unusable("`-` is given twice, but standard input can only be read once".into()));
     }
     let mut expanded = Expanded::default();
     for path in paths {
@@ -98,9 +99,9 @@ pub fn expand(paths: &[PathBuf], recursive: bool) -> Result<Expanded> {
 impl Expanded {
     fn add_folder(&mut self, folder: &Path, recursive: bool) {
         let unusable = |cause: String| Input::Unusable { path: folder.to_owned(), cause };
-        let found = match images_in_folder(folder, recursive).context("cannot list the folder") {
+        let found = match images_in_folder(folder, recursive) {
             Ok(found) => found,
-            Err(error) => return self.inputs.push(unusable(runtime::exit::chain(&error))),
+            Err(error) => return self.inputs.push(unusable(format!("cannot list the folder: {}", chain(&error)))),
         };
         let ImagesInFolder { paths, in_subfolders, left_out, .. } = found;
         let mut beside = Vec::new();
@@ -171,7 +172,7 @@ mod tests {
             eprintln!("skipped: there is no mkfifo");
             return;
         }
-        let error = format!("{:#}", Input::File(pipe).read().unwrap_err());
+        let error = chain(&Input::File(pipe).read().unwrap_err());
         assert!(error.contains("is read only as `-`") && error.contains("a pipe"), "{error}");
         let inputs = expand(&[folder.path().to_owned()], false).unwrap().inputs;
         assert!(inputs[0].read().unwrap_err().to_string().contains("pipe, socket or device"));

@@ -48,9 +48,9 @@ fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
         Command::Summary(args) => summary::run(args, progress),
         Command::Card(args) => command::card::run(args, progress),
         Command::Models(args) => models::run(args),
-        Command::Devices(args) => runtime::backend::devices(args),
+        Command::Devices(args) => Ok(runtime::backend::devices(args)?),
         Command::Verify(args) => verify::run(args, progress),
-        Command::Completions(args) => shell::completions(args, Cli::command()),
-        Command::Man(args) => shell::man(args, Cli::command()),
+        Command::Completions(args) => Ok(shell::completions(args, Cli::command())?),
+        Command::Man(args) => Ok(shell::man(args, Cli::command())?),
     }
 }

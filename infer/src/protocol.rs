@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, bail, ensure};
 use datasets::{
     DecodeError, DecodeOptions, Decoded, Preprocess, SampleContext, decode,
     meters::{Stage, Stopwatch},
@@ -10,6 +9,8 @@ use datasets::{
 };
 use hub::Card;
 use image::{RgbImage, imageops};
+
+use crate::{Error, Result};
 
 /// Which crops of an image are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,12 +72,15 @@ impl CropStack {
     pub fn new(protocol: &Protocol, card: &Card) -> Result<Self> {
         let preprocess = &card.preprocess;
         let [height, width] = preprocess.input_size;
-        ensure!(
-            height == width,
-            "the card of {} has an input of {height} × {width} pixels; only square inputs are supported",
-            card.architecture
-        );
-        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
+        let unsupported = |cause: String| Err(Error::Unsupported(cause));
+        if height != width {
+            return unsupported(format!(
+                "the card of {} has an input of {height} × {width} pixels; only square inputs are supported",
+                card.architecture
+            ));
+        }
+        let too_many = |side: usize| Error::Unsupported(format!("{side} pixels are too many"));
+        let pixels = |side: usize| u32::try_from(side).map_err(|_| too_many(side));
         let side = pixels(width)?;
         let interpolation = match preprocess.interpolation {
             hub::Interpolation::Nearest => Interpolation::Nearest,
@@ -88,10 +92,10 @@ impl CropStack {
             hub::Resize::ShorterSide(shorter) => of(pixels(shorter)?, ResizeRule::Shorter),
             hub::Resize::Squash([height, width]) if height == width => of(pixels(width)?, ResizeRule::Squash),
             hub::Resize::Squash([height, width]) => {
-                bail!(
+                return unsupported(format!(
                     "the card of {} resizes to {height} × {width} pixels; only square inputs are supported",
                     card.architecture
-                )
+                ));
             }
         };
         let scaled = |scales: &[u32]| scales.iter().map(|&scale| of(scale, ResizeRule::Shorter)).collect::<Vec<_>>();
@@ -102,10 +106,15 @@ impl CropStack {
             (_, scales) => scaled(scales),
         };
         if let Some(small) = resizes.iter().find(|resize| resize.size < side) {
-            bail!("images resized to {} pixels are smaller than the network's input of {side} pixels", small.size);
+            return unsupported(format!(
+                "images resized to {} pixels are smaller than the network's input of {side} pixels",
+                small.size
+            ));
         }
         let Protocol { crops, dense, .. } = *protocol;
-        ensure!(!dense || crops == Crops::One, "--dense uses the whole image and cannot be combined with --crops");
+        if dense && crops != Crops::One {
+            return unsupported("--dense uses the whole image and cannot be combined with --crops".into());
+        }
         let options = DecodeOptions { orientation: preprocess.orientation.unwrap_or_default(), ..Default::default() };
         Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side, options })
     }

@@ -2,11 +2,12 @@
 
 use std::fmt::Display;
 
-use anyhow::{Result, bail};
 use burn::{
     backend::{Backend, DTypeUsage, Dispatch},
     tensor::{DType, Device, FloatDType},
 };
+
+use crate::{Error, Result};
 
 /// The types that a network computes in.
 const TYPES: [(FloatDType, &str); 3] = [(FloatDType::F32, "f32"), (FloatDType::F16, "f16"), (FloatDType::BF16, "bf16")];
@@ -27,10 +28,10 @@ pub fn check(name: impl Display, device: &Device, dtype: FloatDType) -> Result<(
     };
     let others: Vec<&str> =
         TYPES.iter().filter(|(known, _)| device.supports_dtype(*known)).map(|(_, name)| *name).collect();
-    bail!(
+    Err(Error::Dtype(format!(
         "{name} does not compute in {wanted}: {cause}; use --dtype {} or another --backend",
         others.join(", --dtype ")
-    )
+    )))
 }
 
 #[cfg(test)]

@@ -1,42 +1,94 @@
 //! Files that are whole or not there: written beside, synced, renamed. Files of others: opened only if they are regular.
 
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use tempfile::TempPath;
 
-/// Writes a file through `write` such that `path` holds either its old content or all of the new one, even after a
-/// crash or a loss of power: a temporary file in the same folder is written, synced and renamed, then the folder is
-/// synced. Missing parent folders are created. Nothing is left behind on an error.
-pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
-    let folder = parent(path);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
-    let context = || format!("cannot write {}", path.display());
+use crate::{Error, Result};
 
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Temporary files are private by default; a result is readable as the umask says, like any other file.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
+/// A file that is written under a temporary name in its folder. [`commit`](Self::commit) gives it its own name, so that
+/// this holds either its old content or all of the new one, even after a crash or a loss of power. Nothing is left
+/// behind of a file that is not committed.
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: BufWriter<File>,
+    temporary: TempPath,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file, and missing folders.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if the folder or the file cannot be created.
+    pub fn create(path: &Path) -> Result<Self> {
+        let folder = parent(path);
+        std::fs::create_dir_all(&folder).map_err(Error::write("create folder", &folder))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".").suffix(".part");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // Temporary files are private by default; a result is readable as the umask says, like any other file.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder.tempfile_in(&folder).map_err(Error::write("write", path))?;
+        let (file, temporary) = temporary.into_parts();
+        Ok(Self { writer: BufWriter::new(file), temporary, path: path.to_path_buf() })
     }
-    let temporary = builder.tempfile_in(&folder).with_context(context)?;
-    let (file, temporary) = temporary.into_parts();
-    let mut writer = BufWriter::new(file);
-    let value = write(&mut writer).with_context(context)?;
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error).with_context(context)?;
-    file.sync_all().with_context(context)?;
-    drop(file);
-    temporary.persist(path).map_err(|failed| failed.error).with_context(context)?;
-    sync_folder(&folder).with_context(context)?;
+
+    /// Syncs the file, renames it and syncs its folder.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with the system's error.
+    pub fn commit(self) -> Result<()> {
+        let Self { writer, temporary, path } = self;
+        let finish = || {
+            let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            drop(file);
+            temporary.persist(&path).map_err(|failed| failed.error)?;
+            sync_folder(&parent(&path))
+        };
+        finish().map_err(Error::write("write", &path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.writer.seek(position)
+    }
+}
+
+/// Writes an [`AtomicFile`] through `write`, which is committed if that succeeds.
+///
+/// # Errors
+/// [`Error::Write`] with the system's error or that of `write`.
+pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> Result<T> {
+    let mut file = AtomicFile::create(path)?;
+    let value = write(&mut file).map_err(Error::write("write", path))?;
+    file.commit()?;
     Ok(value)
 }
 
 /// [`write_atomic`] of bytes that are already there.
+///
+/// # Errors
+/// [`Error::Write`] with the system's error.
 pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomic(path, |writer| Ok(writer.write_all(bytes)?))
+    write_atomic(path, |writer| writer.write_all(bytes))
 }
 
 /// Checks that nothing but a regular file has this name: opening a FIFO would wait for ever, and a symbolic link would
@@ -134,7 +186,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
+    use crate::exit::chain;
 
     use super::*;
 
@@ -176,12 +228,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("card.json");
         write_atomic_bytes(&path, b"old").expect("written");
-        let error = write_atomic(&path, |writer| -> Result<()> {
+        let error = write_atomic(&path, |writer| -> io::Result<()> {
             writer.write_all(b"half of the n")?;
-            bail!("the disk is on fire")
+            Err(io::Error::other("the disk is on fire"))
         })
         .unwrap_err();
-        assert!(format!("{error:#}").contains("card.json: the disk is on fire"), "{error:#}");
+        assert!(chain(&error).ends_with("card.json: the disk is on fire"), "{error:?}");
         assert_eq!(std::fs::read(&path).expect("read"), b"old");
         assert_eq!(names(folder.path()), ["card.json"]);
     }

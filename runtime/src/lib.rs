@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod dtype;
 pub mod environment;
+mod error;
 pub mod exit;
 pub mod files;
 mod log_file;
@@ -20,3 +21,5 @@ pub mod text;
 pub mod units;
 pub mod warmup;
 pub mod world;
+
+pub use error::{Error, Result};

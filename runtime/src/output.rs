@@ -277,7 +277,7 @@ mod tests {
         let full = StdoutError::from(io::Error::from(io::ErrorKind::StorageFull));
         let closed = StdoutError::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(!full.is_closed_pipe() && closed.is_closed_pipe());
-        let shown = format!("{:#}", anyhow::Error::from(full));
+        let shown = crate::exit::chain(&full);
         assert!(shown.starts_with("cannot write to standard output: "), "{shown}");
     }
 }

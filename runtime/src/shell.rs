@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::{exit::ExitCode, output};
+use crate::{Error, Result, exit::ExitCode, output};
 
 /// `completions`
 #[derive(Debug, clap::Args)]
@@ -42,9 +41,8 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitC
 /// If the folder cannot be created or a page cannot be written.
 pub fn man(args: &ManArgs, command: Command) -> Result<ExitCode> {
     let folder = &args.out;
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
-    clap_mangen::generate_to(command, folder)
-        .with_context(|| format!("cannot write manual pages to {}", folder.display()))?;
+    std::fs::create_dir_all(folder).map_err(Error::write("create folder", folder))?;
+    clap_mangen::generate_to(command, folder).map_err(Error::write("write manual pages to", folder))?;
     Ok(ExitCode::Success)
 }
 

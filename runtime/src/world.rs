@@ -5,7 +5,9 @@
 //! a peer that died without a word, or a network that is cut, would otherwise be waited for without end.
 
 use std::{
-    env, fmt,
+    env,
+    error::Error as StdError,
+    fmt,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -13,9 +15,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
-
-use crate::units::duration_in;
+use crate::{Error, Result, exit::chain, units::duration_in};
 
 /// How several processes work together; for flattening into a command line.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -115,19 +115,20 @@ impl World {
         #[cfg(not(feature = "mpi"))]
         {
             let _ = timeout;
-            anyhow::bail!(
+            Err(Error::Processes(format!(
                 "{launcher} started this program {size} times (this is number {rank}), and it was built without MPI: \
                  each would train on its own. Build it with `--features mpi`"
-            );
+            )))
         }
         #[cfg(feature = "mpi")]
         {
             let (link, found_rank, found_size) = link::Link::new(timeout)?;
-            ensure!(
-                found_size == size,
-                "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was built \
-                 with sees {found_size}: start it with that MPI's own mpirun"
-            );
+            if found_size != size {
+                return Err(Error::Processes(format!(
+                    "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was \
+                     built with sees {found_size}: start it with that MPI's own mpirun"
+                )));
+            }
             let (local_rank, local_size) = link.local();
             Ok(Self { rank: found_rank, size, local_rank, local_size, bytes: AtomicU64::new(0), link: Some(link) })
         }
@@ -171,8 +172,10 @@ impl World {
     /// # Errors
     /// Where there are several processes, and `what` is the work of one.
     pub fn require_alone(&self, what: &str) -> Result<()> {
-        ensure!(self.is_alone(), "{what} is the work of one process, and {} were started", self.size);
-        Ok(())
+        if self.is_alone() {
+            return Ok(());
+        }
+        Err(Error::Processes(format!("{what} is the work of one process, and {} were started", self.size)))
     }
 
     /// This rank's part of `count` things: parts follow each other, and differ by one thing at the most.
@@ -226,28 +229,30 @@ impl World {
     ///
     /// # Errors
     /// The root's.
-    pub fn on_root<T>(
+    pub fn on_root<T, E: StdError + From<Error> + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T>,
+        work: impl FnOnce() -> Result<T, E>,
         to_bytes: impl FnOnce(&T) -> Vec<u8>,
-        from_bytes: impl FnOnce(Vec<u8>) -> Result<T>,
-    ) -> Result<T> {
+        from_bytes: impl FnOnce(Vec<u8>) -> Result<T, E>,
+    ) -> Result<T, E> {
         if self.is_alone() {
             return work();
         }
         let mine = self.is_root().then(work);
         let message = match &mine {
             Some(Ok(value)) => [vec![1], to_bytes(value)].concat(),
-            Some(Err(error)) => [vec![0], format!("{error:#}").into_bytes()].concat(),
+            Some(Err(error)) => [vec![0], chain(error).into_bytes()].concat(),
             None => Vec::new(),
         };
         let mut message = self.broadcast(message);
         if let Some(mine) = mine {
             return mine;
         }
-        let good = message.remove(0) == 1;
-        ensure!(good, "the first process failed: {}", String::from_utf8_lossy(&message));
-        from_bytes(message)
+        if message.remove(0) == 1 {
+            return from_bytes(message);
+        }
+        let cause = String::from_utf8_lossy(&message);
+        Err(Error::Processes(format!("the first process failed: {cause}")).into())
     }
 
     /// Takes leave of the others after a result that all ranks have, and passes it on. After an error, which others may
@@ -255,10 +260,10 @@ impl World {
     ///
     /// # Errors
     /// That of a process alone.
-    pub fn conclude<T>(&self, result: Result<T>) -> Result<T> {
+    pub fn conclude<T, E: AsRef<dyn StdError + Send + Sync>>(&self, result: Result<T, E>) -> Result<T, E> {
         match result {
             Err(error) if !self.is_alone() => {
-                crate::noteln!("error: process {} of {}: {error:#}", self.rank, self.size);
+                crate::noteln!("error: process {} of {}: {}", self.rank, self.size, chain(error.as_ref()));
                 if !self.is_root() {
                     // Where all know, the root writes down how the run ended.
                     std::thread::sleep(Duration::from_secs(2));
@@ -298,7 +303,6 @@ mod link {
         time::{Duration, Instant},
     };
 
-    use anyhow::{Context, Result, ensure};
     use mpi::{
         Threading,
         collective::SystemOperation,
@@ -307,6 +311,8 @@ mod link {
         topology::SimpleCommunicator,
         traits::{Communicator, CommunicatorCollectives, Equivalence, Root},
     };
+
+    use crate::{Error, Result};
 
     /// Values of a message: MPI counts in 32 bits, and a part that fits into a cache is summed the faster.
     const BUCKET: usize = 1 << 20;
@@ -331,12 +337,13 @@ mod link {
         /// MPI with this process's rank and the number of processes.
         pub fn new(timeout: Duration) -> Result<(Self, usize, usize)> {
             // One thread at a time: the training's.
-            let (universe, threading) =
-                mpi::initialize_with_threading(Threading::Serialized).context("MPI was started before")?;
-            ensure!(
-                threading >= Threading::Serialized,
-                "this MPI lets only a program's first thread speak; build it with thread support"
-            );
+            let failed = |cause: String| Error::Processes(cause);
+            let started = mpi::initialize_with_threading(Threading::Serialized);
+            let (universe, threading) = started.ok_or_else(|| failed("MPI was started before".into()))?;
+            if threading < Threading::Serialized {
+                let cause = "this MPI lets only a program's first thread speak; build it with thread support";
+                return Err(failed(cause.into()));
+            }
             let world = universe.world();
             let (rank, size) = (world.rank() as usize, world.size() as usize);
             let watch = Arc::new(Watch { started: Instant::now(), since: AtomicU64::new(0) });
@@ -344,7 +351,7 @@ mod link {
             std::thread::Builder::new()
                 .name("collectives".into())
                 .spawn(move || looked_at.look(rank, timeout))
-                .context("cannot start a thread")?;
+                .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
             Ok((Self { universe: Mutex::new(Some(universe)), sums: Mutex::default(), watch }, rank, size))
         }
 

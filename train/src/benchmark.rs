@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn_train::TrainStep;
 use datasets::{ImageBatch, SampleRng};
@@ -10,6 +9,7 @@ use models::{Architecture, NetworkConfig};
 use runtime::{backend::BackendSpec, environment, warmup::Warmup};
 
 use crate::{
+    Error, Result,
     classifier::{Classifier, Task},
     recipe::{self, Dtype, Overrides},
     trainer::{
@@ -130,7 +130,9 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     for seconds in &mut timed {
         (classifier, *seconds) = time_step(classifier);
     }
-    ensure!(last_value.is_finite(), "the loss is not finite");
+    if !last_value.is_finite() {
+        return Err(Error::NotFinite("the loss is not finite".into()));
+    }
     timed.sort_by(f64::total_cmp);
     Ok(Measurement { size, params, warmup, first_step_s, timed, last_value, import_rss_mb })
 }

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use report::chart::{Chart, Scale, Series};
+use report::{
+    chart::{Chart, Scale, Series},
+    format::{METRICS, read_csv},
+};
 use runtime::files::write_atomic_bytes;
 
 use crate::{
+    Error, Result,
+    run::{self, Options, Prepared},
     schedule::Rates,
     trainer::{End, RunLimits},
-    training::{self, Options, Prepared},
 };
 
 /// The factor between the smoothed loss and its lowest value at which the test ends.
@@ -27,23 +30,23 @@ pub fn sweep(
     chart: &Path,
     options: &Options,
 ) -> Result<Option<f64>> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the trial")?;
+    let folder = run::trial_folder()?;
     // As many epochs as the steps need; each has at least one.
     prepared.recipe.epochs = steps as usize;
     prepared.recipe.schedule.warmup_epochs = 0.0;
     let limits =
         RunLimits { steps: Some(steps), steps_only: true, every_step_until: Some(DIVERGED), ..RunLimits::default() };
-    let trial = training::trial(prepared, folder.path(), limits, Some(Rates::sweep(low, high, steps)), options)?;
+    let trial = run::trial(prepared, folder.path(), limits, Some(Rates::sweep(low, high, steps)), options)?;
     if let End::Failed(error) = trial.outcome.end {
-        return Err(error.context("the range test failed"));
+        return Err(Error::Part { what: "the range test".into(), source: Box::new(error) });
     }
-    let table = csv::Reader::from_path(folder.path().join("metrics.csv"))?.into_deserialize::<Row>();
-    let rows: Vec<Row> = table.collect::<Result<_, _>>().context("cannot read the test's metrics")?;
+    let rows: Vec<Row> = read_csv(&folder.path().join(METRICS))?;
     let points: Vec<(f64, f64)> = rows.iter().map(|row| (row.learning_rate, row.loss)).collect();
-    ensure!(
-        points.len() >= 5,
-        "the loss was not finite from the beginning; begin with a lower learning rate, or check the data"
-    );
+    if points.len() < 5 {
+        return Err(Error::NotFinite(
+            "the loss was not finite from the beginning; begin with a lower learning rate, or check the data".into(),
+        ));
+    }
     let smoothed = smooth(&points);
     let suggestion = suggest(&smoothed);
     let drawing = Chart {
@@ -56,12 +59,11 @@ pub fn sweep(
         marker: suggestion.map(|rate| (rate, format!("{rate:.1e}"))),
     };
     write_atomic_bytes(chart, drawing.to_svg().as_bytes())?;
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["learning_rate", "loss", "smoothed"])?;
+    let mut table = "learning_rate,loss,smoothed\n".to_string();
     for ((rate, loss), (_, smoothed)) in points.iter().zip(&smoothed) {
-        table.write_record([format!("{rate:.6e}"), format!("{loss:.5}"), format!("{smoothed:.5}")])?;
+        table += &format!("{rate:.6e},{loss:.5},{smoothed:.5}\n");
     }
-    write_atomic_bytes(&chart.with_extension("csv"), &table.into_inner()?)?;
+    write_atomic_bytes(&chart.with_extension("csv"), table.as_bytes())?;
     Ok(suggestion)
 }
 

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         }
         // What all processes know is logged by the first one.
         let verbosity = if world.is_root() { cli.verbosity } else { cli.verbosity.at_most_warnings() };
-        let result = logging::init(verbosity, cli.log_format()).and_then(|()| run(&cli));
+        let result = logging::init(verbosity, cli.log_format()).map_err(Into::into).and_then(|()| run(&cli));
         world.conclude(result.map_err(cli::flags::with_flags))
     })
 }
@@ -39,9 +39,9 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Report(args)) => command::report::run(args),
         Some(Command::Study(args)) => command::study::run(args, verbosity),
         Some(Command::Bench(args)) => command::bench::run(args, verbosity),
-        Some(Command::Devices(args)) => runtime::backend::devices(args),
+        Some(Command::Devices(args)) => Ok(runtime::backend::devices(args)?),
         Some(Command::Plan(args)) => command::plan::run(args),
-        Some(Command::Completions(args)) => shell::completions(args, Cli::command()),
-        Some(Command::Man(args)) => shell::man(args, Cli::command()),
+        Some(Command::Completions(args)) => Ok(shell::completions(args, Cli::command())?),
+        Some(Command::Man(args)) => Ok(shell::man(args, Cli::command())?),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Write},
     path::Path,
     sync::{
         Arc,
@@ -14,7 +14,6 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamId},
     optim::{GradientsParams, lr_scheduler::LrScheduler},
@@ -25,22 +24,22 @@ use hub::weights;
 use models::{ImageClassifier, Network};
 use report::format::{BAD_SAMPLES, RunKind};
 use runtime::{
+    exit::chain,
     files::write_atomic,
     progress::{Progress, Unit},
 };
 use sha2::{Digest, Sha256};
 
 use crate::{
+    Error, Result,
     classifier::{Classifier, Task},
     data,
     evaluation::{self, BatchScalars, Prediction, Reading},
-    journal::Journal,
     progress::{EpochRecord, Interval, State, Times, lap},
     recipe::{Freeze, Recipe},
-    results,
+    run::{self, Finished, Options, Prepared, logger::RunLogger, results},
     schedule::Rates,
     trainer::{End, Outcome, flat, guard::StepCheck, optimizer::Optimizer, slot::Slot},
-    training::{self, Finished, Options, Prepared},
     transfer,
 };
 
@@ -60,13 +59,9 @@ struct Features {
 /// otherwise the network.
 ///
 /// # Errors
-/// Fails like [`training::start`].
+/// Fails like [`run::start`].
 pub fn finetune(prepared: Prepared, options: &Options) -> Result<Finished> {
-    if is_probe(&prepared.recipe) {
-        start(prepared, options)
-    } else {
-        training::start(prepared, RunKind::Finetune, options)
-    }
+    if is_probe(&prepared.recipe) { start(prepared, options) } else { run::start(prepared, RunKind::Finetune, options) }
 }
 
 /// Whether every image has the same features in every epoch.
@@ -85,11 +80,11 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let classes = data.class_names();
     let task = Arc::new(Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
     let network = transfer::network(recipe, start.as_ref(), &classes, device)?;
-    let (folder, card, mut info) = training::new_run(&prepared, RunKind::Probe, options)?;
-    let state = training::first_state(&prepared)?;
-    let journal = Journal::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
-    data.notes.iter().for_each(|note| journal.warn(note));
-    journal.say(&format!(
+    let (folder, card, mut info) = run::new_run(&prepared, RunKind::Probe, options)?;
+    let state = run::first_state(&prepared)?;
+    let logger = RunLogger::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
+    data.notes.iter().for_each(|note| logger.warn(note));
+    logger.info(&format!(
         "a linear classifier on {}'s features for {} classes: {} images, {} held out; {}",
         recipe.architecture,
         classes.len(),
@@ -98,28 +93,28 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
         folder.path.display()
     ));
     if devices.is_some() {
-        journal.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
+        logger.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
     }
     info.parameters = network.num_parameters();
     let mut bad = Vec::new();
     let features = compute(&prepared, &network, &task, options, &mut bad);
     if !bad.is_empty() {
-        journal.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
+        logger.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
     }
     if let Err(error) = results::write_bad_samples(&folder.path, &bad) {
-        journal.warn(&format!("{error:#}"));
+        logger.warn(&chain(&error));
     }
     let outcome = match features {
         Ok(Some([train, valid])) => {
             let buffer = flat::buffer(options.main_device()?);
             let stop = options.stop.clone();
-            let probe = Probe { recipe, task, device, buffer, train, valid, state, journal, stop };
+            let probe = Probe { recipe, task, device, buffer, train, valid, state, logger, stop };
             probe.train(network, &folder.path, &card, &data.valid)
         }
-        Ok(None) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Interrupted },
-        Err(error) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Failed(error) },
+        Ok(None) => Outcome { state, network: network.valid(), ema: None, logger, end: End::Interrupted },
+        Err(error) => Outcome { state, network: network.valid(), ema: None, logger, end: End::Failed(error) },
     };
-    training::finish(outcome, &folder.path, recipe, &card, info, options)
+    run::finish(outcome, &folder.path, recipe, &card, info, options)
 }
 
 /// Computes the features of the training and validation images, and adds images without features to `bad`. Returns `None`
@@ -132,7 +127,7 @@ fn compute(
     bad: &mut Vec<BadSample>,
 ) -> Result<Option<[Computed; 2]>> {
     let Prepared { recipe, data, device, .. } = prepared;
-    let identity = identity(network, recipe)?;
+    let identity = identity(network, recipe);
     let mut of = |source: &Arc<dyn Source>, what: &str| {
         let loader = data.in_order(source, recipe, options.workers)?;
         let computed = features(network, task, &loader, &identity, what, device, options);
@@ -162,7 +157,7 @@ struct Probe<'a> {
     train: Computed,
     valid: Computed,
     state: State,
-    journal: Journal,
+    logger: RunLogger,
     stop: Arc<AtomicBool>,
 }
 
@@ -170,7 +165,7 @@ impl Probe<'_> {
     fn train(mut self, network: Network, run: &Path, card: &hub::Card, valid_source: &Arc<dyn Source>) -> Outcome {
         let mut model = Slot::new(Classifier::new(network, self.task.clone()));
         let end = self.fit(&mut model, run, card, valid_source).unwrap_or_else(End::Failed);
-        Outcome { state: self.state, network: model.network.valid(), ema: None, journal: self.journal, end }
+        Outcome { state: self.state, network: model.network.valid(), ema: None, logger: self.logger, end }
     }
 
     fn fit(
@@ -232,7 +227,7 @@ impl Probe<'_> {
             times = Times::default();
             self.state.history.push(record.clone());
             self.state.epoch = epoch + 1;
-            self.journal.record(&record);
+            self.logger.record(&record);
             let best = self.state.best(recipe.checkpoints.best).map(|best| best.epoch);
             if best == Some(record.epoch) {
                 weights::save(&network, card, run.join(hub::RUN_WEIGHTS))?;
@@ -285,7 +280,7 @@ impl Features {
 }
 
 /// What features depend on besides the images: the values below the head, and the preprocessing.
-fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
+fn identity(network: &Network, recipe: &Recipe) -> Vec<u8> {
     struct Values {
         wanted: Vec<ParamId>,
         hash: Sha256,
@@ -303,8 +298,8 @@ fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
     if recipe.network.dtype.half().is_some() {
         values.hash.update(recipe.network.dtype.name());
     }
-    values.hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
-    Ok(values.hash.finalize().to_vec())
+    values.hash.update(toml::to_string(&recipe.images).expect("a recipe has only plain fields"));
+    values.hash.finalize().to_vec()
 }
 
 /// The features of a loader's images: from the cache, or computed and put there. Returns `None` if it was stopped.
@@ -331,7 +326,7 @@ fn features(
         match read(path) {
             Ok(Some(features)) => return Ok(Some(Computed { features, times: Times::default(), images: 0 })),
             Ok(None) => {}
-            Err(error) => log::warn!("{error:#}; computing the features again"),
+            Err(error) => log::warn!("{error}; computing the features again"),
         }
     }
     let total = Some(source.len() as u64);
@@ -355,15 +350,14 @@ fn features(
     }
     progress.finish();
     times.add_loader(&loader.meters());
-    ensure!(
-        features.values.iter().all(|value| value.is_finite()),
-        "the network's features are not finite: are the weights damaged?"
-    );
+    if !features.values.iter().all(|value| value.is_finite()) {
+        return Err(Error::NotFinite("the network's features are not finite: are the weights damaged?".into()));
+    }
     // What could not be read may be readable next time, and would have to be reported again.
     if let Some(path) = cache.filter(|_| times.bad_samples == 0)
         && let Err(error) = write(&path, &features)
     {
-        log::warn!("{error:#}; the features will be computed again next time");
+        log::warn!("{}; the features will be computed again next time", chain(&error));
     }
     let images = features.labels.len() as u64;
     Ok(Some(Computed { features, times, images }))
@@ -372,7 +366,7 @@ fn features(
 /// A file: a magic number, the width and the count, labels, indices, values, all little-endian, and their checksum.
 const MAGIC: &[u8; 8] = b"hearthF1";
 
-fn write(path: &Path, features: &Features) -> Result<()> {
+fn write(path: &Path, features: &Features) -> Result<(), runtime::Error> {
     write_atomic(path, |writer| {
         let mut body = Vec::new();
         body.extend((features.width as u64).to_le_bytes());
@@ -381,34 +375,40 @@ fn write(path: &Path, features: &Features) -> Result<()> {
         features.values.iter().for_each(|value| body.extend(value.to_le_bytes()));
         writer.write_all(MAGIC)?;
         writer.write_all(&body)?;
-        Ok(writer.write_all(&crc32fast::hash(&body).to_le_bytes())?)
+        writer.write_all(&crc32fast::hash(&body).to_le_bytes())
     })
 }
 
-/// `None` where the file is not there.
-fn read(path: &Path) -> Result<Option<Features>> {
-    let context = || format!("cannot read {}", path.display());
-    let mut bytes = Vec::new();
-    match fs::File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.with_context(context)?.read_to_end(&mut bytes).with_context(context)?,
+/// Returns the features of a file, `None` where it is not there, or why it cannot be used.
+fn read(path: &Path) -> Result<Option<Features>, String> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
     };
-    let damaged = || format!("{} is damaged", path.display());
-    let body = bytes.strip_prefix(MAGIC).with_context(damaged)?;
-    let (body, sum) = body.split_last_chunk::<4>().with_context(damaged)?;
-    ensure!(crc32fast::hash(body) == u32::from_le_bytes(*sum), "{}", damaged());
+    parse(&bytes).map(Some).ok_or_else(|| format!("{} is damaged", path.display()))
+}
+
+/// Returns the features that [`write`] wrote, unless they are damaged.
+fn parse(bytes: &[u8]) -> Option<Features> {
+    let (body, sum) = bytes.strip_prefix(MAGIC)?.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
+        return None;
+    }
     let number =
         |at: usize| body.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize);
-    let (width, count) = number(0).zip(number(8)).with_context(damaged)?;
+    let (width, count) = number(0).zip(number(8))?;
     let words: Vec<[u8; 4]> = body[16..].chunks_exact(4).map(|word| word.try_into().expect("four bytes")).collect();
-    ensure!(Some(words.len()) == width.checked_add(2).and_then(|each| each.checked_mul(count)), "{}", damaged());
+    if Some(words.len()) != width.checked_add(2).and_then(|each| each.checked_mul(count)) {
+        return None;
+    }
     let integers = |range: &[[u8; 4]]| range.iter().map(|word| u32::from_le_bytes(*word)).collect();
-    Ok(Some(Features {
+    Some(Features {
         width,
         labels: integers(&words[..count]),
         indices: integers(&words[count..2 * count]),
         values: words[2 * count..].iter().map(|word| f32::from_le_bytes(*word)).collect(),
-    }))
+    })
 }
 
 #[cfg(test)]
@@ -432,6 +432,6 @@ mod tests {
         let mut flipped = whole.clone();
         flipped[30] ^= 1;
         fs::write(&path, flipped).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("damaged"));
+        assert!(read(&path).unwrap_err().contains("damaged"));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::GradientsParams,
@@ -20,12 +19,12 @@ use report::{
 use runtime::files::write_atomic_bytes;
 
 use crate::{
+    Error, Result,
     classifier::{Classifier, Task},
     progress::EpochRecord,
-    recipe::Recipe,
-    run::RunFolder,
+    recipe::{self, Recipe},
+    run::{self, Options, Prepared, folder::RunFolder},
     trainer::End,
-    training::{self, Options, Prepared},
     transfer,
 };
 
@@ -53,7 +52,7 @@ pub struct Trained {
 /// # Errors
 /// Fails if a training fails, or if a file cannot be written.
 pub fn shortcuts(
-    recipe: impl Fn(Architecture) -> Result<Recipe>,
+    recipe: impl Fn(Architecture) -> Result<Recipe, recipe::Error>,
     options: &Options,
 ) -> Result<Option<(PathBuf, Vec<Trained>)>> {
     let folder = match &options.out {
@@ -81,20 +80,22 @@ pub fn shortcuts(
 /// Trains one network in a folder of its own inside of `folder`. Returns `None` if the training was stopped.
 fn train_one(
     architecture: Architecture,
-    recipe: Result<Recipe>,
+    recipe: Result<Recipe, recipe::Error>,
     folder: &Path,
     options: &Options,
 ) -> Result<Option<Trained>> {
     let recipe = recipe?;
     let own = Options { out: Some(folder.join(architecture.name())), ..options.clone() };
-    let prepared = training::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
+    let prepared = run::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
     let batch = first_batch(&prepared, &own)?;
     let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
     let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
     let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
-    let finished = training::start(prepared, RunKind::Pretrain, &own)?;
+    let finished = run::start(prepared, RunKind::Pretrain, &own)?;
     match finished.end {
-        End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
+        End::Failed(error) => {
+            return Err(Error::Part { what: format!("the training of {architecture}"), source: Box::new(error) });
+        }
         End::Interrupted => return Ok(None),
         End::Finished => {}
     }
@@ -110,7 +111,8 @@ fn task(recipe: &Recipe, classes: usize) -> std::sync::Arc<Task> {
 
 fn first_batch(prepared: &Prepared, options: &Options) -> Result<ImageBatch> {
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
-    Ok(loaders.first().batches().next().context("there is no batch to train on")??)
+    let none = || Error::Unsuitable("there is no batch to train on".into());
+    Ok(loaders.first().batches().next().ok_or_else(none)??)
 }
 
 fn last_weights(run: &Path, architecture: Architecture, classes: usize, device: &Device) -> Result<models::Network> {
@@ -200,5 +202,5 @@ fn write(folder: &Path, trained: &[Trained]) -> Result<()> {
         })
         .collect();
     let page = report::study::shortcuts(&rows, charts.iter().map(|(_, chart)| chart));
-    write_atomic_bytes(&folder.join("study.html"), page.as_bytes())
+    Ok(write_atomic_bytes(&folder.join("study.html"), page.as_bytes())?)
 }

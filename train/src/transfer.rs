@@ -1,6 +1,5 @@
 //! Starting from trained weights: the head for new classes, frozen stages, rates by stage.
 
-use anyhow::{Context, bail};
 use burn::{
     module::{Module, ModuleMapper, Param, ParamGroup},
     tensor::{Device, Tensor},
@@ -8,15 +7,13 @@ use burn::{
 use hub::Strictness;
 use models::{ImageClassifier, Network, NetworkConfig};
 
-use crate::recipe::{Freeze, Recipe, Transfer};
+use crate::{
+    Result,
+    recipe::{self, Freeze, Recipe, Transfer},
+};
 
 /// The recipe's network for so many classes, with fresh or trained weights, on an autodiff device.
-pub fn network(
-    recipe: &Recipe,
-    start: Option<&hub::Opened>,
-    classes: &[String],
-    device: &Device,
-) -> anyhow::Result<Network> {
+pub fn network(recipe: &Recipe, start: Option<&hub::Opened>, classes: &[String], device: &Device) -> Result<Network> {
     let device = device.clone().autodiff();
     device.seed(recipe.seed);
     let config =
@@ -38,7 +35,7 @@ pub fn network(
 ///
 /// # Errors
 /// Where the weights do not fit the card's architecture.
-pub fn aux_logits(recipe: &Recipe, start: &hub::Opened, device: &Device) -> anyhow::Result<bool> {
+pub fn aux_logits(recipe: &Recipe, start: &hub::Opened, device: &Device) -> Result<bool> {
     let forever_frozen =
         recipe.transfer.as_ref().is_some_and(|t| t.freeze == Freeze::Backbone && t.unfreeze_at.is_none());
     Ok(start.weights.config(start.card.architecture, device)?.aux_logits && !forever_frozen)
@@ -76,16 +73,20 @@ pub fn draw_all<M: Module>(module: M) -> M {
 }
 
 /// How many stages, of the first, are frozen in an epoch (from 0).
-pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyhow::Result<usize> {
+pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> Result<usize> {
     let frozen = match &transfer.freeze {
         Freeze::None => 0,
         Freeze::Backbone => stages.len() - 1,
         Freeze::Until(stage) => {
-            let at = stages.iter().position(|known| known == stage).with_context(|| {
-                format!("transfer.freeze is \"until={stage}\": there is no such stage; there are {}", stages.join(", "))
-            })?;
+            let unknown = || {
+                let stages = stages.join(", ");
+                format!("transfer.freeze is \"until={stage}\": there is no such stage; there are {stages}")
+            };
+            let at = stages.iter().position(|known| known == stage);
+            let at = at.ok_or_else(|| recipe::Error::Invalid(unknown()))?;
             if at + 1 == stages.len() {
-                bail!("transfer.freeze = \"until={stage}\" would freeze everything, the classifier too");
+                let cause = format!("transfer.freeze = \"until={stage}\" would freeze everything, the classifier too");
+                return Err(recipe::Error::Invalid(cause).into());
             }
             at + 1
         }
@@ -102,7 +103,7 @@ pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyho
 
 /// The network as it is trained in an epoch (from 0): its frozen stages have no gradient, and their BatchNorm
 /// statistics and dropout are fixed.
-pub fn frozen(network: Network, transfer: &Transfer, epoch: usize) -> anyhow::Result<Network> {
+pub fn frozen(network: Network, transfer: &Transfer, epoch: usize) -> Result<Network> {
     let frozen = num_frozen(&network.stages(), transfer, epoch)?;
     Ok(network.freeze_stages(frozen))
 }

@@ -159,7 +159,7 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
     let report = report(args, kind, &examined, notes, left_out);
     if let Some(path) = &args.quarantine {
         let list = quarantine(&args.quarantine_what, &report);
-        files::write_atomic(path, |writer| Ok(list.write(writer)?))?;
+        files::write_atomic(path, |writer| list.write(writer))?;
         log::info!("{}: {} to leave out", path.display(), count(list.len(), "sample"));
     }
     match args.format {

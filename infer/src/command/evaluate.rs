@@ -56,7 +56,8 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
     let load = |name: &&str| -> Result<Model> {
         let mut opened = open_weights(name, &args.load, &device, output)?;
         args.decoding.override_card(&mut opened.card);
-        Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
+        let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
+        Ok(model.with_dtype(args.run.dtype.compute_dtype())?)
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let (class_map, mapped_by) = match models.first() {

@@ -107,7 +107,7 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
     Ok(())
 }
 
-fn failed(input: &Input, error: &anyhow::Error) -> Said {
+fn failed(input: &Input, error: &infer::Error) -> Said {
     Said { error: Some(exit::chain(error)), ..Said::of(input.name()) }
 }
 
@@ -126,14 +126,15 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
         MethodArg::Smoothgrad => Method::SmoothGrad,
     };
     let explainer = Explainer::new(model, method, args.stage.as_deref(), args.batch_size as usize)?;
-    let asked: Vec<usize> = args.classes.iter().map(|class| model.class(class)).collect::<Result<_>>()?;
+    let asked: Vec<usize> = args.classes.iter().map(|class| model.class(class)).collect::<infer::Result<_>>()?;
     let mut out = OutFolder::new(&args.out)?;
     let mut sheet = Sheet::new(inputs.len() > 1);
     let progress = Progress::new("explain", Unit::Items("images"), Some(inputs.len() as u64), output);
     let mut unreadable = 0;
-    stream::batches(inputs, model.preprocess(), 1, threads(), |batch| {
+    stream::batches(inputs, model.preprocess(), 1, threads(), |batch| -> Result<()> {
+        let count = batch.len() as u64;
         for (input, image) in batch {
-            let image = match image {
+            let image = match &image {
                 Ok(image) => image,
                 Err(error) => {
                     unreadable += 1;
@@ -166,7 +167,7 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
             sheet.add(picture, &mut out)?;
             say(args, &Said { picture: Some(path.display().to_string()), classes, ..Said::of(input.name()) })?;
         }
-        progress.inc(batch.len() as u64);
+        progress.inc(count);
         Ok(())
     })?;
     sheet.finish(&mut out)?;
@@ -227,7 +228,7 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
     let progress = Progress::new("features", Unit::Items("images"), Some(inputs.len() as u64), output);
     let mut unreadable = 0;
     let rows = features::write_npy(path, |rows| {
-        features::each(model, inputs, args.batch_size as usize, |input, vector| {
+        features::each(model, inputs, args.batch_size as usize, |input, vector| -> Result<()> {
             match vector {
                 Ok(vector) => rows.push(input.name(), &vector)?,
                 Err(error) => {
@@ -249,7 +250,7 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
     let batch_size = args.batch_size as usize;
     let mut queries: Vec<(&Input, Vec<f32>, Nearest)> = Vec::new();
     let mut unreadable = 0;
-    features::each(model, inputs, batch_size, |input, vector| {
+    features::each(model, inputs, batch_size, |input, vector| -> Result<()> {
         match vector {
             Ok(vector) => queries.push((input, vector, Nearest::new(args.topk as usize))),
             Err(error) => {
@@ -284,7 +285,7 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
         let Expanded { inputs: candidates, notes } = inputs::expand(&[among.to_path_buf()], args.recursive)?;
         notes.iter().for_each(|note| log::warn!("{note}"));
         let progress = Progress::new("neighbors", Unit::Items("images"), Some(candidates.len() as u64), output);
-        features::each(model, &candidates, batch_size, |input, vector| {
+        features::each(model, &candidates, batch_size, |input, vector| -> Result<()> {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
                 Err(error) => log::warn!("{}: {}", printable(&input.name()), exit::chain(&error)),

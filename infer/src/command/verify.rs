@@ -208,14 +208,16 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
 /// Opens a backend's device; for a graphics backend without a GPU, its software adapter.
 fn open(spec: BackendSpec) -> Result<(BackendSpec, Device)> {
     let graphics = matches!(spec.backend(), Backend::Wgpu | Backend::Vulkan);
-    spec.device().map(|device| (spec, device)).or_else(|error| {
-        if !graphics || spec.selector() != DeviceSelector::Default {
-            return Err(error);
-        }
-        let software: BackendSpec = format!("{spec}:cpu").parse()?;
-        // The first error is more useful to someone with a GPU.
-        software.device().map(|device| (software, device)).map_err(|_| error)
-    })
+    let error = match spec.device() {
+        Ok(device) => return Ok((spec, device)),
+        Err(error) => error,
+    };
+    if !graphics || spec.selector() != DeviceSelector::Default {
+        return Err(error.into());
+    }
+    let software: BackendSpec = format!("{spec}:cpu").parse()?;
+    // The first error is more useful to someone with a GPU.
+    Ok((software, software.device().map_err(|_| error)?))
 }
 
 /// The network and the pass that are compared.

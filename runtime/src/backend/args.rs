@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
-
 use super::{Backend, BackendSpec, ParseBackendError, Selected, auto};
-use crate::world::{World, world};
+use crate::{
+    Error, Result,
+    world::{World, world},
+};
 
 /// The environment variable that replaces the default of `--backend`.
 pub const VARIABLE: &str = "HEARTH_BACKEND";
@@ -43,7 +44,10 @@ impl BackendChoice {
     fn or_default(flag: Option<Self>, environment: Option<String>) -> Result<Self> {
         match (flag, environment.filter(|value| !value.is_empty())) {
             (Some(flag), _) => Ok(flag),
-            (None, Some(value)) => value.parse().with_context(|| format!("{VARIABLE}={value}")),
+            (None, Some(value)) => {
+                let invalid = |error: ParseBackendError| Error::Setting(format!("{VARIABLE}={value}: {error}"));
+                value.parse().map_err(invalid)
+            }
             (None, None) => Ok(Self::default()),
         }
     }
@@ -67,12 +71,13 @@ impl BackendChoice {
 
 /// Refuses to choose among GPUs for several processes.
 fn require_device_names(processes: usize, gpus: bool) -> Result<()> {
-    ensure!(
-        processes == 1 || !gpus,
+    if processes == 1 || !gpus {
+        return Ok(());
+    }
+    Err(Error::Device(format!(
         "{processes} processes were started, and `--backend auto` would give all of a host the same GPU: name the GPUs of \
          a host, of which each process takes its part (`--devices cuda:0-7`), or the CPU (`--backend flex`)"
-    );
-    Ok(())
+    )))
 }
 
 pub(super) fn environment() -> Option<String> {

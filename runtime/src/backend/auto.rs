@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use anyhow::{Result, anyhow};
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use super::{Backend, BackendSpec, found};
+use crate::{Error, Result};
 
 /// Backends in the order in which [`auto`] tries them. WebGPU is not among them: a native program cannot open it.
 const ORDER: [Backend; 8] = [
@@ -96,7 +96,7 @@ pub fn auto() -> Result<Selected> {
             )),
         }
     });
-    selected.clone().map_err(|error| anyhow!(error))
+    selected.clone().map_err(Error::Device)
 }
 
 /// The first of `backends` that `open` opens, and why those before it did not open.

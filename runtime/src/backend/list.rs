@@ -1,12 +1,13 @@
 //! The command `devices`: what the compiled backends find, and which device `auto` picks.
 
-use anyhow::{Context, Result};
+use std::io;
+
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Backend, BackendSpec, Selected, VARIABLE, args, auto, build_command, compiled, found, names, suggestion};
-use crate::exit::ExitCode;
+use crate::{Result, exit::ExitCode, output::StdoutError};
 
 /// List the devices of the compiled backends, and which one `--backend auto` picks
 ///
@@ -85,10 +86,14 @@ pub fn devices(args: &DevicesArgs) -> Result<ExitCode> {
         environment: args::environment().filter(|value| !value.is_empty()),
     };
     match args.format {
-        ListFormat::Json => crate::outln!("{}", serde_json::to_string_pretty(&list).context("cannot write JSON")?)?,
+        ListFormat::Json => crate::outln!("{}", json(&list)?)?,
         ListFormat::Text => crate::out!("{}", text(&list))?,
     }
     Ok(ExitCode::Success)
+}
+
+fn json(list: &List) -> Result<String> {
+    Ok(serde_json::to_string_pretty(list).map_err(|error| StdoutError::from(io::Error::from(error)))?)
 }
 
 fn listed(backend: Backend) -> Listed {
@@ -133,7 +138,7 @@ fn outcome(selected: Result<Selected>) -> Outcome {
             problem: None,
         },
         Err(error) => {
-            Outcome { device: None, description: None, skipped: Vec::new(), problem: Some(format!("{error:#}")) }
+            Outcome { device: None, description: None, skipped: Vec::new(), problem: Some(error.to_string()) }
         }
     }
 }

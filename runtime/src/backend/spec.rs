@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 
 use super::{Backend, auto, build_command, compiled, names, suggestion};
+use crate::{Error, Result};
 
 /// Which of a backend's devices to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -127,22 +127,22 @@ impl BackendSpec {
         let name = self.backend;
         if !name.is_compiled() {
             let list = names(&compiled());
-            if !name.is_supported_here() {
-                bail!(
+            return Err(Error::NotCompiled(match name.is_supported_here() {
+                false => format!(
                     "backend `{name}` does not exist on {} and is not compiled into this binary (compiled: {list}); \
                      GPU backends here: {}",
                     std::env::consts::OS,
                     suggestion()
-                );
-            }
-            bail!(
-                "backend `{name}` is not compiled into this binary (compiled: {list}); add its cargo feature: `{} -- …`",
-                build_command(name)
-            );
+                ),
+                true => format!(
+                    "backend `{name}` is not compiled into this binary (compiled: {list}); add its cargo feature: `{} \
+                     -- …`",
+                    build_command(name)
+                ),
+            }));
         }
-        self.try_open()
-            .map_err(anyhow::Error::msg)
-            .with_context(|| format!("cannot open device `{self}`; {}", self.advice()))
+        let failed = |reason| Error::Device(format!("cannot open device `{self}`; {}: {reason}", self.advice()));
+        self.try_open().map_err(failed)
     }
 
     /// Opens the device of a compiled backend; the backend's own reason where it does not open.
@@ -399,10 +399,10 @@ impl Devices {
     pub fn of(&self, rank: usize, size: usize) -> Result<Vec<BackendSpec>> {
         let devices = self.0.len();
         if !devices.is_multiple_of(size) {
-            bail!(
+            return Err(Error::Setting(format!(
                 "--devices names {devices} devices of a host, which the {size} processes that run on this one cannot \
                  share alike: start as many processes as devices, or one"
-            );
+            )));
         }
         let each = devices / size;
         Ok(self.0[rank * each..(rank + 1) * each].to_vec())

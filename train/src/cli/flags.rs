@@ -24,7 +24,7 @@ const FLAGS: [(&str, &str); 18] = [
 
 /// Adds the flags for the keys that an error names.
 pub fn with_flags(error: anyhow::Error) -> anyhow::Error {
-    let text = runtime::exit::chain(&error);
+    let text = runtime::exit::chain(&*error);
     let flags: Vec<String> =
         FLAGS.iter().filter(|(key, _)| names(&text, key)).map(|(key, flag)| format!("{flag} sets {key}")).collect();
     if flags.is_empty() { error } else { anyhow::anyhow!("{text} ({})", flags.join(", ")) }

@@ -26,7 +26,7 @@ use runtime::{
 };
 use train::{
     recipe::{Freeze, Overrides},
-    training::Options,
+    run::Options,
 };
 
 use self::lines::{Lines, Printer};

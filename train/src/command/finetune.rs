@@ -7,7 +7,7 @@ use runtime::{exit::ExitCode, logging::Verbosity};
 use train::{
     lr_finder, probe,
     recipe::{self, Overrides, Transfer},
-    training::{self, End, Options, Prepared},
+    run::{self, End, Options, Prepared},
 };
 
 use super::{conclude, dry_run, print};
@@ -59,13 +59,13 @@ fn prepare(
         "give --data: the images to train on, in one folder a class for instance"
     );
     if from_card {
-        return training::follow_weights(recipe, &args.load, args.run.size, options);
+        return Ok(run::follow_weights(recipe, &args.load, args.run.size, options)?);
     }
     // A file says itself how images are prepared; a run's alone repeats the run.
     if let Some(size) = args.run.size {
         recipe.images.set_size(size)?;
     }
-    training::prepare(recipe, &args.load, options)
+    Ok(run::prepare(recipe, &args.load, options)?)
 }
 
 /// Removes what a recipe says about unfreezing: stages that are to be frozen stay so, unless flags say otherwise.
@@ -138,7 +138,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
 
 /// So many stages an epoch that all are trained after a third of the epochs.
 fn unfreeze_over_a_third(prepared: &mut Prepared) -> Result<()> {
-    let stages = training::num_stages(prepared)?;
+    let stages = run::num_stages(prepared)?;
     let epochs = prepared.recipe.epochs.div_ceil(3).max(1);
     if let Some(Transfer { unfreeze_per_epoch, .. }) = &mut prepared.recipe.transfer {
         *unfreeze_per_epoch = Some(stages.div_ceil(epochs).max(1));

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use hub::LoadOptions;
 use runtime::{exit::ExitCode, logging::Verbosity, outln};
-use train::{lr_finder, recipe, training};
+use train::{lr_finder, recipe, run};
 
 use crate::cli::LrFindArgs;
 
@@ -27,12 +27,12 @@ pub fn run(args: &LrFindArgs, verbosity: Verbosity) -> Result<ExitCode> {
     }
     let mut recipe = recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?;
     let prepared = if recipe.transfer.is_some() {
-        training::follow_weights(recipe, &args.load, args.run.size, &options)?
+        run::follow_weights(recipe, &args.load, args.run.size, &options)?
     } else {
         if let Some(size) = args.run.size {
             recipe.images.set_size(size)?;
         }
-        training::prepare(recipe, &LoadOptions::default(), &options)?
+        run::prepare(recipe, &LoadOptions::default(), &options)?
     };
     let found = lr_finder::sweep(prepared, (args.from, args.to), args.steps, &args.chart, &options)?;
     match found {

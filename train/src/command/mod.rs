@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ::report::format::{RunKind, Score};
 use runtime::{exit::ExitCode, noteln, out, progress::human_duration, world::world};
-use train::training::{End, Finished};
+use train::run::{End, Finished};
 
 /// Prints the result of a run and returns the exit code.
 pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
@@ -24,7 +24,7 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let shown = finished.run.display().to_string();
     if !world().is_root() {
         return match finished.end {
-            End::Failed(error) => Err(error),
+            End::Failed(error) => Err(error.into()),
             End::Interrupted => Ok(ExitCode::Interrupted),
             End::Finished => Ok(ExitCode::Success),
         };
@@ -36,7 +36,8 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
                 true => "start it again when the cause is gone".to_string(),
                 false => format!("`train resume {shown}` goes on from its last checkpoint"),
             };
-            return Err(error.context(format!("training stopped; what was written is in {shown}, and {next}")));
+            let context = format!("training stopped; what was written is in {shown}, and {next}");
+            return Err(anyhow::Error::from(error).context(context));
         }
         End::Interrupted => {
             print(&finished, &format!("run: {shown}\n"));

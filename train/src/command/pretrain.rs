@@ -6,7 +6,7 @@ use report::format::RunKind;
 use runtime::{exit::ExitCode, logging::Verbosity};
 use train::{
     recipe::{self, Recipe},
-    training,
+    run,
 };
 
 use super::{conclude, dry_run};
@@ -15,11 +15,11 @@ use crate::cli::PretrainArgs;
 pub fn run(args: &PretrainArgs, verbosity: Verbosity) -> Result<ExitCode> {
     let recipe = recipe(args)?;
     let options = args.run.how.options(verbosity)?;
-    let prepared = training::prepare(recipe, &LoadOptions::default(), &options)?;
+    let prepared = run::prepare(recipe, &LoadOptions::default(), &options)?;
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    conclude(training::start(prepared, RunKind::Pretrain, &options)?)
+    conclude(run::start(prepared, RunKind::Pretrain, &options)?)
 }
 
 fn recipe(args: &PretrainArgs) -> Result<Recipe> {

@@ -30,7 +30,7 @@ fn shortcuts(args: &ShortcutsArgs, verbosity: Verbosity) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
+fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe, recipe::Error> {
     let default = if args.data.is_some() { "cifar" } else { "digits" };
     let mut overrides = Overrides::default();
     overrides.set("data.train", args.data.clone());
@@ -39,5 +39,5 @@ fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
     for set in &args.set {
         overrides.parse(set)?;
     }
-    Ok(recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?)
+    recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)
 }

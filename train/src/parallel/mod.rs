@@ -9,7 +9,6 @@ mod single;
 
 use std::sync::Arc;
 
-use anyhow::Result;
 use burn::{
     module::ParamGroup,
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -22,6 +21,7 @@ use runtime::world::World;
 use self::{mpi::Mpi, multi_device::MultiDevice, single::SingleDevice};
 pub use self::{mpi::broadcast_network, multi_device::Plan};
 use crate::{
+    Result,
     classifier::{Classifier, Pass, Task, TrainingBatch},
     evaluation::{BatchScalars, Prediction},
     recipe::DistBn,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use burn::{
     module::ParamGroup,
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -13,6 +12,7 @@ use models::Network;
 
 use super::{DataParallel, Shard};
 use crate::{
+    Error, Result,
     classifier::{Classifier, Pass, Task, predict},
     evaluation::{BatchScalars, Prediction},
     trainer::{optimizer::Update, slot::Slot},
@@ -41,7 +41,7 @@ impl DataParallel for SingleDevice {
         shards: Vec<Shard>,
         loss_scale: Option<&Tensor<1>>,
     ) -> Result<(GradientsParams, Vec<BatchScalars>)> {
-        let shard = shards.into_iter().next().context("a batch has a shard for each device")?;
+        let shard = shards.into_iter().next().ok_or(Error::Bug("a batch has no shard for its device"))?;
         let Pass { gradients, scalars } = shard.forward_backward(model, &self.device, loss_scale);
         Ok((gradients, vec![scalars]))
     }

@@ -14,7 +14,9 @@ mod epoch;
 pub mod flat;
 pub mod guard;
 pub mod learner;
+mod metric;
 pub mod optimizer;
+mod renderer;
 mod share;
 pub mod slot;
 mod step;
@@ -30,7 +32,6 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
 use burn::{
     module::Module,
     optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler},
@@ -42,6 +43,7 @@ use hub::{Card, weights};
 use models::{ImageClassifier, Network};
 use runtime::{
     backend::{Backend, BackendSpec},
+    exit::chain,
     world::World,
 };
 
@@ -50,15 +52,19 @@ use self::{
     step::SubmittedStep, upload::Copies, validate::Validation,
 };
 use crate::{
-    checkpoint::{Checkpoint, Store},
+    Error, Result,
     classifier::Classifier,
     data::Loaders,
     evaluation::Reading,
-    journal::Journal,
     parallel::{self, DataParallel},
     progress::{EpochRecord, State, Times, lap},
     recipe::{Dtype, Recipe},
-    results, transfer,
+    run::{
+        checkpoint::{Checkpoint, Store},
+        logger::RunLogger,
+        results,
+    },
+    transfer,
 };
 
 /// A run, ready to start.
@@ -75,7 +81,7 @@ pub struct Session {
     /// The learning rates of the steps that follow.
     pub scheduler: ModuleLrScheduler,
     pub ema: Option<Ema>,
-    pub journal: Journal,
+    pub logger: RunLogger,
     pub readback: Readback,
     /// Whether the device accepts work before it has done what came earlier.
     pub is_asynchronous: bool,
@@ -106,7 +112,7 @@ impl Readback {
         match std::env::var("HEARTH_READBACK").as_deref() {
             Ok("step") => Ok(Self::Step),
             Ok("log") => Ok(Self::Log),
-            Ok(other) => bail!("HEARTH_READBACK is `{other}`; it can be `step` or `log`"),
+            Ok(other) => Err(Error::Settings(format!("HEARTH_READBACK is `{other}`; it can be `step` or `log`"))),
             Err(_) if is_asynchronous(backend) => Ok(Self::Log),
             Err(_) => Ok(Self::Step),
         }
@@ -139,7 +145,7 @@ pub struct Outcome {
     /// The raw weights, in evaluation mode.
     pub network: Network,
     pub ema: Option<Network>,
-    pub journal: Journal,
+    pub logger: RunLogger,
     pub end: End,
 }
 
@@ -151,7 +157,7 @@ pub enum End {
     /// On request.
     Interrupted,
     /// By an error.
-    Failed(anyhow::Error),
+    Failed(Error),
 }
 
 /// A session that runs.
@@ -268,7 +274,7 @@ impl Trainer {
         state.batch = 0;
         state.sums = Reading::default();
         state.times = Times::default();
-        self.session.journal.epoch(&self.session.state, &record);
+        self.session.logger.epoch(&self.session.state, &record);
         if self.session.world.is_root() {
             self.write_bad_samples();
             if is_best {
@@ -289,17 +295,17 @@ impl Trainer {
         let run = &self.session.run;
         let source: &Arc<dyn Source> = self.session.loaders.valid.source();
         let kept = weights::save(&network, &self.session.card, run.join(hub::RUN_WEIGHTS))
-            .map_err(anyhow::Error::from)
+            .map_err(Error::from)
             .and_then(|()| results::write_predictions(run, &predictions, source));
         if let Err(error) = kept {
-            self.session.journal.warn(&format!("cannot keep the best weights: {error:#}; training goes on"));
+            self.session.logger.warn(&format!("cannot keep the best weights: {}; training goes on", chain(&error)));
         }
     }
 
     fn write_bad_samples(&self) {
         let bad = self.session.loaders.bad_samples();
         if let Err(error) = results::write_bad_samples(&self.session.run, &bad) {
-            self.session.journal.warn(&format!("{error:#}"));
+            self.session.logger.warn(&chain(&error));
         }
     }
 
@@ -338,7 +344,7 @@ impl Trainer {
         // Running statistics lag by one step until they are asked for.
         drop(self.model.network.valid());
         let session = &mut self.session;
-        session.state.file_lengths = session.journal.lengths();
+        session.state.file_lengths = session.logger.lengths();
         let checkpoint = Checkpoint {
             state: session.state.clone(),
             network: self.model.network.clone().into_record(),
@@ -346,10 +352,11 @@ impl Trainer {
             optimizer: session.optimizer.record(),
         };
         match self.store.save(checkpoint, session.recipe.checkpoints.keep) {
-            Ok(path) if is_wanted => session.journal.say(&format!("saved on request: {}", path.display())),
+            Ok(path) if is_wanted => session.logger.info(&format!("saved on request: {}", path.display())),
             Ok(_) => {}
             Err(error) => {
-                session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+                let cause = chain(&error);
+                session.logger.warn(&format!("{cause}; training goes on, the checkpoint before it is whole"));
             }
         }
         (self.saved, self.saved_step) = (Instant::now(), session.state.step);
@@ -367,12 +374,12 @@ impl Trainer {
     }
 
     fn is_out_of_patience(&self) -> bool {
-        let Session { recipe, state, journal, .. } = &self.session;
+        let Session { recipe, state, logger, .. } = &self.session;
         let Some(patience) = recipe.checkpoints.patience else { return false };
         let best = state.best(recipe.checkpoints.best).map_or(0, |best| best.epoch);
         let waited = state.epoch.saturating_sub(best);
         if waited >= patience {
-            journal.say(&format!("no better epoch than {best} in the last {waited}: stopping early"));
+            logger.info(&format!("no better epoch than {best} in the last {waited}: stopping early"));
         }
         waited >= patience
     }

@@ -9,10 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
 use burn::{
     module::{Module, ParamId},
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
+    store::RecordError,
     tensor::{Bool, Bytes, Device, Tensor, TensorData},
 };
 use burn_pack::{Reader, Scalar, Writer};
@@ -483,7 +483,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn into_bytes(self) -> Result<Bytes> {
+    pub fn into_bytes(self) -> Result<Bytes, RecordError> {
         let tensors = self.tensors.into_iter().map(|(name, id, data)| {
             let (bytes, shape, dtype) = data.into_parts();
             burn_pack::Tensor::new(name, dtype, shape, Some(id.val()), bytes)
@@ -493,15 +493,16 @@ impl Record {
         Ok(writer.into_bytes()?)
     }
 
-    pub fn from_bytes(bytes: Bytes) -> Result<Self> {
+    pub fn from_bytes(bytes: Bytes) -> Result<Self, RecordError> {
         let reader = Reader::from_bytes(bytes)?;
         let scalars = reader.scalars().clone();
         let tensors = reader.into_tensors()?.into_iter().map(|tensor| {
             let (name, dtype, shape, id, bytes) = tensor.into_parts()?;
-            let id = id.with_context(|| format!("the tensor {name} of the optimizer belongs to no parameter"))?;
+            let no_parameter = || format!("the tensor {name} of the optimizer belongs to no parameter");
+            let id = id.ok_or_else(|| RecordError::Validation(no_parameter()))?;
             Ok((name, ParamId::from(id), TensorData::from_bytes(bytes, shape, dtype)))
         });
-        Ok(Self { tensors: tensors.collect::<Result<_>>()?, scalars })
+        Ok(Self { tensors: tensors.collect::<Result<_, RecordError>>()?, scalars })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
 use burn::{
     data::dataloader::Progress,
     optim::{GradientsAccumulator, GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -22,6 +21,7 @@ use super::{
     upload::{FetchedBatch, FetchedShard},
 };
 use crate::{
+    Error, Result,
     evaluation::{BatchScalars, Reading},
     parallel::Shard,
     progress::Times,
@@ -79,13 +79,15 @@ impl Trainer {
         step.progress = Some(batch.progress);
         let world = self.session.world;
         if batch.samples.is_empty() {
-            ensure!(
-                !self.session.recipe.ranks.sync_bn,
-                "batch {} has no image for process {}, and ranks.sync_bn waits for all of them: take batches of more images",
+            if !self.session.recipe.ranks.sync_bn {
+                return Ok(());
+            }
+            return Err(Error::Settings(format!(
+                "batch {} has no image for process {}, and ranks.sync_bn waits for all of them: take batches of more \
+                 images",
                 batch.number,
                 world.rank()
-            );
-            return Ok(());
+            )));
         }
         step.samples.extend(batch.samples);
         let devices = batch.shards.len();
@@ -257,7 +259,7 @@ impl Trainer {
             self.warn_of_bad_step(&step, &reading)?;
         }
         let row_interval = self.row_interval();
-        let Session { state, journal, limits, .. } = &mut self.session;
+        let Session { state, logger, limits, .. } = &mut self.session;
         if let Some(factor) = limits.every_step_until {
             let loss = reading.score().loss;
             let smooth = self.smooth.map_or(loss, |smooth| 0.9 * smooth + 0.1 * loss);
@@ -267,7 +269,7 @@ impl Trainer {
         }
         let full = state.step.is_multiple_of(row_interval) && state.interval.steps > 0;
         let row = full.then(|| std::mem::take(&mut state.interval));
-        journal.step(state, state.learning_rate, row);
+        logger.step(state, state.learning_rate, row);
         let progress = step.progress.unwrap_or_else(|| Progress::new(0, 0, None));
         let item = TrainingItem::new(reading, progress, Some(state.step as usize), Some(step.rate));
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::ProcessedItem(item)));
@@ -283,12 +285,13 @@ impl Trainer {
         let what = if reading.loss.is_finite() { "gradient" } else { "loss" };
         let (number, samples) = (step.number, self.name_samples(&step.samples));
         log::warn!("step {number} skipped: the {what} is not finite; samples: {samples}");
-        ensure!(
-            row < self.session.recipe.max_bad_steps,
-            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower schedule.learning_rate, a warm-up or \
-             optimizer.clip_norm usually helps. The last batch held {samples}"
-        );
-        Ok(())
+        if row < self.session.recipe.max_bad_steps {
+            return Ok(());
+        }
+        Err(Error::NotFinite(format!(
+            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower schedule.learning_rate, a \
+             warm-up or optimizer.clip_norm usually helps. The last batch held {samples}"
+        )))
     }
 
     /// Steps between rows of `metrics.csv`.

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use burn::module::Module;
 use burn_train::{EventProcessorTraining, LearnerEvent, TrainingItem};
 use runtime::warmup::Pace;
 
 use super::Trainer;
 use crate::{
+    Result,
     evaluation::{Prediction, Reading},
     progress::lap,
 };

@@ -2,22 +2,21 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{Cursor, Write},
+    io::{self, Cursor, Write},
     path::Path,
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
 use datasets::{
     DecodeOptions, Source, decode,
     loader::BadSample,
     transforms::{Interpolation, Resize, ResizeRule},
 };
 use image::{ImageFormat, codecs::jpeg::JpegEncoder};
-use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, write_csv};
+use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, RunInfo, RunResult, write_csv};
 use runtime::{files::write_atomic_bytes, text::escape_cell};
 
-use crate::evaluation::Prediction;
+use crate::{Error, Result, evaluation::Prediction, recipe::Recipe, run::options::Options};
 
 /// The number of thumbnails of the most confident mistakes.
 const MAX_THUMBNAILS: usize = 24;
@@ -50,9 +49,7 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
     wrong.sort_by(|a, b| first(b).1.total_cmp(&first(a).1).then(a.index.cmp(&b.index)));
     let folder = run.join("mistakes");
     match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {}", folder.display()));
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("replace", &folder)(error)),
         _ => {}
     }
     let mut rows = Vec::new();
@@ -62,7 +59,7 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
         if source.read(prediction.index, &mut bytes).is_err() {
             continue;
         }
-        let Ok((picture, extension)) = thumbnail(&bytes) else { continue };
+        let Some((picture, extension)) = thumbnail(&bytes) else { continue };
         let file = format!("{:03}.{extension}", number + 1);
         write_atomic_bytes(&folder.join(&file), &picture)?;
         let (class, probability) = first(prediction);
@@ -74,12 +71,12 @@ fn write_mistakes(run: &Path, predictions: &[Prediction], source: &Arc<dyn Sourc
             p1: Some(widened(probability)),
         });
     }
-    write_csv(&run.join(MISTAKES), rows)
+    Ok(write_csv(&run.join(MISTAKES), rows)?)
 }
 
-/// A small picture, and the ending of its file's name.
-fn thumbnail(bytes: &[u8]) -> Result<(Vec<u8>, &'static str)> {
-    let image = decode(bytes, &DecodeOptions::default())?.image;
+/// A small picture, and the ending of its file's name; `None` for an image that cannot be decoded.
+fn thumbnail(bytes: &[u8]) -> Option<(Vec<u8>, &'static str)> {
+    let image = decode(bytes, &DecodeOptions::default()).ok()?.image;
     let tiny = image.width().min(image.height()) < THUMBNAIL / 2;
     // Tiny images are enlarged in whole pixels, so that they look as they are.
     let interpolation = if tiny { Interpolation::Nearest } else { Interpolation::Bilinear };
@@ -87,11 +84,11 @@ fn thumbnail(bytes: &[u8]) -> Result<(Vec<u8>, &'static str)> {
     let mut picture = Cursor::new(Vec::new());
     let small = resize.apply(&image);
     if tiny {
-        small.write_to(&mut picture, ImageFormat::Png)?;
+        small.write_to(&mut picture, ImageFormat::Png).ok()?;
     } else {
-        small.write_with_encoder(JpegEncoder::new_with_quality(&mut picture, 85))?;
+        small.write_with_encoder(JpegEncoder::new_with_quality(&mut picture, 85)).ok()?;
     }
-    Ok((picture.into_inner(), if tiny { "png" } else { "jpg" }))
+    Some((picture.into_inner(), if tiny { "png" } else { "jpg" }))
 }
 
 /// Writes `bad_samples.csv` where there are any.
@@ -99,37 +96,69 @@ pub fn write_bad_samples(run: &Path, bad: &[BadSample]) -> Result<()> {
     if bad.is_empty() {
         return Ok(());
     }
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["key", "location", "cause", "times"])?;
-    for sample in bad {
-        let [key, location, cause] = [&sample.key, &sample.location, &sample.cause].map(|text| escape_cell(text));
-        table.write_record([&*key, &*location, &*cause, &sample.times.to_string()])?;
-    }
-    write_atomic_bytes(&run.join(BAD_SAMPLES), &table.into_inner()?)
+    let header = ["key", "location", "cause", "times"].map(String::from).to_vec();
+    let rows = bad.iter().map(|sample| {
+        let [key, location, cause] =
+            [&sample.key, &sample.location, &sample.cause].map(|text| escape_cell(text).into_owned());
+        vec![key, location, cause, sample.times.to_string()]
+    });
+    Ok(write_atomic_bytes(&run.join(BAD_SAMPLES), &csv_of([header].into_iter().chain(rows)))?)
 }
 
-/// Appends a finished run to the table of all runs.
-pub fn append_result(artifacts: &Path, header: &[&str], row: &[String]) -> Result<()> {
-    let path = artifacts.join("results.csv");
-    let context = || format!("cannot write {}", path.display());
-    let line = |cells: &[String]| -> Result<Vec<u8>> {
-        let mut table = csv::Writer::from_writer(Vec::new());
-        // A negative number is no formula.
-        let is_number = |cell: &str| cell.parse::<f64>().is_ok();
-        table.write_record(
-            cells.iter().map(|cell| if is_number(cell) { cell.into() } else { escape_cell(cell) }.into_owned()),
-        )?;
-        Ok(table.into_inner()?)
+/// Rows as CSV.
+fn csv_of(rows: impl IntoIterator<Item = Vec<String>>) -> Vec<u8> {
+    let mut table = csv::Writer::from_writer(Vec::new());
+    rows.into_iter().for_each(|row| table.write_record(row).expect("rows of equal length are written to memory"));
+    table.into_inner().expect("memory does not fail to be written")
+}
+
+/// Appends a finished run to `results.csv`, the table of all runs in its folder's parent.
+pub fn append(run: &Path, recipe: &Recipe, info: &RunInfo, result: &RunResult, options: &Options) -> Result<()> {
+    let table = match &options.out {
+        Some(_) => run.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+        None => &options.artifacts,
     };
-    let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path).with_context(context)?;
-    // Two runs that end at once write one after the other.
-    file.lock().with_context(context)?;
-    let mut bytes = Vec::new();
-    if file.metadata().with_context(context)?.len() == 0 {
-        bytes.extend(line(&header.iter().map(|name| name.to_string()).collect::<Vec<_>>())?);
-    }
-    bytes.extend(line(row)?);
-    file.write_all(&bytes).with_context(context)
+    let last = result.last.unwrap_or(result.best);
+    append_row(
+        table,
+        &[
+            ("run", info.name.clone()),
+            ("kind", info.kind.name().to_string()),
+            ("architecture", recipe.architecture.to_string()),
+            ("data", recipe.data.train.clone()),
+            ("classes", info.data.classes.to_string()),
+            ("train_images", info.data.train_images.to_string()),
+            ("valid_images", info.data.valid_images.to_string()),
+            ("epochs", recipe.epochs.to_string()),
+            ("best_epoch", result.best_epoch.map_or(String::new(), |epoch| epoch.to_string())),
+            ("best_top1", format!("{:.2}", result.best.top1)),
+            ("best_top5", format!("{:.2}", result.best.top5)),
+            ("last_top1", format!("{:.2}", last.top1)),
+            ("last_loss", format!("{:.4}", last.loss)),
+            ("images_per_second", format!("{:.1}", result.images_per_second)),
+            ("seconds", format!("{:.0}", result.seconds)),
+            ("backend", info.backend.clone()),
+            ("finished", info.finished.clone().unwrap_or_default()),
+        ],
+    )
+}
+
+/// Appends a row with named cells to `results.csv`; a new table has a header.
+fn append_row(folder: &Path, row: &[(&str, String)]) -> Result<()> {
+    let path = folder.join("results.csv");
+    // A negative number is no formula.
+    let is_number = |cell: &str| cell.parse::<f64>().is_ok();
+    let escaped = |cell: &String| if is_number(cell) { cell.clone() } else { escape_cell(cell).into_owned() };
+    let cells: Vec<String> = row.iter().map(|(_, cell)| escaped(cell)).collect();
+    let header: Vec<String> = row.iter().map(|(name, _)| name.to_string()).collect();
+    let append = || {
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(&path)?;
+        // Two runs that end at once write one after the other.
+        file.lock()?;
+        let rows = if file.metadata()?.len() == 0 { vec![header, cells] } else { vec![cells] };
+        file.write_all(&csv_of(rows))
+    };
+    append().map_err(Error::io("write", &path))
 }
 
 #[cfg(test)]
@@ -168,7 +197,7 @@ mod tests {
     fn the_table_of_runs_has_one_header() {
         let artifacts = tempfile::tempdir().unwrap();
         for name in ["a", "b, with a comma"] {
-            append_result(artifacts.path(), &["run", "top1"], &[name.to_string(), "1".into()]).unwrap();
+            append_row(artifacts.path(), &[("run", name.to_string()), ("top1", "1".into())]).unwrap();
         }
         let table = fs::read_to_string(artifacts.path().join("results.csv")).unwrap();
         assert_eq!(table, "run,top1\na,1\n\"b, with a comma\",1\n");
