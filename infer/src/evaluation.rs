@@ -57,8 +57,6 @@ pub struct Settings {
     pub batch_size: usize,
     pub workers: Option<usize>,
     pub bad_samples: BadSamples,
-    /// The largest number of pixels of an image, if it is not the default.
-    pub max_pixels: Option<u64>,
     /// The shard's index and the number of shards; `(0, 1)` is all images.
     pub shard: (usize, usize),
     /// The network's class for each class of the data; by default they are matched by name.
@@ -105,7 +103,7 @@ pub fn evaluate(
     let mut rows = Vec::new();
     for (nth, model) in models.iter().enumerate() {
         // Each network has its own card and therefore its own crops.
-        let crops = CropStack::new(&settings.protocol, model.card())?.with_max_pixels(settings.max_pixels);
+        let crops = crops_of(model, settings)?;
         let mut sink = |index: usize, mut probabilities: Vec<f32>| -> Result<()> {
             if nth > 0 {
                 let sum = sums.remove(&index).ok_or(Error::Bug("the networks read different images"))?;
@@ -134,6 +132,11 @@ pub fn evaluate(
         bad: bad.into_values().collect(),
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// The crops of images for a network.
+fn crops_of(model: &Model, settings: &Settings) -> Result<CropStack> {
+    CropStack::new(&settings.protocol, model.card(), model.preprocess().options().clone())
 }
 
 /// Receives each image's probabilities by its index in the shard.
@@ -178,7 +181,7 @@ fn dense_pass(
     let (mut bytes, mut bad) = (Vec::new(), Vec::new());
     for index in 0..shard.len() {
         let decoded = shard.read(index, &mut bytes).map_err(Error::from).and_then(|()| {
-            let decoded = decode(&bytes, crops.options())?;
+            let decoded = decode(&bytes, model.preprocess().options())?;
             match decoded.damage {
                 Some(damage) if policy == BadSamples::Strict => return Err(DecodeError::from(damage).into()),
                 Some(damage) => {
@@ -211,7 +214,8 @@ fn dense_pass(
                 number: 0,
             };
             let input = model.preprocess().normalize(&batch, model.device());
-            let probabilities = finite(softmax(model.network().forward_dense(model.typed(input)), 1))?;
+            let logits = model.execution().run(|| model.network().forward_dense(model.typed(input)));
+            let probabilities = finite(softmax(logits, 1))?;
             sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / crops.count() as f32);
         }
         sink(index, sum)?;
@@ -226,7 +230,7 @@ fn dense_pass(
 pub fn num_crops(models: &[Model], images: usize, settings: &Settings) -> Result<u64> {
     let (index, count) = settings.shard;
     let images = images.saturating_sub(index).div_ceil(count.max(1));
-    let crops = models.iter().map(|model| Ok(CropStack::new(&settings.protocol, model.card())?.count() as u64));
+    let crops = models.iter().map(|model| Ok(crops_of(model, settings)?.count() as u64));
     Ok(crops.sum::<Result<u64>>()? * images as u64)
 }
 

@@ -91,7 +91,9 @@ impl<'a> Explainer<'a> {
     /// class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
-        let logits = self.model.network().forward_with_hook(self.model.typed(input), &mut leaf);
+        let network = self.model.network();
+        let run = || network.forward_with_hook(self.model.typed(input), &mut leaf);
+        let logits = self.model.execution().run(run);
         let map = leaf.map.ok_or_else(|| Error::NoGradient(format!("the stage {}", self.stage)))?;
         let [_, channels, height, width] = map.dims();
         let gradients = chosen(logits, classes).backward();
@@ -150,7 +152,8 @@ impl<'a> Explainer<'a> {
     }
 
     fn probabilities(&self, input: Tensor<4>) -> Result<Vec<Vec<f64>>> {
-        self.model.probabilities_of(self.model.network().forward(self.model.typed(input)))
+        let logits = self.model.execution().run(|| self.model.network().forward(self.model.typed(input)));
+        self.model.probabilities_of(logits)
     }
 
     /// SmoothGrad: the magnitude of the gradient of the class's logit with respect to the pixels, the largest of the
@@ -171,7 +174,8 @@ impl<'a> Explainer<'a> {
             let noise = Tensor::<4>::from_data(noise, self.model.device());
             let copies = copies.len();
             let noisy = (input.clone() + noise).autodiff().require_grad();
-            let logits = self.model.network().forward(self.model.typed(noisy.clone()));
+            let images = self.model.typed(noisy.clone());
+            let logits = self.model.execution().run(|| self.model.network().forward(images));
             let gradients = chosen(logits, &vec![class; copies]).backward();
             let gradient = noisy.grad(&gradients).ok_or_else(|| Error::NoGradient("the image".into()))?;
             // [copies, 3, h, w] → [h, w]

@@ -6,7 +6,8 @@ use burn::{
 };
 use datasets::ImageBatch;
 use hub::{Card, Opened, Preprocessor};
-use models::{ImageClassifier, Network};
+use kernels::KernelMode;
+use models::{Execution, ImageClassifier, Network};
 
 use crate::{Error, Result};
 
@@ -19,6 +20,7 @@ pub struct Model {
     device: Device,
     /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
+    execution: Execution,
 }
 
 /// A predicted class.
@@ -60,7 +62,14 @@ impl Model {
         }
         let preprocess = Preprocessor::new(&card)?;
         // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
-        Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
+        Ok(Self {
+            network: network.valid(),
+            card,
+            preprocess,
+            device: device.clone(),
+            compute: None,
+            execution: Execution::default(),
+        })
     }
 
     /// Has the network compute in `dtype`: mixed precision, see [`Network`].
@@ -73,6 +82,12 @@ impl Model {
         }
         self.compute = dtype;
         Ok(self)
+    }
+
+    /// Selects the operations that the network runs, where the device has optimized ones; these are the default.
+    pub fn with_kernels(mut self, kernels: KernelMode) -> Self {
+        self.execution = Execution::new(kernels);
+        self
     }
 
     /// Sets the largest number of pixels of an image, before it is resized; `None` keeps the default.
@@ -94,6 +109,11 @@ impl Model {
         &self.network
     }
 
+    /// Returns how the network runs, for passes that the methods of this type do not have.
+    pub fn execution(&self) -> &Execution {
+        &self.execution
+    }
+
     /// Returns the card.
     pub fn card(&self) -> &Card {
         &self.card
@@ -112,7 +132,7 @@ impl Model {
     /// Computes the logits `[n, classes]` of a batch `[n, 3, h, w]` of RGB bytes.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
         let images = self.preprocess.normalize(batch, &self.device);
-        self.network.forward(self.typed(images))
+        self.execution.run(|| self.network.forward(self.typed(images)))
     }
 
     /// Computes the class probabilities of a batch `[n, 3, h, w]` of RGB bytes; one row per image.

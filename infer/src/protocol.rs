@@ -65,11 +65,11 @@ pub struct CropStack {
 }
 
 impl CropStack {
-    /// Creates the crops of `protocol` for a network with this card.
+    /// Creates the crops of `protocol` for a network with this card, whose images are decoded with `options`.
     ///
     /// # Errors
     /// Fails if the card's input is not square, or if a scale is smaller than the input.
-    pub fn new(protocol: &Protocol, card: &Card) -> Result<Self> {
+    pub fn new(protocol: &Protocol, card: &Card, options: DecodeOptions) -> Result<Self> {
         let preprocess = &card.preprocess;
         let [height, width] = preprocess.input_size;
         let unsupported = |cause: String| Err(Error::Unsupported(cause));
@@ -115,21 +115,7 @@ impl CropStack {
         if dense && crops != Crops::One {
             return unsupported("--dense uses the whole image and cannot be combined with --crops".into());
         }
-        let options = DecodeOptions { orientation: preprocess.orientation.unwrap_or_default(), ..Default::default() };
         Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side, options })
-    }
-
-    /// Sets the largest number of pixels of an image, before it is resized.
-    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
-        if let Some(max_pixels) = max_pixels {
-            self.options = self.options.max_pixels(max_pixels);
-        }
-        self
-    }
-
-    /// How images are decoded: the card's orientation, and limits.
-    pub fn options(&self) -> &DecodeOptions {
-        &self.options
     }
 
     /// Returns the number of crops per image.
@@ -219,7 +205,8 @@ mod tests {
 
     fn stack(crops: Crops, scales: &[u32], flip: bool) -> Result<CropStack> {
         let card = Card::of(Architecture::ResNet18, 10, "a test");
-        CropStack::new(&Protocol { crops, scales: scales.to_vec(), flip, dense: false }, &card)
+        let protocol = Protocol { crops, scales: scales.to_vec(), flip, dense: false };
+        CropStack::new(&protocol, &card, DecodeOptions::default())
     }
 
     fn gradient(width: u32, height: u32) -> RgbImage {

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Instant};
 use burn::module::Module;
 use burn_train::TrainStep;
 use datasets::{ImageBatch, SampleRng};
-use models::{Architecture, NetworkConfig};
+use kernels::KernelMode;
+use models::{Architecture, Execution, NetworkConfig};
 use runtime::{backend::BackendSpec, environment, warmup::Warmup};
 
 use crate::{
@@ -36,6 +37,8 @@ pub struct Subject {
     pub size: Option<usize>,
     /// The compute type.
     pub dtype: Dtype,
+    /// The operations that run on the CPU.
+    pub kernels: KernelMode,
     /// The number of timed steps.
     pub iters: usize,
     /// The number of untimed steps before them; by default until their times settle.
@@ -80,7 +83,7 @@ impl Measurement {
 /// # Panics
 /// Panics if `iters` is 0.
 pub fn measure(subject: &Subject) -> Result<Measurement> {
-    let Subject { architecture, backend, batch, classes, dtype, iters, .. } = *subject;
+    let Subject { architecture, backend, batch, classes, dtype, kernels, iters, .. } = *subject;
     assert!(iters > 0, "no step to time");
     let device = backend.device()?.autodiff();
     let import_rss_mb = environment::peak_rss_mb();
@@ -93,8 +96,8 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     overrides.set("network.dtype", (dtype != Dtype::F32).then(|| dtype.name()));
     let recipe = recipe::load("imagenet-classic", &overrides)?;
     let network = NetworkConfig::new(architecture).with_num_classes(classes).init(&device);
-    let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
-    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(&backend));
+    let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None, Execution::new(kernels))));
+    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(&backend), kernels);
     let params = classifier.num_params();
 
     let mut rng = SampleRng::new(0, 0, 0);

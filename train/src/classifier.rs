@@ -13,7 +13,7 @@ use burn::{
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use datasets::{ImageBatch, UploadedBatch};
 use hub::ChannelOrder;
-use models::{ImageClassifier, Network, Output};
+use models::{Execution, ImageClassifier, Network, Output};
 
 use crate::{
     evaluation::{self, BatchScalars, Prediction, Reading},
@@ -46,11 +46,13 @@ pub struct Task {
     compute: Option<FloatDType>,
     /// Whether activations are computed again in the backward pass.
     checkpoints_gradients: bool,
+    /// How the network runs.
+    execution: Execution,
 }
 
 impl Task {
     /// The recipe's task for so many classes, weighted where there are `weights`.
-    pub fn new(recipe: &Recipe, classes: usize, weights: Option<Vec<f32>>) -> Self {
+    pub fn new(recipe: &Recipe, classes: usize, weights: Option<Vec<f32>>, execution: Execution) -> Self {
         let bgr = recipe.images.channel_order == ChannelOrder::Bgr;
         let mut statistics = [recipe.images.mean, recipe.images.std];
         if bgr {
@@ -68,7 +70,13 @@ impl Task {
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
             checkpoints_gradients: recipe.network.gradient_checkpointing,
+            execution,
         }
+    }
+
+    /// Runs passes of the network.
+    pub fn run<T>(&self, passes: impl FnOnce() -> T) -> T {
+        self.execution.run(passes)
     }
 
     /// What a part of a batch counts in the mean over all: its images, or the sum of their classes' weights.
@@ -137,7 +145,7 @@ impl Task {
     /// The mean loss of logits `[n, classes]`.
     fn loss(&self, logits: Tensor<2>, targets: &Tensor<2>, weights: &Option<(Tensor<2>, f32)>) -> Tensor<1> {
         let [n, classes] = logits.dims();
-        if self.loss == LossName::CrossEntropy && kernels::accelerates(&logits) {
+        if self.loss == LossName::CrossEntropy && self.execution.accelerates(&logits) {
             let (targets, divisor) = match weights {
                 None => (targets.clone(), n as f32),
                 Some((weights, sum)) => (targets.clone() * weights.clone(), *sum),
@@ -204,10 +212,10 @@ impl Classifier {
                 None => loss * share,
             }
         };
-        let gradients = match task.checkpoints_gradients {
+        let gradients = task.run(|| match task.checkpoints_gradients {
             true => self.network.checkpointed_gradients(images, objective),
             false => GradientsParams::from_grads(objective(self.network.forward_aux(images)).backward(), self),
-        };
+        });
         let (loss, logits) = result.expect("the objective was computed");
         Pass { gradients, scalars: BatchScalars::new(loss, logits, labels) }
     }
@@ -230,7 +238,7 @@ pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Devi
         return Vec::new();
     }
     let images = task.images(batch, device);
-    let logits = network.forward(images);
+    let logits = task.run(|| network.forward(images));
     let [_, classes] = logits.dims();
     let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
     evaluation::predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)
@@ -264,7 +272,7 @@ mod tests {
     fn task(changes: &[&str], weights: Option<Vec<f32>>) -> Task {
         let mut overrides = Overrides::default();
         changes.iter().for_each(|change| overrides.parse(change).unwrap());
-        Task::new(&load("digits", &overrides).unwrap(), 3, weights)
+        Task::new(&load("digits", &overrides).unwrap(), 3, weights, Execution::default())
     }
 
     fn batch() -> ImageBatch {

@@ -15,7 +15,6 @@ use runtime::{
 
 fn main() -> ExitCode {
     exit::run(|cli: Cli| {
-        cli.kernels.choose();
         let world = world::join(cli.ranks.mpi_timeout)?;
         if let Some(command) = cli.command.as_ref().filter(|command| !command.trains()) {
             world.require_alone(&format!("`train {}`", command.name()))?;
@@ -28,18 +27,18 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let verbosity = cli.verbosity;
+    let global = cli.global();
     match &cli.command {
-        None => command::pretrain::run(&cli.pretrain, verbosity),
-        Some(Command::Pretrain(args)) => command::pretrain::run(args, verbosity),
-        Some(Command::Finetune(args)) => command::finetune::run(args, verbosity),
-        Some(Command::Resume(args)) => command::resume::run(args, verbosity),
-        Some(Command::LrFind(args)) => command::lr_find::run(args, verbosity),
+        None => command::pretrain::run(&cli.pretrain, global),
+        Some(Command::Pretrain(args)) => command::pretrain::run(args, global),
+        Some(Command::Finetune(args)) => command::finetune::run(args, global),
+        Some(Command::Resume(args)) => command::resume::run(args, global),
+        Some(Command::LrFind(args)) => command::lr_find::run(args, global),
         Some(Command::Recipes(args)) => command::recipes::run(args),
         Some(Command::Report(args)) => command::report::run(args),
-        Some(Command::Study(args)) => command::study::run(args, verbosity),
-        Some(Command::Bench(args)) => command::bench::run(args, verbosity),
-        Some(Command::Devices(args)) => Ok(runtime::backend::devices(args)?),
+        Some(Command::Study(args)) => command::study::run(args, global),
+        Some(Command::Bench(args)) => command::bench::run(args, global),
+        Some(Command::Devices(args)) => Ok(runtime::backend::devices(args, global.kernels)?),
         Some(Command::Plan(args)) => command::plan::run(args),
         Some(Command::Completions(args)) => Ok(shell::completions(args, Cli::command())?),
         Some(Command::Man(args)) => Ok(shell::man(args, Cli::command())?),

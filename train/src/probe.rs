@@ -21,7 +21,8 @@ use burn::{
 };
 use datasets::{ImageBatch, ImageLoader, SampleRng, Source, loader::BadSample};
 use hub::weights;
-use models::{ImageClassifier, Network};
+use kernels::KernelMode;
+use models::{Execution, ImageClassifier, Network};
 use report::format::{BAD_SAMPLES, RunKind};
 use runtime::{
     exit::chain,
@@ -78,7 +79,8 @@ fn is_probe(recipe: &Recipe) -> bool {
 fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let Prepared { recipe, data, start, device, devices, .. } = &prepared;
     let classes = data.class_names();
-    let task = Arc::new(Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
+    let weights = data.class_weights(recipe.loss.class_weights);
+    let task = Arc::new(Task::new(recipe, classes.len(), weights, Execution::new(options.kernels)));
     let network = transfer::network(recipe, start.as_ref(), &classes, device)?;
     let (folder, card, mut info) = run::new_run(&prepared, RunKind::Probe, options)?;
     let state = run::first_state(&prepared)?;
@@ -107,8 +109,8 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let outcome = match features {
         Ok(Some([train, valid])) => {
             let buffer = flat::buffer(options.main_device()?);
-            let stop = options.stop.clone();
-            let probe = Probe { recipe, task, device, buffer, train, valid, state, logger, stop };
+            let (stop, kernels) = (options.stop.clone(), options.kernels);
+            let probe = Probe { recipe, task, device, buffer, kernels, train, valid, state, logger, stop };
             probe.train(network, &folder.path, &card, &data.valid)
         }
         Ok(None) => Outcome { state, network: network.valid(), ema: None, logger, end: End::Interrupted },
@@ -154,6 +156,7 @@ struct Probe<'a> {
     device: &'a Device,
     /// Elements of the optimizer's buffers.
     buffer: usize,
+    kernels: KernelMode,
     train: Computed,
     valid: Computed,
     state: State,
@@ -181,7 +184,7 @@ impl Probe<'_> {
         let batch = recipe.batch_size.min(images);
         let steps_per_epoch = (images / batch) as u64;
         let mut rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
-        let mut optimizer = Optimizer::new(&recipe.optimizer, &model.network, self.buffer);
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &model.network, self.buffer, self.kernels);
         let values = self.train.features.tensor(&autodiff);
         // The first epoch has the times of the features.
         let mut times = self.train.times;
@@ -253,7 +256,7 @@ impl Probe<'_> {
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
         let labels: Vec<u32> = chosen.iter().map(|&row| self.train.features.labels[row as usize]).collect();
         let batch = ImageBatch::of_labels(&labels);
-        let logits = model.network.classify(values.clone().select(0, rows));
+        let logits = self.task.run(|| model.network.classify(values.clone().select(0, rows)));
         let loss = self.task.loss_of(logits.clone(), &batch, &device);
         let gradients = GradientsParams::from_grads(loss.backward(), &**model);
         let gradients = optimizer.pack(&**model, gradients, &self.state.learning_rate.into());
@@ -265,7 +268,8 @@ impl Probe<'_> {
     }
 
     fn predict(&self, network: &Network) -> Vec<Prediction> {
-        let logits = network.classify(self.valid.features.tensor(&self.device.clone().without_autodiff()));
+        let values = self.valid.features.tensor(&self.device.clone().without_autodiff());
+        let logits = self.task.run(|| network.classify(values));
         let [_, classes] = logits.dims();
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         let indices: Vec<usize> = self.valid.features.indices.iter().map(|&index| index as usize).collect();
@@ -337,7 +341,7 @@ fn features(
     for batch in loader.batches() {
         let batch = batch?;
         times.waiting += lap(&mut mark);
-        let values = network.forward_pre_logits(task.images(&batch, &device));
+        let values = task.run(|| network.forward_pre_logits(task.images(&batch, &device)));
         features.width = values.dims()[1];
         features.values.extend(values.into_data().iter::<f32>());
         features.labels.extend(batch.labels.iter().flatten());

@@ -1,6 +1,9 @@
 //! The experiment of He et al. (2015), figure 6: what shortcuts do for deep networks.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -10,7 +13,7 @@ use burn::{
 use burn_train::TrainStep;
 use datasets::ImageBatch;
 use hub::{LoadOptions, Strictness, Weights};
-use models::{Architecture, NetworkConfig};
+use models::{Architecture, Execution, NetworkConfig};
 use report::{
     chart::{Chart, Scale, Series},
     format::RunKind,
@@ -90,7 +93,7 @@ fn train_one(
     let batch = first_batch(&prepared, &own)?;
     let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
     let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
-    let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
+    let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len(), options)), batch.clone());
     let finished = run::start(prepared, RunKind::Pretrain, &own)?;
     match finished.end {
         End::Failed(error) => {
@@ -100,13 +103,13 @@ fn train_one(
         End::Finished => {}
     }
     let network = last_weights(&finished.run, architecture, classes.len(), &device)?;
-    let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch);
+    let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len(), options)), batch);
     let history = finished.state.history;
     Ok(Some(Trained { architecture, run: finished.run, history, gradients: [before, after] }))
 }
 
-fn task(recipe: &Recipe, classes: usize) -> std::sync::Arc<Task> {
-    std::sync::Arc::new(Task::new(recipe, classes, None))
+fn task(recipe: &Recipe, classes: usize, options: &Options) -> Arc<Task> {
+    Arc::new(Task::new(recipe, classes, None, Execution::new(options.kernels)))
 }
 
 fn first_batch(prepared: &Prepared, options: &Options) -> Result<ImageBatch> {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use infer::{Input, Model, Prediction, inputs, stream};
+use kernels::KernelMode;
 use runtime::{
     exit::{self, ExitCode},
     noteln, out,
@@ -34,14 +35,14 @@ enum Outcome {
     Error(String),
 }
 
-pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &ClassifyArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     let inputs::Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let device = select(&args.run.backend)?.device().clone();
+    let device = select(&args.run.backend, kernels)?.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
-    let model = model.with_max_pixels(args.decoding.max_pixels);
+    let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);

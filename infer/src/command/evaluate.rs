@@ -16,6 +16,7 @@ use infer::{
     picture,
     protocol::{Crops, Protocol},
 };
+use kernels::KernelMode;
 use report::{
     chart::{Chart, Scale, Series},
     format::{
@@ -40,7 +41,7 @@ use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs,
 /// The largest number of classes printed; the worst are printed first.
 const PRINTED_CLASSES: usize = 20;
 
-pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<ExitCode> {
+pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world: &World) -> Result<ExitCode> {
     ensure!(
         world.is_alone() || args.num_shards == 1,
         "{} processes divide the work: omit --shard-index and --num-shards",
@@ -50,13 +51,14 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         ensure_empty(out)?;
     }
     let (source, split) = open(args)?;
-    let own = device(args, world)?;
+    let own = device(args, kernels, world)?;
     let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let mut opened = open_weights(name, &args.load, &device, output)?;
         args.decoding.override_card(&mut opened.card);
-        let model = Model::load(&opened, args.run.keep_batchnorm, &device)?;
+        let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_kernels(kernels);
+        let model = model.with_max_pixels(args.decoding.max_pixels);
         Ok(model.with_dtype(args.run.dtype.compute_dtype())?)
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
@@ -82,7 +84,6 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
             BadSamplesArg::Warn => BadSamples::Warn,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
-        max_pixels: args.decoding.max_pixels,
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
         class_map: Some(class_map),
     };
@@ -149,8 +150,8 @@ fn class_map(
 }
 
 /// Opens the device of this process.
-fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
-    let Some(devices) = &args.devices else { return select(&args.run.backend) };
+fn device(args: &EvaluateArgs, kernels: KernelMode, world: &World) -> Result<Selected> {
+    let Some(devices) = &args.devices else { return select(&args.run.backend, kernels) };
     let own = devices.of(world.local_rank(), world.local_size())?;
     ensure!(
         own.len() == 1,
@@ -159,7 +160,7 @@ fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
         n = own.len()
     );
     let selected = backend::select_named(&own)?;
-    announce(&selected);
+    announce(&selected, kernels);
     selected.into_iter().next().context("no device is named")
 }
 

@@ -18,6 +18,7 @@ use infer::{
     picture::{self, Panel},
     stream,
 };
+use kernels::KernelMode;
 use runtime::{
     exit::{self, ExitCode},
     files::write_atomic_bytes,
@@ -57,16 +58,16 @@ struct Neighbor {
     similarity: f64,
 }
 
-pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &ExplainArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     let Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let device = select(&args.run.backend)?.device().clone();
+    let device = select(&args.run.backend, kernels)?.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
     let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
-    let model = model.with_max_pixels(args.decoding.max_pixels);
+    let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
     if args.filters {
         filters(args, &model)?;
     }
@@ -179,12 +180,13 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
 fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
     let input = model.preprocess().normalize(&model.preprocess().batch(&[image]), model.device());
     let mut maps: Vec<(String, Tensor<4>)> = Vec::new();
-    model.network().forward_with_hook(input, &mut |stage: &str, map: &Tensor<4>| {
+    let mut observe = |stage: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
         if height > 1 || width > 1 {
             maps.push((format!("{stage}  {channels} × {height} × {width}"), map.clone()));
         }
-    });
+    };
+    model.execution().run(|| model.network().forward_with_hook(input, &mut observe));
     let mut rows = Vec::with_capacity(maps.len());
     for (number, (title, map)) in maps.into_iter().enumerate() {
         let [_, _, height, width] = map.dims();

@@ -143,13 +143,6 @@ pub struct KernelArgs {
     pub kernels: kernels::KernelMode,
 }
 
-impl KernelArgs {
-    /// Has them run from now on.
-    pub fn choose(self) {
-        kernels::set_kernel_mode(self.kernels);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use burn::tensor::Device;
+use kernels::KernelMode;
 use serde_json::{Value, json};
 
 use super::{Backend, BackendSpec, found};
@@ -67,9 +68,10 @@ impl Selected {
         &self.skipped
     }
 
-    /// The device for people: `cuda:0 (NVIDIA H200)`, `CPU (flex, AVX-512, 2 threads)`.
-    pub fn description(&self) -> String {
-        describe(self.spec, &self.device)
+    /// The device for people, with the operations that are to run on it: `cuda:0 (NVIDIA H200)`, `CPU (flex, AVX-512, 2
+    /// threads)`.
+    pub fn description(&self, kernels: KernelMode) -> String {
+        describe(self.spec, &self.device, kernels)
     }
 
     /// Why kernels may fail although the device opened, with the remedy.
@@ -141,12 +143,12 @@ fn choose(backend: Backend, found: &[found::Found]) -> Result<BackendSpec, Strin
 }
 
 /// A device for people.
-pub(super) fn describe(spec: BackendSpec, device: &Device) -> String {
+pub(super) fn describe(spec: BackendSpec, device: &Device, kernels: KernelMode) -> String {
     match spec.backend() {
         Backend::Flex => {
-            let instructions = match kernels::kernel_mode() {
-                kernels::KernelMode::Optimized => kernels::instruction_set(),
-                kernels::KernelMode::Reference => "Burn's operations",
+            let instructions = match kernels {
+                KernelMode::Optimized => kernels::instruction_set(),
+                KernelMode::Reference => "Burn's operations",
             };
             let threads = kernels::num_threads();
             format!("CPU (flex, {instructions}, {threads} {})", if threads == 1 { "thread" } else { "threads" })
@@ -170,12 +172,12 @@ fn sentence(skipped: &[Skipped]) -> Option<String> {
     (!reasons.is_empty()).then(|| format!("no GPU was found: {}", reasons.join("; ")))
 }
 
-/// The line that a program begins with, about the devices that it computes on.
+/// The line that a program begins with, about the devices that it computes on and the operations that it runs there.
 ///
 /// `device: cuda:0 (NVIDIA H200)`, `device: CPU (flex, AVX-512, 2 threads); no GPU was found: vulkan: …`
-pub fn device_line(selected: &[Selected]) -> String {
+pub fn device_line(selected: &[Selected], kernels: KernelMode) -> String {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-    let descriptions: Vec<String> = selected.iter().map(Selected::description).collect();
+    let descriptions: Vec<String> = selected.iter().map(|selected| selected.description(kernels)).collect();
     for description in &descriptions {
         let first = descriptions.iter().position(|other| other == description).unwrap_or_default();
         *counts.entry(first).or_default() += 1;
@@ -200,11 +202,11 @@ pub fn device_line(selected: &[Selected]) -> String {
 }
 
 /// The same for programs: one JSON object with the event `device`.
-pub fn device_json(selected: &[Selected]) -> Value {
+pub fn device_json(selected: &[Selected], kernels: KernelMode) -> Value {
     let device = |selected: &Selected| {
         json!({
             "backend": selected.spec.backend().name(), "device": selected.spec.to_string(),
-            "description": selected.description(),
+            "description": selected.description(kernels),
             "skipped": selected.skipped.iter().map(|skipped| {
                 json!({ "backend": skipped.backend.name(), "reason": skipped.reason })
             }).collect::<Vec<_>>(),
@@ -273,15 +275,16 @@ mod tests {
     fn the_line_names_the_device_and_why_there_is_no_gpu() {
         let flex = Selected::named(Backend::Flex.into()).expect("the CPU opens");
         let threads = kernels::num_threads();
-        let line = device_line(std::slice::from_ref(&flex));
+        let line = device_line(std::slice::from_ref(&flex), KernelMode::Optimized);
         assert!(line.starts_with("device: CPU (flex, ") && line.contains(&format!(", {threads} thread")), "{line}");
         assert!(line.ends_with(')'), "{line}");
         let reason = Skipped { backend: Backend::Vulkan, reason: "no adapter".into() };
         let fallback = Selected { skipped: vec![reason], ..flex.clone() };
-        let line = device_line(std::slice::from_ref(&fallback));
+        let line = device_line(std::slice::from_ref(&fallback), KernelMode::Optimized);
         assert!(line.ends_with("); no GPU was found: vulkan: no adapter"), "{line}");
-        assert!(device_line(&[flex.clone(), flex]).starts_with("devices: 2 × CPU (flex, "));
-        let json = device_json(&[fallback]);
+        assert!(flex.description(KernelMode::Reference).starts_with("CPU (flex, Burn's operations, "));
+        assert!(device_line(&[flex.clone(), flex], KernelMode::Optimized).starts_with("devices: 2 × CPU (flex, "));
+        let json = device_json(&[fallback], KernelMode::Optimized);
         assert_eq!(json["devices"][0]["skipped"][0]["reason"], "no adapter");
         assert_eq!(json["devices"][0]["device"], "flex");
     }

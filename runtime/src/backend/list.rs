@@ -4,6 +4,7 @@ use std::io;
 
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
+use kernels::KernelMode;
 use serde::Serialize;
 
 use super::{Backend, BackendSpec, Selected, VARIABLE, args, auto, build_command, compiled, found, names, suggestion};
@@ -76,13 +77,13 @@ struct Outcome {
 ///
 /// # Errors
 /// Where standard output cannot be written.
-pub fn devices(args: &DevicesArgs) -> Result<ExitCode> {
+pub fn devices(args: &DevicesArgs, kernels: KernelMode) -> Result<ExitCode> {
     let list = List {
         hearth: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         compiled: compiled().into_iter().map(Backend::name).collect(),
-        backends: compiled().into_iter().map(listed).collect(),
-        auto: outcome(auto()),
+        backends: compiled().into_iter().map(|backend| listed(backend, kernels)).collect(),
+        auto: outcome(auto(), kernels),
         environment: args::environment().filter(|value| !value.is_empty()),
     };
     match args.format {
@@ -96,17 +97,22 @@ fn json(list: &List) -> Result<String> {
     Ok(serde_json::to_string_pretty(list).map_err(|error| StdoutError::from(io::Error::from(error)))?)
 }
 
-fn listed(backend: Backend) -> Listed {
+fn listed(backend: Backend, kernels: KernelMode) -> Listed {
     let specs: Vec<BackendSpec> = match backend.is_gpu() {
         true => found::devices(backend).into_iter().map(|found| found.spec).collect(),
         false => vec![backend.into()],
     };
     let problem = specs.is_empty().then(|| found::why_none(backend).to_string());
     let warning = if specs.is_empty() { None } else { found::missing_for_kernels(backend) };
-    Listed { backend: backend.name(), devices: specs.into_iter().map(device).collect(), problem, warning }
+    Listed {
+        backend: backend.name(),
+        devices: specs.into_iter().map(|spec| device(spec, kernels)).collect(),
+        problem,
+        warning,
+    }
 }
 
-fn device(spec: BackendSpec) -> ListedDevice {
+fn device(spec: BackendSpec, kernels: KernelMode) -> ListedDevice {
     let listed = ListedDevice { device: spec.to_string(), ..ListedDevice::default() };
     let device = match spec.try_open() {
         Ok(device) => device,
@@ -120,7 +126,7 @@ fn device(spec: BackendSpec) -> ListedDevice {
             dtypes: dtypes(&device),
             ..listed
         },
-        None => ListedDevice { name: Some(auto::describe(spec, &device)), dtypes: dtypes(&device), ..listed },
+        None => ListedDevice { name: Some(auto::describe(spec, &device, kernels)), dtypes: dtypes(&device), ..listed },
     }
 }
 
@@ -129,11 +135,11 @@ fn dtypes(device: &Device) -> Vec<&'static str> {
     all.into_iter().filter(|&(dtype, _)| device.supports_dtype(dtype)).map(|(_, name)| name).collect()
 }
 
-fn outcome(selected: Result<Selected>) -> Outcome {
+fn outcome(selected: Result<Selected>, kernels: KernelMode) -> Outcome {
     match selected {
         Ok(selected) => Outcome {
             device: Some(selected.spec().to_string()),
-            description: Some(selected.description()),
+            description: Some(selected.description(kernels)),
             skipped: selected.skipped().iter().map(ToString::to_string).collect(),
             problem: None,
         },
@@ -238,7 +244,7 @@ mod tests {
     #[test]
     fn every_compiled_backend_is_listed_with_a_device_or_a_reason() {
         for backend in compiled() {
-            let listed = listed(backend);
+            let listed = listed(backend, KernelMode::Optimized);
             assert_eq!(listed.devices.is_empty(), listed.problem.is_some(), "{listed:?}");
             assert!(
                 listed.devices.iter().all(|device| device.problem.is_some() || device.name.is_some()),
@@ -250,7 +256,7 @@ mod tests {
     #[cfg(feature = "flex")]
     #[test]
     fn the_cpu_is_listed_with_what_its_kernels_use() {
-        let flex = listed(Backend::Flex);
+        let flex = listed(Backend::Flex, KernelMode::Optimized);
         assert_eq!(flex.devices.len(), 1);
         assert!(flex.devices[0].name.as_ref().is_some_and(|name| name.starts_with("CPU (flex, ")), "{flex:?}");
         assert!(flex.devices[0].dtypes.contains(&"f32"));

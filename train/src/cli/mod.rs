@@ -13,6 +13,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use datasets::{BadSamples, OrientationPolicy};
 use hub::LoadOptions;
+use kernels::KernelMode;
 use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
@@ -55,7 +56,18 @@ pub struct Cli {
     pub ranks: WorldArgs,
 }
 
+/// What holds for every command.
+#[derive(Debug, Clone, Copy)]
+pub struct Global {
+    pub kernels: KernelMode,
+    pub verbosity: Verbosity,
+}
+
 impl Cli {
+    pub fn global(&self) -> Global {
+        Global { kernels: self.kernels.kernels, verbosity: self.verbosity }
+    }
+
     /// The format of log records, which is that of progress.
     pub fn log_format(&self) -> logging::LogFormat {
         let format = match &self.command {
@@ -680,14 +692,15 @@ impl LoadingArgs {
     ///
     /// # Errors
     /// Where a device does not open, or the processes of this host cannot share `--devices` alike.
-    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, verbosity: Verbosity) -> anyhow::Result<Options> {
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, global: Global) -> anyhow::Result<Options> {
+        let Global { kernels, verbosity } = global;
         let world = world::world();
         let selected = match &self.devices {
             Some(devices) => backend::select_named(&devices.of(world.local_rank(), world.local_size())?)?,
             None => vec![self.backend.select()?],
         };
         let lines = if world.is_root() { self.lines(verbosity) } else { Lines::Silent };
-        announce(&selected, lines);
+        announce(&selected, lines, kernels);
         Ok(Options {
             artifacts,
             out,
@@ -699,27 +712,28 @@ impl LoadingArgs {
             save: interrupt::save_flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),
+            kernels,
         })
     }
 }
 
 /// Says which devices compute.
-pub fn announce(selected: &[Selected], lines: Lines) {
+pub fn announce(selected: &[Selected], lines: Lines, kernels: KernelMode) {
     match lines {
         Lines::Quiet | Lines::Silent => {}
         Lines::Text => {
-            noteln!("{}", backend::device_line(selected));
+            noteln!("{}", backend::device_line(selected, kernels));
             if let Some(warning) = selected.first().and_then(Selected::warning) {
                 noteln!("warning: {warning}");
             }
         }
-        Lines::Json => noteln!("{}", backend::device_json(selected)),
+        Lines::Json => noteln!("{}", backend::device_json(selected, kernels)),
     }
 }
 
 impl HowArgs {
-    pub fn options(&self, verbosity: Verbosity) -> anyhow::Result<Options> {
-        self.loading.options(self.artifacts.clone(), self.out.clone(), verbosity)
+    pub fn options(&self, global: Global) -> anyhow::Result<Options> {
+        self.loading.options(self.artifacts.clone(), self.out.clone(), global)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use runtime::{exit::ExitCode, logging::Verbosity};
+use runtime::exit::ExitCode;
 use train::{
     lr_finder, probe,
     recipe::{self, Overrides, Transfer},
@@ -11,10 +11,10 @@ use train::{
 };
 
 use super::{conclude, dry_run, print};
-use crate::cli::FinetuneArgs;
+use crate::cli::{FinetuneArgs, Global};
 
-pub fn run(args: &FinetuneArgs, verbosity: Verbosity) -> Result<ExitCode> {
-    let options = args.run.how.options(verbosity)?;
+pub fn run(args: &FinetuneArgs, global: Global) -> Result<ExitCode> {
+    let options = args.run.how.options(global)?;
     if args.auto {
         return auto(args, &options);
     }

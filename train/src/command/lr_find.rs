@@ -2,19 +2,19 @@
 
 use anyhow::{Result, ensure};
 use hub::LoadOptions;
-use runtime::{exit::ExitCode, logging::Verbosity, outln};
+use runtime::{exit::ExitCode, outln};
 use train::{lr_finder, recipe, run};
 
-use crate::cli::LrFindArgs;
+use crate::cli::{Global, LrFindArgs};
 
-pub fn run(args: &LrFindArgs, verbosity: Verbosity) -> Result<ExitCode> {
+pub fn run(args: &LrFindArgs, global: Global) -> Result<ExitCode> {
     ensure!(
         args.from > 0.0 && args.from < args.to && args.to.is_finite(),
         "the rates go from --from {} to --to {}: both are positive and the first is the smaller",
         args.from,
         args.to
     );
-    let options = args.run.how.options(verbosity)?;
+    let options = args.run.how.options(global)?;
     let mut overrides = args.run.overrides()?;
     let default = match (&args.weights, args.run.data.as_deref()) {
         (Some(_), _) => "finetune",

@@ -438,7 +438,8 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use models::{Architecture, ImageClassifier, NetworkConfig};
+    use kernels::KernelMode;
+    use models::{Architecture, Execution, ImageClassifier, NetworkConfig};
 
     use super::*;
     use crate::{
@@ -485,8 +486,8 @@ mod tests {
     /// A model of ResNet-20 for `classes` classes, and its optimizer.
     fn model(network: Network, classes: usize) -> (Classifier, Optimizer) {
         let recipe = recipe(&[]);
-        let optimizer = Optimizer::new(&recipe.optimizer, &network, 0);
-        let task = Arc::new(Task::new(&recipe, classes, None));
+        let optimizer = Optimizer::new(&recipe.optimizer, &network, 0, KernelMode::default());
+        let task = Arc::new(Task::new(&recipe, classes, None, Execution::default()));
         (Classifier::new(network, task), optimizer)
     }
 

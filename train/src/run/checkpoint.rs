@@ -225,6 +225,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use burn::{module::Module, tensor::Device};
+    use kernels::KernelMode;
     use models::{Architecture, NetworkConfig};
 
     use super::*;
@@ -233,7 +234,7 @@ mod tests {
     fn checkpoint(step: u64) -> Checkpoint {
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&Device::flex().autodiff());
         let recipe = load("digits", &Overrides::default()).unwrap();
-        let optimizer = optimizer::Optimizer::new(&recipe.optimizer, &network, 0).record();
+        let optimizer = optimizer::Optimizer::new(&recipe.optimizer, &network, 0, KernelMode::default()).record();
         let state = State { step, ..State::default() };
         Checkpoint { state, network: network.clone().into_record(), average: Some(network.into_record()), optimizer }
     }

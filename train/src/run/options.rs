@@ -7,6 +7,7 @@ use std::{
 };
 
 use burn::tensor::Device;
+use kernels::KernelMode;
 use runtime::{backend::BackendSpec, progress::Output};
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
     observer::{Observer, Silent},
 };
 
-/// The options of a run that do not change its result.
+/// The options of a run that are no part of its recipe. Results do not depend on them, apart from roundings by devices and
+/// kernels.
 #[derive(Clone)]
 pub struct Options {
     /// The folder in which run folders are created.
@@ -37,16 +39,19 @@ pub struct Options {
     pub command: Vec<String>,
     /// The devices of this process, at least one.
     pub devices: Vec<BackendSpec>,
+    /// The operations that networks run on the CPU.
+    pub kernels: KernelMode,
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { artifacts, out, workers, devices, .. } = self;
+        let Self { artifacts, out, workers, devices, kernels, .. } = self;
         f.debug_struct("Options")
             .field("artifacts", artifacts)
             .field("out", out)
             .field("workers", workers)
             .field("devices", devices)
+            .field("kernels", kernels)
             .finish_non_exhaustive()
     }
 }
@@ -65,6 +70,7 @@ impl Options {
             save: Arc::default(),
             command: Vec::new(),
             devices: vec![device],
+            kernels: KernelMode::default(),
         }
     }
 

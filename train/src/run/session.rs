@@ -4,7 +4,8 @@ use std::{path::Path, sync::Arc};
 
 use burn::{module::Module, optim::lr_scheduler::module_lr_scheduler::ModuleLrScheduler};
 use hub::Card;
-use models::Network;
+use kernels::AllReduce;
+use models::{Execution, Network};
 use runtime::{warmup::autotunes, world::world};
 
 use super::{checkpoint::Checkpoint, logger::RunLogger, options::Options, prepare::Prepared};
@@ -14,6 +15,7 @@ use crate::{
     data::Loaders,
     parallel,
     progress::State,
+    recipe::Recipe,
     schedule::Rates,
     trainer::{Readback, RunLimits, Session, ema::Ema, flat, is_asynchronous, optimizer::Optimizer},
     transfer,
@@ -67,7 +69,7 @@ impl Parts {
             }
         }
         // Optimizer and groups refer to the identity that the parameters have by now: a record gives them another.
-        let mut optimizer = Optimizer::new(&recipe.optimizer, &network, buffer);
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &network, buffer, options.kernels);
         if let Some(record) = optimizer_record {
             optimizer.load(record, device);
         }
@@ -80,7 +82,7 @@ impl Parts {
             }
         }
         let weights = data.class_weights(recipe.loss.class_weights);
-        let task = Arc::new(Task::new(recipe, card.classes.len(), weights));
+        let task = Arc::new(Task::new(recipe, card.classes.len(), weights, execution(recipe, options)));
         let classifier = Classifier::new(network, task);
         let (is_asynchronous, warms_up) = (is_asynchronous(main), autotunes(main.backend()));
         Ok(Self { classifier, optimizer, scheduler, ema, readback, is_asynchronous, warms_up, state, steps_per_epoch })
@@ -120,6 +122,15 @@ impl Parts {
             world: world(),
         };
         (session, self.classifier)
+    }
+}
+
+/// How the network runs. One process alone synchronizes too, so that it has the results of several.
+fn execution(recipe: &Recipe, options: &Options) -> Execution {
+    let execution = Execution::new(options.kernels);
+    match recipe.ranks.sync_bn {
+        true => execution.with_sync_batch_norm(AllReduce::new(|values: &mut [f64]| world().sum(values))),
+        false => execution,
     }
 }
 

@@ -117,16 +117,7 @@ impl SupervisedLearningStrategy<Classifier> for Strategy {
             diverged: false,
             agreed: Agreed::default(),
         };
-        // One process alone too, so that it has the results of several.
-        let sync_bn = run.session.recipe.ranks.sync_bn;
-        if sync_bn {
-            let world = run.session.world;
-            kernels::set_sync_batch_norm(Some(Arc::new(|values: &mut [f64]| world.sum(values))));
-        }
         let end = run.train().unwrap_or_else(End::Failed);
-        if sync_bn {
-            kernels::set_sync_batch_norm(None);
-        }
         let model = run.model.into_inner();
         let Session { state, ema, logger, .. } = run.session;
         let (network, ema) = (model.network.valid(), ema.map(|ema| ema.network().clone()));

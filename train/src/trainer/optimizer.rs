@@ -16,6 +16,7 @@ use burn::{
     tensor::{Bool, Bytes, Device, Tensor, TensorData},
 };
 use burn_pack::{Reader, Scalar, Writer};
+use kernels::KernelMode;
 
 use super::flat::{self, FlatTensors, Layout, Member};
 use crate::recipe::{self, OptimizerName};
@@ -23,7 +24,7 @@ use crate::recipe::{self, OptimizerName};
 /// How a parameter is stepped, and what is kept for that: PyTorch's rules.
 #[derive(Debug, Clone)]
 enum Rule {
-    Sgd { momentum: f32, nesterov: bool },
+    Sgd { momentum: f32, nesterov: bool, kernels: KernelMode },
     AdamW { betas: [f32; 2], epsilon: f32 },
     Lamb { betas: [f32; 2], epsilon: f32 },
     RmsProp { alpha: f32, momentum: f32, epsilon: f32 },
@@ -133,7 +134,7 @@ impl Rule {
             None => new * (1.0 - kept),
         };
         match *self {
-            Self::Sgd { momentum, nesterov } => {
+            Self::Sgd { momentum, nesterov, kernels } => {
                 let sgd = kernels::Sgd {
                     learning_rate: rate as f32,
                     momentum,
@@ -141,7 +142,7 @@ impl Rule {
                     nesterov,
                     weight_decay: decay,
                 };
-                let (param, velocity) = if kernels::accelerates(&param) {
+                let (param, velocity) = if kernels == KernelMode::Optimized && kernels::accelerates(&param) {
                     kernels::sgd_step(param, gradient, first, sgd)
                 } else {
                     sgd_step(param, gradient, first, sgd)
@@ -279,12 +280,13 @@ impl Gradients {
 }
 
 impl Optimizer {
-    /// The optimizer that the recipe names, for the parameters of `module`, in buffers of `buffer` elements.
-    pub fn new<M: Module>(recipe: &recipe::Optimizer, module: &M, buffer: usize) -> Self {
+    /// The optimizer that the recipe names, for the parameters of `module`, in buffers of `buffer` elements, with these
+    /// operations on the CPU.
+    pub fn new<M: Module>(recipe: &recipe::Optimizer, module: &M, buffer: usize, kernels: KernelMode) -> Self {
         let momentum = recipe.momentum.unwrap_or(0.0) as f32;
         let betas = recipe.betas.unwrap_or([0.9, 0.999]);
         let rule = match recipe.name {
-            OptimizerName::Sgd => Rule::Sgd { momentum, nesterov: recipe.nesterov.unwrap_or(false) },
+            OptimizerName::Sgd => Rule::Sgd { momentum, nesterov: recipe.nesterov.unwrap_or(false), kernels },
             OptimizerName::AdamW => Rule::AdamW { betas, epsilon: recipe.epsilon.unwrap_or(1e-8) },
             OptimizerName::Lamb => Rule::Lamb { betas, epsilon: recipe.epsilon.unwrap_or(1e-6) },
             OptimizerName::RmsProp => {
@@ -567,7 +569,7 @@ mod tests {
     fn optimizer(changes: &[&str], net: &Net, buffer: usize) -> Optimizer {
         let mut overrides = Overrides::default();
         changes.iter().for_each(|change| overrides.parse(change).unwrap());
-        Optimizer::new(&load("digits", &overrides).unwrap().optimizer, net, buffer)
+        Optimizer::new(&load("digits", &overrides).unwrap().optimizer, net, buffer, KernelMode::Optimized)
     }
 
     fn step(optimizer: &mut Optimizer, net: Net, factor: f32, update: &Update) -> Net {
