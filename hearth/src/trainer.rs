@@ -17,6 +17,7 @@ use report::format::{RunKind, Score};
 use runtime::progress::Output;
 use train::{
     EpochRecord, Options, Recipe,
+    adapt::{self, Explicit},
     observer::{EpochReport, Observer, StepReport},
     probe,
     recipe::{self, Freeze, Overrides},
@@ -60,6 +61,7 @@ pub enum Flow {
 /// ```
 pub struct Trainer {
     start: Start,
+    explicit: Explicit,
     size: Option<u32>,
     device: DeviceSpec,
     artifacts: PathBuf,
@@ -133,6 +135,9 @@ impl std::fmt::Debug for Trainer {
 impl Trainer {
     /// Fine-tunes trained weights on new images: first the classifier alone, then the whole network, by the shipped
     /// recipe `finetune`. `weights` is a published name, a run folder or a weight file.
+    ///
+    /// What is not set follows the data: batch size, epochs, warm-up, patience, augmentation, and, by a range test, the
+    /// learning rate before the classifier.
     pub fn finetune(weights: impl Into<String>, data: impl AsRef<Path>) -> Self {
         let mut trainer = Self::new(Start::Card(shipped("finetune"))).data(data);
         trainer.edit(|recipe| {
@@ -175,6 +180,7 @@ impl Trainer {
     fn new(start: Start) -> Self {
         Self {
             start,
+            explicit: Explicit::default(),
             size: None,
             device: DeviceSpec::default(),
             artifacts: "artifacts".into(),
@@ -186,8 +192,16 @@ impl Trainer {
 
     fn edit(&mut self, edit: impl FnOnce(&mut Recipe)) {
         if let Start::Card(Ok(recipe)) | Start::Recipe(Ok(recipe)) = &mut self.start {
+            let before = recipe.clone();
             edit(recipe);
+            self.explicit.add_changes(&before, recipe);
         }
+    }
+
+    /// Sets a key of the recipe, which stays as it is even if that is the recipe's own value.
+    fn set(&mut self, key: &str, edit: impl FnOnce(&mut Recipe)) {
+        self.edit(edit);
+        self.explicit.add(key);
     }
 
     /// Changes the recipe: every key of a recipe is a field.
@@ -224,19 +238,19 @@ impl Trainer {
 
     /// Sets the number of epochs.
     pub fn epochs(mut self, epochs: usize) -> Self {
-        self.edit(|recipe| recipe.epochs = epochs);
+        self.set("epochs", |recipe| recipe.epochs = epochs);
         self
     }
 
     /// Sets the number of images of a forward pass.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
-        self.edit(|recipe| recipe.batch_size = batch_size);
+        self.set("batch_size", |recipe| recipe.batch_size = batch_size);
         self
     }
 
     /// Sets the learning rate after the warm-up.
     pub fn learning_rate(mut self, learning_rate: f64) -> Self {
-        self.edit(|recipe| recipe.schedule.learning_rate = learning_rate);
+        self.set("schedule.learning_rate", |recipe| recipe.schedule.learning_rate = learning_rate);
         self
     }
 
@@ -326,7 +340,7 @@ impl Trainer {
         // Burn's random generators belong to the process: a second run would draw from the same sequence.
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Self { start, size, device, artifacts, folder, workers, callbacks } = self;
+        let Self { start, explicit, size, device, artifacts, folder, workers, callbacks } = self;
         device.open()?;
         let stop = callbacks.stop.clone();
         // The table of results is beside the run folder.
@@ -353,7 +367,10 @@ impl Trainer {
                 let recipe = *recipe?;
                 check_start(&recipe)?;
                 let prepared = training::follow_weights(recipe, &LoadOptions::default(), size, &options);
-                fit(prepared.map_err(failed)?, &options)?
+                let mut prepared = prepared.map_err(failed)?;
+                adapt::sizes(&mut prepared, &explicit).map_err(failed)?;
+                adapt::rates(&mut prepared, &explicit, &options).map_err(failed)?;
+                fit(prepared, &options)?
             }
             Start::Recipe(recipe) => {
                 let mut recipe = *recipe?;
@@ -424,12 +441,12 @@ impl TrainedRun {
         self.0.info.result.as_ref().map(|result| result.best)
     }
 
-    /// Returns the best epoch, from 1.
+    /// Returns the best epoch, from 1; 0 for a fine-tuning that made nothing better than the classifier before it did.
     pub fn best_epoch(&self) -> Option<usize> {
         self.0.info.result.as_ref().and_then(|result| result.best_epoch)
     }
 
-    /// Returns the metrics of each epoch.
+    /// Returns the metrics of each epoch; first those of epoch 0, if the classifier was trained before the first step.
     pub fn history(&self) -> &[EpochRecord] {
         self.0.history()
     }

@@ -80,6 +80,9 @@ pub struct RunInfo {
     /// What was changed when the run was resumed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<RunChange>,
+    /// What was decided from the data and the weights before the first step, a sentence each. The recipe has the values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<String>,
     /// The number of trainable parameters; 0 where it is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub parameters: usize,
@@ -195,7 +198,7 @@ pub struct Score {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunResult {
-    /// The epoch whose weights were kept, from 1; absent in evaluations.
+    /// The epoch whose weights were kept, from 1, or 0 for the network before its first step; absent in evaluations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_epoch: Option<usize>,
     /// The score of the weights that were kept.
@@ -221,7 +224,7 @@ pub struct RunResult {
 /// `valid`, `valid_ema`).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MetricRow {
-    /// The epoch, from 1.
+    /// The epoch, from 1; 0 before the first step.
     pub epoch: Option<usize>,
     /// The number of optimizer steps so far.
     pub step: Option<u64>,

@@ -106,7 +106,7 @@ impl Run {
     pub(crate) fn environment(&self) -> Value {
         let mut info = serde_json::to_value(&self.info).unwrap_or_default();
         if let Value::Object(facts) = &mut info {
-            let elsewhere = ["changes", "command", "result", "parameters", "format"];
+            let elsewhere = ["changes", "command", "decisions", "result", "parameters", "format"];
             let is_empty = |value: &Value| value.is_null() || *value == "" || *value == 0;
             facts.retain(|key, value| !elsewhere.contains(&key.as_str()) && !is_empty(value));
         }

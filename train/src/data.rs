@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{bail, ensure};
 use datasets::{
-    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, Source, Split,
-    source::Relabeled,
+    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, SampleRng, Source, Split,
+    source::{Relabeled, Subset},
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
 use runtime::{text::printable, world::world};
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::recipe::{ClassWeights, Data, Recipe};
 
 /// Training and validation images of the same classes.
+#[derive(Clone)]
 pub struct DataSet {
     pub train: Arc<dyn Source>,
     pub valid: Arc<dyn Source>,
@@ -28,6 +29,16 @@ pub struct DataSet {
 /// The fraction of each class that is held out where the data has no validation split and the recipe has no
 /// `data.val_fraction`.
 pub const DEFAULT_VAL_FRACTION: f64 = 0.2;
+
+/// Up to `most` images of a source, spread over all of it, in its order or in one drawn from a seed.
+pub fn spread(source: &Arc<dyn Source>, most: usize, shuffle: Option<u64>) -> anyhow::Result<Arc<dyn Source>> {
+    let (len, count) = (source.len(), source.len().min(most));
+    let mut indices: Vec<u32> = (0..count).map(|nth| (nth * len / count) as u32).collect();
+    if let Some(seed) = shuffle {
+        SampleRng::new(seed, u64::MAX, 0).shuffle(&mut indices);
+    }
+    Ok(Arc::new(Subset::new(source.clone(), indices)?))
+}
 
 /// Opens the data and checks that it can be trained on.
 pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
@@ -286,8 +297,9 @@ impl DataSet {
         recipe: &Recipe,
         workers: Option<usize>,
     ) -> anyhow::Result<ImageLoader> {
-        // Small batches: nothing is learnt from them, and big ones only take memory.
-        Ok(builder(source, Pipeline::eval(recipe.images.eval), recipe, workers)?.batch_size(16).build()?)
+        // Small batches: nothing is learnt from them, and big ones only take memory. Every process has all of them.
+        let builder = builder(source, Pipeline::eval(recipe.images.eval), recipe, workers)?;
+        Ok(builder.batch_size(16).part_of_batches(0, 1).build()?)
     }
 }
 

@@ -233,7 +233,10 @@ impl Journal {
         let rate = Some(record.learning_rate);
         // A probe reads no images after its first epoch.
         let speed = Some(record.images_per_second).filter(|speed| *speed > 0.0);
-        self.row(epoch, step, "train", &record.train, rate, None, speed);
+        // Epoch 0 is before the first step.
+        if epoch > 0 {
+            self.row(epoch, step, "train", &record.train, rate, None, speed);
+        }
         self.row(epoch, step, "valid", &record.valid, None, None, None);
         let mut scalars = vec![
             ("valid/loss", record.valid.loss),

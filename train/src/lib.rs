@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
+pub mod adapt;
+mod batchnorm;
 pub mod benchmark;
 mod changes;
 mod checkpoint;
@@ -20,6 +22,7 @@ mod classifier;
 mod data;
 pub mod estimate;
 mod evaluation;
+mod head;
 mod journal;
 pub mod lr_finder;
 mod metric;
@@ -38,8 +41,10 @@ mod tensorboard;
 mod trainer;
 pub mod training;
 mod transfer;
+mod warm;
 
 pub use observer::Observer;
 pub use progress::{EpochRecord, Times};
 pub use recipe::Recipe;
 pub use training::Options;
+pub use warm::Stopped;

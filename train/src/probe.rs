@@ -1,7 +1,7 @@
 //! The linear probe: a linear classifier on the features of a frozen network.
 //!
 //! The features are computed once, from images prepared as in validation, and kept in the cache folder under a hash of
-//! the weights, the images and the preprocessing. What follows is a training of the head alone, in seconds.
+//! the weights, the contents of the images and the preprocessing. What follows is a training of the head alone, in seconds.
 
 use std::{
     fs,
@@ -20,12 +20,16 @@ use burn::{
     optim::{GradientsParams, lr_scheduler::LrScheduler},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use datasets::{ImageBatch, ImageLoader, SampleRng, Source, loader::BadSample};
+use datasets::{
+    ImageBatch, ImageLoader, SampleRng, Source,
+    loader::BadSample,
+    transforms::{Pipeline, batch::BatchTransforms},
+};
 use hub::weights;
 use models::{ImageClassifier, Network};
-use report::format::{BAD_SAMPLES, RunKind};
+use report::format::{BAD_SAMPLES, RECIPE, RunKind};
 use runtime::{
-    files::write_atomic,
+    files::{write_atomic, write_atomic_bytes},
     progress::{Progress, Unit},
 };
 use sha2::{Digest, Sha256};
@@ -34,24 +38,26 @@ use crate::{
     classifier::{Classifier, Task},
     data,
     evaluation::{self, BatchScalars, Prediction, Reading},
+    head::{self, Choice, Fit},
     journal::Journal,
     progress::{EpochRecord, Interval, State, Times, lap},
-    recipe::{Freeze, Recipe},
+    recipe::{Freeze, Images, Recipe},
     results,
     schedule::Rates,
     trainer::{End, Outcome, flat, guard::StepCheck, optimizer::Optimizer, slot::Slot},
     training::{self, Finished, Options, Prepared},
     transfer,
+    warm::{self, Warm},
 };
 
 /// The features of a set of images.
 #[derive(Debug, Clone, PartialEq)]
-struct Features {
+pub(crate) struct Features {
     /// Numbers an image.
     width: usize,
     /// `width` for each image, in order.
     values: Vec<f32>,
-    labels: Vec<u32>,
+    pub labels: Vec<u32>,
     /// The images' indices in their source.
     indices: Vec<u32>,
 }
@@ -60,8 +66,9 @@ struct Features {
 /// otherwise the network.
 ///
 /// # Errors
-/// Fails like [`training::start`].
-pub fn finetune(prepared: Prepared, options: &Options) -> Result<Finished> {
+/// Fails like [`training::start`], and with [`Stopped`](crate::Stopped) if a stop was asked for before the first step.
+pub fn finetune(mut prepared: Prepared, options: &Options) -> Result<Finished> {
+    warm::start(&mut prepared, options)?;
     if is_probe(&prepared.recipe) {
         start(prepared, options)
     } else {
@@ -70,7 +77,7 @@ pub fn finetune(prepared: Prepared, options: &Options) -> Result<Finished> {
 }
 
 /// Whether every image has the same features in every epoch.
-fn is_probe(recipe: &Recipe) -> bool {
+pub(crate) fn is_probe(recipe: &Recipe) -> bool {
     let frozen = recipe
         .transfer
         .as_ref()
@@ -81,12 +88,20 @@ fn is_probe(recipe: &Recipe) -> bool {
 
 /// Runs a probe in a folder of its own.
 fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    let Prepared { recipe, data, start, device, devices, .. } = &prepared;
+    let Prepared { data, start, device, devices, warm, .. } = &prepared;
+    let mut recipe = prepared.recipe.clone();
     let classes = data.class_names();
-    let task = Arc::new(Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
-    let network = transfer::network(recipe, start.as_ref(), &classes, device)?;
+    let task = Arc::new(Task::new(&recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
+    let mut network = transfer::network(&recipe, start.as_deref(), &classes, device)?;
+    if let Some(record) = &warm.network {
+        network = network.load_record(record.clone());
+    }
+    if start.as_ref().is_none_or(|start| start.card.classes != classes) {
+        let head = head::zeroed(network.classifier().clone());
+        network = head::put(network, &head);
+    }
     let (folder, card, mut info) = training::new_run(&prepared, RunKind::Probe, options)?;
-    let state = training::first_state(&prepared)?;
+    let mut state = training::first_state(&prepared)?;
     let journal = Journal::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
     data.notes.iter().for_each(|note| journal.warn(note));
     journal.say(&format!(
@@ -97,6 +112,7 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
         data.valid.len(),
         folder.path.display()
     ));
+    warm.decisions.iter().for_each(|decision| journal.say(decision));
     if devices.is_some() {
         journal.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
     }
@@ -111,15 +127,49 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     }
     let outcome = match features {
         Ok(Some([train, valid])) => {
+            if let Some(choice) = choose(&recipe, warm, &network, &task, &train.features, device, options) {
+                recipe.schedule.learning_rate = choice.setting.rate;
+                recipe.optimizer.weight_decay = choice.setting.decay;
+                let text = choice.describe();
+                journal.say(&text);
+                info.decisions.push(text);
+                state.recipe = recipe.to_toml();
+                write_atomic_bytes(&folder.path.join(RECIPE), state.recipe.as_bytes())?;
+            }
             let buffer = flat::buffer(options.main_device()?);
-            let stop = options.stop.clone();
+            let (recipe, stop) = (&recipe, options.stop.clone());
             let probe = Probe { recipe, task, device, buffer, train, valid, state, journal, stop };
             probe.train(network, &folder.path, &card, &data.valid)
         }
         Ok(None) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Interrupted },
         Err(error) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Failed(error) },
     };
-    training::finish(outcome, &folder.path, recipe, &card, info, options)
+    training::finish(outcome, &folder.path, &recipe, &card, info, options)
+}
+
+/// The learning rate and the weight decay that do best on training images that are held out, where they were left open.
+fn choose(
+    recipe: &Recipe,
+    warm: &Warm,
+    network: &Network,
+    task: &Task,
+    features: &Features,
+    device: &Device,
+    options: &Options,
+) -> Option<Choice> {
+    let (rate, decay) = (recipe.schedule.learning_rate, recipe.optimizer.weight_decay);
+    let settings = head::settings((!warm.chooses_rate).then_some(rate), (!warm.chooses_decay).then_some(decay));
+    let fit = Fit {
+        features: features.tensor(&device.clone().autodiff()),
+        labels: &features.labels,
+        task,
+        start: network.classifier().clone(),
+        optimizer: recipe.optimizer.clone(),
+        batch: recipe.batch_size,
+        passes: recipe.epochs,
+        seed: recipe.seed,
+    };
+    fit.choose(&settings, &options.stop)
 }
 
 /// Computes the features of the training and validation images, and adds images without features to `bad`. Returns `None`
@@ -145,8 +195,8 @@ fn compute(
 }
 
 /// Features, and what it took to compute them.
-struct Computed {
-    features: Features,
+pub(crate) struct Computed {
+    pub features: Features,
     /// Zero for features from the cache.
     times: Times,
     /// Images that went through the network.
@@ -279,13 +329,13 @@ impl Probe<'_> {
 }
 
 impl Features {
-    fn tensor(&self, device: &Device) -> Tensor<2> {
+    pub fn tensor(&self, device: &Device) -> Tensor<2> {
         Tensor::from_data(TensorData::new(self.values.clone(), [self.labels.len(), self.width]), device)
     }
 }
 
 /// What features depend on besides the images: the values below the head, and the preprocessing.
-fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
+pub(crate) fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
     struct Values {
         wanted: Vec<ParamId>,
         hash: Sha256,
@@ -303,12 +353,20 @@ fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
     if recipe.network.dtype.half().is_some() {
         values.hash.update(recipe.network.dtype.name());
     }
-    values.hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
+    // Images are prepared as in validation.
+    let images = Images {
+        train: Pipeline::eval(recipe.images.eval),
+        mix: BatchTransforms::default(),
+        sizes: Vec::new(),
+        ..recipe.images.clone()
+    };
+    values.hash.update(toml::to_string(&images).context("cannot hash the preprocessing")?);
     Ok(values.hash.finalize().to_vec())
 }
 
-/// The features of a loader's images: from the cache, or computed and put there. Returns `None` if it was stopped.
-fn features(
+/// The features of a loader's images: from the cache, or computed and put there. The cache knows them by the contents of the
+/// images, their labels and order. Returns `None` if it was stopped.
+pub(crate) fn features(
     network: &Network,
     task: &Task,
     loader: &ImageLoader,
@@ -320,10 +378,15 @@ fn features(
     let source = loader.source();
     let mut hash = Sha256::new();
     hash.update(identity);
+    let mut bytes = Vec::new();
     for index in 0..source.len() {
-        hash.update(source.key(index).as_bytes());
+        if options.stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
-        hash.update(source.location(index).to_string().as_bytes());
+        // Features of a set with images that cannot be read are not kept.
+        let read = source.read(index, &mut bytes);
+        hash.update(if read.is_ok() { Sha256::digest(&bytes) } else { Sha256::digest(b"") });
     }
     let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));

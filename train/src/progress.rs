@@ -209,13 +209,13 @@ impl Times {
 /// The metrics of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// The epoch, from 1.
+    /// The epoch, from 1; 0 for a network with a trained classifier before its first step (`transfer.head = "probe"`).
     pub epoch: usize,
     /// The steps of the run so far.
     pub step: u64,
     /// The learning rate of the last step.
     pub learning_rate: f64,
-    /// The mean metrics over the training images, as they were trained on.
+    /// The mean metrics over the training images, as they were trained on; zeros in epoch 0.
     pub train: Score,
     /// The metrics of the weights on the validation images.
     pub valid: Score,

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use burn::{
-    module::Module,
+    module::{Module, ParamGroup},
     optim::{SgdConfig, lr_scheduler::module_lr_scheduler::ModuleLrScheduler},
     tensor::Device,
 };
@@ -32,6 +32,7 @@ use crate::{
     checkpoint::{Checkpoint, Parted, Store},
     classifier::{Classifier, Task},
     data::{self, DataSet, Loaders},
+    evaluation::TOP,
     journal::Journal,
     metric::{Kind as MetricKind, Mean},
     observer::{Observer, Silent, WarningsOnly},
@@ -46,6 +47,7 @@ use crate::{
         Outcome, Readback, RunLimits, Session, ema::Ema, flat, is_asynchronous, learner::Strategy, optimizer::Optimizer,
     },
     transfer,
+    warm::{self, Warm},
 };
 
 /// A run is resumed that has nothing left to do.
@@ -141,12 +143,30 @@ pub struct Prepared {
     /// The effective recipe.
     pub recipe: Recipe,
     pub(crate) data: DataSet,
-    pub(crate) start: Option<hub::Opened>,
+    pub(crate) start: Option<Arc<hub::Opened>>,
     pub(crate) device: Device,
     /// All devices of this process, where they are several.
     pub(crate) devices: Option<parallel::Plan>,
     /// What is promised of a run that is resumed.
     pub(crate) resumed: Option<String>,
+    /// What is done and decided before the first step of a transfer.
+    pub(crate) warm: Warm,
+}
+
+impl Prepared {
+    /// The same for another run, such as a trial.
+    pub(crate) fn share(&self) -> Self {
+        let Self { recipe, data, start, device, devices, resumed, warm } = self;
+        Self {
+            recipe: recipe.clone(),
+            data: data.clone(),
+            start: start.clone(),
+            device: device.clone(),
+            devices: devices.clone(),
+            resumed: resumed.clone(),
+            warm: warm.clone(),
+        }
+    }
 }
 
 impl fmt::Debug for Prepared {
@@ -199,7 +219,7 @@ pub fn follow_weights(
 
 /// Checks the recipe and opens its data, or `data` in its place.
 fn complete(
-    recipe: Recipe,
+    mut recipe: Recipe,
     data: Option<&recipe::Data>,
     start: Option<hub::Opened>,
     device: Device,
@@ -218,7 +238,8 @@ fn complete(
     let devices = parallel::Plan::new(&options.devices, &device, &recipe, world())?;
     let mut data = data::open(data.unwrap_or(&recipe.data), recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
-    Ok(Prepared { recipe, data, start, device, devices, resumed: None })
+    let warm = Warm::new(&mut recipe, &data, options.devices.len());
+    Ok(Prepared { recipe, data, start: start.map(Arc::new), device, devices, resumed: None, warm })
 }
 
 /// A run that ended.
@@ -273,7 +294,7 @@ fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Optio
 /// Fails if the weights do not match the network.
 pub fn num_stages(prepared: &Prepared) -> anyhow::Result<usize> {
     let classes = prepared.data.class_names();
-    let network = transfer::network(&prepared.recipe, prepared.start.as_ref(), &classes, &prepared.device)?;
+    let network = transfer::network(&prepared.recipe, prepared.start.as_deref(), &classes, &prepared.device)?;
     Ok(network.stages().len())
 }
 
@@ -361,6 +382,7 @@ fn describe(prepared: &Prepared, run: &Path, kind: RunKind, options: &Options) -
     info.dtype = recipe.network.dtype.name().to_string();
     info.data = data_info(recipe, data);
     info.paths = changes::paths(recipe);
+    info.decisions.clone_from(&prepared.warm.decisions);
     (card, info)
 }
 
@@ -443,13 +465,14 @@ pub fn resume(run: &Path, overrides: &Overrides, load: &LoadOptions, options: &O
     let checkpoint = checkpoint.map(Checkpoint::from_parts).transpose()?;
 
     let shown = run.join(RECIPE).display().to_string();
-    let recipe = recipe::parse(&text, &shown, overrides)?;
-    let before = match &checkpoint {
+    let mut recipe = recipe::parse(&text, &shown, overrides)?;
+    let mut before = match &checkpoint {
         Some(checkpoint) => {
             recipe::parse(&checkpoint.state.recipe, "the last checkpoint's recipe", &Overrides::default())
         }
         None => recipe::parse(&text, &shown, &Overrides::default()),
     }?;
+    [&mut recipe, &mut before].into_iter().for_each(warm::settle);
     let changes = changes::between(&before, &recipe).map_err(|difference| {
         anyhow::anyhow!(
             "the recipe in {shown} is not the one that this run began with; put it back, or start another run:\n{difference}"
@@ -536,6 +559,9 @@ pub fn resume(run: &Path, overrides: &Overrides, load: &LoadOptions, options: &O
                 effects.join("; ")
             )),
         }
+    }
+    if checkpoint.is_none() {
+        warm::start(&mut prepared, options)?;
     }
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
     (info.status, info.finished) = (Some(RunStatus::Running), None);
@@ -639,6 +665,9 @@ fn train(
         parts.steps_per_epoch,
         run.display(),
     ));
+    for decision in prepared.warm.decisions.iter().filter(|_| parts.state.step == 0) {
+        journal.say(decision);
+    }
     if parts.state.step > 0 {
         let promise = prepared.resumed.as_ref().map_or(String::new(), |promise| format!("; {promise}"));
         journal.say(&format!("going on from step {}, epoch {}{promise}", parts.state.step, parts.state.epoch + 1));
@@ -709,8 +738,11 @@ impl Parts {
             (Some(_), Some(_), None, Some(aux)) => {
                 transfer::network_of_checkpoint(recipe, aux, card.transform_input, &card.classes, device)
             }
-            _ => transfer::network(recipe, start.as_ref(), &card.classes, device)?,
+            _ => transfer::network(recipe, start.as_deref(), &card.classes, device)?,
         };
+        if let (None, Some(record)) = (&checkpoint, &prepared.warm.network) {
+            network = network.load_record(record.clone());
+        }
         let mut rate_groups = Vec::new();
         if let Some(transfer) = &recipe.transfer {
             network = transfer::frozen(network, transfer, state.epoch)?;
@@ -742,6 +774,10 @@ impl Parts {
         let rates = rates.unwrap_or_else(of_recipe);
         let rates = rates.starting_at(state.step);
         let mut scheduler = ModuleLrScheduler::new(rates.clone());
+        if prepared.warm.holds_head {
+            let head = network.stage_params(network.head_key());
+            rate_groups.push((ParamGroup::from_ids(head), 0.0));
+        }
         for (group, factor) in rate_groups {
             scheduler = scheduler.with_group(group, rates.scaled(factor));
         }
@@ -770,7 +806,7 @@ fn launch(
     let hold = dashboard.then(runtime::output::hold_stderr);
     let interrupter = Interrupter::new();
     let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
-    let epochs = prepared.recipe.epochs;
+    let (epochs, classes) = (prepared.recipe.epochs, card.classes.len());
     let starting_after = state.epoch;
     let session = Session {
         recipe: prepared.recipe,
@@ -795,7 +831,7 @@ fn launch(
     };
     let (strategy, outcome) = Strategy::new(session);
     let mut training = SupervisedTraining::new(run, train, valid)
-        .metrics((Mean::new(MetricKind::Loss), Mean::new(MetricKind::Top1), Mean::new(MetricKind::Top5)))
+        .metrics((Mean::new(MetricKind::Loss), Mean::new(MetricKind::Top1)))
         .metric_train_numeric(LearningRateMetric::new())
         .with_metric_logger(NoFiles)
         .renderer(renderer(dashboard, interrupter.clone()))
@@ -804,6 +840,9 @@ fn launch(
         // The journal writes `experiment.log`; Burn's would take over the logger and the panic hook of the process.
         .with_application_logger(None)
         .num_epochs(epochs);
+    if classes > TOP {
+        training = training.metrics((Mean::new(MetricKind::Top5),));
+    }
     if starting_after > 0 {
         training = training.checkpoint(starting_after);
     }
@@ -841,6 +880,9 @@ pub(crate) fn finish(
     });
     info.finished = Some(crate::run::now());
     info.result = result(&state, recipe);
+    if let Some(warning) = before_the_body(&state, recipe, &network) {
+        journal.warn(&warning);
+    }
     if matches!(end, End::Finished) {
         let networks = [(Some(&network), "last.safetensors"), (ema.as_ref(), "last-ema.safetensors")];
         for (network, name) in networks {
@@ -859,6 +901,25 @@ pub(crate) fn finish(
         append_result(run, recipe, &info, result, options)?;
     }
     Ok(Finished { run: run.to_path_buf(), info, end, state })
+}
+
+/// A warning where the best epoch is one before the stages before the classifier were trained.
+fn before_the_body(state: &State, recipe: &Recipe, network: &impl ImageClassifier) -> Option<String> {
+    let (transfer, stages) = (recipe.transfer.as_ref()?, network.stages());
+    let best = state.best(recipe.checkpoints.best)?.epoch;
+    // The epochs, from 1, in which the classifier alone is trained.
+    let is_frozen = |epoch: usize| {
+        transfer::num_frozen(&stages, transfer, epoch - 1).is_ok_and(|frozen| frozen + 1 == stages.len())
+    };
+    let later = state.history.iter().map(|record| record.epoch).filter(|&epoch| epoch > 0 && !is_frozen(epoch)).count();
+    let is_early = best == 0 || is_frozen(best);
+    (is_early && later > 0).then(|| {
+        format!(
+            "the best epoch, {best}, is one before the stages before the classifier were trained: training them for {later} \
+             epochs made nothing better. The weights that are kept are those of a linear probe; a lower transfer.body_rate, \
+             more images or a stronger augmentation (images.train) may help"
+        )
+    })
 }
 
 fn result(state: &State, recipe: &Recipe) -> Option<RunResult> {

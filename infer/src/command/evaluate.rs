@@ -271,11 +271,14 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         )
     };
     text += &rate("top-1", top1);
-    text += &rate("top-5", top5);
+    // It is always 100 % with up to five classes.
+    if spec.classes > 5 {
+        text += &rate("top-5", top5);
+    }
     if let Some(top1) = &summary.top1_among_data_classes {
         text += &rate(&format!("top-1 among {} classes", spec.data_classes), top1);
     }
-    if let Some(top5) = &summary.top5_among_data_classes {
+    if let Some(top5) = summary.top5_among_data_classes.as_ref().filter(|_| spec.data_classes > 5) {
         text += &rate(&format!("top-5 among {} classes", spec.data_classes), top5);
     }
     if let Some(real) = &summary.top1_real {

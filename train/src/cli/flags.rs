@@ -1,7 +1,7 @@
 //! The flags for what errors of the library name by its key in a recipe.
 
 /// Keys of a recipe and the flags that set them. Keys that are words of prose too are left out.
-const FLAGS: [(&str, &str); 18] = [
+const FLAGS: [(&str, &str); 21] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
@@ -20,6 +20,9 @@ const FLAGS: [(&str, &str); 18] = [
     ("transfer.unfreeze_at", "--unfreeze-at"),
     ("transfer.unfreeze_per_epoch", "--unfreeze-per-epoch"),
     ("transfer.layer_decay", "--layer-decay"),
+    ("transfer.batchnorm", "--batchnorm"),
+    ("transfer.recalibrate_batchnorm", "--recalibrate-batchnorm"),
+    ("checkpoints.patience", "--patience"),
 ];
 
 /// Adds the flags for the keys that an error names.

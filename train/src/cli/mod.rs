@@ -377,7 +377,16 @@ pub struct FinetuneArgs {
     #[arg(help_heading = "Fine-tuning", long, value_name = "FACTOR")]
     pub layer_decay: Option<f64>,
 
-    /// Run a linear probe, find a learning rate, then fine-tune the whole network with gradual unfreezing; report both
+    /// Batch normalization in training: by the running statistics, which stay fixed (freeze), or by those of each batch
+    /// (train) [default: freeze with few images, see `transfer.batchnorm`]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "freeze|train", value_parser = ["auto", "freeze", "train"], hide_possible_values = true)]
+    pub batchnorm: Option<String>,
+
+    /// Recompute the running statistics of batch normalization over the training images before training
+    #[arg(help_heading = "Fine-tuning", long)]
+    pub recalibrate_batchnorm: bool,
+
+    /// Run a linear probe, then fine-tune the whole network with gradual unfreezing; report both, and which is better
     #[arg(help_heading = "Fine-tuning", long, conflicts_with_all = ["freeze", "unfreeze_at", "unfreeze_per_epoch", "layer_decay"])]
     pub auto: bool,
 
@@ -444,6 +453,10 @@ pub struct RunArgs {
     /// (broadcast), or each its own (none, for comparison)
     #[arg(help_heading = "Several processes", long, value_name = "reduce|broadcast|none", value_parser = ["reduce", "broadcast", "none"])]
     pub dist_bn: Option<String>,
+
+    /// Stop after this number of epochs without a better one; 0 never stops early [default: the recipe's]
+    #[arg(help_heading = "Training", long, value_name = "EPOCHS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub patience: Option<i64>,
 
     /// Side of the images in pixels; the resize of validation changes in proportion
     #[arg(help_heading = "Training", long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
@@ -759,6 +772,10 @@ impl RunArgs {
             DtypeArg::F16 => "f16",
         });
         overrides.set("network.dtype", dtype);
+        match self.patience {
+            Some(0) => overrides.remove("checkpoints.patience"),
+            patience => overrides.set("checkpoints.patience", patience),
+        }
         overrides.set("seed", self.seed);
         for set in &self.set {
             overrides.parse(set)?;

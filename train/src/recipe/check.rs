@@ -217,6 +217,8 @@ impl Recipe {
         if let Some(transfer) = &self.transfer {
             let decay = transfer.layer_decay;
             ensure!(decay > 0.0 && decay <= 1.0, "transfer.layer_decay is {decay}; it lies between 0 and 1");
+            let body = transfer.body_rate;
+            ensure!(body > 0.0 && body <= 1.0, "transfer.body_rate is {body}; it lies between 0 and 1");
             ensure!(
                 !transfer.weights.is_empty(),
                 "transfer.weights is empty: name a run folder, a weight file or published weights"

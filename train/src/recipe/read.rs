@@ -24,6 +24,12 @@ impl Overrides {
         self.0.push((key.to_string(), None));
     }
 
+    /// Drops what was set or removed of a key and of the keys below it.
+    pub fn forget(&mut self, key: &str) {
+        let is_below = |own: &str| own.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.0.retain(|(own, _)| !is_below(own));
+    }
+
     /// Adds others, which count more.
     pub fn extend(&mut self, more: Overrides) {
         self.0.extend(more.0);
@@ -42,6 +48,12 @@ impl Overrides {
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
         self.0.push((key.to_string(), Some(parsed.unwrap_or_else(|| Value::String(value.to_string())))));
         Ok(())
+    }
+
+    /// Returns whether a key, a table that it is in, or a key below it is set or removed.
+    pub fn names(&self, key: &str) -> bool {
+        let is_in = |key: &str, table: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        self.0.iter().any(|(own, _)| own == key || is_in(key, own) || is_in(own, key))
     }
 
     fn apply(&self, recipe: &mut Table) -> anyhow::Result<()> {
@@ -202,6 +214,11 @@ mod tests {
         changed.0.pop();
         assert_eq!(load("finetune", &changed).unwrap().transfer.unwrap().unfreeze_at, None);
 
+        let names = ["ema", "ema.decay", "ema.every", "optimizer.nesterov", "seed"].map(|key| overrides.names(key));
+        assert_eq!(names, [true, true, false, true, false]);
+        let mut fewer = overrides.clone();
+        fewer.forget("ema");
+        assert!(!fewer.names("ema.decay") && fewer.names("transfer.weights"));
         assert!(overrides.parse("epochs").is_err());
         overrides.parse("optimizer.momentun=0.9").unwrap();
         let error = load("digits", &overrides).unwrap_err().to_string();

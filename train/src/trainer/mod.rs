@@ -53,11 +53,11 @@ use crate::{
     checkpoint::{Checkpoint, Store},
     classifier::Classifier,
     data::Loaders,
-    evaluation::Reading,
+    evaluation::{Reading, Score},
     journal::Journal,
     parallel::{self, DataParallel},
     progress::{EpochRecord, State, Times, lap},
-    recipe::{Dtype, Recipe},
+    recipe::{BatchNormMode, Dtype, HeadStart, Recipe},
     results, transfer,
 };
 
@@ -129,6 +129,8 @@ pub struct RunLimits {
     pub warm_up: bool,
     /// Neither validation, checkpoints nor weights: the range test of the rate finder.
     pub steps_only: bool,
+    /// Seconds of steps, after which the run ends likewise.
+    pub seconds: Option<f64>,
     /// A row of `metrics.csv` for each step, and an end once the smoothed loss is so many times its lowest.
     pub every_step_until: Option<f64>,
 }
@@ -192,6 +194,10 @@ impl Trainer {
             let scale = *self.session.state.loss_scale.get_or_insert((first, 0));
             self.loss_scale = Some(LossScale::new(scale, &self.session.device));
         }
+        if self.starts_with_validation() {
+            let predictions = self.validate_epoch()?;
+            self.end_epoch_zero(predictions);
+        }
         while self.session.state.epoch < self.session.recipe.epochs {
             let epoch = self.session.state.epoch;
             self.unfreeze(epoch)?;
@@ -219,6 +225,37 @@ impl Trainer {
         Ok(End::Finished)
     }
 
+    /// Whether the network is validated before its first step: with a classifier that was trained already, this may be
+    /// its best.
+    fn starts_with_validation(&self) -> bool {
+        let Session { recipe, state, limits, .. } = &self.session;
+        let is_fresh = state.step == 0 && state.batch == 0 && state.history.is_empty() && limits.steps.is_none();
+        is_fresh && recipe.transfer.as_ref().is_some_and(|transfer| transfer.head == HeadStart::Probe)
+    }
+
+    /// Writes down the network before its first step as epoch 0, and makes a checkpoint.
+    fn end_epoch_zero(&mut self, validation: Validation) {
+        let state = &mut self.session.state;
+        let record = EpochRecord {
+            epoch: 0,
+            step: 0,
+            learning_rate: 0.0,
+            train: Score::default(),
+            valid: Reading::of(&validation.raw).score(),
+            // It begins as the network is.
+            average: None,
+            images_per_second: 0.0,
+            times: state.times,
+        };
+        state.history.push(record.clone());
+        state.times = Times::default();
+        self.session.journal.epoch(&self.session.state, &record);
+        if self.session.world.is_root() {
+            self.keep_best(&record, validation);
+        }
+        self.checkpoint();
+    }
+
     /// Trains the stages that an epoch begins to train.
     fn unfreeze(&mut self, epoch: usize) -> Result<()> {
         let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
@@ -229,7 +266,10 @@ impl Trainer {
         let now = transfer::num_frozen(&stages, transfer, epoch)?;
         if now < before {
             let still = network.frozen_group(now);
-            let group = network.frozen_group(before).exclude(still);
+            let mut group = network.frozen_group(before).exclude(still);
+            if transfer.batchnorm == BatchNormMode::Freeze {
+                group = group.exclude(transfer::batch_norm_flags(network));
+            }
             self.model.update(|model| model.unfreeze(group.clone()));
             self.parallel.unfreeze(&group)?;
         }
@@ -239,7 +279,9 @@ impl Trainer {
     fn is_at_limit(&self) -> bool {
         let Session { state, limits, .. } = &self.session;
         let done = if limits.warm_up { state.pace.counted() } else { state.step };
-        limits.steps.is_some_and(|most| done + self.submitted.len() as u64 >= most) || self.diverged
+        limits.steps.is_some_and(|most| done + self.submitted.len() as u64 >= most)
+            || limits.seconds.is_some_and(|most| state.seconds >= most)
+            || self.diverged
     }
 
     /// Steps so far, with those of which the host does not know yet what they came to.
@@ -372,7 +414,9 @@ impl Trainer {
         let best = state.best(recipe.checkpoints.best).map_or(0, |best| best.epoch);
         let waited = state.epoch.saturating_sub(best);
         if waited >= patience {
-            journal.say(&format!("no better epoch than {best} in the last {waited}: stopping early"));
+            journal.say(&format!(
+                "no better epoch than {best} in the last {waited}: stopping early; epoch {best} is kept"
+            ));
         }
         waited >= patience
     }
