@@ -26,8 +26,10 @@ const WARMUP_STEPS: f64 = 20.0;
 const FEW_OF_A_CLASS: usize = 200;
 /// The part of an image's area that a mild crop has, at least.
 const MILD_CROP: f64 = 0.6;
-/// The learning rate before the classifier, as a part of the classifier's, at most and at least.
-const BODY: (f64, f64) = (1e-3, 1.0 / 3.0);
+/// The learning rate before the classifier, at least and at most, whatever the range test says; and as a part of the
+/// classifier's.
+const BODY: (f64, f64) = (3e-4, 3e-3);
+const BODY_PART: f64 = 0.3;
 
 /// The keys of a recipe that were given explicitly.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +111,8 @@ pub fn sizes(prepared: &mut Prepared, explicit: &Explicit) -> Result<()> {
     }
     if !explicit.has("schedule.warmup_epochs") {
         let warmup = recipe.schedule.warmup_epochs.max(WARMUP_STEPS / steps_per_epoch as f64);
-        recipe.schedule.warmup_epochs = warmup.min(0.25 * recipe.epochs as f64);
+        // Rounded: the recipe is read by people.
+        recipe.schedule.warmup_epochs = (100.0 * warmup.min(0.25 * recipe.epochs as f64)).round() / 100.0;
     }
     if !explicit.has("checkpoints.patience")
         && let Some(patience) = &mut recipe.checkpoints.patience
@@ -154,16 +157,19 @@ pub fn rates(prepared: &mut Prepared, explicit: &Explicit, options: &Options) ->
     options.observer.on_note("testing learning rates of the stages before the classifier");
     let test = lr_finder::test_body(prepared.share(), options)?.ok_or(warm::Stopped)?;
     let recipe = &mut prepared.recipe;
-    let head = recipe.schedule.learning_rate * recipe.rate_factor();
-    let part = (test.rate / head).clamp(BODY.0, BODY.1);
+    let body = test.rate.clamp(BODY.0, BODY.1);
     // Two digits: the recipe is read by people.
-    let part: f64 = format!("{part:.1e}").parse().unwrap_or(part);
+    let head: f64 = format!("{:.1e}", body / BODY_PART).parse().unwrap_or(body / BODY_PART);
+    recipe.schedule.learning_rate = head / recipe.rate_factor();
     if let Some(transfer) = &mut recipe.transfer {
-        transfer.body_rate = part;
+        transfer.body_rate = BODY_PART;
     }
     prepared.warm.decisions.push(format!(
-        "learning rates: {head:.1e} for the classifier, {:.1e} for the stages before it: {} {:.1e} in a range test of {} steps",
-        part * head,
+        "learning rates: {head:.1e} for the classifier, {:.1e} for the stages before it, a tenth of where training breaks down \
+         (at least {:.0e}, at most {:.0e}): {} {:.1e} in a range test of {} steps",
+        BODY_PART * head,
+        BODY.0,
+        BODY.1,
         if test.has_diverged { "the loss broke away at" } else { "the loss stayed low up to" },
         test.edge,
         test.steps

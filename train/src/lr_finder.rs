@@ -28,7 +28,7 @@ pub fn sweep(
     chart: &Path,
     options: &Options,
 ) -> Result<Option<f64>> {
-    let (points, _) = losses(prepared, (low, high), steps, None, options)?;
+    let (points, _) = losses(prepared, (low, high), steps, (DIVERGED, None), options)?;
     ensure!(
         points.len() >= 5,
         "the loss was not finite from the beginning; begin with a lower learning rate, or check the data"
@@ -54,20 +54,20 @@ pub fn sweep(
     Ok(suggestion)
 }
 
-/// The learning rate and the loss of each step while the rate rises; and whether the test was stopped. Ends after
-/// `seconds`, if they are given.
+/// The learning rate and the loss of each step while the rate rises; and whether the test was stopped. Ends once the smoothed
+/// loss is `factor` times its lowest value, or after `seconds`.
 fn losses(
     mut prepared: Prepared,
     (low, high): (f64, f64),
     steps: u64,
-    seconds: Option<f64>,
+    (factor, seconds): (f64, Option<f64>),
     options: &Options,
 ) -> Result<(Vec<(f64, f64)>, bool)> {
     let folder = tempfile::tempdir().context("cannot make a folder for the trial")?;
     // As many epochs as the steps need; each has at least one.
     prepared.recipe.epochs = steps as usize;
     prepared.recipe.schedule.warmup_epochs = 0.0;
-    let every_step_until = Some(DIVERGED);
+    let every_step_until = Some(factor);
     let limits = RunLimits { steps: Some(steps), steps_only: true, every_step_until, seconds, ..RunLimits::default() };
     let trial = training::trial(prepared, folder.path(), limits, Some(Rates::sweep(low, high, steps)), options)?;
     let is_stopped = match trial.outcome.end {
@@ -110,9 +110,12 @@ pub(crate) fn test_body(mut prepared: Prepared, options: &Options) -> Result<Opt
             transfer.freeze = Freeze::None;
         }
     }
+    // Clipped gradients would hide where training breaks down.
+    prepared.recipe.optimizer.clip_norm = None;
     // Processes that share the work make as many steps each, so their clocks may not decide.
     let seconds = world().is_alone().then_some(BODY_SECONDS);
-    let (points, is_stopped) = losses(prepared, BODY_RATES, BODY_STEPS, seconds, options)?;
+    // The loss of a trained classifier can be as low that a factor says nothing: `edge` looks at the loss itself.
+    let (points, is_stopped) = losses(prepared, BODY_RATES, BODY_STEPS, (f64::INFINITY, seconds), options)?;
     if is_stopped {
         return Ok(None);
     }

@@ -72,7 +72,10 @@ pub fn start(prepared: &mut Prepared, options: &Options) -> Result<()> {
     let Some(transfer) = recipe.transfer.as_ref().filter(|_| !prepared.warm.is_done) else { return Ok(()) };
     let classes = data.class_names();
     let mut network = transfer::network(recipe, start.as_deref(), &classes, device)?;
-    let task = Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights));
+    // Smoothed targets cost a classifier of few images several points.
+    let mut plain = recipe.clone();
+    plain.loss.label_smoothing = 0.0;
+    let task = Task::new(&plain, classes.len(), data.class_weights(recipe.loss.class_weights));
     let (mut decisions, mut notes, mut changes) = (Vec::new(), Vec::new(), false);
 
     let stored = batchnorm::stored(&network);
