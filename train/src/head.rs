@@ -271,16 +271,15 @@ mod tests {
         assert_ne!(folds(&labels, 8), dealt);
     }
 
-    /// Two classes that a line separates, apart from `flipped` labels.
-    fn clouds(flipped: usize) -> (Vec<f32>, Vec<u32>) {
+    /// Two classes that a line separates.
+    fn clouds() -> (Vec<f32>, Vec<u32>) {
         let mut rng = SampleRng::new(3, 0, 0);
-        let mut labels: Vec<u32> = (0..80).map(|row| row % 2).collect();
-        let at = |label: u32| if label == 0 { -0.5 } else { 0.5 };
+        let labels: Vec<u32> = (0..80).map(|row| row % 2).collect();
+        let at = |label: u32| if label == 0 { -1.0 } else { 1.0 };
         let features = labels.iter().flat_map(|&label| {
             (0..4).map(|axis| (rng.unit() as f32 - 0.5) + if axis == 0 { at(label) } else { 0.0 }).collect::<Vec<_>>()
         });
         let features = features.collect();
-        labels.iter_mut().take(flipped).for_each(|label| *label = 1 - *label);
         (features, labels)
     }
 
@@ -292,7 +291,7 @@ mod tests {
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&device);
         let network = crate::transfer::draw_all(network.reset_classifier(2, &device));
         let width = network.classifier().weight.dims()[0];
-        let (values, labels) = clouds(0);
+        let (values, labels) = clouds();
         let mut wide = vec![0.0; labels.len() * width];
         for (row, values) in values.chunks(4).enumerate() {
             wide[row * width..row * width + 4].copy_from_slice(values);

@@ -880,7 +880,7 @@ pub(crate) fn finish(
     });
     info.finished = Some(crate::run::now());
     info.result = result(&state, recipe);
-    if let Some(warning) = before_the_body(&state, recipe, &network) {
+    if let (End::Finished, Some(warning)) = (&end, before_the_body(&state, recipe, &network)) {
         journal.warn(&warning);
     }
     if matches!(end, End::Finished) {

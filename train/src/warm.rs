@@ -86,19 +86,28 @@ pub fn start(prepared: &mut Prepared, options: &Options) -> Result<()> {
         let images = source.len();
         let loader = data.in_order(&source, recipe, options.workers)?;
         let measured = batchnorm::measure(&network, &task, &loader, device, &options.stop);
-        let seen = measured.context("cannot compare the running statistics of batch normalization with the images")?;
-        let seen = seen.ok_or(Stopped)?;
         if recalibrates {
-            batchnorm::set(&network, &seen);
+            let context = "cannot recompute the running statistics of batch normalization";
+            batchnorm::set(&network, &measured.context(context)?.ok_or(Stopped)?);
             changes = true;
             decisions.push(format!(
                 "running statistics of batch normalization were recomputed over {images} training images"
             ));
-        } else if let Some(why) = batchnorm::misfit(&stored, &seen) {
-            notes.push(format!(
-                "the running statistics of batch normalization do not fit the images: {why}. \
-                 transfer.recalibrate_batchnorm (--recalibrate-batchnorm) recomputes them over the training images"
-            ));
+        } else {
+            // An image that cannot be read is reported by the run itself.
+            let seen = match measured {
+                Ok(seen) => Some(seen.ok_or(Stopped)?),
+                Err(error) => {
+                    log::debug!("running statistics are not compared with the images: {error:#}");
+                    None
+                }
+            };
+            if let Some(why) = seen.and_then(|seen| batchnorm::misfit(&stored, &seen)) {
+                notes.push(format!(
+                    "the running statistics of batch normalization do not fit the images: {why}. \
+                     transfer.recalibrate_batchnorm (--recalibrate-batchnorm) recomputes them over the training images"
+                ));
+            }
         }
     }
 
