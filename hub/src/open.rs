@@ -7,6 +7,7 @@ use std::{
 
 use burn::tensor::{Device, TensorData};
 use models::{Architecture, ImageClassifier, Network};
+use runtime::text::nearest;
 
 use crate::{
     Activation, Card, Error, Hub, PreprocessOverrides, Progress, Published, Result, Strictness, Weights, find, identify,
@@ -20,7 +21,7 @@ pub const RUN_WEIGHTS: &str = "weights.safetensors";
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 pub struct LoadOptions {
     /// Architecture of a weight file without a model card
-    #[cfg_attr(feature = "clap", arg(short, long = "arch", value_name = "ARCH"))]
+    #[cfg_attr(feature = "clap", arg(short, long = "arch", value_name = "ARCH", value_parser = parse_architecture))]
     pub architecture: Option<Architecture>,
     /// Model card (JSON) for a weight file without one, or in place of its own
     #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
@@ -45,6 +46,20 @@ pub struct LoadOptions {
     /// The caller prepares images in its own way, so an assumed preprocessing is not worth a warning.
     #[cfg_attr(feature = "clap", arg(skip))]
     pub ignore_preprocess: bool,
+}
+
+/// Parses the name of an architecture on a command line; of a name that is unknown the message suggests another one.
+///
+/// # Errors
+/// Fails if no architecture has the name.
+pub fn parse_architecture(name: &str) -> Result<Architecture, String> {
+    name.parse().map_err(|error: models::Error| {
+        let names = Architecture::ALL.iter().map(|architecture| architecture.name());
+        match nearest(name, names).filter(|_| !name.contains(['/', '\\'])) {
+            Some(nearest) => format!("no architecture is called '{name}'; did you mean '{nearest}'?"),
+            None => error.to_string(),
+        }
+    })
 }
 
 /// Weights and their card.

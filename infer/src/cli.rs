@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::OrientationPolicy;
-use hub::{Activation, Card, LoadOptions, PreprocessOverrides};
+use hub::{Activation, Card, LoadOptions, PreprocessOverrides, parse_architecture};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
@@ -13,6 +13,7 @@ use runtime::{
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
+    units::{number_in, whole_in},
     world::WorldArgs,
 };
 use serde::{Deserialize, Serialize};
@@ -277,7 +278,7 @@ pub struct ImageArgs {
     #[arg(long, value_name = "apply|ignore")]
     pub orientation: Option<OrientationPolicy>,
     /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of pixels", 1_u64..))]
     pub max_pixels: Option<u64>,
 }
 
@@ -336,7 +337,7 @@ pub struct ClassifyArgs {
     #[command(flatten, next_help_heading = "Images")]
     pub decoding: ImageArgs,
     /// Number of classes per image
-    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = whole_in("a number of classes", 1_u32..))]
     pub topk: u32,
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
@@ -344,7 +345,7 @@ pub struct ClassifyArgs {
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
     /// Images per forward pass
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
 }
 
@@ -379,7 +380,7 @@ pub struct EvaluateArgs {
     #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
     /// Shorter sides in pixels to which images are resized, in place of the card's; the crops of all are averaged
-    #[arg(help_heading = "Protocol", long, value_name = "PIXELS", value_delimiter = ',')]
+    #[arg(help_heading = "Protocol", long, value_name = "PIXELS", value_delimiter = ',', value_parser = whole_in("a number of pixels", 1_u32..=16_384))]
     pub scales: Vec<u32>,
     /// Average with the mirror image
     #[arg(help_heading = "Protocol", long)]
@@ -396,11 +397,11 @@ pub struct EvaluateArgs {
         alias = "rank",
         value_name = "I",
         default_value_t = 0,
-        requires = "num_shards"
-    )]
+        requires = "num_shards",
+        value_parser = whole_in("the index of a shard", 0_usize..))]
     pub shard_index: usize,
     /// Number of shards
-    #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1, value_parser = whole_in("a number of shards", 1_usize..))]
     pub num_shards: usize,
     /// Policy for images that are damaged, or cannot be read or decoded
     #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
@@ -412,7 +413,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Crops per forward pass
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     /// Decoding threads; 0 decodes on the main thread [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_workers)]
@@ -458,7 +459,7 @@ pub struct ExplainArgs {
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
     /// Number of classes, or of neighbors
-    #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = whole_in("a number of classes", 1_u32..=20))]
     pub topk: u32,
     /// Explanation method
     #[arg(long, value_enum, default_value_t = MethodArg::GradCam)]
@@ -485,7 +486,7 @@ pub struct ExplainArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Crops per forward pass
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
@@ -520,17 +521,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
     /// Largest number of images per forward pass
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     /// Longest wait of a batch's first image for others; milliseconds without a unit
     #[arg(help_heading = "Limits", long, alias = "max-wait-ms", value_name = "DURATION", default_value = "2ms",
         value_parser = runtime::units::duration_in(std::time::Duration::from_millis(1), std::time::Duration::ZERO..=std::time::Duration::from_secs(60)))]
     pub max_wait: std::time::Duration,
     /// Largest number of images in flight; more are rejected (503)
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = whole_in("a number of images", 1_u32..=1_000_000))]
     pub max_images: u32,
     /// Largest number of images in a request (413)
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = whole_in("a number of images", 1_u32..))]
     pub max_images_per_request: u32,
     /// Largest request body (413); MiB without a unit
     #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
@@ -546,10 +547,10 @@ pub struct ServeArgs {
         value_parser = runtime::units::duration_in(std::time::Duration::from_secs(1), std::time::Duration::from_millis(100)..=std::time::Duration::from_secs(86_400)))]
     pub timeout: std::time::Duration,
     /// Largest number of open connections; others wait
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = whole_in("a number of connections", 1_u32..))]
     pub max_connections: u32,
     /// Largest number of requests per second from one address (429) [default: no limit]
-    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = whole_in("a number of requests per second", 1_u32..))]
     pub rate_limit: Option<u32>,
     /// Bearer token required for /v1/ (401); HEARTH_TOKEN is safer, since other users of the machine cannot see it
     #[arg(help_heading = "Access", long, value_name = "TOKEN", env = "HEARTH_TOKEN", hide_env_values = true)]
@@ -589,7 +590,7 @@ fn address(text: &str) -> Result<std::net::SocketAddr, String> {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Architectures (`infer models` lists them), with random weights [default: one of each family]
-    #[arg(value_name = "ARCH", conflicts_with = "weights")]
+    #[arg(value_name = "ARCH", conflicts_with = "weights", value_parser = parse_architecture)]
     pub architectures: Vec<Architecture>,
     /// Weights in place of architectures: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
@@ -597,7 +598,7 @@ pub struct BenchArgs {
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadArgs,
     /// Batch sizes, a row each
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_sizes: Vec<u32>,
     /// Height and width of the images in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
@@ -606,13 +607,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     /// Timed batches
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole_in("a number of iterations", 1_u32..))]
     pub iters: u32,
     /// Untimed batches before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
     ///
     /// On a GPU the first batches compile kernels and time several of them for each shape to keep the fastest. A warning
     /// follows the row where the times had not settled.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of iterations", 1_u32..))]
     pub warmup: Option<u32>,
     /// Run batch normalization as separate layers
     #[arg(long)]
@@ -734,7 +735,7 @@ pub struct SummaryArgs {
     #[arg(conflicts_with_all = [
         "weights", "architecture", "card", "weights_key", "cache_dir", "offline", "resize", "crop", "interpolation", "mean",
         "std", "activation"
-    ])]
+    ], value_parser = parse_architecture)]
     pub network: Option<Architecture>,
     /// Weights in place of an architecture: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
@@ -742,7 +743,7 @@ pub struct SummaryArgs {
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadArgs,
     /// Number of classes [default: the architecture's own]
-    #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = whole_in("a number of classes", 1_u32..))]
     pub classes: Option<u32>,
     /// Height and width of the input in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
@@ -810,7 +811,7 @@ impl Pass {
 pub struct VerifyArgs {
     /// A network to run (may be repeated); by default one of each family. On software adapters, whose buffers end at
     /// 128 MiB, AlexNet and VGG get narrower hidden layers
-    #[arg(short, long = "arch", value_name = "ARCH")]
+    #[arg(short, long = "arch", value_name = "ARCH", value_parser = parse_architecture)]
     pub architectures: Vec<Architecture>,
     /// A backend to compare with flex (may be repeated); by default all that are compiled in, with the best device of
     /// each, or its software adapter where there is no GPU
@@ -826,10 +827,10 @@ pub struct VerifyArgs {
     ///
     /// Sums in another order differ by some 1e-6 in 32-bit floats, more in deeper networks; a wrong operation differs
     /// by 1e-2 and more. GPUs that multiply in TF32 differ by some 1e-3.
-    #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = number_in("a number such as 1e-4", 0.0..))]
     pub tolerance: f64,
     /// The largest relative difference of a gradient that counts as equal
-    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = number_in("a number such as 1e-3", 0.0..))]
     pub gradient_tolerance: f64,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -848,13 +849,6 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     match text.split_once(['x', 'X', '×']) {
         Some((height, width)) => Ok([side(height)?, side(width)?]),
         None => side(text).map(|side| [side, side]),
-    }
-}
-
-fn tolerance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("expected a number of at least 0, such as 1e-4".to_string()),
     }
 }
 

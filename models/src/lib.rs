@@ -43,10 +43,3 @@ pub use graph::Graph;
 pub use pass::Pass;
 pub use registry::{Architecture, AuxClassifier, Network, NetworkConfig, Variant};
 pub use summary::{Stage, Summary};
-
-/// The candidate most like `name`, for "did you mean".
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = candidates.map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (best.0 >= 0.7).then_some(best.1)
-}

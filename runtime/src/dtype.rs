@@ -1,4 +1,4 @@
-//! Whether a device computes in a type of numbers.
+//! Checks that a device supports a floating-point type.
 
 use std::fmt::Display;
 
@@ -8,13 +8,13 @@ use burn::{
     tensor::{DType, Device, FloatDType},
 };
 
-/// The types that a network computes in.
+/// The floating-point types of networks.
 const TYPES: [(FloatDType, &str); 3] = [(FloatDType::F32, "f32"), (FloatDType::F16, "f16"), (FloatDType::BF16, "bf16")];
 
-/// Checks that `device`, which users know as `name`, computes in `dtype`.
+/// Checks that `device`, called `name` in messages, supports `dtype`.
 ///
 /// # Errors
-/// Where it doesn't; the error says why, and which types it does compute in.
+/// Fails if it does not; the error names the cause and the supported types.
 pub fn check(name: impl Display, device: &Device, dtype: FloatDType) -> Result<()> {
     if device.supports_dtype(dtype) {
         return Ok(());

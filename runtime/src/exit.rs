@@ -1,9 +1,9 @@
-//! Exit codes, and the frame around every binary's `main`.
+//! Exit codes, and the wrapper of every binary's `main`.
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | failed; standard error says why |
+//! | 1 | failed; the error is on standard error |
 //! | 2 | the command line is wrong (clap's code) |
 //! | 3 | some inputs failed; the results of the others were given |
 //! | 101 | a bug: Hearth panicked |
@@ -18,7 +18,7 @@ use std::io::Write;
 
 use crate::{output::StdoutError, text::printable_lines};
 
-/// How a binary ends.
+/// The exit code of a binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
     /// Done: 0.
@@ -88,7 +88,7 @@ pub fn run<C: clap::Parser>(main: impl FnOnce(C) -> anyhow::Result<ExitCode>) ->
     report(result, &mut std::io::stderr())
 }
 
-/// Prints what the parser has to say: help and versions are results, the rest is an error.
+/// Prints the parser's output: help and versions are results, the rest is an error.
 fn show(message: &clap::Error) -> anyhow::Result<ExitCode> {
     let printed = message.print();
     if message.use_stderr() {
@@ -114,8 +114,8 @@ fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode
     }
 }
 
-/// Joins an error and its causes on one line, without those that the error before them tells already: some libraries print their cause
-/// and return it as well.
+/// Joins an error and its causes on one line. A cause that the error's own message contains is left out: some libraries
+/// print their cause and return it as well.
 pub fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

@@ -1,4 +1,4 @@
-//! Files that are whole or not there: written beside, synced, renamed. Files of others: opened only if they are regular.
+//! Atomic writes: a temporary file is written, synced and renamed. Reads that accept regular files only.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -10,10 +10,22 @@ use anyhow::{Context, Result};
 /// crash or a loss of power: a temporary file in the same folder is written, synced and renamed, then the folder is
 /// synced. Missing parent folders are created. Nothing is left behind on an error.
 pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
-    let folder = parent(path);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
-    let context = || format!("cannot write {}", path.display());
+    let written: Result<T> = write_atomic_at(path, |temporary| {
+        let mut writer = BufWriter::new(OpenOptions::new().write(true).open(temporary)?);
+        let value = write(&mut writer)?;
+        writer.flush()?;
+        Ok(value)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
 
+/// [`write_atomic`] for a writer that opens its file by itself: `write` receives the path of an empty temporary file.
+///
+/// # Errors
+/// The writer's, and the system's.
+pub fn write_atomic_at<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+    let folder = parent(path);
+    std::fs::create_dir_all(&folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".part");
     #[cfg(unix)]
@@ -22,19 +34,16 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
         // Temporary files are private by default; a result is readable as the umask says, like any other file.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let temporary = builder.tempfile_in(&folder).with_context(context)?;
-    let (file, temporary) = temporary.into_parts();
-    let mut writer = BufWriter::new(file);
-    let value = write(&mut writer).with_context(context)?;
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error).with_context(context)?;
-    file.sync_all().with_context(context)?;
-    drop(file);
-    temporary.persist(path).map_err(|failed| failed.error).with_context(context)?;
-    sync_folder(&folder).with_context(context)?;
+    let temporary = builder.tempfile_in(&folder)?.into_temp_path();
+    let value = write(&temporary)?;
+    // The writer may have put another file in its place. Windows syncs only what is open for writing.
+    OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
+    temporary.persist(path).map_err(|failed| failed.error)?;
+    sync_folder(&folder)?;
     Ok(value)
 }
 
-/// [`write_atomic`] of bytes that are already there.
+/// Writes bytes by [`write_atomic`].
 pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |writer| Ok(writer.write_all(bytes)?))
 }
@@ -43,7 +52,7 @@ pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// lead a writer elsewhere.
 ///
 /// # Errors
-/// If there is a FIFO, a device, a folder or a symbolic link.
+/// Fails if there is a FIFO, a device, a folder or a symbolic link.
 pub fn check_regular(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) => check_kind(found.file_type()),
@@ -52,10 +61,10 @@ pub fn check_regular(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads a whole file, as [`std::fs::read`] does. What is no file, for instance a FIFO, is an error and not waited for.
+/// Reads a whole file, as [`std::fs::read`] does. Anything but a regular file, such as a FIFO, is an error at once.
 ///
 /// # Errors
-/// If the file cannot be read, or is no regular file.
+/// Fails if the file cannot be read, or is no regular file.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.read_to_end(&mut bytes)?;
@@ -65,7 +74,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// [`read`] for text in UTF-8.
 ///
 /// # Errors
-/// If the file cannot be read, is no regular file, or is not UTF-8.
+/// Fails if the file cannot be read, is no regular file, or is not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
@@ -115,7 +124,7 @@ pub fn create_unlinked(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
-/// The folder that holds `path`, `.` for a bare name.
+/// Returns the parent folder of `path`, `.` for a bare name.
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
@@ -123,7 +132,7 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Makes a rename in the folder last. Only Unix can open a folder for that.
+/// Syncs a folder, which makes a rename in it durable. Does nothing where folders cannot be opened (not on Unix).
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;

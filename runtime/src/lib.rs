@@ -1,8 +1,8 @@
-//! What every Hearth binary shares: the choice of a backend, progress, logging, exit codes and safe writing of files.
+//! Common parts of the Hearth binaries: backend selection, progress, logging, exit codes and atomic writes.
 //!
-//! Libraries (`models`, `datasets`) choose no backend and print nothing; the binaries do, and they do it here, so that
-//! `train` and `infer` have the same flags, the same messages and the same exit codes. Nothing panics because standard
-//! output or standard error is closed or full: see [`output`].
+//! Libraries (`models`, `datasets`) select no backend and print nothing. The binaries do so by this crate, so that `train`
+//! and `infer` have the same flags, messages and exit codes. A closed or full standard output or standard error causes no
+//! panic: see [`output`].
 
 #![deny(missing_docs, clippy::print_stderr, clippy::print_stdout)]
 

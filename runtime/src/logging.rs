@@ -14,7 +14,7 @@
 //! Results go to standard output and are not logged. Progress bars are hidden while a line is printed.
 //!
 //! A [`LogFile`] of a run receives a copy of the records while it is open: those of Hearth's crates from `info` on and of
-//! other crates from `warn` on, whatever the flags say.
+//! other crates from `warn` on, regardless of the flags.
 
 use std::{sync::OnceLock, time::SystemTime};
 
@@ -94,7 +94,7 @@ pub const JOURNAL_TARGET: &str = "train::journal";
 /// installed already.
 ///
 /// # Errors
-/// If `RUST_LOG` cannot be parsed.
+/// Fails if `RUST_LOG` cannot be parsed.
 pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
     let spec = std::env::var("RUST_LOG").ok().filter(|spec| !spec.trim().is_empty());
     let levels = Levels::new(verbosity, spec.as_deref())?;

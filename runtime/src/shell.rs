@@ -27,7 +27,7 @@ pub struct ManArgs {
 /// Prints the completion script of `command` on standard output.
 ///
 /// # Errors
-/// If standard output cannot be written.
+/// Fails if standard output cannot be written.
 pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitCode> {
     let name = command.get_name().to_string();
     let mut script = Vec::new();
@@ -39,7 +39,7 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitC
 /// Writes the manual pages of `command` and its subcommands.
 ///
 /// # Errors
-/// If the folder cannot be created or a page cannot be written.
+/// Fails if the folder cannot be created or a page cannot be written.
 pub fn man(args: &ManArgs, command: Command) -> Result<ExitCode> {
     let folder = &args.out;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;

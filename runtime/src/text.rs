@@ -1,4 +1,4 @@
-//! Text that files and requests bring along, made safe for terminals and spreadsheets.
+//! Text from files and requests: escaped for terminals and spreadsheets; similar names.
 
 use std::borrow::Cow;
 
@@ -11,6 +11,23 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// As [`printable`], but keeps line breaks and tabs. For messages that may have several lines.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// Returns the candidates most similar to `name`, the best first, for "did you mean": at most `count`, and none that is
+/// not similar.
+pub fn similar<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+    const SIMILAR: f64 = 0.8;
+    let similarity = |candidate| strsim::jaro_winkler(&name.to_ascii_lowercase(), candidate);
+    let mut scored: Vec<(f64, &str)> =
+        candidates.into_iter().map(|candidate| (similarity(candidate), candidate)).collect();
+    scored.retain(|(similarity, _)| *similarity >= SIMILAR);
+    scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    scored.into_iter().map(|(_, candidate)| candidate).take(count).collect()
+}
+
+/// Returns the candidate most similar to `name`, as [`similar`] has it.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    similar(name, candidates, 1).pop()
 }
 
 fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -74,6 +91,16 @@ fn is_formula(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_most_similar_names_come_first_and_others_not_at_all() {
+        let names = ["resnet18", "resnet50", "vgg16", "alexnet"];
+        assert_eq!(nearest("resnet5", names), Some("resnet50"));
+        assert_eq!(nearest("VGG", names), Some("vgg16"));
+        assert_eq!(similar("resnet1", names, 2), ["resnet18", "resnet50"]);
+        assert_eq!(nearest("mobilenet", names), None);
+        assert_eq!(nearest("gpu", ["flex", "wgpu", "cuda"]), Some("wgpu"));
+    }
 
     #[test]
     fn names_cannot_move_the_cursor_or_begin_a_line() {

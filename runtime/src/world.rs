@@ -55,7 +55,7 @@ impl Default for World {
     }
 }
 
-/// What launchers tell a process: its rank and the number of processes.
+/// The rank of this process and the number of processes, as launchers pass them.
 const LAUNCHERS: [(&str, &str, &str); 3] = [
     ("OpenMPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MPICH", "PMI_RANK", "PMI_SIZE"),
@@ -82,7 +82,7 @@ pub fn world() -> &'static World {
 /// To be called once, before anything else works with others; [`leave`] is the end of it.
 ///
 /// # Errors
-/// Where there are several, and this program was built without the feature `mpi`, or MPI does not start.
+/// Fails if there are several, and this program was built without the feature `mpi`, or MPI does not start.
 pub fn join(timeout: Duration) -> Result<&'static World> {
     let joined = World::join(timeout)?;
     Ok(WORLD.get_or_init(|| joined))
@@ -169,13 +169,13 @@ impl World {
     }
 
     /// # Errors
-    /// Where there are several processes, and `what` is the work of one.
+    /// Fails if there are several processes, and `what` is the work of one.
     pub fn require_alone(&self, what: &str) -> Result<()> {
         ensure!(self.is_alone(), "{what} is the work of one process, and {} were started", self.size);
         Ok(())
     }
 
-    /// This rank's part of `count` things: parts follow each other, and differ by one thing at the most.
+    /// Returns this rank's shard of `count` items. Shards are contiguous and differ in size by at most one.
     pub fn part(&self, count: usize) -> std::ops::Range<usize> {
         self.rank * count / self.size..(self.rank + 1) * count / self.size
     }
@@ -191,7 +191,7 @@ impl World {
         let _ = values;
     }
 
-    /// The same in double precision.
+    /// Sums like the function above, in double precision.
     pub fn sum(&self, values: &mut [f64]) {
         self.count(size_of_val(values));
         #[cfg(feature = "mpi")]
@@ -272,7 +272,7 @@ impl World {
         }
     }
 
-    /// Ends all processes; the cause should have been told.
+    /// Ends all processes. Report the cause before.
     pub fn abort(&self) -> ! {
         #[cfg(feature = "mpi")]
         if let Some(link) = &self.link {

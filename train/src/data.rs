@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{bail, ensure};
+use data_encoding::HEXLOWER;
 use datasets::{
     ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, Source, Split,
     source::Relabeled,
@@ -73,7 +74,7 @@ fn fingerprint(train: &dyn Source, valid: &dyn Source) -> String {
             hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
         }
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&hash.finalize()[..8])
 }
 
 /// Opens the training and the validation images, and notes which were held out.

@@ -24,7 +24,6 @@ mod walk;
 mod webdataset;
 
 pub use folder::Folder;
-pub(crate) use index::write_atomically;
 pub use left_out::{LeftOut, LeftOutGroup, LeftOutReason};
 pub use names::natural_order;
 pub use open::open;

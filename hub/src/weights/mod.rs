@@ -507,16 +507,8 @@ fn read_burnpack(path: &Path, len: u64) -> std::result::Result<Tensors, String> 
 
 /// A name from a file, safe to print: control characters are escaped, and a long one is shortened.
 pub(crate) fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, letter) in text.chars().enumerate() {
-        if index == 120 {
-            shown.push('…');
-            break;
-        }
-        match letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-            true => shown.extend(letter.escape_unicode()),
-            false => shown.push(letter),
-        }
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", runtime::text::printable(&text[..end])),
+        None => runtime::text::printable(text).into_owned(),
     }
-    shown
 }

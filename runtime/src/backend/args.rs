@@ -1,4 +1,4 @@
-//! The flags about backends, the same in every binary.
+//! The flags that select backends, devices and kernels, the same in every binary.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,13 +11,13 @@ use crate::world::{World, world};
 /// The environment variable that replaces the default of `--backend`.
 pub const VARIABLE: &str = "HEARTH_BACKEND";
 
-/// What `--backend` accepts: `auto`, or a backend and its device.
+/// The value of `--backend`: `auto`, or a backend and its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum BackendChoice {
     /// The first device that opens: see [`auto`].
     #[default]
     Auto,
-    /// The one that is named.
+    /// A named device.
     Named(BackendSpec),
 }
 
@@ -39,7 +39,7 @@ impl FromStr for BackendChoice {
 }
 
 impl BackendChoice {
-    /// The choice of a flag, or else of the environment, or else the default.
+    /// Returns the value of the flag, or else of the environment variable, or else the default.
     fn or_default(flag: Option<Self>, environment: Option<String>) -> Result<Self> {
         match (flag, environment.filter(|value| !value.is_empty())) {
             (Some(flag), _) => Ok(flag),
@@ -51,7 +51,7 @@ impl BackendChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// Where it does not open; for `auto` also where several processes would all take the same GPU.
+    /// Fails if it does not open; for `auto` also where several processes would all take the same GPU.
     fn select(self, world: &World) -> Result<Selected> {
         match self {
             Self::Named(spec) => Selected::named(spec),
@@ -97,7 +97,7 @@ impl BackendArgs {
     /// Opens the device.
     ///
     /// # Errors
-    /// Where it does not open; for `auto` also where several processes would all take the same GPU.
+    /// Fails if it does not open; for `auto` also where several processes would all take the same GPU.
     pub fn select(&self) -> Result<Selected> {
         BackendChoice::or_default(self.backend, environment())?.select(world())
     }
@@ -106,7 +106,7 @@ impl BackendArgs {
 /// Opens the devices of a flag that may be repeated; the default's where it was not given.
 ///
 /// # Errors
-/// Where one of them does not open.
+/// Fails if one of them does not open.
 pub fn select_all(choices: &[BackendChoice]) -> Result<Vec<Selected>> {
     if choices.is_empty() {
         return Ok(vec![BackendArgs::default().select()?]);
@@ -114,10 +114,10 @@ pub fn select_all(choices: &[BackendChoice]) -> Result<Vec<Selected>> {
     choices.iter().map(|choice| choice.select(world())).collect()
 }
 
-/// Opens devices that are all named.
+/// Opens several named devices.
 ///
 /// # Errors
-/// Where one of them does not open.
+/// Fails if one of them does not open.
 pub fn select_named(devices: &[BackendSpec]) -> Result<Vec<Selected>> {
     devices.iter().map(|&spec| Selected::named(spec)).collect()
 }
@@ -139,7 +139,7 @@ pub struct KernelArgs {
 }
 
 impl KernelArgs {
-    /// Has them run from now on.
+    /// Selects them for this process.
     pub fn choose(self) {
         kernels::set_kernel_mode(self.kernels);
     }

@@ -1,4 +1,4 @@
-//! `--backend auto`, and what a program says about the device that it computes on.
+//! `--backend auto`, and the description of the selected device.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,7 +35,7 @@ pub struct Selected {
 pub struct Skipped {
     /// The backend.
     pub backend: Backend,
-    /// Why its device did not open.
+    /// The error of opening its device.
     pub reason: String,
 }
 
@@ -67,22 +67,22 @@ impl Selected {
         &self.skipped
     }
 
-    /// The device for people: `cuda:0 (NVIDIA H200)`, `CPU (flex, AVX-512, 2 threads)`.
+    /// Returns a description of the device: `cuda:0 (NVIDIA H200)`, `CPU (flex, AVX-512, 2 threads)`.
     pub fn description(&self) -> String {
         describe(self.spec, &self.device)
     }
 
-    /// Why kernels may fail although the device opened, with the remedy.
+    /// Returns a warning if kernels may fail although the device opened, with the remedy.
     pub fn warning(&self) -> Option<String> {
         found::missing_for_kernels(self.spec.backend())
     }
 }
 
 /// Returns the first device that opens among those of the compiled backends: CUDA's, ROCm's, Metal's, Vulkan's or
-/// wgpu's if it is a GPU and no software adapter, or else the CPU. The search takes place once a process.
+/// wgpu's if it is a GPU and no software adapter, or else the CPU. The search is done once per process.
 ///
 /// # Errors
-/// Where the build has no CPU backend, and no GPU was found.
+/// Fails if the build has no CPU backend, and no GPU was found.
 pub fn auto() -> Result<Selected> {
     static AUTO: OnceLock<Result<Selected, String>> = OnceLock::new();
     let selected = AUTO.get_or_init(|| {
@@ -99,7 +99,7 @@ pub fn auto() -> Result<Selected> {
     selected.clone().map_err(|error| anyhow!(error))
 }
 
-/// The first of `backends` that `open` opens, and why those before it did not open.
+/// Returns the first of `backends` that `open` opens, and the errors of those before it.
 fn first_that_opens<T>(
     backends: impl IntoIterator<Item = Backend>,
     mut open: impl FnMut(Backend) -> Result<T, String>,
@@ -114,7 +114,7 @@ fn first_that_opens<T>(
     (None, skipped)
 }
 
-/// Opens a backend's best device, if it is no software adapter.
+/// Opens a backend's best device unless it is a software adapter.
 fn open(backend: Backend) -> Result<(BackendSpec, Device), String> {
     let spec = choose(backend, &found::devices(backend))?;
     let device = spec.try_open()?;
@@ -125,7 +125,7 @@ fn open(backend: Backend) -> Result<(BackendSpec, Device), String> {
     }
 }
 
-/// The device of a backend to open, given those that it lists.
+/// Selects the device of a backend among those that it lists.
 fn choose(backend: Backend, found: &[found::Found]) -> Result<BackendSpec, String> {
     if !backend.is_gpu() {
         return Ok(backend.into());
@@ -140,7 +140,7 @@ fn choose(backend: Backend, found: &[found::Found]) -> Result<BackendSpec, Strin
     Ok(BackendSpec::from(backend).canonical())
 }
 
-/// A device for people.
+/// Describes a device.
 pub(super) fn describe(spec: BackendSpec, device: &Device) -> String {
     match spec.backend() {
         Backend::Flex => {
@@ -164,13 +164,13 @@ pub(super) fn describe(spec: BackendSpec, device: &Device) -> String {
     }
 }
 
-/// Why GPU backends were skipped, in one clause.
+/// Summarizes why GPU backends were skipped.
 fn sentence(skipped: &[Skipped]) -> Option<String> {
     let reasons: Vec<_> = skipped.iter().map(ToString::to_string).collect();
     (!reasons.is_empty()).then(|| format!("no GPU was found: {}", reasons.join("; ")))
 }
 
-/// The line that a program begins with, about the devices that it computes on.
+/// Returns the first line of a program's output: the devices that it computes on.
 ///
 /// `device: cuda:0 (NVIDIA H200)`, `device: CPU (flex, AVX-512, 2 threads); no GPU was found: vulkan: …`
 pub fn device_line(selected: &[Selected]) -> String {
@@ -199,7 +199,7 @@ pub fn device_line(selected: &[Selected]) -> String {
     format!("{label}: {}{}", devices.join(", "), reasons.map_or(String::new(), |reasons| format!("; {reasons}")))
 }
 
-/// The same for programs: one JSON object with the event `device`.
+/// Returns [`device_line`] as a JSON object with the event `device`.
 pub fn device_json(selected: &[Selected]) -> Value {
     let device = |selected: &Selected| {
         json!({
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::backend::{compiled, found::Found};
 
-    /// Devices that open, and what became of the others.
+    /// Devices that open, and the errors of the others.
     fn run(compiled: &[Backend], opens: &[Backend]) -> (Option<Backend>, Vec<String>) {
         let mut asked = Vec::new();
         let (opened, skipped) =

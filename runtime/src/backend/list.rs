@@ -1,4 +1,4 @@
-//! The command `devices`: what the compiled backends find, and which device `auto` picks.
+//! The command `devices`: lists the devices of the compiled backends and the one that `auto` selects.
 
 use anyhow::{Context, Result};
 use burn::tensor::{Device, FloatDType};
@@ -6,11 +6,11 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{Backend, BackendSpec, Selected, VARIABLE, args, auto, build_command, compiled, found, names, suggestion};
-use crate::exit::ExitCode;
+use crate::{exit::ExitCode, units::human_bytes};
 
 /// List the devices of the compiled backends, and which one `--backend auto` picks
 ///
-/// Each device is opened, so the list also says why one does not work.
+/// Each device is opened, so the list also reports why one does not work.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct DevicesArgs {
     /// How the list is printed
@@ -35,7 +35,7 @@ struct List {
     compiled: Vec<&'static str>,
     backends: Vec<Listed>,
     auto: Outcome,
-    /// What `HEARTH_BACKEND` puts in the place of `auto`.
+    /// The value of `HEARTH_BACKEND`, which replaces `auto`.
     environment: Option<String>,
 }
 
@@ -44,9 +44,9 @@ struct List {
 struct Listed {
     backend: &'static str,
     devices: Vec<ListedDevice>,
-    /// Why it lists no device.
+    /// The reason if it lists no device.
     problem: Option<String>,
-    /// Why kernels may fail on devices that open.
+    /// A warning if kernels may fail on devices that open.
     warning: Option<String>,
 }
 
@@ -57,9 +57,9 @@ struct ListedDevice {
     name: Option<String>,
     memory_bytes: Option<u64>,
     software: bool,
-    /// The types that it computes in.
+    /// The supported floating-point types.
     dtypes: Vec<&'static str>,
-    /// Why it does not open.
+    /// The error of opening it.
     problem: Option<String>,
 }
 
@@ -74,7 +74,7 @@ struct Outcome {
 /// Prints the devices of every compiled backend on standard output.
 ///
 /// # Errors
-/// Where standard output cannot be written.
+/// Fails if standard output cannot be written.
 pub fn devices(args: &DevicesArgs) -> Result<ExitCode> {
     let list = List {
         hearth: env!("CARGO_PKG_VERSION"),
@@ -145,10 +145,7 @@ fn text(list: &List) -> String {
             text += &format!("{backend:<18}  {:>10}  {:<14}  none: {problem}\n", "-", "-");
         }
         for device in devices {
-            let memory = device.memory_bytes.map_or("-".to_string(), |bytes| {
-                let gib = bytes as f64 / f64::from(1 << 30);
-                format!("{gib:.1} GiB")
-            });
+            let memory = device.memory_bytes.map_or("-".to_string(), human_bytes);
             let name = match (&device.name, &device.problem) {
                 (_, Some(problem)) => format!("does not open: {problem}"),
                 (Some(name), None) if device.software => format!("{name} (a software adapter)"),
@@ -219,7 +216,7 @@ mod tests {
     fn the_table_has_devices_reasons_and_the_choice() {
         let text = text(&example());
         for part in [
-            "cuda:0               139.0 GiB  f32 bf16        NVIDIA H200\n",
+            "cuda:0              139.00 GiB  f32 bf16        NVIDIA H200\n",
             "does not open: busy",
             "none: no loader",
             "warning: look",

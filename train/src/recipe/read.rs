@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, anyhow, bail};
+use runtime::text::nearest;
 use toml::{Table, Value};
 
 use super::{Error, Recipe, SHIPPED};
@@ -135,19 +136,11 @@ fn in_words(message: &str) -> String {
 
 /// For serde's "unknown field `a`, expected one of `b`, `c`": the nearest of what was expected.
 fn suggestion(message: &str) -> Option<&str> {
-    let rest = message.split_once("unknown field `").or_else(|| message.split_once("unknown variant `"))?.1;
+    let unknown = ["unknown field `", "unknown variant `", "unknown architecture `"];
+    let (_, rest) = unknown.iter().find_map(|start| message.split_once(start))?;
     let (unknown, rest) = rest.split_once('`')?;
     let expected = rest.split('`').skip(1).step_by(2);
     nearest(unknown, expected)
-}
-
-/// The most similar of the names, if any is similar enough to be meant.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|known| (strsim::jaro_winkler(name, known), known))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, known)| known)
 }
 
 /// A shipped recipe as it is.
