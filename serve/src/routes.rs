@@ -13,7 +13,7 @@ use axum::{
     body::Body,
     extract::{DefaultBodyLimit, Query, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware::from_fn_with_state,
+    middleware::{from_fn_with_state, map_response_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -21,7 +21,10 @@ use image::RgbImage;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    timeout::TimeoutLayer,
+};
 
 use crate::{
     Engine, Options,
@@ -68,7 +71,8 @@ pub fn router<E: Engine>(state: Arc<AppState<E>>) -> Router {
         None => router,
     };
     router
-        .layer(from_fn_with_state(Arc::clone(&state), middleware::timeout::<E>))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, state.options.request_timeout))
+        .layer(map_response_with_state(Arc::clone(&state), middleware::error_body::<E>))
         .layer(from_fn_with_state(Arc::clone(&state), middleware::access::<E>))
         .layer(from_fn_with_state(Arc::clone(&state), middleware::record::<E>))
         .with_state(state)

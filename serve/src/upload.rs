@@ -27,7 +27,7 @@ pub struct Uploads {
 ///
 /// # Errors
 /// 400 for a malformed form or one without an image, 413 for a body that is too large, 415 for a content type that is
-/// not an image, 503 if the bodies in flight leave no room.
+/// not an image, 503 if too many bytes of bodies are in flight.
 pub async fn read(headers: &HeaderMap, body: Body, options: &Options, room: &Permits) -> Result<Uploads, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap_or("?").to_ascii_lowercase());
     let essence = kind.as_deref().map(|kind| kind.split(';').next().unwrap_or_default().trim().to_string());
