@@ -210,6 +210,17 @@ impl Trainer {
         self
     }
 
+    /// Selects one of several networks of a weight file by its key, such as `state_dict_ema` or `encoder_q`, for
+    /// fine-tuning.
+    pub fn weights_key(mut self, key: impl Into<String>) -> Self {
+        self.edit(|recipe| {
+            if let Some(transfer) = &mut recipe.transfer {
+                transfer.weights_key = Some(key.into());
+            }
+        });
+        self
+    }
+
     /// Sets the validation images; by default the `val` split of the images, or a part of them.
     pub fn validation(mut self, data: impl AsRef<Path>) -> Self {
         self.edit(|recipe| recipe.data.valid = Some(data.as_ref().to_string_lossy().into_owned()));

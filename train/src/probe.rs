@@ -20,6 +20,7 @@ use burn::{
     optim::{GradientsParams, lr_scheduler::LrScheduler},
     tensor::{Device, Int, Tensor, TensorData},
 };
+use data_encoding::HEXLOWER;
 use datasets::{ImageBatch, ImageLoader, SampleRng, Source, loader::BadSample};
 use hub::weights;
 use models::{ImageClassifier, Network};
@@ -106,7 +107,7 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     if !bad.is_empty() {
         journal.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
     }
-    if let Err(error) = results::write_bad_samples(&folder.path, &bad) {
+    if let Err(error) = results::write_bad_samples(&folder.path, &[], &bad) {
         journal.warn(&format!("{error:#}"));
     }
     let outcome = match features {
@@ -325,7 +326,7 @@ fn features(
         hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
         hash.update(source.location(index).to_string().as_bytes());
     }
-    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let name = HEXLOWER.encode(&hash.finalize()[..16]);
     let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));
     if let Some(path) = &cache {
         match read(path) {

@@ -1,6 +1,7 @@
 //! What a run leaves besides its weights: predictions, pictures of mistakes, bad samples, the table of runs.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fs::{self, OpenOptions},
     io::{Cursor, Write},
     path::Path,
@@ -14,8 +15,12 @@ use datasets::{
     transforms::{Interpolation, Resize, ResizeRule},
 };
 use image::{ImageFormat, codecs::jpeg::JpegEncoder};
-use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, write_csv};
-use runtime::{files::write_atomic_bytes, text::escape_cell};
+use report::format::{BAD_SAMPLES, MISTAKES, MistakeRow, PREDICTIONS, PredictionRow, read_csv, write_csv};
+use runtime::{
+    files::write_atomic_bytes,
+    text::{cell, escape_cell},
+};
+use serde::{Deserialize, Serialize};
 
 use crate::evaluation::Prediction;
 
@@ -94,18 +99,47 @@ fn thumbnail(bytes: &[u8]) -> Result<(Vec<u8>, &'static str)> {
     Ok((picture.into_inner(), if tiny { "png" } else { "jpg" }))
 }
 
-/// Writes `bad_samples.csv` where there are any.
-pub fn write_bad_samples(run: &Path, bad: &[BadSample]) -> Result<()> {
+/// A row of `bad_samples.csv`: an image that is damaged, or could not be read or decoded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadSampleRow {
+    #[serde(with = "cell")]
+    key: String,
+    #[serde(with = "cell")]
+    location: String,
+    #[serde(with = "cell")]
+    cause: String,
+    /// How often it was met.
+    times: u64,
+}
+
+/// Reads `bad_samples.csv`, for the run to continue it; empty if the run has none.
+pub fn read_bad_samples(run: &Path) -> Result<Vec<BadSampleRow>> {
+    let path = run.join(BAD_SAMPLES);
+    if path.exists() { read_csv(&path) } else { Ok(Vec::new()) }
+}
+
+/// Writes `bad_samples.csv`: the rows of earlier processes of the run, and the images that this one met, each once.
+pub fn write_bad_samples(run: &Path, earlier: &[BadSampleRow], bad: &[BadSample]) -> Result<()> {
     if bad.is_empty() {
         return Ok(());
     }
-    let mut table = csv::Writer::from_writer(Vec::new());
-    table.write_record(["key", "location", "cause", "times"])?;
-    for sample in bad {
-        let [key, location, cause] = [&sample.key, &sample.location, &sample.cause].map(|text| escape_cell(text));
-        table.write_record([&*key, &*location, &*cause, &sample.times.to_string()])?;
+    let mut rows = earlier.to_vec();
+    let mut known: HashMap<(&str, &str), usize> =
+        earlier.iter().enumerate().map(|(at, row)| ((row.key.as_str(), row.location.as_str()), at)).collect();
+    for BadSample { key, location, cause, times, .. } in bad {
+        match known.entry((key.as_str(), location.as_str())) {
+            Entry::Occupied(at) => {
+                let row = &mut rows[*at.get()];
+                (row.cause, row.times) = (cause.clone(), row.times + times);
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(rows.len());
+                let (key, location, cause) = (key.clone(), location.clone(), cause.clone());
+                rows.push(BadSampleRow { key, location, cause, times: *times });
+            }
+        }
     }
-    write_atomic_bytes(&run.join(BAD_SAMPLES), &table.into_inner()?)
+    write_csv(&run.join(BAD_SAMPLES), rows)
 }
 
 /// Appends a finished run to the table of all runs.
@@ -162,6 +196,33 @@ mod tests {
         assert!(run.path().join("mistakes/002.png").is_file());
         write_predictions(run.path(), &predictions[..1], &source).unwrap();
         assert!(!run.path().join("mistakes/002.png").exists());
+    }
+
+    #[test]
+    fn bad_samples_of_earlier_processes_stay_listed_once() {
+        let run = tempfile::tempdir().unwrap();
+        let sample = |key: &str, times| BadSample {
+            index: 0,
+            key: key.into(),
+            location: format!("data/{key}"),
+            cause: "it ends early".into(),
+            times,
+        };
+        assert_eq!(read_bad_samples(run.path()).unwrap(), []);
+        write_bad_samples(run.path(), &[], &[sample("=a.jpg", 2), sample("b.jpg", 1)]).unwrap();
+        let earlier = read_bad_samples(run.path()).unwrap();
+        for _ in 0..2 {
+            // Each checkpoint of the process writes all that it met so far.
+            write_bad_samples(run.path(), &earlier, &[sample("b.jpg", 3), sample("c.jpg", 1)]).unwrap();
+        }
+        let listed = fs::read_to_string(run.path().join(BAD_SAMPLES)).unwrap();
+        assert_eq!(
+            listed,
+            "key,location,cause,times\n'=a.jpg,data/=a.jpg,it ends early,2\nb.jpg,data/b.jpg,it ends early,4\n\
+             c.jpg,data/c.jpg,it ends early,1\n"
+        );
+        write_bad_samples(run.path(), &earlier, &[]).unwrap();
+        assert_eq!(read_bad_samples(run.path()).unwrap().len(), 3, "nothing new, nothing lost");
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::{
     observer::{Observer, Silent, WarningsOnly},
     parallel,
     progress::State,
-    recipe::{self, Overrides, Recipe},
+    recipe::{self, Overrides, Recipe, Transfer},
     renderer::{NoFiles, renderer},
     results,
     run::{self, RECIPE, RunFolder},
@@ -167,7 +167,7 @@ pub fn prepare(recipe: Recipe, load: &LoadOptions, options: &Options) -> anyhow:
             // It also says how images are prepared.
             let architecture = load.architecture.or(Some(recipe.architecture));
             let load = LoadOptions { architecture, ignore_preprocess: true, ..load.clone() };
-            Some(open_weights(&transfer.weights, &load, &device, options)?)
+            Some(open_weights(transfer, &load, &device, options)?)
         }
         None => None,
     };
@@ -188,7 +188,7 @@ pub fn follow_weights(
 ) -> anyhow::Result<Prepared> {
     let device = options.device()?;
     let transfer = recipe.transfer.as_ref().context("the recipe has no [transfer]")?;
-    let start = open_weights(&transfer.weights, load, &device, options)?;
+    let start = open_weights(transfer, load, &device, options)?;
     recipe.architecture = start.card.architecture;
     recipe.images.follow(&start.card.preprocess)?;
     if let Some(size) = size {
@@ -257,9 +257,17 @@ impl Finished {
     }
 }
 
-fn open_weights(name: &str, load: &LoadOptions, device: &Device, options: &Options) -> anyhow::Result<hub::Opened> {
+fn open_weights(
+    transfer: &Transfer,
+    load: &LoadOptions,
+    device: &Device,
+    options: &Options,
+) -> anyhow::Result<hub::Opened> {
+    let name = &transfer.weights;
+    let weights_key = load.weights_key.clone().or_else(|| transfer.weights_key.clone());
+    let load = LoadOptions { weights_key, ..load.clone() };
     let mut download = Download::new(options.progress);
-    let opened = hub::open_with_progress(name, load, device, &mut |published, progress| {
+    let opened = hub::open_with_progress(name, &load, device, &mut |published, progress| {
         download.report(published.file(), progress.done, progress.total, progress.resumed);
     });
     let opened = opened.with_context(|| format!("cannot start from the weights {name}"))?;
@@ -466,7 +474,7 @@ pub fn resume(run: &Path, overrides: &Overrides, load: &LoadOptions, options: &O
         (Some(_), Some(Checkpoint { state: State { aux_logits: Some(_), .. }, .. })) | (None, _) => None,
         (Some(transfer), _) => {
             let load = LoadOptions { architecture: load.architecture.or(Some(recipe.architecture)), ..load.clone() };
-            Some(open_weights(&transfer.weights, &load, &device, options)?)
+            Some(open_weights(transfer, &load, &device, options)?)
         }
     };
     let opened = complete(recipe, Some(&located.data), start, device, options);
@@ -772,11 +780,16 @@ fn launch(
     let (train, valid) = (Arc::new(loaders.first().clone()), Arc::new(loaders.valid.clone()));
     let epochs = prepared.recipe.epochs;
     let starting_after = state.epoch;
+    let earlier_bad = results::read_bad_samples(run).unwrap_or_else(|error| {
+        journal.warn(&format!("{error:#}: the list begins anew"));
+        Vec::new()
+    });
     let session = Session {
         recipe: prepared.recipe,
         card,
         run: run.to_path_buf(),
         loaders,
+        earlier_bad,
         device: prepared.device.autodiff(),
         devices: prepared.devices,
         state,

@@ -132,7 +132,14 @@ mod tests {
     }
 
     fn transfer(freeze: Freeze) -> Transfer {
-        Transfer { weights: "w".into(), freeze, unfreeze_at: None, unfreeze_per_epoch: None, layer_decay: 1.0 }
+        Transfer {
+            weights: "w".into(),
+            weights_key: None,
+            freeze,
+            unfreeze_at: None,
+            unfreeze_per_epoch: None,
+            layer_decay: 1.0,
+        }
     }
 
     #[test]

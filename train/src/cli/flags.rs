@@ -1,7 +1,7 @@
 //! The flags for what errors of the library name by its key in a recipe.
 
 /// Keys of a recipe and the flags that set them. Keys that are words of prose too are left out.
-const FLAGS: [(&str, &str); 18] = [
+const FLAGS: [(&str, &str); 19] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
@@ -16,6 +16,7 @@ const FLAGS: [(&str, &str); 18] = [
     ("ranks.dist_bn", "--dist-bn"),
     ("network.dtype", "--dtype"),
     ("transfer.weights", "--weights"),
+    ("transfer.weights_key", "--weights-key"),
     ("transfer.freeze", "--freeze"),
     ("transfer.unfreeze_at", "--unfreeze-at"),
     ("transfer.unfreeze_per_epoch", "--unfreeze-per-epoch"),

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use hub::LoadOptions;
 use runtime::{exit::ExitCode, logging::Verbosity};
 use train::{
     lr_finder, probe,
@@ -39,6 +40,10 @@ fn prepare(
     }
     overrides.extend(args.run.overrides()?);
     overrides.set("transfer.weights", weights);
+    // The key is that of the given weights, and not of the probe that --auto continues from.
+    let weights_key = args.load.weights_key.clone().filter(|_| weights == args.weights.as_deref());
+    overrides.set("transfer.weights_key", weights_key);
+    let load = LoadOptions { weights_key: None, ..args.load.clone() };
     overrides.set("transfer.freeze", args.freeze.clone().map(String::from));
     overrides.set("transfer.unfreeze_at", args.unfreeze_at);
     overrides.set("transfer.unfreeze_per_epoch", args.unfreeze_per_epoch);
@@ -59,13 +64,13 @@ fn prepare(
         "give --data: the images to train on, in one folder a class for instance"
     );
     if from_card {
-        return training::follow_weights(recipe, &args.load, args.run.size, options);
+        return training::follow_weights(recipe, &load, args.run.size, options);
     }
     // A file says itself how images are prepared; a run's alone repeats the run.
     if let Some(size) = args.run.size {
         recipe.images.set_size(size)?;
     }
-    training::prepare(recipe, &args.load, options)
+    training::prepare(recipe, &load, options)
 }
 
 /// Removes what a recipe says about unfreezing: stages that are to be frozen stay so, unless flags say otherwise.
@@ -86,6 +91,7 @@ fn auto(args: &FinetuneArgs, options: &Options) -> Result<ExitCode> {
     of_probe.set("schedule.learning_rate", Some(1e-3));
     of_probe.parse("transfer = { weights = \"\", freeze = \"backbone\" }")?;
     of_probe.set("transfer.weights", weights);
+    of_probe.set("transfer.weights_key", args.load.weights_key.clone());
     let probe = probe::finetune(prepare(args, "linear-probe", weights, of_probe, options)?, options)?;
     if !matches!(probe.end, End::Finished) {
         return conclude(probe);

@@ -22,6 +22,7 @@ pub fn run(args: &LrFindArgs, verbosity: Verbosity) -> Result<ExitCode> {
         (None, Some(_)) => "imagenet-classic",
     };
     overrides.set("transfer.weights", args.weights.clone());
+    overrides.set("transfer.weights_key", args.load.weights_key.clone());
     if args.weights.is_none() {
         overrides.set("architecture", args.load.architecture.map(|arch| arch.to_string()));
     }

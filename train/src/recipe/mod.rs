@@ -413,6 +413,9 @@ pub struct Ema {
 pub struct Transfer {
     /// A run folder, a file or a published name.
     pub weights: String,
+    /// Which network of a weight file that has several, such as `state_dict_ema` or `encoder_q`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_key: Option<String>,
     /// Stages that stay as they are: no gradient, BatchNorm statistics and dropout fixed.
     #[serde(default)]
     pub freeze: Freeze,

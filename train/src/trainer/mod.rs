@@ -58,7 +58,8 @@ use crate::{
     parallel::{self, DataParallel},
     progress::{EpochRecord, State, Times, lap},
     recipe::{Dtype, Recipe},
-    results, transfer,
+    results::{self, BadSampleRow},
+    transfer,
 };
 
 /// A run, ready to start.
@@ -67,6 +68,8 @@ pub struct Session {
     pub card: Card,
     pub run: PathBuf,
     pub loaders: Loaders,
+    /// The bad samples that earlier processes of the run listed.
+    pub earlier_bad: Vec<BadSampleRow>,
     pub device: Device,
     /// The devices of this process, where they are several.
     pub devices: Option<parallel::Plan>,
@@ -269,11 +272,8 @@ impl Trainer {
         state.sums = Reading::default();
         state.times = Times::default();
         self.session.journal.epoch(&self.session.state, &record);
-        if self.session.world.is_root() {
-            self.write_bad_samples();
-            if is_best {
-                self.keep_best(&record, validation);
-            }
+        if self.session.world.is_root() && is_best {
+            self.keep_best(&record, validation);
         }
         self.checkpoint();
         Ok(())
@@ -298,7 +298,7 @@ impl Trainer {
 
     fn write_bad_samples(&self) {
         let bad = self.session.loaders.bad_samples();
-        if let Err(error) = results::write_bad_samples(&self.session.run, &bad) {
+        if let Err(error) = results::write_bad_samples(&self.session.run, &self.session.earlier_bad, &bad) {
             self.session.journal.warn(&format!("{error:#}"));
         }
     }
@@ -335,6 +335,7 @@ impl Trainer {
             (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
             return;
         }
+        self.write_bad_samples();
         // Running statistics lag by one step until they are asked for.
         drop(self.model.network.valid());
         let session = &mut self.session;
