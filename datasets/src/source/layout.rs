@@ -1,6 +1,6 @@
-//! The splits that names of folders and shards stand for: `Training`, `test_set`, `seg_train`, `val2017`.
+//! Recognizes splits by the names of folders and shards: `Training`, `test_set`, `seg_train`, `val2017`.
 
-/// The split that a name stands for.
+/// The split that a name denotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     Train,
@@ -33,7 +33,7 @@ const ROLES: [(&str, Role); 11] = [
     ("tst", Role::Test),
 ];
 
-/// Words beside a split's name that say nothing more.
+/// Words beside a split's name that carry no information.
 const FILLERS: [&str; 18] = [
     "set", "sets", "split", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture", "pictures",
     "photo", "photos", "folder", "jpg", "jpeg", "png",
@@ -59,7 +59,7 @@ pub(super) fn role_in(name: &str) -> Option<Role> {
     words(name).iter().find_map(|word| role_of(word))
 }
 
-/// Whether a name says nothing but that there are data: `images`, `data_2017`. A number alone can be a class.
+/// Whether a name is a generic word for data, such as `images` or `data_2017`. A number alone can be a class.
 pub(super) fn is_filler_name(name: &str) -> bool {
     let words = words(name);
     words.iter().all(|word| is_filler(word)) && words.iter().any(|word| FILLERS.contains(&word.as_str()))

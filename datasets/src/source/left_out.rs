@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use runtime::text::printable;
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 
-/// Why a file is left out.
+/// The reason for leaving a file out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -57,7 +57,7 @@ pub struct LeftOutGroup<'a> {
     pub reason: LeftOutReason,
     /// The extension with its dot, in lower case; empty where there is none, `folder` for folders.
     pub extension: &'a str,
-    /// How many.
+    /// The number of files.
     pub count: usize,
     /// One of them.
     pub example: &'a str,

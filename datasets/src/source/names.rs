@@ -8,7 +8,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names {
     groups: Vec<Group>,
-    /// Where each name's own part ends in `text`; it begins where the one before ends.
+    /// The end of each name's own part in `text`; it begins at the end of the previous one.
     ends: Vec<u32>,
     text: String,
 }

@@ -220,7 +220,7 @@ fn images<'a>(open: impl FnOnce() -> Result<folder::Folder> + 'a) -> Found<'a> {
     Found::Whole(Box::new(move || Ok(open()?.into_part(Vec::new()))))
 }
 
-/// Opens the split that the options ask for.
+/// Opens the requested split.
 fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind) -> Result<Part> {
     let (container, train, val) = match found {
         Found::Whole(open) => {

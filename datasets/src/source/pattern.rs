@@ -35,7 +35,7 @@ pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// The first brace that holds no other and stands for something: the text before it, its choices, the text after.
+/// Returns the first expandable brace without nested ones: the text before it, its alternatives, the text after it.
 fn innermost_brace(pattern: &str) -> Option<(&str, Vec<String>, &str)> {
     let mut from = 0;
     while let Some(end) = pattern[from..].find('}').map(|at| from + at) {

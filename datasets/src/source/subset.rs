@@ -15,7 +15,7 @@ impl Subset {
     /// The samples `indices` of `source`, in that order.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where one lies beyond the source's end.
+    /// [`Error::OutOfRange`] for an index out of range.
     pub fn new(source: Arc<dyn Source>, indices: Vec<u32>) -> Result<Self> {
         indices.iter().try_for_each(|&index| check_index(index as usize, source.len()))?;
         Ok(Self { source, indices })
@@ -28,7 +28,7 @@ impl Subset {
     /// ones go is drawn from the seed and their keys, so adding files moves few of the others.
     ///
     /// # Errors
-    /// [`Error::Layout`] for a fraction that does not lie between 0 and 1.
+    /// [`Error::Layout`] for a fraction that is not between 0 and 1.
     pub fn split(source: Arc<dyn Source>, val_fraction: f64, seed: u64) -> Result<(Self, Self)> {
         if !(val_fraction > 0.0 && val_fraction < 1.0) {
             return Err(Error::layout("val fraction", format!("{val_fraction} does not lie between 0 and 1")));

@@ -25,7 +25,7 @@ const UNSUPPORTED_EXTENSIONS: [&str; 43] = [
 const FOREIGN_FOLDERS: [&str; 6] =
     ["__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"];
 
-/// How deep folders may be nested.
+/// The largest depth of nested folders.
 const MAX_DEPTH: usize = 64;
 
 /// An entry of a folder.
@@ -122,7 +122,7 @@ pub(super) struct ImageFile {
     pub odd_path: Option<PathBuf>,
 }
 
-/// What identifies a folder whatever links lead to it.
+/// The identity of a folder, independent of links.
 #[cfg(unix)]
 fn identity(folder: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -134,7 +134,7 @@ fn identity(folder: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(folder)
 }
 
-/// What to do with a subfolder that cannot be read.
+/// The policy for a subfolder that cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unreadable {
     Fail,
@@ -144,7 +144,7 @@ pub(super) enum Unreadable {
 /// Calls `visit` with each image below a folder, at any depth and in no order.
 ///
 /// # Errors
-/// [`Error::Io`] for a folder that cannot be read; for subfolders as `unreadable` says.
+/// [`Error::Io`] for a folder that cannot be read; for subfolders depending on `unreadable`.
 pub(super) fn walk(
     top: &Path,
     unreadable: Unreadable,
@@ -205,7 +205,7 @@ pub struct ImagesInFolder {
     pub paths: Vec<PathBuf>,
     /// The number of images in subfolders, which are not in `paths` unless they were asked for.
     pub in_subfolders: usize,
-    /// What is left out.
+    /// The entries left out.
     pub left_out: LeftOut,
 }
 
