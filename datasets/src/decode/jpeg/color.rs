@@ -3,7 +3,7 @@
 use super::{Component, Frame, Plane, Result, Window, unsupported};
 use crate::simd;
 
-/// What the components of a frame mean.
+/// The color model of a frame's components.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Model {
     Gray,
@@ -15,7 +15,7 @@ enum Model {
     Ycck,
 }
 
-/// How the samples of one component become those of the output.
+/// The upsampling of a component.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Upsampling {
     /// As they are.
