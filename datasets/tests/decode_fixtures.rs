@@ -51,22 +51,6 @@ fn every_variant_decodes_to_pillows_pixels() {
     }
 }
 
-/// `fixtures/incomplete/NAME` is a progressive photograph that was cut between two scans, or within one, and ended by an end
-/// marker; Pillow smooths such images.
-#[test]
-fn incomplete_progressive_images_are_smoothed_to_pillows_pixels() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/incomplete");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
-    assert_eq!(paths.len(), 6);
-    for path in paths {
-        let decoded = decode(&std::fs::read(&path).unwrap(), &stored()).unwrap().image;
-        let expected = image::open(format!("{}.expected.png", path.display())).unwrap().into_rgb8();
-        let different = decoded.as_raw().iter().zip(expected.as_raw()).filter(|(a, b)| a != b).count();
-        assert_eq!(different, 0, "{}: {different} of {} values differ", path.display(), expected.as_raw().len());
-    }
-}
-
 #[test]
 fn the_header_tells_what_the_content_is() {
     for (name, bytes) in fixtures() {

@@ -1,8 +1,7 @@
 //! JPEG (ITU-T T.81): baseline, extended and progressive, Huffman coded, 8 bits a sample.
 //!
 //! The arithmetic is that of libjpeg's default settings, which Pillow uses: the accurate integer inverse DCT, the
-//! triangle ("fancy") upsampling of subsampled color, the fixed-point conversion to RGB, and the smoothing of incomplete
-//! progressive images. The pixels are equal.
+//! triangle ("fancy") upsampling of subsampled color and the fixed-point conversion to RGB. The pixels are equal.
 //!
 //! Only what a [`Window`] of the image needs is decoded: entropy coding requires parsing everything before it, but
 //! blocks outside are neither dequantized nor transformed, rows below are not even parsed, and a window that is to be
@@ -16,7 +15,6 @@ mod color;
 mod entropy;
 mod idct;
 mod progressive;
-mod smooth;
 mod standard;
 
 pub(super) use self::color::{ink_to_light, ycc_to_rgb};
@@ -80,8 +78,6 @@ struct Component {
     coefficients: Vec<[i16; 64]>,
     /// Columns of `coefficients`.
     coefficient_stride: usize,
-    /// Progressive only: how far the low frequencies are known.
-    precision: smooth::Precision,
 }
 
 /// The samples of one component that the window needs.
@@ -107,8 +103,6 @@ struct Frame {
     v_max: usize,
     progressive: bool,
     components: Vec<Component>,
-    /// Progressive only: the last row of MCUs for which the last scan had data.
-    last_good: usize,
 }
 
 #[derive(Default)]
@@ -121,7 +115,7 @@ struct Tables {
     adobe: Option<u8>,
 }
 
-/// A component of a scan and its tables.
+/// What one component of a scan refers to.
 #[derive(Clone, Copy)]
 struct ScanComponent {
     index: usize,
@@ -129,7 +123,7 @@ struct ScanComponent {
     ac: usize,
 }
 
-/// The index in the block, row by row, of each zigzag position.
+/// The order in which zigzag positions lie in a block, row by row.
 pub(super) const ZIGZAG: [u8; 64] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21,
     28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54,
@@ -145,7 +139,7 @@ const MOST_SCANS: usize = 1000;
 const MOST_VISITS: u64 = 64;
 const FREE_VISITS: u64 = 1 << 23;
 
-/// The damage of a file that can be decoded nevertheless.
+/// What is wrong with a file, if that can be decoded around.
 #[derive(Default)]
 pub(super) struct Damages(Option<String>);
 
@@ -403,7 +397,6 @@ impl Frame {
                     plane: Plane::default(),
                     coefficients: Vec::new(),
                     coefficient_stride: 0,
-                    precision: smooth::Precision::default(),
                 })
             })
             .collect::<Result<_>>()?;
@@ -412,7 +405,7 @@ impl Frame {
         }
         let h_max = components.iter().map(|c| c.h).max().unwrap_or(1);
         let v_max = components.iter().map(|c| c.v).max().unwrap_or(1);
-        Ok(Self { width, height, h_max, v_max, progressive, components, last_good: 0 })
+        Ok(Self { width, height, h_max, v_max, progressive, components })
     }
 
     /// The number of MCUs in a row and in a column of an interleaved scan.
@@ -551,16 +544,11 @@ impl simd::Kernel for TransformAll<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let smooths = smooth::is_useful(self.0);
-        let (last_good, last) = (self.0.last_good, self.0.mcus().1.saturating_sub(1));
         for component in &mut self.0.components {
             let quant = component.quant.unwrap_or([0; 64]);
             for row in component.plane.rows.clone() {
                 for column in component.plane.columns.clone() {
                     let mut block = component.coefficients[row * component.coefficient_stride + column];
-                    if smooths {
-                        smooth::Smoothing::new(component, &quant, last_good, last).apply(row, column, &mut block);
-                    }
                     for (zigzag, &natural) in ZIGZAG.iter().enumerate() {
                         let value = &mut block[usize::from(natural)];
                         *value = value.wrapping_mul(quant[zigzag] as i16);

@@ -3,7 +3,7 @@
 use super::{Component, Frame, Plane, Result, Window, unsupported};
 use crate::simd;
 
-/// The color model of a frame's components.
+/// What the components of a frame mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Model {
     Gray,
@@ -15,7 +15,7 @@ enum Model {
     Ycck,
 }
 
-/// The upsampling of a component.
+/// How the samples of one component become those of the output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Upsampling {
     /// As they are.

@@ -6,7 +6,7 @@ use super::{Result, ZIGZAG, broken};
 #[derive(Default)]
 pub(super) struct Segments {
     bytes: Vec<u8>,
-    /// The end of each piece, and the marker behind it: 0 at the end of the file.
+    /// Where each piece ends, and the marker behind it: 0 at the end of the file.
     ends: Vec<(usize, u8)>,
 }
 
@@ -189,9 +189,9 @@ pub(super) struct Bits<'a> {
     at: usize,
     /// The next bits, from the top.
     buffer: u64,
-    /// The number of valid bits in the buffer.
+    /// How many bits of the buffer count.
     count: u32,
-    /// Whether a code occurred that is not in its table.
+    /// Whether a code was met that its table does not hold.
     pub bad: bool,
 }
 

@@ -25,9 +25,6 @@ pub(super) fn scan(
     }
     let mcus = if alone { frame.components[scan[0].index].blocks } else { frame.mcus() };
     let interval = tables.restart_interval;
-    for part in scan {
-        frame.components[part.index].precision.note(first, last, low);
-    }
     let mut predictions = [0i32; 4];
     let mut end_run = 0;
     let (mut pieces, mut bits) = segments.pieces();
@@ -53,8 +50,6 @@ pub(super) fn scan(
             }
             continue;
         }
-        // A scan of one component alone has its blocks in place of MCUs.
-        frame.last_good = if alone { mcu_y / frame.components[scan[0].index].v } else { mcu_y };
         for (part, prediction) in scan.iter().zip(&mut predictions) {
             let component = &mut frame.components[part.index];
             let (h, v) = if alone { (1, 1) } else { (component.h, component.v) };
