@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use datasets::{Class, imagenet};
 use hub::Card;
-use runtime::{files::open_regular, text::printable};
+use runtime::{
+    files::open_regular,
+    text::{canonical, printable},
+};
 
 /// The longest file of classes that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -37,7 +40,9 @@ impl ClassMap {
             let by_wnid = of_imagenet.then(|| imagenet::class_index(&class.id)).flatten();
             by_wnid.or_else(|| {
                 let same = |name: &String| *name == class.name || *name == class.id;
-                unique(card, same)
+                // The same text in another Unicode form, as macOS and other systems write it.
+                let text = [canonical(&class.name), canonical(&class.id)];
+                unique(card, same).or_else(|| unique(card, |name| text.contains(&canonical(name))))
             })
         };
         let found: Vec<Option<u32>> = data.iter().map(find).collect();
@@ -248,6 +253,9 @@ mod tests {
 
         card.classes = vec!["crane".into(), "dog".into(), "crane".into()];
         assert!(ClassMap::new(&[class("crane")], &card).is_err(), "a bird or a machine?");
+        card.classes = vec!["cafe\u{301}".into(), "th\u{e9}".into()];
+        let map = ClassMap::new(&[class("the\u{301}"), class("caf\u{e9}")], &card).unwrap();
+        assert_eq!(map, ClassMap(vec![1, 0]), "in another Unicode form");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use unicode_normalization::{UnicodeNormalization, is_nfc};
+
 /// Escapes what would change the text around it on a terminal: control characters (`\n`, `\u{1b}`), line separators and
 /// marks that change the direction of writing. For names of files, classes and tensors.
 pub fn printable(text: &str) -> Cow<'_, str> {
@@ -26,6 +28,12 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
         if is_unsafe(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
     }
     Cow::Owned(escaped)
+}
+
+/// Returns the composed form (NFC) of a text. macOS decomposes the letters of file names, so that the same name in an
+/// archive from there and in a folder of another system has other bytes.
+pub fn canonical(text: &str) -> Cow<'_, str> {
+    if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
 /// Protects a text cell of a CSV file from being run as a formula: spreadsheets evaluate cells that begin with `=`, `+`,
@@ -82,6 +90,13 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2Jb\nc\t\u{7f}\u{9b}"), "a\\u{1b}[2Jb\\nc\\t\\u{7f}\\u{9b}");
         assert_eq!(printable("gpj\u{202e}exe"), "gpj\\u{202e}exe");
         assert_eq!(printable_lines("two\n\tlines\u{1b}[31m\r"), "two\n\tlines\\u{1b}[31m\\r");
+    }
+
+    #[test]
+    fn composed_and_decomposed_letters_are_the_same_text() {
+        assert_eq!(canonical("the\u{301}"), "th\u{e9}");
+        assert_eq!(canonical("\u{1112}\u{1161}\u{11ab}"), "\u{d55c}");
+        assert!(matches!(canonical("th\u{e9} 犬"), Cow::Borrowed(_)));
     }
 
     #[test]

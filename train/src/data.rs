@@ -8,7 +8,10 @@ use datasets::{
     source::Relabeled,
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
-use runtime::{text::printable, world::world};
+use runtime::{
+    text::{canonical, printable},
+    world::world,
+};
 use sha2::{Digest, Sha256};
 
 use crate::recipe::{ClassWeights, Data, Recipe};
@@ -133,8 +136,8 @@ fn relabel(train: &dyn Source, valid: &Arc<dyn Source>, valid_spec: &str) -> Opt
         return None;
     }
     let relabeled = Relabeled::new(valid.clone(), train.classes())?;
-    let known: HashSet<&str> = valid.classes().iter().map(|class| class.id.as_str()).collect();
-    let missing = train.classes().iter().filter(|class| !known.contains(class.id.as_str()));
+    let known: HashSet<_> = valid.classes().iter().map(|class| canonical(&class.id)).collect();
+    let missing = train.classes().iter().filter(|class| !known.contains(&canonical(&class.id)));
     let missing: Vec<&str> = missing.map(|class| class.name.as_str()).collect();
     let note = (!missing.is_empty())
         .then(|| format!("{valid_spec}: {} classes have no validation images: {}", missing.len(), some_of(&missing)));

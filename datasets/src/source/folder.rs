@@ -21,10 +21,13 @@ use std::{
     sync::Arc,
 };
 
-use runtime::{files::open_regular, text::printable};
+use runtime::{
+    files::open_regular,
+    text::{canonical, printable},
+};
 
 use super::{
-    Class, LeftOut, LeftOutReason, Location, MAX_SAMPLE_BYTES, Source, SourceKind, check_index,
+    Class, LeftOut, LeftOutReason, Location, MAX_SAMPLE_BYTES, Source, SourceKind, alike, check_index,
     layout::{Role, is_filler_name, split_name},
     names::{Labels, Names, natural_order},
     options::{Found, OpenOptions, OpenPart, Part},
@@ -295,6 +298,7 @@ pub(super) fn find_classes<'a>(given: &Path, options: &'a OpenOptions) -> Result
     let allow_empty = options.allow_empty_classes;
     Ok(Some(Found::Whole(Box::new(move || {
         let (ids, folders) = classes_in(&listing);
+        notes.extend(alike::note(&root, &ids));
         let classes = ids.iter().map(|id| imagenet::named_class(id)).collect();
         let mut folder = Folder::of_classes(&root, &root, classes, &folders)?;
         folder.left_out.merge(&listing.left_out);
@@ -523,12 +527,13 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
     let mut notes = notes;
     let mut step = |split: Option<SplitFolder>, known: &HashSet<String>| -> Result<Option<SplitFolder>> {
         let Some(split) = split else { return Ok(None) };
-        let (split, note) = step_into(split, |name| known.contains(name))?;
+        let (split, note) = step_into(split, |name| known.contains(canonical(name).as_ref()))?;
         notes.extend(note);
         Ok(Some(split))
     };
     let train = step(train, &HashSet::new())?;
-    let known = train.iter().flat_map(|split| &split.listing.folders).map(|class| class.name.clone()).collect();
+    let text = |class: &Entry| canonical(&class.name).into_owned();
+    let known = train.iter().flat_map(|split| &split.listing.folders).map(text).collect();
     let mut val = step(val, &known)?;
     if let Some(split) = &train {
         if !split.has_classes() {
@@ -540,7 +545,7 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
         }
         // Test images are often unlabeled, in one folder or in a folder `unknown`.
         let foreign = |split: &SplitFolder| {
-            split.role == Role::Test && !split.listing.folders.iter().any(|class| known.contains(&class.name))
+            split.role == Role::Test && !split.listing.folders.iter().any(|class| known.contains(&text(class)))
         };
         if let Some(test) = val.take_if(|split| foreign(split)) {
             let why = match test.has_classes() {
@@ -569,7 +574,8 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
     let train_part = train.map(|split| {
         let (root, classes, mut notes) = (root.clone(), classes.clone(), notes.clone());
         Box::new(move || {
-            let (_, folders) = classes_in(&split.listing);
+            let (ids, folders) = classes_in(&split.listing);
+            notes.extend(alike::note(&split.path, &ids));
             let mut folder = Folder::of_classes(&root, &split.path, classes, &folders)?;
             folder.left_out.merge(&split.listing.left_out);
             notes.extend(images_beside(&split.path, &split.listing));
@@ -580,6 +586,7 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
     let val_part = val.map(|split| {
         Box::new(move || {
             let (ids, folders) = classes_in(&split.listing);
+            let (ids, folders) = alike::as_known(ids, folders, &classes);
             let folder = if ids.is_empty() {
                 Folder::official_val(&root, &split.path, classes, builtin_wnid)?
             } else {
@@ -605,11 +612,11 @@ fn check_known(split: &Path, ids: &[String], classes: &[Class]) -> Result<()> {
     }
     let what = if unknown.len() == 1 { "class" } else { "classes" };
     let verb = if unknown.len() == 1 { "is" } else { "are" };
-    let lower = |id: &str| id.to_lowercase();
-    let same_but_case =
-        |id: &str| classes.iter().find(|class| lower(&class.id) == lower(id)).map(|class| class.id.as_str());
-    let remedy = match unknown.iter().find_map(|id| same_but_case(id)) {
-        Some(class) => format!("it has {}, which differs in case: give both the same name", named([class])),
+    let looks_like = |id: &str| {
+        classes.iter().find(|class| alike::folded(&class.id) == alike::folded(id)).map(|class| class.id.as_str())
+    };
+    let remedy = match unknown.iter().find_map(|id| looks_like(id)) {
+        Some(class) => format!("it has {}, which differs in case or spaces: give both the same name", named([class])),
         None => "add its images there, or remove it here".to_owned(),
     };
     let cause = format!("{what} {} {verb} unknown to the training split; {remedy}", named(unknown));

@@ -2,6 +2,7 @@
 //!
 //! [`open`] recognizes what a path, a pattern or a URL holds; one module a kind does the reading.
 
+mod alike;
 mod archive;
 mod codec;
 mod folder;

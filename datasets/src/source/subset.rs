@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use super::{Class, Location, Source, check_index};
+use super::{Class, Location, Source, alike, check_index};
 use crate::{Error, Result};
 
 /// Some of a source's samples, under its classes. Costs four bytes a sample.
@@ -97,12 +97,13 @@ pub struct Relabeled {
 }
 
 impl Relabeled {
-    /// Returns the source with labels that count in `classes`, by the identifiers of the classes; `None` if one of its
-    /// classes is not among them.
+    /// Returns the source with labels that count in `classes`, by the identifiers of the classes, in whatever Unicode
+    /// form; `None` if one of its classes is not among them.
     pub fn new(source: Arc<dyn Source>, classes: &[Class]) -> Option<Self> {
+        let ids = source.classes().iter().map(|class| class.id.clone()).collect();
+        let (ids, _) = alike::as_known(ids, HashMap::<_, ()>::new(), classes);
         let by_id: HashMap<&str, u32> = classes.iter().map(|class| class.id.as_str()).zip(0..).collect();
-        let labels =
-            source.classes().iter().map(|class| by_id.get(class.id.as_str()).copied()).collect::<Option<_>>()?;
+        let labels = ids.iter().map(|id| by_id.get(id.as_str()).copied()).collect::<Option<_>>()?;
         Some(Self { source, classes: classes.to_vec(), labels })
     }
 }
