@@ -13,6 +13,7 @@ pub mod exit;
 pub mod files;
 mod log_file;
 pub mod logging;
+pub mod missing;
 pub mod output;
 pub mod progress;
 pub mod shell;

@@ -35,6 +35,7 @@ pub use packed::Packed;
 pub use parquet::Table as ParquetTable;
 pub use read_at::{LocalFile, ReadAt};
 #[cfg(feature = "remote")]
+pub use pattern::{is_pattern, local_files as files_of_pattern};
 pub use remote::RemoteFile;
 pub(crate) use subset::draw;
 pub use subset::{Relabeled, Subset};
