@@ -15,6 +15,7 @@ mod orientation;
 mod pixels;
 mod png;
 mod tiff;
+mod unknown;
 
 use std::{
     io::{self, BufRead, Cursor, Read, Seek, SeekFrom},
@@ -46,7 +47,7 @@ pub type Result<T, E = DecodeError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum DecodeError {
     /// The first bytes match no supported format.
-    #[error("not a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM image (it starts with {start:02x?})")]
+    #[error("not a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM image{}", unknown::what(start))]
     UnknownFormat {
         /// The first bytes, at most 8.
         start: Vec<u8>,
@@ -282,7 +283,7 @@ impl Format {
     /// The usual file extensions, in lower case.
     pub fn extensions(self) -> &'static [&'static str] {
         match self {
-            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp"],
+            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo"],
             Self::Png => &["png", "apng"],
             Self::WebP => &["webp"],
             Self::Bmp => &["bmp", "dib"],

@@ -6,6 +6,7 @@ mod alike;
 mod archive;
 mod codec;
 mod folder;
+mod foreign;
 mod index;
 mod layout;
 mod left_out;
@@ -179,9 +180,9 @@ pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
 }
 
 /// The file extensions of images, in lower case.
-pub const IMAGE_EXTENSIONS: [&str; 20] = [
-    "jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "png", "apng", "webp", "bmp", "dib", "gif", "tif",
-    "tiff", "ppm", "pgm", "pbm", "pnm",
+pub const IMAGE_EXTENSIONS: [&str; 21] = [
+    "jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "bmp", "dib", "gif",
+    "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
 ];
 
 /// Whether a file name ends like an image's, in any case.
