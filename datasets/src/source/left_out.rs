@@ -22,7 +22,8 @@ pub enum LeftOutReason {
     Unreadable,
     /// A file whose name is not Unicode and looks like another one's when it is written out.
     AmbiguousName,
-    /// An image or a folder whose name begins with a dot, or a folder of an operating system.
+    /// An image or a folder whose name begins with a dot, or a folder of an operating system or
+    /// of this program.
     Hidden,
     /// A file without an image's extension.
     NoImage,
