@@ -111,13 +111,17 @@ enum View {
     Hidden,
 }
 
+/// Whether the environment says that the terminal only shows lines of text: `TERM=dumb`, as editors and logs have it.
+pub fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 impl Progress {
     /// Starts to count from 0 to `total`, if that is known. `label` says what is being done: `scan`, `download`.
     pub fn new(label: impl Into<String>, unit: Unit, total: Option<u64>, output: Output) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let view = match output {
             Output::Quiet => View::Hidden,
-            Output::Auto if std::io::stderr().is_terminal() && !dumb => View::Bar(BARS.add(bar(unit, total))),
+            Output::Auto if std::io::stderr().is_terminal() && !is_dumb() => View::Bar(BARS.add(bar(unit, total))),
             Output::Auto | Output::Lines => {
                 View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(Stderr)) }
             }

@@ -1,11 +1,11 @@
 //! From a recipe's data to loaders.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use anyhow::{bail, ensure};
 use datasets::{
     ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, Source, Split,
-    source::Relabeled,
+    source::{Relabeled, split_beside},
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
 use runtime::{
@@ -113,11 +113,12 @@ fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<St
             );
             notes.push(format!(
                 "{}: there is no validation split: {held_out} of {} images are held out ({} % of each class, drawn by the \
-                 seed{})",
+                 seed{}){}",
                 data.train,
                 held_out + train.source.len(),
                 fraction * 100.0,
-                if data.val_fraction.is_none() { "; data.val_fraction changes it" } else { "" }
+                if data.val_fraction.is_none() { "; data.val_fraction changes it" } else { "" },
+                beside(&data.train)
             ));
             Ok((train, valid, notes))
         }
@@ -127,6 +128,14 @@ fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<St
             Ok((part(&data.train, Split::Train, None)?, valid, notes))
         }
     }
+}
+
+/// A hint where the folder of training images is one of several splits.
+fn beside(train: &str) -> String {
+    split_beside(Path::new(train)).map_or_else(String::new, |other| {
+        let name = other.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        format!("; `{}` beside it is not used: give the folder of both to validate on it", printable(&name))
+    })
 }
 
 /// Returns the validation images under the training images' classes, where theirs are others but all among them, and a
@@ -264,16 +273,23 @@ impl DataSet {
         Some(counts.into_iter().map(weight).collect())
     }
 
-    /// The loaders of a recipe.
+    /// The loaders of a recipe. An epoch of fewer images than a batch is one smaller batch.
     pub fn loaders(&self, recipe: &Recipe, workers: Option<usize>) -> anyhow::Result<Loaders> {
+        let (count, batch_size) = (self.train.len(), recipe.batch_size);
+        if count < batch_size && world().is_root() {
+            log::warn!(
+                "the {count} training images are fewer than a batch of {batch_size}: each step takes all of them, and a \
+                 learning rate for larger batches may be too high"
+            );
+        }
         let train = |(epoch, pipeline): (usize, Pipeline)| {
             let builder = builder(&self.train, pipeline, recipe, workers)?
                 .mix(recipe.images.mix.clone())
                 .order(recipe.data.order.order())
                 .repeats(recipe.data.repeats)
                 .balanced(recipe.data.balanced)
-                // A last batch of a few images would unsettle the batch statistics.
-                .drop_last(true);
+                // A last batch of a few images would unsettle the batch statistics, unless there is no other.
+                .drop_last(count >= batch_size);
             Ok::<_, anyhow::Error>((epoch, builder.build()?))
         };
         let phases = recipe.images.phases()?.into_iter().map(train).collect::<anyhow::Result<Vec<_>>>()?;

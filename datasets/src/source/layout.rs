@@ -1,5 +1,10 @@
 //! The splits that names of folders and shards stand for: `Training`, `test_set`, `seg_train`, `val2017`.
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
 /// The split that a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
@@ -54,6 +59,18 @@ pub(super) fn split_name(name: &str) -> Option<(Role, String)> {
     Some((role?, rest.join(" ")))
 }
 
+/// Returns the folder of another split beside a folder that is a training split: `data/val` beside `data/train`.
+pub fn split_beside(folder: &Path) -> Option<PathBuf> {
+    let folder = fs::canonicalize(folder).ok()?;
+    let (role, rest) = split_name(folder.file_name()?.to_str()?)?;
+    let other = |path: PathBuf| {
+        let (other, its_rest) = split_name(path.file_name()?.to_str()?)?;
+        (role == Role::Train && other != role && its_rest == rest && path.is_dir()).then_some((other, path))
+    };
+    let beside = fs::read_dir(folder.parent()?).ok()?.filter_map(|entry| other(entry.ok()?.path()));
+    beside.min().map(|(_, path)| path)
+}
+
 /// Returns the first split in a name: of `imagenet-train-0000.tar`, the training split.
 pub(super) fn role_in(name: &str) -> Option<Role> {
     words(name).iter().find_map(|word| role_of(word))
@@ -99,6 +116,20 @@ fn words(name: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_other_split_beside_a_training_split_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for folder in ["train", "test", "Val", "seg_train", "cats"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        let beside = |name: &str| split_beside(&at(name)).map(|path| path.file_name().unwrap().to_owned());
+        assert_eq!(beside("train"), Some("Val".into()), "before the test split");
+        for none in ["Val", "seg_train", "cats", "nothing"] {
+            assert_eq!(beside(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn splits_are_recognized_in_any_case_and_in_the_usual_variants() {

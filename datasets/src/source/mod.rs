@@ -27,6 +27,7 @@ mod webdataset;
 
 pub use folder::Folder;
 pub(crate) use index::write_atomically;
+pub use layout::split_beside;
 pub use left_out::{LeftOut, LeftOutGroup, LeftOutReason};
 pub use names::natural_order;
 pub use open::open;

@@ -20,7 +20,7 @@ use runtime::{
     exit,
     logging::{self, Verbosity},
     noteln,
-    progress::Output,
+    progress::{Output, is_dumb},
     shell::{CompletionsArgs, ManArgs},
     world::{self, WorldArgs},
 };
@@ -694,7 +694,7 @@ impl LoadingArgs {
             workers: self.workers,
             observer: Arc::new(Printer::new(lines)),
             progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
-            dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
+            dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal() && !is_dumb(),
             stop: interrupt::stop_flag(),
             save: interrupt::save_flag(),
             command: std::env::args().skip(1).collect(),

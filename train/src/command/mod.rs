@@ -18,6 +18,12 @@ use ::report::format::{RunKind, Score};
 use runtime::{exit::ExitCode, noteln, out, progress::human_duration, world::world};
 use train::training::{End, Finished};
 
+/// Whether a training stopped because of an image that cannot be read or decoded.
+fn is_bad_sample(error: &anyhow::Error) -> bool {
+    use datasets::Error::{Corrupt, Decode, Io};
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Decode { .. } | Io { .. } | Corrupt { .. })))
+}
+
 /// Prints the result of a run and returns the exit code.
 pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let (steps, seconds) = (finished.steps(), finished.seconds());
@@ -34,6 +40,10 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
         End::Failed(error) => {
             let next = match is_probe {
                 true => "start it again when the cause is gone".to_string(),
+                false if is_bad_sample(&error) => format!(
+                    "`train resume {shown}` goes on from its last checkpoint, and with `--bad-samples skip` without the \
+                     images that cannot be read"
+                ),
                 false => format!("`train resume {shown}` goes on from its last checkpoint"),
             };
             return Err(error.context(format!("training stopped; what was written is in {shown}, and {next}")));
