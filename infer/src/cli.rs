@@ -578,8 +578,15 @@ pub struct ServeArgs {
 #[cfg(feature = "serve")]
 fn address(text: &str) -> Result<std::net::SocketAddr, String> {
     use std::net::ToSocketAddrs;
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!("expected HOST:PORT without `{scheme}://`, such as {}", rest.trim_end_matches('/')));
+    }
     let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT, such as 127.0.0.1:8080 or localhost:8080")?;
     let port: u16 = port.parse().map_err(|_| format!("`{port}` is no port; ports are 0 to 65535"))?;
+    if host.is_empty() {
+        let hosts = format!("127.0.0.1:{port} for this machine alone, 0.0.0.0:{port} for all");
+        return Err(format!("`{text}` has no host: {hosts}"));
+    }
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let found = (host, port).to_socket_addrs().map_err(|error| format!("`{host}` is not known: {error}"))?;
     found.min_by_key(std::net::SocketAddr::is_ipv6).ok_or_else(|| format!("`{host}` has no address"))
@@ -867,6 +874,22 @@ mod tests {
     #[test]
     fn clap_accepts_the_command_line() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        assert_eq!(address("127.0.0.1:80"), Ok(([127, 0, 0, 1], 80).into()));
+        assert_eq!(address("[::1]:0").map(|address| address.is_ipv6()), Ok(true));
+        for (text, remedy) in [
+            (":8080", "127.0.0.1:8080 for this machine"),
+            ("http://localhost:80/", "without `http://`, such as localhost:80"),
+            ("localhost", "expected HOST:PORT"),
+            ("localhost:99999", "no port"),
+        ] {
+            let error = address(text).unwrap_err();
+            assert!(error.contains(remedy), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@
 mod access;
 mod admission;
 mod batch;
+mod drain;
 mod error;
 mod metrics;
 mod middleware;
