@@ -134,10 +134,10 @@ impl FromStr for Backend {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let lower = name.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .find(|backend| backend.name() == lower)
-            .ok_or_else(|| ParseBackendError::UnknownBackend { name: name.to_string(), nearest: nearest(&lower) })
+        Self::ALL.into_iter().find(|backend| backend.name() == lower).ok_or_else(|| ParseBackendError::UnknownBackend {
+            name: name.to_string(),
+            nearest: by_other_name(&lower).or_else(|| nearest(&lower)),
+        })
     }
 }
 
@@ -152,6 +152,18 @@ fn names(backends: &[Backend]) -> String {
         return "none".to_string();
     }
     backends.iter().map(|backend| backend.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The backend that other programs call so.
+fn by_other_name(name: &str) -> Option<Backend> {
+    Some(match name {
+        "cpu" | "host" => Backend::Flex,
+        "nvidia" => Backend::Cuda,
+        "mps" => Backend::Metal,
+        "hip" | "amd" => Backend::Rocm,
+        "torch" | "libtorch" | "pytorch" => Backend::Tch,
+        _ => return None,
+    })
 }
 
 /// The backend whose name is nearest to `name` by edit distance, if it is similar.
@@ -184,7 +196,13 @@ mod tests {
 
     #[test]
     fn an_unknown_name_gets_the_nearest_one() {
-        for (given, expected) in [("flx", Backend::Flex), ("cuda12", Backend::Cuda), ("nd-array", Backend::NdArray)] {
+        for (given, expected) in [
+            ("flx", Backend::Flex),
+            ("cuda12", Backend::Cuda),
+            ("nd-array", Backend::NdArray),
+            ("cpu", Backend::Flex),
+            ("MPS", Backend::Metal),
+        ] {
             match given.parse::<Backend>() {
                 Err(ParseBackendError::UnknownBackend { nearest, .. }) => {
                     assert_eq!(nearest, Some(expected), "{given}")

@@ -16,7 +16,7 @@
 
 use std::io::Write;
 
-use crate::{output::StdoutError, text::printable_lines};
+use crate::{output::StdoutError, signals, text::printable_lines};
 
 /// How a binary ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +81,7 @@ pub const HELP: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 3 so
 /// }
 /// ```
 pub fn run<C: clap::Parser>(main: impl FnOnce(C) -> anyhow::Result<ExitCode>) -> ExitCode {
+    signals::ignore_file_size_limit();
     let result = match C::try_parse() {
         Ok(cli) => main(cli),
         Err(message) => show(&message),

@@ -17,6 +17,7 @@ pub mod missing;
 pub mod output;
 pub mod progress;
 pub mod shell;
+pub mod signals;
 pub mod text;
 pub mod units;
 pub mod warmup;

@@ -35,9 +35,9 @@ pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]
 pub use parquet::Table as ParquetTable;
+pub use pattern::{is_pattern, local_files as files_of_pattern};
 pub use read_at::{LocalFile, ReadAt};
 #[cfg(feature = "remote")]
-pub use pattern::{is_pattern, local_files as files_of_pattern};
 pub use remote::RemoteFile;
 pub(crate) use subset::draw;
 pub use subset::{Relabeled, Subset};
