@@ -15,7 +15,7 @@ pub struct ImageBatch {
     pub shape: [usize; 4],
     /// The class of each image; `None` where the data has no labels.
     pub labels: Option<Vec<u32>>,
-    /// How the images are mixed with each other: Mixup, CutMix.
+    /// The mixing of the images with each other: Mixup, CutMix.
     pub mix: Option<BatchMix>,
     /// The images' indices in the source, which maps them to keys and locations.
     pub indices: Vec<usize>,
@@ -164,7 +164,7 @@ impl ImageBatch {
 #[derive(Debug, Clone)]
 pub struct UploadedBatch {
     pixels: Pixels,
-    /// How the images are to be mixed, and with which others.
+    /// The mixing of the images, with their partners.
     mix: Option<(BatchMix, Tensor<1, Int>)>,
 }
 

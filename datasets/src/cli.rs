@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{ops::Bound, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::{DecodeOptions, OrientationPolicy, SourceKind, Split};
@@ -9,7 +9,10 @@ use runtime::{
     logging::Verbosity,
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
+    units::{number_in, whole_in},
 };
+
+const BETWEEN_0_AND_1: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Excluded(1.0));
 
 /// Inspect, check, preview, shard and benchmark image data
 ///
@@ -109,10 +112,10 @@ pub struct DataArgs {
     #[arg(long, value_name = "KIND", help_heading = "Data")]
     pub source: Option<SourceKind>,
     /// Fraction of each class to hold out as `val`, if the data has no `val` split
-    #[arg(long, value_name = "FRACTION", help_heading = "Data")]
+    #[arg(long, value_name = "FRACTION", help_heading = "Data", value_parser = number_in("a fraction", BETWEEN_0_AND_1))]
     pub val_fraction: Option<f64>,
     /// Seed of all random choices
-    #[arg(long, default_value_t = 0, help_heading = "Data")]
+    #[arg(long, default_value_t = 0, help_heading = "Data", value_parser = whole_in("a whole number", 0_u64..))]
     pub seed: u64,
     /// Accept classes without images
     #[arg(long, help_heading = "Data")]
@@ -144,7 +147,7 @@ pub struct ImageArgs {
     #[arg(long, value_name = "apply|ignore", default_value_t, help_heading = "Data")]
     pub orientation: OrientationPolicy,
     /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
-    #[arg(long, value_name = "N", help_heading = "Data", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", help_heading = "Data", value_parser = whole_in("a number of pixels", 1_u64..))]
     pub max_pixels: Option<u64>,
 }
 
@@ -185,7 +188,7 @@ pub struct InspectArgs {
     #[command(flatten)]
     pub split: SplitArgs,
     /// Number of images whose headers are read; 0 reads all
-    #[arg(long, value_name = "N", default_value_t = 2000)]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = whole_in::<usize>("a number of images (0 for all)", ..))]
     pub sample: usize,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -212,13 +215,13 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub workers: Option<usize>,
     /// Shorter side below which an image is tiny
-    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
+    #[arg(long, value_name = "PIXELS", default_value_t = 32, value_parser = whole_in("a number of pixels", 0_u32..))]
     pub tiny: u32,
     /// Longer side above which an image is huge
-    #[arg(long, value_name = "PIXELS", default_value_t = 8192)]
+    #[arg(long, value_name = "PIXELS", default_value_t = 8192, value_parser = whole_in("a number of pixels", 0_u32..))]
     pub huge: u32,
     /// Largest number of differing bits (of 128) between the perceptual hashes of near duplicates
-    #[arg(long, value_name = "BITS", default_value_t = 6, value_parser = clap::value_parser!(u32).range(0..=15))]
+    #[arg(long, value_name = "BITS", default_value_t = 6, value_parser = whole_in("a number of bits", 0_u32..=15))]
     pub near: u32,
 }
 
@@ -255,19 +258,19 @@ pub struct PreviewArgs {
     #[arg(long, value_enum, default_value_t = PipelineName::Train)]
     pub pipeline: PipelineName,
     /// Height and width of the crops in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = whole_in("a number of pixels", 8_u32..=4096))]
     pub size: u32,
     /// Cells per row
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = whole_in("a number of columns", 1_u32..=64))]
     pub columns: u32,
     /// Number of rows
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole_in("a number of rows", 1_u32..=64))]
     pub rows: u32,
     /// Number of augmentations of each sample
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole_in("a number of augmentations", 1_u32..=64))]
     pub repeats: u32,
     /// Epoch whose first samples are shown
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole_in("the number of an epoch", 0_u64..))]
     pub epoch: u64,
 }
 
@@ -294,10 +297,10 @@ pub struct ShardArgs {
     #[arg(long)]
     pub shuffle: bool,
     /// Resize images with a longer shorter side to this shorter side, as JPEG; other images keep their bytes
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=65535))]
+    #[arg(long, value_name = "PIXELS", value_parser = whole_in("a number of pixels", 1_u32..=65535))]
     pub resize: Option<u32>,
     /// Quality of resized JPEGs, 1 to 100
-    #[arg(long, value_name = "Q", default_value_t = 95, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "Q", default_value_t = 95, value_parser = whole_in("a quality", 1_u8..=100))]
     pub quality: u8,
     /// First part of the shards' names [default: the name of DATA]
     #[arg(long)]
@@ -320,19 +323,19 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t = PipelineName::Train)]
     pub pipeline: PipelineName,
     /// Height and width of the crops in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = clap::value_parser!(u32).range(8..=4096))]
+    #[arg(long, value_name = "PIXELS", default_value_t = 224, value_parser = whole_in("a number of pixels", 8_u32..=4096))]
     pub size: u32,
     /// Threads; 0 loads on the main thread [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_workers)]
     pub workers: Option<usize>,
     /// Images per batch
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole_in("a number of images", 1_u32..))]
     pub batch_size: u32,
     /// Images per pass; shorter data is repeated
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole_in("a number of images", 1_u32..))]
     pub images: u32,
     /// Number of passes; the first is a warm-up if there are several
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole_in("a number of passes", 1_u32..))]
     pub passes: u32,
     /// Largest memory of batches in flight
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = runtime::units::byte_size)]

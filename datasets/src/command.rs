@@ -79,18 +79,6 @@ fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Formats bytes as `110.3 kB`, in powers of 1000 as the flags accept them.
-fn human_bytes(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if value < 999.5 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.1} TB")
-}
-
 /// Formats a count: `1 sample`, `2 samples`.
 fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}{}", if what.ends_with("ss") { "es" } else { "s" }) }
@@ -102,10 +90,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(human_bytes(999), "999 B");
-        assert_eq!(human_bytes(110_250), "110.2 kB");
-        assert_eq!(human_bytes(147_897_477_120), "147.9 GB");
-        assert_eq!(human_bytes(3_000_000_000_000), "3.0 TB");
         assert_eq!([count(1, "class"), count(2, "class"), count(0, "sample")], ["1 class", "2 classes", "0 samples"]);
     }
 }

@@ -15,6 +15,7 @@ mod orientation;
 mod pixels;
 mod png;
 mod tiff;
+mod unknown;
 
 use std::{
     io::{self, BufRead, Cursor, Read, Seek, SeekFrom},
@@ -40,13 +41,13 @@ use crate::transforms::Rect;
 /// Shorthand for a result of this module.
 pub type Result<T, E = DecodeError> = std::result::Result<T, E>;
 
-/// Why bytes are not an image. It has no path: callers wrap it with the sample's [`Location`](crate::Location) into
+/// The error of decoding an image. It has no path: callers wrap it with the sample's [`Location`](crate::Location) into
 /// [`Error::Decode`](crate::Error::Decode).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The first bytes match no supported format.
-    #[error("not a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM image (it starts with {start:02x?})")]
+    #[error("not a JPEG, PNG, WebP, BMP, GIF, TIFF or PNM image{}", unknown::what(start))]
     UnknownFormat {
         /// The first bytes, at most 8.
         start: Vec<u8>,
@@ -62,7 +63,7 @@ pub enum DecodeError {
     /// The bytes end too early or contradict the format.
     #[error("broken {format} image: {cause}")]
     Broken {
-        /// Returns the format that the first bytes declare.
+        /// The format that the first bytes declare.
         format: Format,
         /// The cause.
         cause: String,
@@ -109,7 +110,7 @@ pub enum DecodeError {
     /// There is too little memory at the moment.
     #[error("not enough memory: {bytes} bytes cannot be allocated")]
     OutOfMemory {
-        /// The bytes that were asked for.
+        /// The number of bytes requested.
         bytes: u64,
     },
     /// [`DecodeOptions::cancel`] was set.
@@ -120,7 +121,7 @@ pub enum DecodeError {
 /// Options of decoding.
 #[derive(Debug, Clone, Default)]
 pub struct DecodeOptions {
-    /// What becomes of the orientation in the metadata. Default: it is applied.
+    /// Whether the orientation in the metadata is applied. Default: it is.
     pub orientation: OrientationPolicy,
     /// Limits on the image.
     pub limits: Limits,
@@ -154,10 +155,10 @@ impl From<Limits> for DecodeOptions {
 pub struct Decoded {
     /// The pixels.
     pub image: RgbImage,
-    /// What is wrong with the file, if that could be decoded around.
+    /// The damage of the file, if it could be decoded nevertheless.
     pub damage: Option<Damage>,
-    /// The bits that samples of 16 bits really use, if those are fewer: 8, or 12 as many cameras and scanners write.
-    /// The pixels are scaled by that range.
+    /// The bits in use of 16-bit samples, if fewer: 8, or 12 as many cameras and scanners write. The pixels are scaled by
+    /// that range.
     pub used_bits: Option<u8>,
 }
 
@@ -178,7 +179,16 @@ impl From<RgbImage> for Decoded {
     }
 }
 
-/// Damage that an image was decoded around, as libjpeg and Pillow do.
+/// Converts the pixels of any image as [`decode`] does: alpha is dropped, and samples of 16 bits and floats are scaled.
+impl TryFrom<DynamicImage> for Decoded {
+    type Error = DecodeError;
+
+    fn try_from(image: DynamicImage) -> Result<Self> {
+        pixels::to_rgb(image)
+    }
+}
+
+/// Damage despite which an image was decoded, as libjpeg and Pillow do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The format.
@@ -282,7 +292,7 @@ impl Format {
     /// The usual file extensions, in lower case.
     pub fn extensions(self) -> &'static [&'static str] {
         match self {
-            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp"],
+            Self::Jpeg => &["jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo"],
             Self::Png => &["png", "apng"],
             Self::WebP => &["webp"],
             Self::Bmp => &["bmp", "dib"],
@@ -348,7 +358,7 @@ fn not_an_image(bytes: &[u8]) -> DecodeError {
     }
 }
 
-/// How an encoded image stores its colors.
+/// The color model of an encoded image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ColorModel {
     /// One channel.
@@ -414,9 +424,9 @@ pub struct Region {
     pub damage: Option<Damage>,
     /// See [`Decoded::used_bits`].
     pub used_bits: Option<u8>,
-    /// Where the part begins in `image`, in fractions of its pixels.
+    /// The part's left edge in `image`, in fractional pixels.
     pub left: f64,
-    /// Where the part begins in `image`, in fractions of its pixels.
+    /// The part's upper edge in `image`, in fractional pixels.
     pub top: f64,
     /// The part's width, in fractions of pixels of `image`.
     pub width: f64,

@@ -6,8 +6,8 @@
 //!         → ImageBatch (u8 NCHW + targets) → device: normalize
 //! ```
 //!
-//! What happens to sample `i` in epoch `e` is a function of `(seed, e, i)` alone: not of the number of workers, their
-//! timing, or what came before.
+//! The augmentation of sample `i` in epoch `e` is a function of `(seed, e, i)` alone. It does not depend on the number of
+//! workers, on their timing, or on earlier samples.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]

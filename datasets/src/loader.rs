@@ -4,7 +4,7 @@
 //! finished batches in order. Batches and their order do not depend on the number of workers. Data in flight is bounded
 //! in bytes ([`LoaderBuilder::memory_bytes`]).
 //!
-//! # When something fails
+//! # Failures
 //! Burn's iterators yield results. An unreadable sample is handled by the [`BadSamples`] policy. Under every policy, a
 //! worker panic or a batch that cannot be built is yielded as an error once, in place of the batch, after which the
 //! iterator ends. No failure ends an epoch without an error.
@@ -49,7 +49,7 @@ pub struct SampleContext {
     pub index: u64,
 }
 
-/// From encoded bytes to pixels of the batch's size: decode and transform.
+/// The preprocessing of a loader: decodes encoded bytes and transforms the pixels to the batch's size.
 pub trait Preprocess: Send + Sync {
     /// Height and width of every image that [`process`](Preprocess::process) returns.
     fn output_size(&self) -> [usize; 2];
@@ -101,7 +101,7 @@ impl Preprocess for PipelinePreprocess {
     }
 }
 
-/// The most threads of a loader: a larger number is a slip.
+/// The largest number of threads of a loader.
 const MOST_WORKERS: usize = 1024;
 
 /// Settings of an [`ImageLoader`]; see [`ImageLoader::builder`].
@@ -257,7 +257,7 @@ struct Context {
     damaged: Incidents,
 }
 
-/// Where the next iterator starts.
+/// The position at which the next iterator starts.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cursor {
     epoch: u64,
@@ -357,12 +357,12 @@ impl ImageLoader {
         lock(&self.meters).read()
     }
 
-    /// The samples that could not be read or decoded so far, each once, by index.
+    /// Returns the samples that could not be read or decoded so far, without duplicates, by index.
     pub fn bad_samples(&self) -> Vec<BadSample> {
         self.context.incidents.list()
     }
 
-    /// The samples that are damaged and were decoded nevertheless so far, each once, by index.
+    /// Returns the damaged samples that were decoded nevertheless so far, without duplicates, by index.
     pub fn damaged_samples(&self) -> Vec<BadSample> {
         self.context.damaged.list()
     }

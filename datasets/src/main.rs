@@ -34,7 +34,7 @@ fn run(command: &Command, progress: Output) -> anyhow::Result<ExitCode> {
         Command::Preview(args) => preview::run(args),
         Command::Shard(args) => shard::run(args, progress),
         Command::Bench(args) => bench::run(args, progress),
-        Command::Completions(args) => shell::completions(args, Cli::command()),
-        Command::Man(args) => shell::man(args, Cli::command()),
+        Command::Completions(args) => Ok(shell::completions(args, Cli::command())?),
+        Command::Man(args) => Ok(shell::man(args, Cli::command())?),
     }
 }

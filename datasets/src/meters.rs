@@ -119,7 +119,7 @@ pub struct MeterReading {
     pub transforming: Duration,
     /// Laying pixels out as a batch.
     pub collating: Duration,
-    /// Workers waiting for room in memory.
+    /// Workers waiting for memory.
     pub idle: Duration,
     /// Samples processed.
     pub samples: u64,

@@ -23,7 +23,7 @@ pub enum Order {
     },
 }
 
-/// How an epoch is drawn from a source.
+/// The sampling of an epoch from a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SamplerOptions {
     /// The seed of all orders.
@@ -41,7 +41,7 @@ pub struct SamplerOptions {
     pub rank: usize,
     /// The number of shards.
     pub world: usize,
-    /// What happens if `world` does not divide an epoch: the rest is dropped (`true`), or the first samples are
+    /// Whether the remainder of an epoch that `world` does not divide is dropped; otherwise the first samples are
     /// repeated (`false`). Shards have equal size either way.
     pub drop_last: bool,
 }
@@ -57,7 +57,7 @@ impl Default for SamplerOptions {
 pub struct Draw {
     /// The index into the source.
     pub index: usize,
-    /// How often it occurred before in this epoch; the random choices of its transforms depend on it.
+    /// The number of earlier occurrences in this epoch, on which the random choices of its transforms depend.
     pub repeat: usize,
 }
 

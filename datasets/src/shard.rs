@@ -19,19 +19,19 @@ use std::{
 };
 
 use data_encoding::HEXLOWER;
-use runtime::files::{create_unlinked, open_regular};
+use runtime::files::{create_unlinked, open_regular, write_atomic_at};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
     DecodeError, Error, Location, Result, Source,
-    source::{draw, is_image_name, parallel, tar_header, write_atomically},
+    source::{draw, is_image_name, parallel, tar_header},
 };
 
 /// The number of samples read and re-encoded at a time.
 const CHUNK: usize = 64;
 
-/// How [`write_shards`] writes.
+/// Options of [`write_shards`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardOptions {
     /// The prefix of the shards' names; `train` or `val` in it denotes the split for readers.
@@ -248,7 +248,7 @@ fn read_regular(path: &Path) -> Result<Vec<u8>> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value).map_err(|error| Error::io(path, error.into()))?;
     text.push('\n');
-    write_atomically(path, text.as_bytes()).map_err(|error| Error::io(path, error))
+    write_atomic_at(path, |temporary| fs::write(temporary, &text)).map_err(|error| Error::io(path, error))
 }
 
 /// Returns the samples in order, read and transformed in chunks on several threads.

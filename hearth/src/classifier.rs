@@ -163,7 +163,7 @@ impl ClassifierBuilder {
 /// Opens weights; an architecture is only for a file without a card, and must not contradict one.
 fn open_weights(name: &str, load: &LoadOptions, device: &Device) -> Result<hub::Opened> {
     let failed = |cause| Error::Weights { name: name.into(), cause };
-    let open = |load: &LoadOptions| hub::open(name, load, device).map_err(anyhow::Error::from);
+    let open = |load: &LoadOptions| hub::open(name, load, device);
     let Some(asked) = load.architecture else { return open(load).map_err(|error| failed(cause(error))) };
     match open(&LoadOptions { architecture: None, ..load.clone() }) {
         Ok(opened) if opened.card.architecture != asked => Err(failed(format!(
@@ -305,7 +305,7 @@ impl Classifier {
     }
 
     /// Prepares images and passes them to `run` in batches; one result per image, in order.
-    fn each<'a, I, T>(&self, images: I, run: impl Fn(&Model, &[&RgbImage]) -> anyhow::Result<Vec<T>>) -> Result<Vec<T>>
+    fn each<'a, I, T>(&self, images: I, run: impl Fn(&Model, &[&RgbImage]) -> infer::Result<Vec<T>>) -> Result<Vec<T>>
     where
         I: IntoIterator<Item: Into<ImageInput<'a>>>,
     {

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use runtime::exit::chain;
+
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -93,19 +95,14 @@ const OPTIONS: [(&str, &str); 9] = [
     ("--cache-dir", "`cache_dir`"),
 ];
 
-/// Returns the chain of causes as one line.
-pub(crate) fn cause(error: impl Into<Chain>) -> String {
-    let Chain(text) = error.into();
-    OPTIONS.iter().fold(text, |text, (flag, option)| text.replace(flag, option))
+/// Returns an error and its causes as one line.
+pub(crate) fn cause(error: impl std::error::Error + 'static) -> String {
+    with_options(&chain(&error))
 }
 
-/// A chain of causes.
-pub(crate) struct Chain(String);
-
-impl<E: std::fmt::Display> From<E> for Chain {
-    fn from(error: E) -> Self {
-        Self(format!("{error:#}"))
-    }
+/// Replaces flags by what they are called here.
+fn with_options(text: &str) -> String {
+    OPTIONS.iter().fold(text.to_string(), |text, (flag, option)| text.replace(flag, option))
 }
 
 #[cfg(test)]
@@ -114,8 +111,8 @@ mod tests {
 
     #[test]
     fn messages_name_options_and_no_flags() {
-        assert_eq!(cause("downloads are off (--offline)"), "downloads are off (`offline`)");
-        assert_eq!(cause("did you mean --weights runs/1?"), "did you mean runs/1?");
-        assert_eq!(cause("give --weights-key ema, --resize"), "give `weights_key` ema, `preprocess.resize`");
+        assert_eq!(with_options("downloads are off (--offline)"), "downloads are off (`offline`)");
+        assert_eq!(with_options("did you mean --weights runs/1?"), "did you mean runs/1?");
+        assert_eq!(with_options("give --weights-key ema, --resize"), "give `weights_key` ema, `preprocess.resize`");
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{
     borrow::Cow,
-    io::{Cursor, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
-use datasets::source::MAX_SAMPLE_BYTES;
+use datasets::{DecodeError, Decoded, source::MAX_SAMPLE_BYTES};
 use hub::Preprocessor;
-use image::{DynamicImage, ImageFormat, RgbImage};
+use image::{DynamicImage, RgbImage};
 use runtime::files::open_regular;
 
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ enum Kind<'a> {
     File(&'a Path),
     Bytes(&'a [u8]),
     Pixels(Cow<'a, RgbImage>),
+    /// Pixels of other channels or types.
+    Decoded(&'a DynamicImage),
 }
 
 impl<'a> ImageInput<'a> {
@@ -51,15 +53,20 @@ impl<'a> ImageInput<'a> {
         Ok(Self(Kind::Pixels(Cow::Owned(image))))
     }
 
-    /// Decodes, resizes and crops the image.
+    /// Decodes the image if it is encoded, resizes and crops it.
     pub(crate) fn prepare(&self, preprocessor: &Preprocessor) -> Result<RgbImage> {
         let decode = |bytes: &[u8], name: &dyn Fn() -> String| {
-            let failed = |error: datasets::DecodeError| Error::Image { name: name(), cause: error.to_string() };
+            let failed = |error: DecodeError| Error::Image { name: name(), cause: error.to_string() };
             let decoded = preprocessor.decode(bytes).map_err(failed)?;
             if let Some(damage) = decoded.damage {
                 log::warn!("{}: {damage}; it is used as far as it can be decoded", name());
             }
             Ok(decoded.image)
+        };
+        let of_pixels = |cause: String| Error::Image { name: "the pixels".into(), cause };
+        let resized = |image: &RgbImage| match image.is_empty() {
+            true => Err(of_pixels("there are none".into())),
+            false => Ok(preprocessor.prepare(image)),
         };
         match &self.0 {
             Kind::File(path) => {
@@ -70,17 +77,13 @@ impl<'a> ImageInput<'a> {
                 decode(&bytes, &|| path.display().to_string())
             }
             Kind::Bytes(bytes) => decode(bytes, &|| format!("an image of {} bytes", bytes.len())),
-            Kind::Pixels(image) => decode(&lossless(image)?, &|| "the pixels".into()),
+            Kind::Pixels(image) => resized(image),
+            Kind::Decoded(image) => {
+                let converted = Decoded::try_from((*image).clone()).map_err(|error| of_pixels(error.to_string()))?;
+                resized(&converted.image)
+            }
         }
     }
-}
-
-/// Encodes pixels as BMP, which keeps them: the preprocessing begins with encoded bytes.
-fn lossless(image: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = Cursor::new(Vec::new());
-    let failed = |error: image::ImageError| Error::Image { name: "the pixels".into(), cause: error.to_string() };
-    image.write_to(&mut bytes, ImageFormat::Bmp).map_err(failed)?;
-    Ok(bytes.into_inner())
 }
 
 impl<'a> From<&'a Path> for ImageInput<'a> {
@@ -127,9 +130,9 @@ impl<'a> From<&'a RgbImage> for ImageInput<'a> {
 
 impl<'a> From<&'a DynamicImage> for ImageInput<'a> {
     fn from(image: &'a DynamicImage) -> Self {
-        Self(Kind::Pixels(match image {
-            DynamicImage::ImageRgb8(image) => Cow::Borrowed(image),
-            image => Cow::Owned(image.to_rgb8()),
-        }))
+        Self(match image {
+            DynamicImage::ImageRgb8(image) => Kind::Pixels(Cow::Borrowed(image)),
+            image => Kind::Decoded(image),
+        })
     }
 }

@@ -41,7 +41,7 @@ pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use infer::Prediction;
 pub use input::ImageInput;
-pub use report::format::Score;
+pub use report::format::Metrics;
 pub use train::{
     EpochRecord, Recipe,
     observer::{EpochReport, StepReport},

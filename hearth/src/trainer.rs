@@ -13,14 +13,15 @@ use std::{
 
 use hub::LoadOptions;
 use models::Architecture;
-use report::format::{RunKind, Score};
+use report::format::{Metrics, RunKind};
 use runtime::progress::Output;
 use train::{
     EpochRecord, Options, Recipe,
+    adapt::{self, Explicit},
     observer::{EpochReport, Observer, StepReport},
     probe,
     recipe::{self, Freeze, Overrides},
-    training::{self, End, Finished, Prepared},
+    run::{self, End, Finished, Prepared},
 };
 
 use crate::{
@@ -60,6 +61,7 @@ pub enum Flow {
 /// ```
 pub struct Trainer {
     start: Start,
+    explicit: Explicit,
     size: Option<u32>,
     device: DeviceSpec,
     artifacts: PathBuf,
@@ -133,6 +135,9 @@ impl std::fmt::Debug for Trainer {
 impl Trainer {
     /// Fine-tunes trained weights on new images: first the classifier alone, then the whole network, by the shipped
     /// recipe `finetune`. `weights` is a published name, a run folder or a weight file.
+    ///
+    /// What is not set follows the data: batch size, epochs, warm-up, patience, augmentation, and, by a range test, the
+    /// learning rate before the classifier.
     pub fn finetune(weights: impl Into<String>, data: impl AsRef<Path>) -> Self {
         let mut trainer = Self::new(Start::Card(shipped("finetune"))).data(data);
         trainer.edit(|recipe| {
@@ -175,6 +180,7 @@ impl Trainer {
     fn new(start: Start) -> Self {
         Self {
             start,
+            explicit: Explicit::default(),
             size: None,
             device: DeviceSpec::default(),
             artifacts: "artifacts".into(),
@@ -186,8 +192,16 @@ impl Trainer {
 
     fn edit(&mut self, edit: impl FnOnce(&mut Recipe)) {
         if let Start::Card(Ok(recipe)) | Start::Recipe(Ok(recipe)) = &mut self.start {
+            let before = recipe.clone();
             edit(recipe);
+            self.explicit.add_changes(&before, recipe);
         }
+    }
+
+    /// Sets a key of the recipe, which stays as it is even if that is the recipe's own value.
+    fn set(&mut self, key: &str, edit: impl FnOnce(&mut Recipe)) {
+        self.edit(edit);
+        self.explicit.add(key);
     }
 
     /// Changes the recipe: every key of a recipe is a field.
@@ -210,6 +224,17 @@ impl Trainer {
         self
     }
 
+    /// Selects one of several networks of a weight file by its key, such as `state_dict_ema` or `encoder_q`, for
+    /// fine-tuning.
+    pub fn weights_key(mut self, key: impl Into<String>) -> Self {
+        self.edit(|recipe| {
+            if let Some(transfer) = &mut recipe.transfer {
+                transfer.weights_key = Some(key.into());
+            }
+        });
+        self
+    }
+
     /// Sets the validation images; by default the `val` split of the images, or a part of them.
     pub fn validation(mut self, data: impl AsRef<Path>) -> Self {
         self.edit(|recipe| recipe.data.valid = Some(data.as_ref().to_string_lossy().into_owned()));
@@ -224,19 +249,19 @@ impl Trainer {
 
     /// Sets the number of epochs.
     pub fn epochs(mut self, epochs: usize) -> Self {
-        self.edit(|recipe| recipe.epochs = epochs);
+        self.set("epochs", |recipe| recipe.epochs = epochs);
         self
     }
 
     /// Sets the number of images of a forward pass.
     pub fn batch_size(mut self, batch_size: usize) -> Self {
-        self.edit(|recipe| recipe.batch_size = batch_size);
+        self.set("batch_size", |recipe| recipe.batch_size = batch_size);
         self
     }
 
     /// Sets the learning rate after the warm-up.
     pub fn learning_rate(mut self, learning_rate: f64) -> Self {
-        self.edit(|recipe| recipe.schedule.learning_rate = learning_rate);
+        self.set("schedule.learning_rate", |recipe| recipe.schedule.learning_rate = learning_rate);
         self
     }
 
@@ -326,7 +351,7 @@ impl Trainer {
         // Burn's random generators belong to the process: a second run would draw from the same sequence.
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let Self { start, size, device, artifacts, folder, workers, callbacks } = self;
+        let Self { start, explicit, size, device, artifacts, folder, workers, callbacks } = self;
         device.open()?;
         let stop = callbacks.stop.clone();
         // The table of results is beside the run folder.
@@ -346,14 +371,17 @@ impl Trainer {
         };
         let failed = |error| Error::Start { cause: cause(error) };
         let finished = match start {
-            Start::Checkpoint(run) => {
-                training::resume(&run, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
+            Start::Checkpoint(folder) => {
+                run::resume(&folder, &Overrides::default(), &LoadOptions::default(), &options).map_err(failed)?
             }
             Start::Card(recipe) => {
                 let recipe = *recipe?;
                 check_start(&recipe)?;
-                let prepared = training::follow_weights(recipe, &LoadOptions::default(), size, &options);
-                fit(prepared.map_err(failed)?, &options)?
+                let prepared = run::follow_weights(recipe, &LoadOptions::default(), size, &options);
+                let mut prepared = prepared.map_err(failed)?;
+                adapt::sizes(&mut prepared, &explicit).map_err(failed)?;
+                adapt::rates(&mut prepared, &explicit, &options).map_err(failed)?;
+                fit(prepared, &options)?
             }
             Start::Recipe(recipe) => {
                 let mut recipe = *recipe?;
@@ -361,7 +389,7 @@ impl Trainer {
                     recipe.images.set_size(size).map_err(|error| Error::Recipe { cause: cause(error) })?;
                 }
                 check_start(&recipe)?;
-                fit(training::prepare(recipe, &LoadOptions::default(), &options).map_err(failed)?, &options)?
+                fit(run::prepare(recipe, &LoadOptions::default(), &options).map_err(failed)?, &options)?
             }
         };
         TrainedRun::of(finished)
@@ -372,7 +400,7 @@ impl Trainer {
 fn fit(prepared: Prepared, options: &Options) -> Result<Finished> {
     let finished = match &prepared.recipe.transfer {
         Some(_) => probe::finetune(prepared, options),
-        None => training::start(prepared, RunKind::Pretrain, options),
+        None => run::start(prepared, RunKind::Pretrain, options),
     };
     finished.map_err(|error| Error::Start { cause: cause(error) })
 }
@@ -420,16 +448,16 @@ impl TrainedRun {
 
     /// Returns the validation metrics of the best epoch, whose weights are in the run folder; `None` if the run was
     /// stopped in its first epoch.
-    pub fn best(&self) -> Option<Score> {
+    pub fn best(&self) -> Option<Metrics> {
         self.0.info.result.as_ref().map(|result| result.best)
     }
 
-    /// Returns the best epoch, from 1.
+    /// Returns the best epoch, from 1; 0 for a fine-tuning that made nothing better than the classifier before it did.
     pub fn best_epoch(&self) -> Option<usize> {
         self.0.info.result.as_ref().and_then(|result| result.best_epoch)
     }
 
-    /// Returns the metrics of each epoch.
+    /// Returns the metrics of each epoch; first those of epoch 0, if the classifier was trained before the first step.
     pub fn history(&self) -> &[EpochRecord] {
         self.0.history()
     }

@@ -69,6 +69,12 @@ fn files_bytes_images_and_buffers_have_the_same_result() {
     assert_eq!(classifier.classify(&image).unwrap(), expected);
     assert_eq!(classifier.classify(&rgb).unwrap(), expected);
     assert_eq!(classifier.classify(buffer).unwrap(), expected);
+    // Of 16 bits, as the decoder converts them.
+    let deep = DynamicImage::ImageLuma16(image.to_luma16());
+    let mut encoded = std::io::Cursor::new(Vec::new());
+    deep.write_to(&mut encoded, image::ImageFormat::Png).unwrap();
+    assert_eq!(classifier.classify(&deep).unwrap(), classifier.classify(encoded.get_ref()).unwrap());
+    assert!(message(classifier.classify(&image::RgbImage::new(0, 3))).contains("there are none"));
     let probabilities = classifier.probabilities(&bytes).unwrap();
     assert_eq!(probabilities.len(), classifier.classes().len());
     assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);

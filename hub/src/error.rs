@@ -101,7 +101,7 @@ pub enum Error {
     #[error("the model card's preprocessing is not supported")]
     Preprocess(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// There is no file or folder of that path.
-    #[error("cannot read {path}: no such file or folder")]
+    #[error("cannot read {path}: no such file or folder{}", what_is_meant(path))]
     NotFound {
         /// The path as it was given.
         path: String,
@@ -236,6 +236,35 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// What a path that is not there may be, after a semicolon.
+fn what_is_meant(path: &str) -> String {
+    let hint = match hub_id(path) {
+        Some(id) => Some(format!(
+            "models of the Hugging Face hub are not downloaded: `hf download {id} --local-dir DIR`, then give \
+             DIR/model.safetensors"
+        )),
+        None => runtime::missing::hint(path),
+    };
+    hint.map_or_else(String::new, |hint| format!("; {hint}"))
+}
+
+/// The `OWNER/NAME` of a model on the Hugging Face hub, if it is no path into a folder that is there.
+fn hub_id(path: &str) -> Option<&str> {
+    let (id, is_url) = match path.strip_prefix("hf://") {
+        Some(id) => (id, true),
+        None => (path, false),
+    };
+    let (owner, name) = id.split_once('/')?;
+    let is_name = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let is_file = [".pth", ".pt", ".th", ".bin", ".safetensors", ".bpk", ".caffemodel", ".tar"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    (is_name(owner) && is_name(name) && (is_url || (!is_file && !Path::new(owner).is_dir()))).then_some(id)
 }
 
 fn not_a_run(folder: &Path, run: Option<&Path>) -> String {

@@ -36,7 +36,7 @@ pub mod weights;
 
 pub use card::{Card, ChannelOrder, IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocess, Resize, imagenet_classes};
 pub use error::{Error, Result};
-pub use open::{LoadOptions, Opened, RUN_WEIGHTS, open, open_with_progress};
+pub use open::{LoadOptions, Opened, RUN_WEIGHTS, open, open_with_progress, parse_architecture};
 pub use overrides::{Activation, PreprocessOverrides};
 pub use preprocess::Preprocessor;
 pub use published::{Checksum, Hub, Progress, Published, Stored, find, identify, published};

@@ -7,6 +7,7 @@ use std::{
 
 use burn::tensor::{Device, TensorData};
 use models::{Architecture, ImageClassifier, Network};
+use runtime::text::nearest;
 
 use crate::{
     Activation, Card, Error, Hub, PreprocessOverrides, Progress, Published, Result, Strictness, Weights, find, identify,
@@ -20,7 +21,7 @@ pub const RUN_WEIGHTS: &str = "weights.safetensors";
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 pub struct LoadOptions {
     /// Architecture of a weight file without a model card
-    #[cfg_attr(feature = "clap", arg(short, long = "arch", value_name = "ARCH"))]
+    #[cfg_attr(feature = "clap", arg(short, long = "arch", value_name = "ARCH", value_parser = parse_architecture))]
     pub architecture: Option<Architecture>,
     /// Model card (JSON) for a weight file without one, or in place of its own
     #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
@@ -45,6 +46,20 @@ pub struct LoadOptions {
     /// The caller prepares images in its own way, so an assumed preprocessing is not worth a warning.
     #[cfg_attr(feature = "clap", arg(skip))]
     pub ignore_preprocess: bool,
+}
+
+/// Parses the name of an architecture on a command line; of a name that is unknown the message suggests another one.
+///
+/// # Errors
+/// Fails if no architecture has the name.
+pub fn parse_architecture(name: &str) -> Result<Architecture, String> {
+    name.parse().map_err(|error: models::Error| {
+        let names = Architecture::ALL.iter().map(|architecture| architecture.name());
+        match nearest(name, names).filter(|_| !name.contains(['/', '\\'])) {
+            Some(nearest) => format!("no architecture is called '{name}'; did you mean '{nearest}'?"),
+            None => error.to_string(),
+        }
+    })
 }
 
 /// Weights and their card.
@@ -167,6 +182,11 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
+    // As easy a mistake is a folder within a run, such as one of its checkpoints.
+    let mut above = folder.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty());
+    if let Some(run) = above.find(|above| above.join(RUN_WEIGHTS).is_file()) {
+        return Err(Error::NotARun { folder: folder.to_path_buf(), run: Some(run.to_path_buf()) });
+    }
     // `--weights artifacts` is an easy mistake for a run in that folder.
     let mut runs: Vec<PathBuf> = fs::read_dir(folder)
         .map_err(|source| Error::Io { action: "list the folder", path: folder.to_path_buf(), source })?
@@ -175,7 +195,8 @@ fn in_run_folder(folder: &Path) -> Result<PathBuf> {
         .collect();
     runs.sort();
     // Folders of a model as transformers and timm save them.
-    let names = ["model.safetensors", "pytorch_model.bin"];
+    let names =
+        ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"];
     let file = names.map(|name| folder.join(name)).into_iter().find(|path| path.is_file());
     Err(Error::NotARun { folder: folder.to_path_buf(), run: runs.pop().or(file) })
 }
@@ -281,6 +302,10 @@ mod tests {
         }
         let error = open_quietly(artifacts.path(), &LoadOptions::default()).unwrap_err().to_string();
         assert!(error.contains("did you mean --weights") && error.contains("run-1"), "{error}");
+        let step = run.join("checkpoints/step-00000045");
+        fs::create_dir_all(&step).unwrap();
+        let error = open_quietly(&step, &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("did you mean --weights {}?", run.display())), "{error}");
         let model = tempfile::tempdir().unwrap();
         fs::write(model.path().join("model.safetensors"), "").unwrap();
         let error = open_quietly(model.path(), &LoadOptions::default()).unwrap_err().to_string();
@@ -379,6 +404,10 @@ mod tests {
         };
         assert!(error("missing.pth").contains("no such file or folder"), "{}", error("missing.pth"));
         assert!(error("runs/resnet50").contains("no such file or folder"));
+        assert!(error("timm/resnet18.a1_in1k").contains("hf download timm/resnet18.a1_in1k"));
+        assert!(error("hf://microsoft/resnet-50").contains("hf download microsoft/resnet-50"));
+        assert!(error("https://example.org/resnet18.pth").contains("download the file"));
+        assert!(error("~/weights.pth").contains("$HOME"));
         assert!(error("resnet5").contains("did you mean resnet5"), "{}", error("resnet5"));
     }
 }

@@ -1,9 +1,9 @@
-//! Preprocessing from encoded bytes to a network's input, as the model card specifies.
+//! Preprocessing from encoded bytes or decoded pixels to a network's input, as the model card specifies.
 
 use burn::tensor::{Device, Tensor};
 use datasets::{
-    DecodeError, DecodeOptions, Decoded, ImageBatch, SampleRng, decode,
-    transforms::{CenterCrop, Interpolation, Pipeline, Rect, Resize, ResizeRule, Transform, resize},
+    DecodeError, DecodeOptions, Decoded, ImageBatch, decode,
+    transforms::{Interpolation, Rect, Resize, ResizeRule, resize},
 };
 use image::{RgbImage, imageops};
 
@@ -13,17 +13,10 @@ use crate::{Card, ChannelOrder, Error, Preprocess, Result};
 #[derive(Debug, Clone)]
 pub struct Preprocessor {
     card: Preprocess,
-    steps: Steps,
+    resizing: Resizing,
+    /// Height and width of the center crop.
+    crop: [u32; 2],
     options: DecodeOptions,
-}
-
-/// The resize and crop steps.
-#[derive(Debug, Clone)]
-enum Steps {
-    /// torchvision's resize and square crop; pixels outside the crop are not computed.
-    Square(Pipeline),
-    /// Resize and crop to a rectangle of this height and width.
-    Rectangle(Resizing, [u32; 2]),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,11 +33,12 @@ impl Preprocessor {
     /// # Errors
     /// [`Error::Preprocess`] where the card is not valid.
     pub fn new(card: &Card) -> Result<Self> {
-        card.check().map_err(|cause| Error::Preprocess(cause.into()))?;
-        Self::build(card.preprocess.clone()).map_err(Error::Preprocess)
+        card.check()
+            .and_then(|()| Self::build(card.preprocess.clone()))
+            .map_err(|cause| Error::Preprocess(cause.into()))
     }
 
-    fn build(card: Preprocess) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    fn build(card: Preprocess) -> Result<Self, String> {
         let pixels = |side: usize| u32::try_from(side).map_err(|_| format!("{side} pixels are too large a size"));
         let interpolation = match card.interpolation {
             crate::Interpolation::Nearest => Interpolation::Nearest,
@@ -52,25 +46,20 @@ impl Preprocessor {
             crate::Interpolation::Bicubic => Interpolation::Bicubic,
         };
         let antialias = card.antialias;
-        let square = |[height, width]: [usize; 2]| height == width;
         let resize =
             |size: usize, rule| Ok::<_, String>(Resize { size: pixels(size)?, rule, interpolation, antialias });
         let resizing = match card.resize {
             crate::Resize::ShorterSide(side) => Resizing::Rule(resize(side, ResizeRule::Shorter)?),
-            crate::Resize::Squash(size) if square(size) => Resizing::Rule(resize(size[0], ResizeRule::Squash)?),
+            crate::Resize::Squash([height, width]) if height == width => {
+                Resizing::Rule(resize(height, ResizeRule::Squash)?)
+            }
             crate::Resize::Squash([height, width]) => {
                 Resizing::Squash([pixels(height)?, pixels(width)?], interpolation, antialias)
             }
         };
-        let steps = match resizing {
-            Resizing::Rule(resize) if square(card.input_size) => {
-                let crop = CenterCrop { size: pixels(card.input_size[0])? };
-                Steps::Square(Pipeline::new(vec![Transform::Resize(resize), Transform::CenterCrop(crop)])?)
-            }
-            other => Steps::Rectangle(other, [pixels(card.input_size[0])?, pixels(card.input_size[1])?]),
-        };
+        let crop = [pixels(card.input_size[0])?, pixels(card.input_size[1])?];
         let options = DecodeOptions { orientation: card.orientation.unwrap_or_default(), ..DecodeOptions::default() };
-        Ok(Self { card, steps, options })
+        Ok(Self { card, resizing, crop, options })
     }
 
     /// Height and width of the network's input.
@@ -105,29 +94,26 @@ impl Preprocessor {
     /// # Errors
     /// Any [`DecodeError`].
     pub fn decode_with(&self, bytes: &[u8], options: &DecodeOptions) -> Result<Decoded, DecodeError> {
-        Ok(decode(bytes, options)?.map(|image| self.prepare(image)))
+        Ok(decode(bytes, options)?.map(|image| self.prepare(&image)))
     }
 
-    /// Resizes and crops one image.
-    pub fn prepare(&self, image: RgbImage) -> RgbImage {
-        match &self.steps {
-            // Neither transform is random.
-            Steps::Square(pipeline) => pipeline.apply(image, &mut SampleRng::new(0, 0, 0)),
-            Steps::Rectangle(resizing, input_size) => {
-                let size = *input_size;
-                match *resizing {
-                    Resizing::Rule(resize) => {
-                        // Only the pixels of the crop, however long the other side of the image is.
-                        let (width, height) = resize.target(image.width(), image.height());
-                        let (left, columns) = center(width, size[1]);
-                        let (top, rows) = center(height, size[0]);
-                        let window = Rect { left, top, width: columns, height: rows };
-                        center_crop(&resize.window(&image, window), size)
-                    }
-                    Resizing::Squash([height, width], interpolation, antialias) => {
-                        center_crop(&resize(&image, width, height, interpolation, antialias), size)
-                    }
-                }
+    /// Resizes and crops one decoded image.
+    ///
+    /// # Panics
+    /// Panics if the image has no pixels.
+    pub fn prepare(&self, image: &RgbImage) -> RgbImage {
+        assert!(!image.is_empty(), "an image without pixels");
+        match self.resizing {
+            Resizing::Rule(resize) => {
+                // Only the pixels of the crop, however long the other side of the image is.
+                let (width, height) = resize.target(image.width(), image.height());
+                let (left, columns) = center(width, self.crop[1]);
+                let (top, rows) = center(height, self.crop[0]);
+                let window = Rect { left, top, width: columns, height: rows };
+                center_crop(resize.window(image, window), self.crop)
+            }
+            Resizing::Squash([height, width], interpolation, antialias) => {
+                center_crop(resize(image, width, height, interpolation, antialias), self.crop)
             }
         }
     }
@@ -168,13 +154,16 @@ impl Preprocessor {
 
 /// Crops the central `height × width` pixels and pads an image that is too small with black, like torchvision's
 /// `CenterCrop`: halves round to even, and an odd pixel of padding goes to the right and bottom.
-fn center_crop(image: &RgbImage, [height, width]: [u32; 2]) -> RgbImage {
+fn center_crop(image: RgbImage, [height, width]: [u32; 2]) -> RgbImage {
+    if image.dimensions() == (width, height) {
+        return image;
+    }
     let start = |side: u32, wanted: u32| match side >= wanted {
         true => i64::from(center(side, wanted).0),
         false => -i64::from((wanted - side) / 2),
     };
     let mut crop = RgbImage::new(width, height);
-    imageops::replace(&mut crop, image, -start(image.width(), width), -start(image.height(), height));
+    imageops::replace(&mut crop, &image, -start(image.width(), width), -start(image.height(), height));
     crop
 }
 
@@ -272,7 +261,7 @@ mod tests {
 
     #[test]
     fn an_image_too_small_for_the_crop_is_padded() {
-        let padded = center_crop(&gradient(3, 6), [4, 6]);
+        let padded = center_crop(gradient(3, 6), [4, 6]);
         assert_eq!((padded.width(), padded.height()), (6, 4));
         assert_eq!(padded.get_pixel(0, 0).0, [0, 0, 0]);
         assert_eq!(padded.get_pixel(2, 0), gradient(3, 6).get_pixel(1, 1));

@@ -32,7 +32,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use models::Architecture;
+use runtime::text::similar;
 use serde::Deserialize;
 use sha1::{Digest, Sha1};
 use sha2::Sha256;
@@ -220,13 +222,7 @@ fn nearest(wanted: &str) -> Vec<String> {
     let name = |entry: &Published| if has_version { entry.name() } else { entry.architecture.name().to_string() };
     let mut names: Vec<String> = published().iter().map(name).collect();
     names.dedup();
-    // What merely lacks its end is nearer than what is spelled otherwise.
-    names.sort_by_key(|name| {
-        let name = name.to_ascii_lowercase();
-        (!name.starts_with(wanted), strsim::damerau_levenshtein(&name, wanted))
-    });
-    names.truncate(3);
-    names
+    similar(wanted, names.iter().map(String::as_str), 3).into_iter().map(str::to_string).collect()
 }
 
 /// How far a download is.
@@ -637,11 +633,10 @@ impl Hash {
 
     /// The hexadecimal digits for what was taken in so far.
     fn digits(&self) -> String {
-        let bytes = match self.clone() {
-            Self::Sha256(hash) => hash.finalize().to_vec(),
-            Self::Sha1(hash) => hash.finalize().to_vec(),
-        };
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        match self.clone() {
+            Self::Sha256(hash) => HEXLOWER.encode(&hash.finalize()),
+            Self::Sha1(hash) => HEXLOWER.encode(&hash.finalize()),
+        }
     }
 
     fn is(&self, checksum: &Checksum) -> bool {

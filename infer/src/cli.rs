@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::OrientationPolicy;
-use hub::{Activation, Card, LoadOptions, PreprocessOverrides};
+use hub::{Activation, Card, LoadOptions, PreprocessOverrides, parse_architecture};
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
+    communicator::CommunicatorArgs,
     environment::{parse_threads, parse_workers},
     logging::{LogFormat, Verbosity},
     progress::Output,
     shell::{CompletionsArgs, ManArgs},
-    world::WorldArgs,
+    units::{number_in, whole_in},
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub struct Cli {
     pub kernels: KernelArgs,
     /// Options of several processes
     #[command(flatten, next_help_heading = "Several processes")]
-    pub ranks: WorldArgs,
+    pub ranks: CommunicatorArgs,
 }
 
 impl Cli {
@@ -142,7 +143,7 @@ Examples:
 
     /// Measure inference speed and memory
     ///
-    /// Times one batch of random images, from the images on the device to the logits on the host. Each row is measured in
+    /// StepTimes one batch of random images, from the images on the device to the logits on the host. Each row is measured in
     /// a process of its own.
     #[command(
         after_long_help = "--format json prints one object per line: model, batch, size, threads, median_s, p99_s, min_s, max_s, images_per_s,
@@ -277,7 +278,7 @@ pub struct ImageArgs {
     #[arg(long, value_name = "apply|ignore")]
     pub orientation: Option<OrientationPolicy>,
     /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of pixels", 1_u64..))]
     pub max_pixels: Option<u64>,
 }
 
@@ -336,7 +337,7 @@ pub struct ClassifyArgs {
     #[command(flatten, next_help_heading = "Images")]
     pub decoding: ImageArgs,
     /// Number of classes per image
-    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 5, value_parser = whole_in("a number of classes", 1_u32..))]
     pub topk: u32,
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
@@ -344,7 +345,7 @@ pub struct ClassifyArgs {
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
     /// Images per forward pass
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
 }
 
@@ -379,7 +380,7 @@ pub struct EvaluateArgs {
     #[arg(help_heading = "Protocol", long, value_enum, default_value_t = CropsArg::One)]
     pub crops: CropsArg,
     /// Shorter sides in pixels to which images are resized, in place of the card's; the crops of all are averaged
-    #[arg(help_heading = "Protocol", long, value_name = "PIXELS", value_delimiter = ',')]
+    #[arg(help_heading = "Protocol", long, value_name = "PIXELS", value_delimiter = ',', value_parser = whole_in("a number of pixels", 1_u32..=16_384))]
     pub scales: Vec<u32>,
     /// Average with the mirror image
     #[arg(help_heading = "Protocol", long)]
@@ -396,11 +397,11 @@ pub struct EvaluateArgs {
         alias = "rank",
         value_name = "I",
         default_value_t = 0,
-        requires = "num_shards"
-    )]
+        requires = "num_shards",
+        value_parser = whole_in("the index of a shard", 0_usize..))]
     pub shard_index: usize,
     /// Number of shards
-    #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = "Several processes", long, alias = "of", value_name = "N", default_value_t = 1, value_parser = whole_in("a number of shards", 1_usize..))]
     pub num_shards: usize,
     /// Policy for images that are damaged, or cannot be read or decoded
     #[arg(long, value_enum, default_value_t = BadSamplesArg::Skip)]
@@ -412,7 +413,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Crops per forward pass
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     /// Decoding threads; 0 decodes on the main thread [default: one per core]
     #[arg(long, value_name = "N", value_parser = parse_workers)]
@@ -458,7 +459,7 @@ pub struct ExplainArgs {
     #[arg(short, long = "class", value_name = "CLASS")]
     pub classes: Vec<String>,
     /// Number of classes, or of neighbors
-    #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    #[arg(short = 'k', long, value_name = "K", default_value_t = 3, value_parser = whole_in("a number of classes", 1_u32..=20))]
     pub topk: u32,
     /// Explanation method
     #[arg(long, value_enum, default_value_t = MethodArg::GradCam)]
@@ -485,7 +486,7 @@ pub struct ExplainArgs {
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Crops per forward pass
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     #[command(flatten, next_help_heading = "Compute")]
     pub run: RunOptions,
@@ -520,17 +521,17 @@ pub struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     pub addr: std::net::SocketAddr,
     /// Largest number of images per forward pass
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_size: u32,
     /// Longest wait of a batch's first image for others; milliseconds without a unit
     #[arg(help_heading = "Limits", long, alias = "max-wait-ms", value_name = "DURATION", default_value = "2ms",
         value_parser = runtime::units::duration_in(std::time::Duration::from_millis(1), std::time::Duration::ZERO..=std::time::Duration::from_secs(60)))]
     pub max_wait: std::time::Duration,
     /// Largest number of images in flight; more are rejected (503)
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 256, value_parser = whole_in("a number of images", 1_u32..=1_000_000))]
     pub max_images: u32,
     /// Largest number of images in a request (413)
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 64, value_parser = whole_in("a number of images", 1_u32..))]
     pub max_images_per_request: u32,
     /// Largest request body (413); MiB without a unit
     #[arg(help_heading = "Limits", long, alias = "max-body-mib", value_name = "SIZE", default_value = "20MiB",
@@ -546,10 +547,10 @@ pub struct ServeArgs {
         value_parser = runtime::units::duration_in(std::time::Duration::from_secs(1), std::time::Duration::from_millis(100)..=std::time::Duration::from_secs(86_400)))]
     pub timeout: std::time::Duration,
     /// Largest number of open connections; others wait
-    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", default_value_t = 1024, value_parser = whole_in("a number of connections", 1_u32..))]
     pub max_connections: u32,
     /// Largest number of requests per second from one address (429) [default: no limit]
-    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(help_heading = "Limits", long, value_name = "N", value_parser = whole_in("a number of requests per second", 1_u32..))]
     pub rate_limit: Option<u32>,
     /// Bearer token required for /v1/ (401); HEARTH_TOKEN is safer, since other users of the machine cannot see it
     #[arg(help_heading = "Access", long, value_name = "TOKEN", env = "HEARTH_TOKEN", hide_env_values = true)]
@@ -578,8 +579,15 @@ pub struct ServeArgs {
 #[cfg(feature = "serve")]
 fn address(text: &str) -> Result<std::net::SocketAddr, String> {
     use std::net::ToSocketAddrs;
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!("expected HOST:PORT without `{scheme}://`, such as {}", rest.trim_end_matches('/')));
+    }
     let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT, such as 127.0.0.1:8080 or localhost:8080")?;
     let port: u16 = port.parse().map_err(|_| format!("`{port}` is no port; ports are 0 to 65535"))?;
+    if host.is_empty() {
+        let hosts = format!("127.0.0.1:{port} for this machine alone, 0.0.0.0:{port} for all");
+        return Err(format!("`{text}` has no host: {hosts}"));
+    }
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let found = (host, port).to_socket_addrs().map_err(|error| format!("`{host}` is not known: {error}"))?;
     found.min_by_key(std::net::SocketAddr::is_ipv6).ok_or_else(|| format!("`{host}` has no address"))
@@ -589,7 +597,7 @@ fn address(text: &str) -> Result<std::net::SocketAddr, String> {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Architectures (`infer models` lists them), with random weights [default: one of each family]
-    #[arg(value_name = "ARCH", conflicts_with = "weights")]
+    #[arg(value_name = "ARCH", conflicts_with = "weights", value_parser = parse_architecture)]
     pub architectures: Vec<Architecture>,
     /// Weights in place of architectures: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
@@ -597,7 +605,7 @@ pub struct BenchArgs {
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadArgs,
     /// Batch sizes, a row each
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8], value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_sizes: Vec<u32>,
     /// Height and width of the images in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
@@ -606,13 +614,13 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = parse_threads)]
     pub threads: Option<usize>,
     /// Timed batches
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = whole_in("a number of iterations", 1_u32..))]
     pub iters: u32,
     /// Untimed batches before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
     ///
     /// On a GPU the first batches compile kernels and time several of them for each shape to keep the fastest. A warning
     /// follows the row where the times had not settled.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of iterations", 1_u32..))]
     pub warmup: Option<u32>,
     /// Run batch normalization as separate layers
     #[arg(long)]
@@ -734,7 +742,7 @@ pub struct SummaryArgs {
     #[arg(conflicts_with_all = [
         "weights", "architecture", "card", "weights_key", "cache_dir", "offline", "resize", "crop", "interpolation", "mean",
         "std", "activation"
-    ])]
+    ], value_parser = parse_architecture)]
     pub network: Option<Architecture>,
     /// Weights in place of an architecture: a run folder, a file, or a published name
     #[arg(short, long, value_name = "W")]
@@ -742,7 +750,7 @@ pub struct SummaryArgs {
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadArgs,
     /// Number of classes [default: the architecture's own]
-    #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "weights", value_parser = whole_in("a number of classes", 1_u32..))]
     pub classes: Option<u32>,
     /// Height and width of the input in pixels, as 224 or 320x256 [default: the network's own]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
@@ -810,7 +818,7 @@ impl Pass {
 pub struct VerifyArgs {
     /// A network to run (may be repeated); by default one of each family. On software adapters, whose buffers end at
     /// 128 MiB, AlexNet and VGG get narrower hidden layers
-    #[arg(short, long = "arch", value_name = "ARCH")]
+    #[arg(short, long = "arch", value_name = "ARCH", value_parser = parse_architecture)]
     pub architectures: Vec<Architecture>,
     /// A backend to compare with flex (may be repeated); by default all that are compiled in, with the best device of
     /// each, or its software adapter where there is no GPU
@@ -826,10 +834,10 @@ pub struct VerifyArgs {
     ///
     /// Sums in another order differ by some 1e-6 in 32-bit floats, more in deeper networks; a wrong operation differs
     /// by 1e-2 and more. GPUs that multiply in TF32 differ by some 1e-3.
-    #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-4, value_parser = number_in("a number such as 1e-4", 0.0..))]
     pub tolerance: f64,
     /// The largest relative difference of a gradient that counts as equal
-    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = tolerance)]
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = number_in("a number such as 1e-3", 0.0..))]
     pub gradient_tolerance: f64,
     /// Output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -851,13 +859,6 @@ fn image_size(text: &str) -> Result<[usize; 2], String> {
     }
 }
 
-fn tolerance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("expected a number of at least 0, such as 1e-4".to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -867,6 +868,22 @@ mod tests {
     #[test]
     fn clap_accepts_the_command_line() {
         Cli::command().debug_assert();
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        assert_eq!(address("127.0.0.1:80"), Ok(([127, 0, 0, 1], 80).into()));
+        assert_eq!(address("[::1]:0").map(|address| address.is_ipv6()), Ok(true));
+        for (text, remedy) in [
+            (":8080", "127.0.0.1:8080 for this machine"),
+            ("http://localhost:80/", "without `http://`, such as localhost:80"),
+            ("localhost", "expected HOST:PORT"),
+            ("localhost:99999", "no port"),
+        ] {
+            let error = address(text).unwrap_err();
+            assert!(error.contains(remedy), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -18,11 +18,12 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use hub::Opened;
+use kernels::KernelMode;
 use runtime::{
     backend::{self, BackendArgs, Selected},
+    communicator::communicator,
     outln,
     progress::{Download, Output},
-    world::world,
 };
 use serde::Serialize;
 
@@ -39,18 +40,18 @@ fn open_weights(name: &str, args: &LoadArgs, device: &Device, output: Output) ->
 }
 
 /// Opens the device of `--backend` and logs which it is.
-fn select(args: &BackendArgs) -> Result<Selected> {
+fn select(args: &BackendArgs, kernels: KernelMode) -> Result<Selected> {
     let selected = args.select()?;
-    announce(std::slice::from_ref(&selected));
+    announce(std::slice::from_ref(&selected), kernels);
     Ok(selected)
 }
 
 /// Logs which devices compute, once for all processes.
-fn announce(selected: &[Selected]) {
-    if !world().is_root() {
+fn announce(selected: &[Selected], kernels: KernelMode) {
+    if !communicator().is_root() {
         return;
     }
-    log::info!("{}", backend::device_line(selected));
+    log::info!("{}", backend::device_line(selected, kernels));
     if let Some(warning) = selected.first().and_then(Selected::warning) {
         log::warn!("{warning}");
     }

@@ -9,8 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Tensor, activation::softmax};
+use burn::tensor::activation::softmax;
 use datasets::{BadSamples, DecodeError, ImageBatch, ImageLoader, Source, decode, imagenet, loader::BadSample};
 use report::{
     format::{
@@ -19,12 +18,13 @@ use report::{
     },
     stats::{self, Count},
 };
-use runtime::progress::Progress;
+use runtime::{exit::chain, progress::Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Error, Result,
     labels::ClassMap,
-    model::Model,
+    model::{Model, finite},
     protocol::{CropStack, Protocol},
 };
 
@@ -57,8 +57,6 @@ pub struct Settings {
     pub batch_size: usize,
     pub workers: Option<usize>,
     pub bad_samples: BadSamples,
-    /// The largest number of pixels of an image, if it is not the default.
-    pub max_pixels: Option<u64>,
     /// The shard's index and the number of shards; `(0, 1)` is all images.
     pub shard: (usize, usize),
     /// The network's class for each class of the data; by default they are matched by name.
@@ -78,24 +76,26 @@ pub fn evaluate(
     progress: &Progress,
 ) -> Result<Evaluation> {
     let (index, count) = settings.shard;
-    ensure!(
-        index < count,
-        "--shard-index {index} is out of range for --num-shards {count}; shards are numbered from 0"
-    );
-    let first = models.first().context("no weights to evaluate")?;
-    for other in &models[1..] {
-        ensure!(
-            other.card().classes == first.card().classes,
+    if index >= count {
+        return Err(Error::Shards(format!(
+            "--shard-index {index} is out of range for --num-shards {count}; shards are numbered from 0"
+        )));
+    }
+    let first = models.first().ok_or_else(|| Error::Unsupported("no weights to evaluate".into()))?;
+    if let Some(other) = models.iter().find(|other| other.card().classes != first.card().classes) {
+        return Err(Error::Unsupported(format!(
             "the networks have different classes: {} and {} cannot be averaged",
             first.card().origin,
             other.card().origin
-        );
+        )));
     }
     let map = match &settings.class_map {
         Some(map) => map.clone(),
         None => ClassMap::new(source.classes(), first.card())?,
     };
-    ensure!(map.0.len() == source.classes().len(), "the class map is of other data");
+    if map.0.len() != source.classes().len() {
+        return Err(Error::ClassMap("the class map is of other data".into()));
+    }
     let shard = Arc::new(Shard { source: source.clone(), index, count }) as Arc<dyn Source>;
     let began = Instant::now();
     let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
@@ -103,10 +103,10 @@ pub fn evaluate(
     let mut rows = Vec::new();
     for (nth, model) in models.iter().enumerate() {
         // Each network has its own card and therefore its own crops.
-        let crops = CropStack::new(&settings.protocol, model.card())?.with_max_pixels(settings.max_pixels);
+        let crops = crops_of(model, settings)?;
         let mut sink = |index: usize, mut probabilities: Vec<f32>| -> Result<()> {
             if nth > 0 {
-                let sum = sums.remove(&index).context("the networks read different images")?;
+                let sum = sums.remove(&index).ok_or(Error::Bug("the networks read different images"))?;
                 probabilities.iter_mut().zip(sum).for_each(|(p, sum)| *p += sum);
             }
             if nth + 1 < models.len() {
@@ -132,6 +132,11 @@ pub fn evaluate(
         bad: bad.into_values().collect(),
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// The crops of images for a network.
+fn crops_of(model: &Model, settings: &Settings) -> Result<CropStack> {
+    CropStack::new(&settings.protocol, model.card(), model.preprocess().options().clone())
 }
 
 /// Receives each image's probabilities by its index in the shard.
@@ -175,8 +180,8 @@ fn dense_pass(
 ) -> Result<Vec<BadSample>> {
     let (mut bytes, mut bad) = (Vec::new(), Vec::new());
     for index in 0..shard.len() {
-        let decoded = shard.read(index, &mut bytes).map_err(anyhow::Error::from).and_then(|()| {
-            let decoded = decode(&bytes, crops.options())?;
+        let decoded = shard.read(index, &mut bytes).map_err(Error::from).and_then(|()| {
+            let decoded = decode(&bytes, model.preprocess().options())?;
             match decoded.damage {
                 Some(damage) if policy == BadSamples::Strict => return Err(DecodeError::from(damage).into()),
                 Some(damage) => {
@@ -190,10 +195,12 @@ fn dense_pass(
             Ok(image) => image,
             Err(error) if policy == BadSamples::Skip => {
                 let (key, location) = (shard.key(index).into_owned(), shard.location(index).to_string());
-                bad.push(BadSample { index, key, location, cause: runtime::exit::chain(&error), times: 1 });
+                bad.push(BadSample { index, key, location, cause: chain(&error), times: 1 });
                 continue;
             }
-            Err(error) => return Err(error.context(shard.location(index).to_string())),
+            Err(source) => {
+                return Err(Error::Sample { location: shard.location(index), source: Box::new(source) });
+            }
         };
         let mut sum = vec![0f32; model.card().classes.len()];
         for crop in crops.of(&image) {
@@ -207,7 +214,8 @@ fn dense_pass(
                 number: 0,
             };
             let input = model.preprocess().normalize(&batch, model.device());
-            let probabilities = floats(softmax(model.network().forward_dense(model.typed(input)), 1))?;
+            let logits = model.execution().run(|| model.network().forward_dense(model.typed(input)));
+            let probabilities = finite(softmax(logits, 1))?;
             sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / crops.count() as f32);
         }
         sink(index, sum)?;
@@ -215,22 +223,14 @@ fn dense_pass(
     Ok(bad)
 }
 
-/// Reads a tensor's values to the host and checks that they are finite.
-fn floats(tensor: Tensor<2>) -> Result<Vec<f32>> {
-    let data = tensor.try_into_data().context("running the network failed")?;
-    let values: Vec<f32> = data.iter::<f32>().collect();
-    ensure!(
-        values.iter().all(|value| value.is_finite()),
-        "the network's outputs are not finite: are the weights damaged?"
-    );
-    Ok(values)
-}
-
 /// Returns the number of crops over all networks and all images of a shard.
+///
+/// # Errors
+/// Fails like [`CropStack::new`].
 pub fn num_crops(models: &[Model], images: usize, settings: &Settings) -> Result<u64> {
     let (index, count) = settings.shard;
     let images = images.saturating_sub(index).div_ceil(count.max(1));
-    let crops = models.iter().map(|model| Ok(CropStack::new(&settings.protocol, model.card())?.count() as u64));
+    let crops = models.iter().map(|model| Ok(crops_of(model, settings)?.count() as u64));
     Ok(crops.sum::<Result<u64>>()? * images as u64)
 }
 
@@ -251,7 +251,7 @@ fn crop_probabilities(model: &Model, batch: &ImageBatch, crops: &CropStack) -> R
             epoch: 0,
             number: 0,
         };
-        all.extend(floats(softmax(model.logits(&part), 1))?);
+        all.extend(finite(softmax(model.logits(&part), 1))?);
     }
     let classes = model.card().classes.len();
     let mean = |crops: &[f32]| {
@@ -283,7 +283,8 @@ fn unstack(batch: &ImageBatch, crops: usize, side: usize) -> Vec<u8> {
 
 /// Returns the row of an image from its probabilities.
 fn score_image(probabilities: &[f32], source: &dyn Source, index: usize, map: &ClassMap) -> Result<PredictionRow> {
-    let label = source.label(index).with_context(|| format!("{} has no label", source.location(index)))?;
+    let no_label = || Error::ClassMap(format!("{} has no label", source.location(index)));
+    let label = source.label(index).ok_or_else(no_label)?;
     let label = map.0[label as usize] as usize;
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     // A stable sort: ties keep the order of the classes.
@@ -377,13 +378,16 @@ impl Evaluation {
     }
 
     /// Writes `predictions.csv` and `result.json`, from which shards are merged.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_csv(&folder.join(PREDICTIONS), &self.rows)?;
         if !self.bad.is_empty() {
             write_csv(&folder.join(BAD_SAMPLES), &self.bad)?;
         }
         write_json(&folder.join(CLASSES), &self.class_names)?;
-        write_json(&folder.join(EVALUATION), &self.summary())
+        Ok(write_json(&folder.join(EVALUATION), &self.summary())?)
     }
 
     /// Reads what [`write`](Self::write) wrote.
@@ -396,13 +400,14 @@ impl Evaluation {
         let rows: Vec<PredictionRow> = read_csv(&folder.join(PREDICTIONS))?;
         let bad_samples = folder.join(BAD_SAMPLES);
         let bad = if bad_samples.exists() { read_csv(&bad_samples)? } else { Vec::new() };
-        ensure!(
-            rows.len() == summary.top1.of,
-            "{} has {} images, result.json has {}",
-            folder.join(PREDICTIONS).display(),
-            rows.len(),
-            summary.top1.of
-        );
+        if rows.len() != summary.top1.of {
+            return Err(Error::Format(format!(
+                "{} has {} images, result.json has {}",
+                folder.join(PREDICTIONS).display(),
+                rows.len(),
+                summary.top1.of
+            )));
+        }
         let shard = (summary.shard_index, summary.num_shards);
         Ok(Self { spec: summary.spec, class_names, shard, rows, bad, seconds: summary.seconds })
     }
@@ -424,26 +429,26 @@ fn mean(predictions: &[PredictionRow]) -> Mean {
 /// Fails if the shards belong to different evaluations, or if a shard is missing or occurs twice.
 pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
     parts.sort_by_key(|(_, part)| part.shard.0);
-    let (first_name, first) = parts.first().context("no shards to merge")?;
+    let (first_name, first) = parts.first().ok_or_else(|| Error::Shards("no shards to merge".into()))?;
     let of = first.shard.1;
-    for (name, part) in &parts {
-        ensure!(
-            part.spec == first.spec && part.shard.1 == of,
+    if let Some((name, _)) = parts.iter().find(|(_, part)| part.spec != first.spec || part.shard.1 != of) {
+        return Err(Error::Shards(format!(
             "{name} and {first_name} are shards of different evaluations: weights, data, protocol, commit and number of \
              shards must be equal"
-        );
+        )));
     }
     let ranks: Vec<usize> = parts.iter().map(|(_, part)| part.shard.0).collect();
     if ranks != (0..of).collect::<Vec<_>>() {
-        bail!("the shards 0 to {} are required, each once; given: {ranks:?}", of - 1);
+        return Err(Error::Shards(format!("the shards 0 to {} are required, each once; given: {ranks:?}", of - 1)));
     }
     let (spec, class_names) = (first.spec.clone(), first.class_names.clone());
     let images: usize = parts.iter().map(|(_, part)| part.rows.len() + part.bad.len()).sum();
-    ensure!(
-        images == spec.images,
-        "the shards have {images} images, the data has {}: is a shard incomplete?",
-        spec.images
-    );
+    if images != spec.images {
+        return Err(Error::Shards(format!(
+            "the shards have {images} images, the data has {}: is a shard incomplete?",
+            spec.images
+        )));
+    }
     let mut merged = Evaluation { spec, class_names, shard: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
     // Shard i has the images i, i + n, i + 2n, …, some of which may be unreadable.
     let mut rows = BTreeMap::new();

@@ -9,7 +9,6 @@
 //!
 //! Images are explained one at a time in small batches of passes, so memory does not grow with the number of images.
 
-use anyhow::{Context, Result, ensure};
 use burn::tensor::{Tensor, TensorData};
 use datasets::SampleRng;
 use image::{
@@ -18,7 +17,7 @@ use image::{
 };
 use models::{ImageClassifier, hook::ForwardHook};
 
-use crate::Model;
+use crate::{Error, Model, Result};
 
 /// An explanation method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,12 +62,11 @@ impl<'a> Explainer<'a> {
             None => model.network().last_map(),
             Some(stage) => {
                 let known = stages(model)?;
-                ensure!(
-                    known.iter().any(|(name, _)| name == stage),
-                    "{} has no stage `{stage}`; it has {}",
-                    model.card().architecture,
-                    known.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
-                );
+                if !known.iter().any(|(name, _)| name == stage) {
+                    let architecture = model.card().architecture;
+                    let stages = known.into_iter().map(|(name, _)| name).collect();
+                    return Err(Error::UnknownStage { architecture, stage: stage.into(), stages });
+                }
                 stage.to_string()
             }
         };
@@ -93,15 +91,14 @@ impl<'a> Explainer<'a> {
     /// class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
-        let logits = self.model.network().forward_with_hook(self.model.typed(input), &mut leaf);
-        let map = leaf.map.with_context(|| format!("the network has no stage {}", self.stage))?;
+        let network = self.model.network();
+        let run = || network.forward_with_hook(self.model.typed(input), &mut leaf);
+        let logits = self.model.execution().run(run);
+        let map = leaf.map.ok_or_else(|| Error::NoGradient(format!("the stage {}", self.stage)))?;
         let [_, channels, height, width] = map.dims();
         let gradients = chosen(logits, classes).backward();
-        let gradient = map.grad(&gradients).context("the logits do not depend on this stage")?;
-        let values = |tensor: Tensor<4>| -> Result<Vec<f32>> {
-            Ok(tensor.try_into_data().context("computing the explanation failed")?.convert::<f32>().try_into_vec()?)
-        };
-        let (map, gradient) = (values(map.inner())?, values(gradient)?);
+        let gradient = map.grad(&gradients).ok_or_else(|| Error::NoGradient(format!("the stage {}", self.stage)))?;
+        let (map, gradient) = (map.inner().try_into_vec_as::<f32>()?, gradient.try_into_vec_as::<f32>()?);
         let each = channels * height * width;
         let heats = map.chunks_exact(each).zip(gradient.chunks_exact(each)).map(|(map, gradient)| {
             let mut heat = vec![0f32; height * width];
@@ -155,7 +152,8 @@ impl<'a> Explainer<'a> {
     }
 
     fn probabilities(&self, input: Tensor<4>) -> Result<Vec<Vec<f64>>> {
-        self.model.probabilities_of(self.model.network().forward(self.model.typed(input)))
+        let logits = self.model.execution().run(|| self.model.network().forward(self.model.typed(input)));
+        self.model.probabilities_of(logits)
     }
 
     /// SmoothGrad: the magnitude of the gradient of the class's logit with respect to the pixels, the largest of the
@@ -176,13 +174,13 @@ impl<'a> Explainer<'a> {
             let noise = Tensor::<4>::from_data(noise, self.model.device());
             let copies = copies.len();
             let noisy = (input.clone() + noise).autodiff().require_grad();
-            let logits = self.model.network().forward(self.model.typed(noisy.clone()));
+            let images = self.model.typed(noisy.clone());
+            let logits = self.model.execution().run(|| self.model.network().forward(images));
             let gradients = chosen(logits, &vec![class; copies]).backward();
-            let gradient = noisy.grad(&gradients).context("the logits do not depend on the image")?;
+            let gradient = noisy.grad(&gradients).ok_or_else(|| Error::NoGradient("the image".into()))?;
             // [copies, 3, h, w] → [h, w]
             let strength = gradient.abs().max_dim(1).sum_dim(0);
-            let strength: Vec<f32> =
-                strength.try_into_data().context("computing the explanation failed")?.try_into_vec()?;
+            let strength = strength.try_into_vec_as::<f32>()?;
             sum.iter_mut().zip(strength).for_each(|(sum, value)| *sum += value);
         }
         // A few pixels have gradients far above all others, so values are clipped at the 99th percentile, as in the

@@ -1,12 +1,10 @@
 //! Feature vectors: the input of a network's last linear layer, for search and other tools.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::Tensor,
@@ -14,11 +12,11 @@ use burn::{
 use image::RgbImage;
 use models::{ImageClassifier, Network};
 use runtime::{
-    files::{open_regular, write_atomic, write_atomic_bytes},
+    files::{AtomicFile, open_regular, write_atomic_bytes},
     text::{escape_cell, unescape_cell},
 };
 
-use crate::{Input, Model, stream};
+use crate::{Error, Input, Model, Result, stream};
 
 impl Model {
     /// Returns the feature vector of each image, `[n, features]` in rows.
@@ -27,10 +25,9 @@ impl Model {
     /// Fails if the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
         let input = self.preprocess().normalize(&self.preprocess().batch(images), self.device());
-        let features = self.network().forward_pre_logits(self.typed(input));
+        let features = self.execution().run(|| self.network().forward_pre_logits(self.typed(input)));
         let [_, length] = features.dims();
-        let values = features.try_into_data().context("running the network failed")?;
-        let values: Vec<f32> = values.convert::<f32>().try_into_vec().context("the features are not floats")?;
+        let values = features.try_into_vec_as::<f32>()?;
         Ok(values.chunks_exact(length).map(<[f32]>::to_vec).collect())
     }
 }
@@ -38,22 +35,22 @@ impl Model {
 /// Calls `consume` with each input and its vector or error, in order.
 ///
 /// # Errors
-/// Fails if the device fails or `consume` returns an error.
-pub fn each<'a>(
+/// Fails if the device fails or `consume` returns an error, which is returned as it is.
+pub fn each<'a, E: From<Error>>(
     model: &Model,
     inputs: &'a [Input],
     batch_size: usize,
-    mut consume: impl FnMut(&'a Input, Result<Vec<f32>>) -> Result<()>,
-) -> Result<()> {
+    mut consume: impl FnMut(&'a Input, Result<Vec<f32>>) -> Result<(), E>,
+) -> Result<(), E> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     stream::batches(inputs, model.preprocess(), batch_size, threads, |batch| {
         let readable: Vec<&RgbImage> = batch.iter().filter_map(|(_, image)| image.as_ref().ok()).collect();
         let vectors = if readable.is_empty() { vec![] } else { model.features(&readable)? };
         let mut vectors = vectors.into_iter();
-        for &(input, ref image) in batch {
+        for (input, image) in batch {
             let vector = match image {
-                Ok(_) => Ok(vectors.next().context("the network returned fewer results than images")?),
-                Err(error) => Err(anyhow::anyhow!(runtime::exit::chain(error))),
+                Ok(_) => Ok(vectors.next().ok_or(Error::Bug("the network returned fewer results than images"))?),
+                Err(error) => Err(error),
             };
             consume(input, vector)?;
         }
@@ -65,28 +62,36 @@ pub fn each<'a>(
 /// path of each row. Both files are complete or absent.
 ///
 /// # Errors
-/// Fails if a file cannot be written, or `fill` fails.
-pub fn write_npy(path: &Path, fill: impl FnOnce(&mut Rows<'_>) -> Result<()>) -> Result<usize> {
-    let names = write_atomic(path, |file| {
-        file.write_all(&header(0, 0))?; // Its place; the counts are known at the end.
-        let mut rows = Rows { file, names: Vec::new(), length: 0 };
-        fill(&mut rows)?;
-        let (names, length) = (rows.names, rows.length);
-        file.seek(SeekFrom::Start(0))?;
-        file.write_all(&header(names.len(), length))?;
-        Ok(names)
-    })?;
+/// Fails if a file cannot be written, or if `fill` returns an error, which is returned as it is.
+pub fn write_npy<E: From<Error>>(path: &Path, fill: impl FnOnce(&mut Rows<'_>) -> Result<(), E>) -> Result<usize, E> {
+    let mut file = AtomicFile::create(path).map_err(Error::from)?;
+    let failed = |source| Error::Runtime(runtime::Error::Write { action: "write", path: path.into(), source });
+    file.write_all(&header(0, 0)).map_err(failed)?; // Its place; the counts are known at the end.
+    let mut rows = Rows { file: &mut file, path, names: Vec::new(), length: 0 };
+    fill(&mut rows)?;
+    let Rows { names, length, .. } = rows;
+    let header = header(names.len(), length);
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).map_err(failed)?;
+    file.commit().map_err(Error::from)?;
+    let path = names_of(path);
+    let table = csv_of(&names).map_err(|error| Error::Format(format!("cannot write {}: {error}", path.display())))?;
+    write_atomic_bytes(&path, &table).map_err(Error::from)?;
+    Ok(names.len())
+}
+
+/// Returns the table of the rows' paths.
+fn csv_of(names: &[String]) -> io::Result<Vec<u8>> {
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record(["path"])?;
     names.iter().try_for_each(|name| table.write_record([&*escape_cell(name)]))?;
-    write_atomic_bytes(&names_of(path), &table.into_inner()?)?;
-    Ok(names.len())
+    table.into_inner().map_err(|error| error.into_error())
 }
 
 /// The rows of a growing `.npy`.
 #[derive(Debug)]
 pub struct Rows<'a> {
-    file: &'a mut BufWriter<File>,
+    file: &'a mut AtomicFile,
+    path: &'a Path,
     names: Vec<String>,
     length: usize,
 }
@@ -97,9 +102,12 @@ impl Rows<'_> {
     /// # Errors
     /// Fails if the row cannot be written, or if its length differs from the previous rows'.
     pub fn push(&mut self, name: String, vector: &[f32]) -> Result<()> {
-        ensure!(self.names.is_empty() || vector.len() == self.length, "vectors of different lengths");
+        if !self.names.is_empty() && vector.len() != self.length {
+            return Err(Error::Format("vectors of different lengths".into()));
+        }
         self.length = vector.len();
-        vector.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes()))?;
+        let failed = |source| runtime::Error::Write { action: "write", path: self.path.into(), source };
+        vector.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes())).map_err(failed)?;
         self.names.push(name);
         Ok(())
     }
@@ -125,12 +133,15 @@ fn names_of(path: &Path) -> PathBuf {
 /// Reads a `.npy` that [`write_npy`] wrote, row by row, with each row's path.
 ///
 /// # Errors
-/// Fails if a file cannot be read or has another format.
-pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result<()>) -> Result<()> {
+/// Fails if a file cannot be read or has another format, or if `consume` returns an error, which is returned as it is.
+pub fn read_npy<E: From<Error>>(
+    path: &Path,
+    mut consume: impl FnMut(String, Vec<f32>) -> Result<(), E>,
+) -> Result<(), E> {
     let shown = path.display();
-    let cannot_read = || format!("cannot read {shown}");
-    let file = open_regular(path).with_context(cannot_read)?;
-    let length = file.metadata().with_context(cannot_read)?.len();
+    let read_error = |source| Error::Read { path: path.into(), source };
+    let file = open_regular(path).map_err(read_error)?;
+    let length = file.metadata().map_err(read_error)?.len();
     let mut file = BufReader::new(file);
     let mut start = [0; 10];
     let mut text = String::new();
@@ -140,20 +151,27 @@ pub fn read_npy(path: &Path, mut consume: impl FnMut(String, Vec<f32>) -> Result
         shape.map(|s| s.split(',').filter_map(|n| n.trim().parse().ok()).collect()).unwrap_or_default();
     let is_ours = read.is_ok() && start.starts_with(b"\x93NUMPY\x01") && text.contains("'<f4'");
     let (true, &[rows, columns], false) = (is_ours, sizes.as_slice(), text.contains("'fortran_order': True")) else {
-        bail!("{shown} is not a table of float32 vectors as written by `infer explain --features`");
+        let cause = format!("{shown} is not a table of float32 vectors as written by `infer explain --features`");
+        return Err(Error::Format(cause).into());
     };
     // Before a row is allocated: the file must be able to hold one.
     let row = columns.checked_mul(4).filter(|&row| row as u64 <= length);
-    let row =
-        row.with_context(|| format!("{shown} declares vectors of {columns} values, more than its {length} bytes"))?;
+    let too_long = || format!("{shown} declares vectors of {columns} values, more than its {length} bytes");
+    let row = row.ok_or_else(|| Error::Format(too_long()))?;
     let table = names_of(path);
-    let names = open_regular(&table).with_context(|| format!("{shown} has no list of paths, {}", table.display()))?;
+    let no_names = |error| format!("{shown} has no list of paths, {}: {error}", table.display());
+    let names = open_regular(&table).map_err(|error| Error::Format(no_names(error)))?;
     let mut names = csv::Reader::from_reader(names);
     let mut names = names.records();
     let mut bytes = vec![0; row];
     for row in 0..rows {
-        let name = names.next().with_context(|| format!("{} ends at row {row} of {rows}", table.display()))??;
-        file.read_exact(&mut bytes).with_context(|| format!("{shown} ends at row {row} of {rows}"))?;
+        let ends = |path: &Path| Error::Format(format!("{} ends at row {row} of {rows}", path.display()));
+        let damaged = |error| Error::Format(format!("{} is damaged: {error}", table.display()));
+        let name = names.next().ok_or_else(|| ends(&table))?.map_err(damaged)?;
+        file.read_exact(&mut bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => ends(path),
+            _ => read_error(error),
+        })?;
         let vector = bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]));
         consume(unescape_cell(name.get(0).unwrap_or_default()).to_string(), vector.collect())?;
     }
@@ -214,7 +232,8 @@ pub fn first_filters(network: &Network) -> Result<(Vec<f32>, [usize; 3])> {
     }
     let mut first = First::default();
     network.visit(&mut first);
-    first.0.context("the network has no convolution with three input channels")
+    let none = || Error::Unsupported("the network has no convolution with three input channels".into());
+    first.0.ok_or_else(none)
 }
 
 #[cfg(test)]
@@ -225,7 +244,7 @@ mod tests {
     fn vectors_are_read_back_with_their_names() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vectors.npy");
-        let rows = write_npy(&path, |rows| {
+        let rows = write_npy(&path, |rows| -> Result<()> {
             rows.push("a, b.jpg".into(), &[1.0, 2.0, 3.0])?;
             rows.push("=c.jpg".into(), &[-1.0, 0.5, 0.0])
         });
@@ -234,7 +253,7 @@ mod tests {
         assert_eq!(bytes.len(), 128 + 2 * 3 * 4);
         assert!(String::from_utf8_lossy(&bytes[10..128]).contains("'shape': (2, 3)"));
         let mut seen = Vec::new();
-        read_npy(&path, |name, vector| {
+        read_npy(&path, |name, vector| -> Result<()> {
             seen.push((name, vector));
             Ok(())
         })
@@ -242,16 +261,16 @@ mod tests {
         assert_eq!(seen, [("a, b.jpg".into(), vec![1.0, 2.0, 3.0]), ("=c.jpg".into(), vec![-1.0, 0.5, 0.0])]);
 
         std::fs::write(&path, &bytes[..140]).unwrap();
-        let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
+        let error = read_npy::<Error>(&path, |_, _| Ok(())).unwrap_err().to_string();
         assert!(error.contains("ends at row 1 of 2"), "{error}");
         let huge = bytes[..128].iter().map(|&byte| char::from(byte)).collect::<String>();
         let huge = huge.replace("(2, 3)", "(2, 4000000000000000000)");
         std::fs::write(&path, huge.chars().map(|c| c as u8).collect::<Vec<_>>()).unwrap();
-        let error = format!("{:#}", read_npy(&path, |_, _| Ok(())).unwrap_err());
+        let error = read_npy::<Error>(&path, |_, _| Ok(())).unwrap_err().to_string();
         assert!(error.contains("declares vectors of 4000000000000000000 values"), "{error}");
         std::fs::write(&path, "no table").unwrap();
-        assert!(read_npy(&path, |_, _| Ok(())).unwrap_err().to_string().contains("not a table of float32"));
-        assert!(write_npy(&path, |_| bail!("no")).is_err());
+        assert!(read_npy::<Error>(&path, |_, _| Ok(())).unwrap_err().to_string().contains("not a table of float32"));
+        assert!(write_npy(&path, |_| Err(Error::NotFinite)).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"no table", "what was there stays");
     }
 

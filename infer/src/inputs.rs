@@ -5,9 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
-use datasets::source::{IMAGE_EXTENSIONS, ImagesInFolder, MAX_SAMPLE_BYTES, images_in_folder};
-use runtime::{files::open_regular, text::printable};
+use datasets::source::{
+    IMAGE_EXTENSIONS, ImagesInFolder, MAX_SAMPLE_BYTES, files_of_pattern, images_in_folder, is_pattern,
+};
+use runtime::{exit::chain, files::open_regular, missing, text::printable};
+
+use crate::{Error, Result};
 
 /// An input that should be an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,9 +19,9 @@ pub enum Input {
     File(PathBuf),
     /// Standard input, written `-`.
     Stdin,
-    /// A folder without usable images, and the reason.
+    /// A folder without usable images or a pattern without files, and the reason.
     Unusable {
-        /// The folder.
+        /// The folder or the pattern.
         path: PathBuf,
         /// The reason.
         cause: String,
@@ -42,14 +45,15 @@ impl Input {
         match self {
             Self::File(path) => {
                 let special = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
-                let file = open_regular(path).map_err(|error| match special(&error) {
-                    true => anyhow::Error::from(error).context("is read only as `-`, from standard input"),
-                    false => error.into(),
+                let file = open_regular(path).map_err(|error| match missing::hint(&path.to_string_lossy()) {
+                    _ if special(&error) => Error::NotAFile(error),
+                    Some(hint) if error.kind() == io::ErrorKind::NotFound => Error::NotFound { cause: error, hint },
+                    _ => error.into(),
                 })?;
                 read_bounded(file)
             }
             Self::Stdin => read_bounded(io::stdin().lock()),
-            Self::Unusable { cause, .. } => bail!("{cause}"),
+            Self::Unusable { cause, .. } => Err(Error::Unusable(cause.clone())),
         }
     }
 }
@@ -58,7 +62,7 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader.take(MAX_SAMPLE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_SAMPLE_BYTES {
-        bail!("larger than the limit of {MAX_SAMPLE_BYTES} bytes");
+        return Err(Error::Unusable(format!("larger than the limit of {MAX_SAMPLE_BYTES} bytes")));
     }
     Ok(bytes)
 }
@@ -74,33 +78,48 @@ pub struct Expanded {
 
 /// Expands `paths` to images, in order: a folder becomes the images in it, recognized by extension, in natural order
 /// (`2.jpg` before `10.jpg`), and with `recursive` those in its subfolders too. Everything else in it is counted in a
-/// note.
+/// note. A pattern (`photos/*.jpg`) that is not the name of a file becomes what it matches, for shells that leave that to
+/// programs.
 ///
 /// # Errors
 /// Fails if standard input is named more than once. An unreadable image is an error of that image alone, later.
 pub fn expand(paths: &[PathBuf], recursive: bool) -> Result<Expanded> {
     if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
-        bail!("`-` is given twice, but standard input can only be read once");
+        return Err(Error::Unusable("`-` is given twice, but standard input can only be read once".into()));
     }
     let mut expanded = Expanded::default();
     for path in paths {
-        if path.as_os_str() == "-" {
-            expanded.inputs.push(Input::Stdin);
-        } else if path.is_dir() {
-            expanded.add_folder(path, recursive);
-        } else {
-            expanded.inputs.push(Input::File(path.clone()));
+        match path.to_str() {
+            Some("-") => expanded.inputs.push(Input::Stdin),
+            Some(pattern) if is_pattern(pattern) && !path.exists() => match files_of_pattern(pattern) {
+                Ok(files) => files.iter().for_each(|file| expanded.add(file, recursive)),
+                Err(error) => {
+                    let cause = match error {
+                        datasets::Error::Layout { cause, .. } => cause,
+                        other => other.to_string(),
+                    };
+                    expanded.inputs.push(Input::Unusable { path: path.clone(), cause });
+                }
+            },
+            _ => expanded.add(path, recursive),
         }
     }
     Ok(expanded)
 }
 
 impl Expanded {
+    fn add(&mut self, path: &Path, recursive: bool) {
+        match path.is_dir() {
+            true => self.add_folder(path, recursive),
+            false => self.inputs.push(Input::File(path.to_owned())),
+        }
+    }
+
     fn add_folder(&mut self, folder: &Path, recursive: bool) {
         let unusable = |cause: String| Input::Unusable { path: folder.to_owned(), cause };
-        let found = match images_in_folder(folder, recursive).context("cannot list the folder") {
+        let found = match images_in_folder(folder, recursive) {
             Ok(found) => found,
-            Err(error) => return self.inputs.push(unusable(runtime::exit::chain(&error))),
+            Err(error) => return self.inputs.push(unusable(format!("cannot list the folder: {}", chain(&error)))),
         };
         let ImagesInFolder { paths, in_subfolders, left_out, .. } = found;
         let mut beside = Vec::new();
@@ -162,6 +181,36 @@ mod tests {
         assert!(expand(&["-".into(), "-".into()], false).is_err());
     }
 
+    #[test]
+    fn a_pattern_that_no_shell_expanded_becomes_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("more")).unwrap();
+        for name in ["b.jpg", "a.jpg", "c.txt", "odd[1].jpg", "more/d.jpg"] {
+            fs::write(at(name), "x").unwrap();
+        }
+        let files = |names: &[&str]| names.iter().map(|name| Input::File(at(name))).collect::<Vec<_>>();
+        let inputs = |pattern: &str| expand(&[at(pattern)], false).unwrap().inputs;
+        assert_eq!(inputs("?.jpg"), files(&["a.jpg", "b.jpg"]));
+        assert_eq!(inputs("{b,a}.jpg"), files(&["b.jpg", "a.jpg"]));
+        assert_eq!(inputs("m*"), files(&["more/d.jpg"]), "a folder that matches becomes its images");
+        assert_eq!(inputs("odd[1].jpg"), files(&["odd[1].jpg"]), "a file of that very name");
+        let error = inputs("*.png")[0].read().unwrap_err().to_string();
+        assert!(error.contains("no file matches"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("Dog.jpg"), "x").unwrap();
+        let error = |path: &Path| format!("{:#}", Input::File(path.to_owned()).read().unwrap_err());
+        let text = error(&folder.path().join("dog.JPG"));
+        assert!(text.contains("did you mean") && text.contains("Dog.jpg"), "{text}");
+        let text = error(Path::new("https://example.org/dog.jpg"));
+        assert!(text.contains("download the file"), "{text}");
+        assert!(!error(Path::new("none.jpg")).contains(';'));
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_pipe_is_an_error_at_once() {
@@ -171,7 +220,7 @@ mod tests {
             eprintln!("skipped: there is no mkfifo");
             return;
         }
-        let error = format!("{:#}", Input::File(pipe).read().unwrap_err());
+        let error = chain(&Input::File(pipe).read().unwrap_err());
         assert!(error.contains("is read only as `-`") && error.contains("a pipe"), "{error}");
         let inputs = expand(&[folder.path().to_owned()], false).unwrap().inputs;
         assert!(inputs[0].read().unwrap_err().to_string().contains("pipe, socket or device"));

@@ -6,10 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
 use datasets::{Class, imagenet};
 use hub::Card;
-use runtime::{files::open_regular, text::printable};
+use runtime::{
+    files::open_regular,
+    text::{canonical, printable},
+};
+
+use crate::{Error, Result};
 
 /// The longest file of classes that is read.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -37,7 +41,9 @@ impl ClassMap {
             let by_wnid = of_imagenet.then(|| imagenet::class_index(&class.id)).flatten();
             by_wnid.or_else(|| {
                 let same = |name: &String| *name == class.name || *name == class.id;
-                unique(card, same)
+                // The same text in another Unicode form, as macOS and other systems write it.
+                let text = [canonical(&class.name), canonical(&class.id)];
+                unique(card, same).or_else(|| unique(card, |name| text.contains(&canonical(name))))
             })
         };
         let found: Vec<Option<u32>> = data.iter().map(find).collect();
@@ -48,15 +54,15 @@ impl ClassMap {
             .map(|(class, _)| class.name.as_str())
             .collect();
         if !unknown.is_empty() {
-            bail!(
+            return Err(Error::ClassMap(format!(
                 "the network lacks {} of the data's {} classes: {}. It has, for instance, {}. The class names in the \
-                 model card must equal those of the data (or its wnids, for ImageNet's 1000 classes); --class-map FILE maps \
-                 others",
+                 model card must equal those of the data (or its wnids, for ImageNet's 1000 classes); --class-map FILE \
+                 maps others",
                 unknown.len(),
                 data.len(),
                 some_of(&unknown),
                 card.classes.iter().take(3).map(|name| printable(name)).collect::<Vec<_>>().join(", ")
-            );
+            )));
         }
         Ok(Self(found.into_iter().flatten().collect()))
     }
@@ -116,22 +122,20 @@ impl ClassMapFile {
         let mut text = String::new();
         open_regular(path)
             .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
-            .with_context(named)?;
-        ensure!(text.len() as u64 <= MAX_FILE_BYTES, "{} is longer than {MAX_FILE_BYTES} bytes", named());
+            .map_err(|error| Error::ClassMap(format!("{}: {error}", named())))?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::ClassMap(format!("{} is longer than {MAX_FILE_BYTES} bytes", named())));
+        }
         let text = text.trim_start_matches('\u{feff}');
         let rows = if text.trim_start().starts_with(['{', '[']) { json_rows(text) } else { csv_rows(text) };
         let mut classes = HashMap::new();
-        for (folder, class) in rows.with_context(named)? {
+        for (folder, class) in rows.map_err(|cause| Error::ClassMap(format!("{}: {cause}", named())))? {
             if let Some(other) = classes.insert(folder.clone(), class.clone())
                 && other != class
             {
-                bail!(
-                    "{}: `{}` has two classes, `{}` and `{}`",
-                    named(),
-                    printable(&folder),
-                    printable(&other),
-                    printable(&class)
-                );
+                let (folder, other, class) = (printable(&folder), printable(&other), printable(&class));
+                let cause = format!("{}: `{folder}` has two classes, `{other}` and `{class}`", named());
+                return Err(Error::ClassMap(cause));
             }
         }
         Ok(Self { path: path.to_owned(), classes })
@@ -150,26 +154,27 @@ impl ClassMapFile {
         };
         let missing: Vec<&str> =
             data.iter().filter(|class| class_of(class).is_none()).map(|class| class.id.as_str()).collect();
-        ensure!(
-            missing.is_empty(),
-            "{} lacks {} of the data's {} classes: {}",
-            named(),
-            missing.len(),
-            data.len(),
-            some_of(&missing)
-        );
+        if !missing.is_empty() {
+            return Err(Error::ClassMap(format!(
+                "{} lacks {} of the data's {} classes: {}",
+                named(),
+                missing.len(),
+                data.len(),
+                some_of(&missing)
+            )));
+        }
         let of_imagenet = card.classes == hub::imagenet_classes();
         let resolve = |name: &String| {
             let by_wnid = || of_imagenet.then(|| imagenet::class_index(name)).flatten();
             let by_index = || name.parse::<u32>().ok().filter(|&index| (index as usize) < card.classes.len());
-            unique(card, |class| class == name).or_else(by_wnid).or_else(by_index).with_context(|| {
-                format!(
+            unique(card, |class| class == name).or_else(by_wnid).or_else(by_index).ok_or_else(|| {
+                Error::ClassMap(format!(
                     "{}: the network has no class `{}`, or several; it has {} classes, for instance {}",
                     named(),
                     printable(name),
                     card.classes.len(),
                     some_of(&card.classes.iter().take(3).map(String::as_str).collect::<Vec<_>>())
-                )
+                ))
             })
         };
         Ok(ClassMap(data.iter().filter_map(class_of).map(resolve).collect::<Result<_>>()?))
@@ -178,27 +183,30 @@ impl ClassMapFile {
 
 type Rows = Vec<(String, String)>;
 
-fn json_rows(text: &str) -> Result<Rows> {
+/// Returns the rows of a JSON file, or what is wrong with it.
+fn json_rows(text: &str) -> Result<Rows, String> {
     let name = |value: &serde_json::Value| match value {
         serde_json::Value::String(name) => Ok(name.clone()),
         serde_json::Value::Number(number) => Ok(number.to_string()),
-        other => bail!("{other} is no class: expected a name or an index"),
+        other => Err(format!("{other} is no class: expected a name or an index")),
     };
-    match serde_json::from_str(text).context("is not valid JSON")? {
+    match serde_json::from_str(text).map_err(|error| format!("is not valid JSON: {error}"))? {
         serde_json::Value::Object(map) => {
             map.iter().map(|(folder, class)| Ok((folder.clone(), name(class)?))).collect()
         }
         serde_json::Value::Array(list) => {
             list.iter().enumerate().map(|(at, class)| Ok((at.to_string(), name(class)?))).collect()
         }
-        _ => bail!("is neither a JSON object nor an array"),
+        _ => Err("is neither a JSON object nor an array".into()),
     }
 }
 
-fn csv_rows(text: &str) -> Result<Rows> {
+/// Returns the rows of a CSV file, or what is wrong with it.
+fn csv_rows(text: &str) -> Result<Rows, String> {
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(text.as_bytes());
-    let records = reader.records().collect::<Result<Vec<_>, _>>().context("is not a CSV file")?;
+    let records = reader.records().collect::<Result<Vec<_>, _>>();
+    let records = records.map_err(|error| format!("is not a CSV file: {error}"))?;
     if records.iter().all(|record| record.len() == 1) {
         return Ok(records.iter().enumerate().map(|(at, record)| (at.to_string(), record[0].to_owned())).collect());
     }
@@ -208,7 +216,9 @@ fn csv_rows(text: &str) -> Result<Rows> {
     let mut rows = Rows::new();
     for record in &records {
         let line = record.position().map_or(0, csv::Position::line);
-        ensure!(record.len() == 2, "line {line} has {} cells; expected folder,class", record.len());
+        if record.len() != 2 {
+            return Err(format!("line {line} has {} cells; expected folder,class", record.len()));
+        }
         if rows.is_empty() && line == 1 && is_header(record) {
             continue;
         }
@@ -248,6 +258,9 @@ mod tests {
 
         card.classes = vec!["crane".into(), "dog".into(), "crane".into()];
         assert!(ClassMap::new(&[class("crane")], &card).is_err(), "a bird or a machine?");
+        card.classes = vec!["cafe\u{301}".into(), "th\u{e9}".into()];
+        let map = ClassMap::new(&[class("the\u{301}"), class("caf\u{e9}")], &card).unwrap();
+        assert_eq!(map, ClassMap(vec![1, 0]), "in another Unicode form");
     }
 
     #[test]
@@ -293,7 +306,7 @@ mod tests {
 
         let error = |name: &str, text: &str| {
             let mapped = read(name, text).and_then(|file| file.map(&data, &pets()));
-            let error = format!("{:#}", mapped.unwrap_err());
+            let error = mapped.unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
             error
         };

@@ -10,12 +10,13 @@
 //! --data  → datasets::open → Views (the protocol's crops) → evaluation::evaluate → rows → report
 //! ```
 //!
-//! Errors are `anyhow` chains that name the file, the cause and the remedy.
+//! [`Error`] names the thing, the cause and the remedy.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod diagram;
+mod error;
 pub mod evaluation;
 pub mod explain;
 pub mod features;
@@ -27,5 +28,6 @@ pub mod picture;
 pub mod protocol;
 pub mod stream;
 
+pub use error::{Error, Result};
 pub use inputs::Input;
 pub use model::{Model, Prediction};

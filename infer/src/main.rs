@@ -8,11 +8,11 @@ mod command;
 
 use clap::CommandFactory;
 use runtime::{
+    communicator::{self, Communicator},
     exit::{self, ExitCode},
     logging,
     progress::Output,
     shell,
-    world::{self, World},
 };
 
 use crate::{
@@ -22,10 +22,9 @@ use crate::{
 
 fn main() -> ExitCode {
     exit::run(|cli: Cli| {
-        cli.kernels.choose();
         let progress = cli.progress();
         logging::init(cli.verbosity, cli.log_format())?;
-        let world = world::join(cli.ranks.mpi_timeout)?;
+        let world = communicator::init(cli.ranks.mpi_timeout)?;
         if !matches!(cli.command, Command::Evaluate(_)) {
             world.require_alone("every command but `infer evaluate`")?;
         }
@@ -34,23 +33,24 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(cli: &Cli, progress: Output, world: &World) -> anyhow::Result<ExitCode> {
+fn run(cli: &Cli, progress: Output, world: &Communicator) -> anyhow::Result<ExitCode> {
+    let kernels = cli.kernels.kernels;
     match &cli.command {
-        Command::Classify(args) => classify::run(args, progress),
-        Command::Evaluate(args) => evaluate::evaluate(args, progress, world),
+        Command::Classify(args) => classify::run(args, kernels, progress),
+        Command::Evaluate(args) => evaluate::evaluate(args, kernels, progress, world),
         Command::Merge(args) => evaluate::merge(args),
-        Command::Explain(args) => explain::run(args, progress),
+        Command::Explain(args) => explain::run(args, kernels, progress),
         Command::Export(args) => export::run(args, progress),
-        Command::Bench(args) => bench::run(args, progress),
+        Command::Bench(args) => bench::run(args, kernels, progress),
         #[cfg(feature = "serve")]
-        Command::Serve(args) => command::serve::run(args, progress),
+        Command::Serve(args) => command::serve::run(args, kernels, progress),
         Command::Diagram(args) => diagram::run(args, progress),
         Command::Summary(args) => summary::run(args, progress),
         Command::Card(args) => command::card::run(args, progress),
         Command::Models(args) => models::run(args),
-        Command::Devices(args) => runtime::backend::devices(args),
-        Command::Verify(args) => verify::run(args, progress),
-        Command::Completions(args) => shell::completions(args, Cli::command()),
-        Command::Man(args) => shell::man(args, Cli::command()),
+        Command::Devices(args) => Ok(runtime::backend::devices(args, kernels)?),
+        Command::Verify(args) => verify::run(args, kernels, progress),
+        Command::Completions(args) => Ok(shell::completions(args, Cli::command())?),
+        Command::Man(args) => Ok(shell::man(args, Cli::command())?),
     }
 }

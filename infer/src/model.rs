@@ -1,13 +1,15 @@
 //! A network with its model card, on a device.
 
-use anyhow::{Context, Result, bail, ensure};
 use burn::{
     module::Module,
     tensor::{Device, FloatDType, Tensor},
 };
 use datasets::ImageBatch;
 use hub::{Card, Opened, Preprocessor};
-use models::{ImageClassifier, Network};
+use kernels::KernelMode;
+use models::{Execution, ImageClassifier, Network};
+
+use crate::{Error, Result};
 
 /// A network ready to classify.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub struct Model {
     device: Device,
     /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
+    execution: Execution,
 }
 
 /// A predicted class.
@@ -50,14 +53,23 @@ impl Model {
     /// # Errors
     /// Fails like [`Preprocessor::new`], and for a network with one output.
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
-        ensure!(
-            card.classes.len() > 1,
-            "the network has one output, of which softmax would make a probability of 100 % for every image; read as a \
-             sigmoid it is the probability of the second of two classes (--activation sigmoid)"
-        );
+        if card.classes.len() < 2 {
+            return Err(Error::Unsupported(
+                "the network has one output, of which softmax would make a probability of 100 % for every image; read \
+                 as a sigmoid it is the probability of the second of two classes (--activation sigmoid)"
+                    .into(),
+            ));
+        }
         let preprocess = Preprocessor::new(&card)?;
         // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
-        Ok(Self { network: network.valid(), card, preprocess, device: device.clone(), compute: None })
+        Ok(Self {
+            network: network.valid(),
+            card,
+            preprocess,
+            device: device.clone(),
+            compute: None,
+            execution: Execution::default(),
+        })
     }
 
     /// Has the network compute in `dtype`: mixed precision, see [`Network`].
@@ -70,6 +82,12 @@ impl Model {
         }
         self.compute = dtype;
         Ok(self)
+    }
+
+    /// Selects the operations that the network runs, where the device has optimized ones; these are the default.
+    pub fn with_kernels(mut self, kernels: KernelMode) -> Self {
+        self.execution = Execution::new(kernels);
+        self
     }
 
     /// Sets the largest number of pixels of an image, before it is resized; `None` keeps the default.
@@ -91,6 +109,11 @@ impl Model {
         &self.network
     }
 
+    /// Returns how the network runs, for passes that the methods of this type do not have.
+    pub fn execution(&self) -> &Execution {
+        &self.execution
+    }
+
     /// Returns the card.
     pub fn card(&self) -> &Card {
         &self.card
@@ -109,7 +132,7 @@ impl Model {
     /// Computes the logits `[n, classes]` of a batch `[n, 3, h, w]` of RGB bytes.
     pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
         let images = self.preprocess.normalize(batch, &self.device);
-        self.network.forward(self.typed(images))
+        self.execution.run(|| self.network.forward(self.typed(images)))
     }
 
     /// Computes the class probabilities of a batch `[n, 3, h, w]` of RGB bytes; one row per image.
@@ -125,12 +148,7 @@ impl Model {
     /// # Errors
     /// Fails if the device fails, or the logits are not finite.
     pub fn probabilities_of(&self, logits: Tensor<2>) -> Result<Vec<Vec<f64>>> {
-        let logits = logits.try_into_data().context("running the network failed")?;
-        let logits: Vec<f32> = logits.convert::<f32>().try_into_vec().context("the logits are not floats")?;
-        ensure!(
-            logits.iter().all(|logit| logit.is_finite()),
-            "the network's outputs are not finite: are the weights damaged?"
-        );
+        let logits = finite(logits)?;
         Ok(logits.chunks_exact(self.card.classes.len()).map(softmax).collect())
     }
 
@@ -140,9 +158,14 @@ impl Model {
     /// Fails if there is no such class, or if several match.
     pub fn class(&self, text: &str) -> Result<usize> {
         let classes = &self.card.classes;
+        let last = classes.len() - 1;
         if let Ok(index) = text.parse::<usize>() {
-            ensure!(index < classes.len(), "class {index} is out of range: the network has 0 to {}", classes.len() - 1);
-            return Ok(index);
+            return match index <= last {
+                true => Ok(index),
+                false => {
+                    Err(Error::UnknownClass(format!("class {index} is out of range: the network has 0 to {last}")))
+                }
+            };
         }
         let wanted = text.to_lowercase();
         if let Some(index) = classes.iter().position(|class| class.to_lowercase() == wanted) {
@@ -152,12 +175,15 @@ impl Model {
             (0..classes.len()).filter(|&index| classes[index].to_lowercase().contains(&wanted)).collect();
         match found[..] {
             [index] => Ok(index),
-            [] => bail!("unknown class `{text}`; give its name, or its index from 0 to {}", classes.len() - 1),
+            [] => Err(Error::UnknownClass(format!(
+                "unknown class `{text}`; give its name, or its index from 0 to {last}"
+            ))),
             _ => {
                 let shown: Vec<String> =
                     found.iter().take(5).map(|&index| format!("{index} {}", classes[index])).collect();
                 let more = if found.len() > 5 { ", …" } else { "" };
-                bail!("`{text}` matches {} classes: {}{more}", found.len(), shown.join(", "))
+                let count = found.len();
+                Err(Error::UnknownClass(format!("`{text}` matches {count} classes: {}{more}", shown.join(", "))))
             }
         }
     }
@@ -174,6 +200,12 @@ impl Model {
         };
         order.into_iter().take(k).map(prediction).collect()
     }
+}
+
+/// Reads a tensor's values to the host and checks that they are finite.
+pub(crate) fn finite<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
+    let values = tensor.try_into_vec_as::<f32>()?;
+    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(Error::NotFinite) }
 }
 
 /// Converts logits to probabilities.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use anyhow::{Context, Result, bail, ensure};
 use datasets::{
     DecodeError, DecodeOptions, Decoded, Preprocess, SampleContext, decode,
     meters::{Stage, Stopwatch},
@@ -10,6 +9,8 @@ use datasets::{
 };
 use hub::Card;
 use image::{RgbImage, imageops};
+
+use crate::{Error, Result};
 
 /// Which crops of an image are evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,19 +65,22 @@ pub struct CropStack {
 }
 
 impl CropStack {
-    /// Creates the crops of `protocol` for a network with this card.
+    /// Creates the crops of `protocol` for a network with this card, whose images are decoded with `options`.
     ///
     /// # Errors
     /// Fails if the card's input is not square, or if a scale is smaller than the input.
-    pub fn new(protocol: &Protocol, card: &Card) -> Result<Self> {
+    pub fn new(protocol: &Protocol, card: &Card, options: DecodeOptions) -> Result<Self> {
         let preprocess = &card.preprocess;
         let [height, width] = preprocess.input_size;
-        ensure!(
-            height == width,
-            "the card of {} has an input of {height} × {width} pixels; only square inputs are supported",
-            card.architecture
-        );
-        let pixels = |side: usize| u32::try_from(side).with_context(|| format!("{side} pixels are too many"));
+        let unsupported = |cause: String| Err(Error::Unsupported(cause));
+        if height != width {
+            return unsupported(format!(
+                "the card of {} has an input of {height} × {width} pixels; only square inputs are supported",
+                card.architecture
+            ));
+        }
+        let too_many = |side: usize| Error::Unsupported(format!("{side} pixels are too many"));
+        let pixels = |side: usize| u32::try_from(side).map_err(|_| too_many(side));
         let side = pixels(width)?;
         let interpolation = match preprocess.interpolation {
             hub::Interpolation::Nearest => Interpolation::Nearest,
@@ -88,10 +92,10 @@ impl CropStack {
             hub::Resize::ShorterSide(shorter) => of(pixels(shorter)?, ResizeRule::Shorter),
             hub::Resize::Squash([height, width]) if height == width => of(pixels(width)?, ResizeRule::Squash),
             hub::Resize::Squash([height, width]) => {
-                bail!(
+                return unsupported(format!(
                     "the card of {} resizes to {height} × {width} pixels; only square inputs are supported",
                     card.architecture
-                )
+                ));
             }
         };
         let scaled = |scales: &[u32]| scales.iter().map(|&scale| of(scale, ResizeRule::Shorter)).collect::<Vec<_>>();
@@ -102,25 +106,16 @@ impl CropStack {
             (_, scales) => scaled(scales),
         };
         if let Some(small) = resizes.iter().find(|resize| resize.size < side) {
-            bail!("images resized to {} pixels are smaller than the network's input of {side} pixels", small.size);
+            return unsupported(format!(
+                "images resized to {} pixels are smaller than the network's input of {side} pixels",
+                small.size
+            ));
         }
         let Protocol { crops, dense, .. } = *protocol;
-        ensure!(!dense || crops == Crops::One, "--dense uses the whole image and cannot be combined with --crops");
-        let options = DecodeOptions { orientation: preprocess.orientation.unwrap_or_default(), ..Default::default() };
-        Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side, options })
-    }
-
-    /// Sets the largest number of pixels of an image, before it is resized.
-    pub fn with_max_pixels(mut self, max_pixels: Option<u64>) -> Self {
-        if let Some(max_pixels) = max_pixels {
-            self.options = self.options.max_pixels(max_pixels);
+        if dense && crops != Crops::One {
+            return unsupported("--dense uses the whole image and cannot be combined with --crops".into());
         }
-        self
-    }
-
-    /// How images are decoded: the card's orientation, and limits.
-    pub fn options(&self) -> &DecodeOptions {
-        &self.options
+        Ok(Self { crops, resizes, flip: protocol.flip && crops == Crops::One, dense, side, options })
     }
 
     /// Returns the number of crops per image.
@@ -210,7 +205,8 @@ mod tests {
 
     fn stack(crops: Crops, scales: &[u32], flip: bool) -> Result<CropStack> {
         let card = Card::of(Architecture::ResNet18, 10, "a test");
-        CropStack::new(&Protocol { crops, scales: scales.to_vec(), flip, dense: false }, &card)
+        let protocol = Protocol { crops, scales: scales.to_vec(), flip, dense: false };
+        CropStack::new(&protocol, &card, DecodeOptions::default())
     }
 
     fn gradient(width: u32, height: u32) -> RgbImage {

@@ -5,12 +5,11 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result};
 use image::RgbImage;
 
 use hub::Preprocessor;
 
-use crate::Input;
+use crate::{Error, Input, Result};
 
 /// The number of decoded images that may wait at each thread.
 const WAITING: usize = 8;
@@ -22,14 +21,14 @@ const WAITING: usize = 8;
 /// The threads continue while `consume` runs.
 ///
 /// # Errors
-/// Fails if `consume` returns an error, which stops the work.
-pub fn batches<'a>(
+/// Fails if `consume` returns an error, which stops the work and is returned as it is.
+pub fn batches<'a, E: From<Error>>(
     inputs: &'a [Input],
     preprocess: &Preprocessor,
     batch_size: usize,
     threads: usize,
-    mut consume: impl FnMut(&[(&'a Input, Result<RgbImage>)]) -> Result<()>,
-) -> Result<()> {
+    mut consume: impl FnMut(Vec<(&'a Input, Result<RgbImage>)>) -> Result<(), E>,
+) -> Result<(), E> {
     let threads = threads.clamp(1, inputs.len().max(1));
     thread::scope(|scope| {
         // Thread t has the inputs t, t + threads, …, so taking from each in turn restores the order.
@@ -49,12 +48,9 @@ pub fn batches<'a>(
             let mut batch = Vec::with_capacity(chunk.len());
             for (position, input) in chunk.iter().enumerate() {
                 let receiver = &receivers[(number * batch_size.max(1) + position) % threads];
-                batch.push((
-                    input,
-                    receiver.recv().context("a decoding thread ended early; this is a bug, please report it")?,
-                ));
+                batch.push((input, receiver.recv().map_err(|_| Error::Bug("a decoding thread ended early"))?));
             }
-            consume(&batch)?;
+            consume(batch)?;
         }
         Ok(())
     })
@@ -70,7 +66,6 @@ fn decode(input: &Input, preprocess: &Preprocessor) -> Result<RgbImage> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
     use hub::Card;
     use models::Architecture;
 
@@ -93,7 +88,7 @@ mod tests {
             .collect();
         for (threads, batch_size) in [(1, 1), (2, 4), (3, 23), (40, 7)] {
             let mut seen = Vec::new();
-            batches(&inputs, &preprocess, batch_size, threads, |batch| {
+            batches(&inputs, &preprocess, batch_size, threads, |batch| -> Result<()> {
                 assert!(batch.len() <= batch_size);
                 seen.extend(batch.iter().map(|(_, image)| image.as_ref().ok().map(|image| image.get_pixel(0, 0).0[0])));
                 Ok(())
@@ -102,7 +97,7 @@ mod tests {
             let expected: Vec<_> = (0..23).map(|i| (i % 5 != 3).then_some(i)).collect();
             assert_eq!(seen, expected, "{threads} threads, batches of {batch_size}");
         }
-        let error = batches(&inputs, &preprocess, 2, 2, |_| bail!("enough")).unwrap_err();
+        let error = batches(&inputs, &preprocess, 2, 2, |_| Err(Error::Unusable("enough".into()))).unwrap_err();
         assert_eq!(error.to_string(), "enough");
     }
 }

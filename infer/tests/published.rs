@@ -87,7 +87,6 @@ fn check(model: Model, source: &Arc<dyn Source>, expected: &Expected, tolerance:
         batch_size: 25,
         workers: None,
         bad_samples: BadSamples::Strict,
-        max_pixels: None,
         shard: (0, 1),
         class_map: None,
     };

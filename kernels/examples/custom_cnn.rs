@@ -80,7 +80,7 @@ fn conv_norm_relu(conv: &Conv2d, norm: &BatchNorm, x: Tensor<4>, residual: Optio
     if x.device().is_autodiff() {
         let y = kernels::conv2d(x, weight, options, Epilogue::default(), Precision::F32);
         let weights = [norm.gamma.val(), norm.beta.val()];
-        let (y, mean, variance) = kernels::batch_norm(y, weights, norm.epsilon, residual, true);
+        let (y, mean, variance) = kernels::batch_norm(y, weights, norm.epsilon, residual, true, None);
         for (running, batch) in [(&norm.running_mean, mean), (&norm.running_var, variance)] {
             let kept = running.value_sync() * (1.0 - norm.momentum);
             running.update((kept + batch * norm.momentum).detach());

@@ -11,7 +11,7 @@ use burn::{
 };
 
 use crate::{
-    KernelMode, cpu, kernel_mode,
+    AllReduce, cpu,
     ops::{
         OptionalTensor, TensorList,
         batch_norm::BatchNorm,
@@ -31,18 +31,14 @@ use crate::{
 pub use crate::ops::{local_response_norm::LocalResponseNorm, pool2d::Pool2d, sgd::Sgd};
 
 /// Whether the optimized operations support this tensor: it is on `flex`, in single precision (or
-/// [bf16 activations](has_bf16_activations)), and the [kernel mode](crate::set_kernel_mode) is `Optimized`.
+/// [bf16 activations](has_bf16_activations)).
 pub fn accelerates<const D: usize>(x: &Tensor<D>) -> bool {
     let supported = x.dtype() == DType::F32 || x.dtype() == DType::BF16 && has_bf16_activations();
     supported && runs_on_device_of(x)
 }
 
-/// Whether the optimized operations run where this tensor is stored, whatever its type: on `flex`, and in the
-/// [kernel mode](crate::set_kernel_mode) `Optimized`.
+/// Whether the optimized operations run where this tensor is stored, whatever its type: on `flex`.
 pub fn runs_on_device_of<const D: usize>(x: &Tensor<D>) -> bool {
-    if kernel_mode() == KernelMode::Reference {
-        return false;
-    }
     #[cfg(feature = "flex")]
     {
         let kind = x.clone().into_dispatch().kind;
@@ -185,6 +181,10 @@ pub fn conv2d(
 /// Normalizes by the statistics of the batch: `relu(norm(x) · gamma + beta + residual)`. Returns the output and the mean
 /// and biased variance of each channel, through which no gradient flows.
 ///
+/// With `sync`, the statistics are those of the batches of all processes, and so are the sums in the gradient of x: this is
+/// synchronized batch normalization. Results then do not depend on the number of processes that share a batch, to the bit in
+/// all but rare cases. The gradients of gamma and beta are those of the process's own images.
+///
 /// # Shapes
 ///
 /// - x, residual and output: `[n, c, h, w]`
@@ -192,13 +192,15 @@ pub fn conv2d(
 ///
 /// # Panics
 ///
-/// If the shapes or data types do not match, a channel has no values, or epsilon is negative or not finite.
+/// If the shapes or data types do not match, a channel has no values, or epsilon is negative or not finite; with `sync`, if
+/// the optimized operations do [not support](accelerates) x: others can be built from [`all_reduce_sum`].
 pub fn batch_norm(
     x: Tensor<4>,
     [gamma, beta]: [Tensor<1>; 2],
     epsilon: f64,
     residual: Option<Tensor<4>>,
     relu: bool,
+    sync: Option<&AllReduce>,
 ) -> (Tensor<4>, Tensor<1>, Tensor<1>) {
     const NAME: &str = "batch_norm";
     check_nonzero(NAME, "x", &x.dims());
@@ -208,6 +210,12 @@ pub fn batch_norm(
         check_dtype(NAME, "the residual", residual.dtype(), gamma.dtype());
     }
     assert!(epsilon >= 0.0 && epsilon.is_finite(), "{NAME}: epsilon is {epsilon}; it must be finite and not negative");
+    assert!(
+        sync.is_none() || accelerates(&x) && x.dtype() == DType::F32,
+        "{NAME}: the optimized operations do not support {:?} on {:?}, and no others synchronize",
+        x.dtype(),
+        x.device()
+    );
     let flags = EpilogueFlags { relu, ..EpilogueFlags::default() };
     let (y, mean, variance) = <Dispatch as BatchNorm>::fused_batch_norm(
         x.into_dispatch(),
@@ -216,15 +224,15 @@ pub fn batch_norm(
         optional(residual),
         epsilon,
         flags,
+        sync.cloned(),
     );
     (Tensor::from_dispatch(y), Tensor::from_dispatch(mean), Tensor::from_dispatch(variance))
 }
 
 /// Sums each element over the tensors of all processes; the gradient is summed likewise. All processes call it equally
-/// often and in the same order. Works on every backend, and returns the tensor itself where
-/// [no all-reduce is set](crate::set_sync_batch_norm).
-pub fn all_reduce_sum(x: Tensor<1>) -> Tensor<1> {
-    Tensor::from_dispatch(<Dispatch as AllReduceSum>::all_reduce_sum(x.into_dispatch()))
+/// often and in the same order. Works on every backend, through host memory.
+pub fn all_reduce_sum(x: Tensor<1>, sum: &AllReduce) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as AllReduceSum>::all_reduce_sum(x.into_dispatch(), sum.clone()))
 }
 
 /// Scales and shifts each channel: `relu(x · scale + shift + residual)`, which is batch normalization in evaluation.

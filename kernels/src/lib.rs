@@ -1,9 +1,10 @@
 //! Optimized CPU kernels for convolutional networks, as operations on Burn's tensors.
 //!
 //! Convolution, batch normalization, pooling, linear layers, local response normalization, cross entropy and SGD run
-//! optimized code on Burn's `flex` backend, forward and backward. On every other backend, and under
-//! [`KernelMode::Reference`], they run Burn's own operations and return the same results up to rounding. So a network calls
-//! these functions once and works on every backend; `examples/custom_cnn.rs` replaces the layers of a plain Burn network.
+//! optimized code on Burn's `flex` backend, forward and backward. On every other backend they run Burn's own operations and
+//! return the same results up to rounding. So a network calls these functions once and works on every backend;
+//! `examples/custom_cnn.rs` replaces the layers of a plain Burn network. No setting of the process or the thread changes a
+//! result: what a function computes depends on its arguments alone.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -44,15 +45,11 @@
 //!    other backends.
 //! 2. `cpu/NAME.rs`: the arithmetic, written once over [`pulp::Simd`]; `check!` states what each raw access relies on.
 //! 3. `functional.rs`: the public function, which checks every argument and documents `# Shapes` and `# Panics`.
-//! 4. `tests/reference.rs` compares both modes, forward and backward; `tests/panics.rs` passes wrong arguments.
+//! 4. `tests/reference.rs` compares both bodies, forward and backward; `tests/panics.rs` passes wrong arguments.
 
 #![deny(missing_docs)]
 
-use std::{
-    fmt,
-    str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{fmt, str::FromStr};
 
 #[cfg(not(feature = "internals"))]
 // Only the implementation for `flex` calls most of it.
@@ -71,9 +68,10 @@ mod functional;
 mod ops;
 
 pub use functional::*;
-pub use ops::sync_batch_norm::{AllReduce, set_sync_batch_norm, sync_batch_norm};
+pub use ops::sync_batch_norm::AllReduce;
 
-/// The operations that networks run.
+/// The operations that a network runs where both exist. The functions of this crate run the optimized ones; a caller that
+/// wants the reference calls Burn's own instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KernelMode {
     /// The optimized operations of this crate, on the backend that has them.
@@ -103,18 +101,6 @@ impl FromStr for KernelMode {
             _ => Err(format!("unknown kernels {name:?}; expected `optimized` (or `fast`) or `reference` (or `plain`)")),
         }
     }
-}
-
-static REFERENCE: AtomicBool = AtomicBool::new(false);
-
-/// Sets the operations that the networks of this process run from now on.
-pub fn set_kernel_mode(mode: KernelMode) {
-    REFERENCE.store(mode == KernelMode::Reference, Ordering::Relaxed);
-}
-
-/// Returns what [`set_kernel_mode`] has set.
-pub fn kernel_mode() -> KernelMode {
-    if REFERENCE.load(Ordering::Relaxed) { KernelMode::Reference } else { KernelMode::Optimized }
 }
 
 /// Returns the name of the vector instructions that the optimized kernels use on this processor: `AVX-512`, `AVX2`, `NEON`.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use burn::tensor::{DType, Device, Tensor, ops::ConvOptions};
-use kernels::{Epilogue, KernelMode, LocalResponseNorm, Pool2d, Precision, Sgd};
+use kernels::{AllReduce, Epilogue, LocalResponseNorm, Pool2d, Precision, Sgd};
 
 fn ones<const D: usize>(shape: [usize; D], device: &(Device, DType)) -> Tensor<D> {
     Tensor::ones(shape, (&device.0, device.1))
@@ -27,34 +27,29 @@ fn case<'a>(name: &'a str, message: &'a str, work: impl Fn(&(Device, DType)) + '
     (name, message, Box::new(work))
 }
 
-/// Runs all cases on the optimized bodies (f32) and on the reference bodies (f64), with and without autodiff, in both
-/// modes.
+/// Runs all cases on the optimized bodies (f32) and on the reference bodies (f64), with and without autodiff.
 fn check(cases: &[Case<'_>]) {
-    // The hook and the mode are the process's.
+    // The hook is the process's.
     static LOCK: Mutex<()> = Mutex::new(());
     let lock = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     let mut failures = Vec::new();
-    for mode in [KernelMode::Optimized, KernelMode::Reference] {
-        kernels::set_kernel_mode(mode);
-        for dtype in [DType::F32, DType::F64] {
-            for device in [Device::flex(), Device::flex().autodiff()] {
-                let device = (device, dtype);
-                for (name, message, work) in cases {
-                    let panic = panic_of(|| work(&device));
-                    let fits = match &panic {
-                        None => message.is_empty(),
-                        Some(panic) => !message.is_empty() && panic.contains(message),
-                    };
-                    if !fits {
-                        failures.push(format!("{name} ({dtype:?}, {mode}): {panic:?}, expected {message:?}"));
-                    }
+    for dtype in [DType::F32, DType::F64] {
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            let device = (device, dtype);
+            for (name, message, work) in cases {
+                let panic = panic_of(|| work(&device));
+                let fits = match &panic {
+                    None => message.is_empty(),
+                    Some(panic) => !message.is_empty() && panic.contains(message),
+                };
+                if !fits {
+                    failures.push(format!("{name} ({dtype:?}): {panic:?}, expected {message:?}"));
                 }
             }
         }
     }
-    kernels::set_kernel_mode(KernelMode::Optimized);
     std::panic::set_hook(hook);
     drop(lock);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -195,15 +190,22 @@ fn types_must_match() {
         case("residual", "the residual has the type", conv(|dtypes, other| dtypes[4] = other)),
         case("batch norm, x", "x has the type", |on| {
             let weights = [ones([2], on), ones([2], on)];
-            kernels::batch_norm(ones([1, 2, 4, 4], &with(on)), weights, 1e-5, None, false);
+            kernels::batch_norm(ones([1, 2, 4, 4], &with(on)), weights, 1e-5, None, false, None);
         }),
         case("batch norm, beta", "beta has the type", |on| {
             let weights = [ones([2], on), ones([2], &with(on))];
-            kernels::batch_norm(ones([1, 2, 4, 4], on), weights, 1e-5, None, false);
+            kernels::batch_norm(ones([1, 2, 4, 4], on), weights, 1e-5, None, false, None);
         }),
         case("batch norm, a residual in bf16", "the residual has the type", |on| {
             let residual = ones([1, 2, 4, 4], &(on.0.clone(), DType::BF16));
-            kernels::batch_norm(ones([1, 2, 4, 4], on), [ones([2], on), ones([2], on)], 1e-5, Some(residual), false);
+            kernels::batch_norm(
+                ones([1, 2, 4, 4], on),
+                [ones([2], on), ones([2], on)],
+                1e-5,
+                Some(residual),
+                false,
+                None,
+            );
         }),
         case("affine, residual", "the residual has the type", |on| {
             let residual = ones([1, 2, 4, 4], &with(on));
@@ -225,12 +227,24 @@ fn types_must_match() {
 }
 
 #[test]
+fn a_norm_that_no_optimized_operation_supports_is_not_synchronized_in_silence() {
+    let on = (Device::flex(), DType::F64);
+    let sum = AllReduce::new(|_: &mut [f64]| ());
+    let norm = |on: &(Device, DType)| {
+        kernels::batch_norm(ones([1, 2, 4, 4], on), [ones([2], on), ones([2], on)], 1e-5, None, false, Some(&sum));
+    };
+    let panic = panic_of(|| norm(&on)).expect("f64 has no optimized operations");
+    assert!(panic.contains("no others synchronize"), "{panic}");
+    assert_eq!(panic_of(|| norm(&(on.0.clone(), DType::F32))), None);
+}
+
+#[test]
 fn norms_check_their_arguments() {
     let norm = |x: [usize; 4], gamma: usize, beta: usize, residual: Option<[usize; 4]>, epsilon: f64| {
         move |on: &(Device, DType)| {
             let residual = residual.map(|shape| ones(shape, on));
             let weights = [ones([gamma], on), ones([beta], on)];
-            let (y, mean, variance) = kernels::batch_norm(ones(x, on), weights, epsilon, residual, true);
+            let (y, mean, variance) = kernels::batch_norm(ones(x, on), weights, epsilon, residual, true, None);
             assert_eq!((y.dims(), mean.dims(), variance.dims()), (x, [x[1]], [x[1]]));
         }
     };

@@ -265,7 +265,7 @@ proptest! {
             &inputs, &norm(c, seed), Check { least, relu: with_relu, ..CHECK },
             |x, v| {
                 let weights = [v[0].clone(), v[1].clone()];
-                kernels::batch_norm(x[0].clone(), weights, 1e-3, x.get(1).cloned(), with_relu).0
+                kernels::batch_norm(x[0].clone(), weights, 1e-3, x.get(1).cloned(), with_relu, None).0
             },
             |x, v| {
                 let result = module::batch_norm_train(x[0].clone(), v[0].clone(), v[1].clone(), 1e-3);

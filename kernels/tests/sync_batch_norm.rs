@@ -1,9 +1,10 @@
 //! Synchronized batch normalization: two processes, played by threads, each with a half of a batch, against one with all
-//! of it. A program of its own, since what is shared is set for a whole process.
+//! of it.
 
 mod two;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use kernels::AllReduce;
 
 /// Output, running statistics' source, and the gradients of input, scale and shift.
 type Results = [Vec<f32>; 6];
@@ -22,7 +23,7 @@ fn floats<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 }
 
 /// Images `range` of a batch, through a norm with a residual and a ReLU.
-fn normalise([c, h, w]: [usize; 3], range: std::ops::Range<usize>) -> Results {
+fn normalise([c, h, w]: [usize; 3], range: std::ops::Range<usize>, sync: Option<&AllReduce>) -> Results {
     let device = Device::flex().autodiff();
     let len = c * h * w;
     let part = |seed: u64| -> Tensor<4> {
@@ -33,7 +34,8 @@ fn normalise([c, h, w]: [usize; 3], range: std::ops::Range<usize>) -> Results {
         |seed: u64| -> Tensor<1> { Tensor::from_data(TensorData::new(values(c, seed), [c]), &device).require_grad() };
     let x = (part(1) * 3.0 + 0.5).detach().require_grad();
     let (gamma, beta) = (vector(2), vector(3));
-    let (y, mean, variance) = kernels::batch_norm(x.clone(), [gamma.clone(), beta.clone()], 1e-5, Some(part(4)), true);
+    let weights = [gamma.clone(), beta.clone()];
+    let (y, mean, variance) = kernels::batch_norm(x.clone(), weights, 1e-5, Some(part(4)), true, sync);
     let gradients = (y.clone() * part(5)).sum().backward();
     let gradient = |x: &Tensor<1>| floats(x.grad(&gradients).expect("a gradient"));
     let dx = floats(x.grad(&gradients).expect("a gradient"));
@@ -50,11 +52,9 @@ fn close(a: &[f32], b: &[f32], what: &str) {
 #[test]
 fn halves_of_a_batch_are_normalised_as_the_whole() {
     for (shape, n, cut) in [([5, 4, 3], 6, 3), ([64, 7, 7], 5, 2), ([1, 1, 1], 8, 1)] {
-        let whole = normalise(shape, 0..n);
-
-        kernels::set_sync_batch_norm(Some(two::sum()));
-        let (first, second) = two::run(|| normalise(shape, 0..cut), || normalise(shape, cut..n));
-        kernels::set_sync_batch_norm(None);
+        let whole = normalise(shape, 0..n, None);
+        let sum = Some(&two::sum());
+        let (first, second) = two::run(|| normalise(shape, 0..cut, sum), || normalise(shape, cut..n, sum));
 
         for (index, what) in [(0, "output"), (3, "gradient of the input")] {
             close(&[&first[index][..], &second[index]].concat(), &whole[index], what);

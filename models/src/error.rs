@@ -5,12 +5,13 @@ use crate::Architecture;
 /// Shorthand for a result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The remedy for an unknown name, which may be a path.
-fn meant(name: &str, nearest: &str) -> String {
-    match name.contains(['/', '\\']) {
-        true => "an architecture is a name, such as 'resnet50', and not a path".to_string(),
-        false => format!("did you mean '{nearest}'?"),
+/// The remedy for an unknown name, which may be a path. Names are listed as serde lists those of an enumeration.
+fn remedy(name: &str) -> String {
+    if name.contains(['/', '\\']) {
+        return "an architecture is a name, such as `resnet50`, and not a path".to_string();
     }
+    let names: Vec<String> = Architecture::ALL.iter().map(|architecture| format!("`{architecture}`")).collect();
+    format!("expected one of {}", names.join(", "))
 }
 
 /// What can go wrong with networks. Messages name the cause and the remedy.
@@ -18,12 +19,10 @@ fn meant(name: &str, nearest: &str) -> String {
 #[non_exhaustive]
 pub enum Error {
     /// No architecture of that name.
-    #[error("no architecture is called '{name}'; {}", meant(name, nearest))]
+    #[error("unknown architecture `{name}`, {}", remedy(name))]
     UnknownArchitecture {
-        /// What was asked for.
+        /// The unknown name.
         name: String,
-        /// The name most like it.
-        nearest: &'static str,
     },
     /// An image is smaller than the network can take.
     #[error("{architecture} needs inputs of at least {min} × {min} pixels, got {height} × {width}")]

@@ -19,6 +19,7 @@ mod blocks;
 pub mod cifar_resnet;
 mod classifier;
 mod error;
+mod execution;
 mod feature;
 mod freeze;
 pub mod googlenet;
@@ -38,15 +39,9 @@ pub mod vgg;
 pub use blocks::{ConvNorm, ConvNormConfig, ConvNormMut, Layer};
 pub use classifier::{Entry, ImageClassifier, Output};
 pub use error::{Error, Result};
+pub use execution::Execution;
 pub use feature::{FeatureExtractor, FeatureInfo};
 pub use graph::Graph;
 pub use pass::Pass;
 pub use registry::{Architecture, AuxClassifier, Network, NetworkConfig, Variant};
 pub use summary::{Stage, Summary};
-
-/// The candidate most like `name`, for "did you mean".
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = candidates.map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (best.0 >= 0.7).then_some(best.1)
-}

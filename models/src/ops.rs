@@ -13,39 +13,14 @@ use burn::{
         ops::{AvgPoolOptions, ConvOptions},
     },
 };
-use kernels::{Epilogue, LocalResponseNorm, Pool2d, Precision};
+use kernels::{AllReduce, Epilogue, LocalResponseNorm, Pool2d};
+
+use crate::execution;
+pub(crate) use crate::execution::{in_type_of, is_fast, unseen};
 
 thread_local! {
+    /// A meter, which changes no result.
     static MULTIPLY_ADDS: Cell<u64> = const { Cell::new(0) };
-    static BF16_GEMMS: Cell<bool> = const { Cell::new(false) };
-    static UNSEEN: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Sets a cell for as long as `work` runs.
-fn with<T>(cell: &'static std::thread::LocalKey<Cell<bool>>, work: impl FnOnce() -> T) -> T {
-    struct Reset(&'static std::thread::LocalKey<Cell<bool>>, bool);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            self.0.set(self.1);
-        }
-    }
-    let _reset = Reset(cell, cell.replace(true));
-    work()
-}
-
-/// Runs `work`, whose activations nobody else reads: in bf16 they may be of that type where the operations are faster so.
-pub(crate) fn unseen<T>(work: impl FnOnce() -> T) -> T {
-    with(&UNSEEN, work)
-}
-
-/// Runs a network on `images` in their type. The optimized kernels have a bf16 mode of their own, with activations in f32
-/// and operands rounded as the GEMMs gather them, which takes the place of activations in bf16.
-pub(crate) fn in_type_of<T>(images: Tensor<4>, network: impl FnOnce(Tensor<4>) -> T) -> T {
-    if images.dtype() == DType::BF16 && kernels::has_bf16_dot() && kernels::runs_on_device_of(&images) {
-        with(&BF16_GEMMS, || network(images.cast(FloatDType::F32)))
-    } else {
-        network(images)
-    }
 }
 
 /// A parameter's value in `dtype`; gradients flow back to the parameter in the parameter's own type.
@@ -97,12 +72,6 @@ fn count_conv2d(conv: &Conv2d, y: &Tensor<4>) {
     count(y.shape().num_elements(), channels_in * kernel_h * kernel_w);
 }
 
-/// Whether the optimized operations accept this tensor.
-pub(crate) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
-    // Activations in bf16 are theirs only in their own bf16 mode.
-    (x.dtype() == DType::F32 || BF16_GEMMS.get()) && kernels::accelerates(x)
-}
-
 /// Zeros before and after each axis, where they do not follow from the size of the input.
 fn pads(conv: &Conv2d) -> Option<[(usize, usize); 2]> {
     match conv.padding {
@@ -120,12 +89,7 @@ fn fast_conv2d(conv: &Conv2d, padding: [(usize, usize); 2], x: Tensor<4>, mut ep
         (Some(bias), Some(shift), Some(scale)) => Some(bias * scale.clone() + shift),
         (bias, shift, _) => bias.or(shift),
     };
-    let precision = match BF16_GEMMS.get() {
-        true if UNSEEN.get() => Precision::Bf16Activations,
-        true => Precision::Bf16,
-        false => Precision::F32,
-    };
-    let y = kernels::conv2d(x, weight, options, epilogue, precision);
+    let y = kernels::conv2d(x, weight, options, epilogue, execution::conv2d_precision());
     count_conv2d(conv, &y);
     y
 }
@@ -174,7 +138,8 @@ pub(crate) fn post_ops(x: Tensor<4>, ops: PostOps<'_>) -> Tensor<4> {
     match norm {
         Some(norm) if device.is_autodiff() && norm.training.is_enabled() => {
             let weights = [norm.gamma.val(), norm.beta.val()];
-            let (y, mean, variance) = kernels::batch_norm(x, weights, norm.epsilon, residual, relu);
+            let sync = execution::all_reduce();
+            let (y, mean, variance) = kernels::batch_norm(x, weights, norm.epsilon, residual, relu, sync.as_ref());
             keep_statistics(norm, mean, variance);
             y
         }
@@ -193,8 +158,8 @@ fn batch_norm(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
     if !x.device().is_autodiff() || !norm.training.is_enabled() {
         return norm.forward(x);
     }
-    if kernels::sync_batch_norm() {
-        return synchronised(norm, x);
+    if let Some(sum) = execution::all_reduce() {
+        return synchronized(norm, x, &sum);
     }
     let normalized = module::batch_norm_train(x, norm.gamma.val(), norm.beta.val(), norm.epsilon);
     keep_statistics(norm, normalized.mean, normalized.variance);
@@ -214,16 +179,16 @@ fn keep_statistics(norm: &BatchNorm, mean: Tensor<1>, variance: Tensor<1>) {
 }
 
 /// A norm in training by the statistics of all processes' images, of ordinary operations.
-fn synchronised(norm: &BatchNorm, x: Tensor<4>) -> Tensor<4> {
+fn synchronized(norm: &BatchNorm, x: Tensor<4>, sum: &AllReduce) -> Tensor<4> {
     let [n, c, h, w] = x.dims();
     let sums = |x: Tensor<4>| -> Tensor<1> { x.sum_dims(&[0, 2, 3]).reshape([c]) };
     let along = |x: Tensor<1>| -> Tensor<4> { x.reshape([1, c, 1, 1]) };
     let own_pixels = Tensor::from_floats([(n * h * w) as f32], &x.device());
-    let shared = kernels::all_reduce_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0));
+    let shared = kernels::all_reduce_sum(Tensor::cat(vec![sums(x.clone()), own_pixels], 0), sum);
     let pixels = shared.clone().narrow(0, c, 1).detach();
     let mean = shared.narrow(0, 0, c) / pixels.clone();
     let centred = x - along(mean.clone());
-    let variance = kernels::all_reduce_sum(sums(centred.clone().square())) / pixels;
+    let variance = kernels::all_reduce_sum(sums(centred.clone().square()), sum) / pixels;
     keep_statistics(norm, mean.detach(), variance.clone().detach());
     let scale = norm.gamma.val() / variance.add_scalar(norm.epsilon).sqrt();
     centred * along(scale) + along(norm.beta.val())
@@ -302,7 +267,7 @@ pub(crate) fn linear(linear: &Linear, x: Tensor<2>) -> Tensor<2> {
     let y = if is_fast(&x) {
         // In the order in which Burn's module draws them.
         let (weight, bias) = (linear.weight.val(), linear.bias.as_ref().map(|bias| bias.val()));
-        kernels::linear(x, weight, bias, if BF16_GEMMS.get() { Precision::Bf16 } else { Precision::F32 })
+        kernels::linear(x, weight, bias, execution::linear_precision())
     } else {
         let weight = value(&linear.weight, x.dtype());
         let bias = linear.bias.as_ref().map(|bias| value(bias, x.dtype()));

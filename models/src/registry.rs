@@ -15,7 +15,7 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, FeatureInfo, ImageClassifier, Result, blocks::ConvNormMut, nearest, pass::Pass};
+use crate::{Error, FeatureInfo, ImageClassifier, Result, blocks::ConvNormMut, pass::Pass};
 
 /// One network of a family, as the family's file describes it.
 #[derive(Debug, Clone, Copy)]
@@ -214,10 +214,8 @@ impl FromStr for Architecture {
 
     fn from_str(name: &str) -> Result<Self> {
         let find = |wanted: &str| Self::ALL.iter().copied().find(|arch| arch.name() == wanted);
-        find(name).or_else(|| find(&name.to_lowercase().replace('-', "_"))).ok_or_else(|| Error::UnknownArchitecture {
-            name: name.to_string(),
-            nearest: nearest(name, Self::ALL.iter().map(|arch| arch.name())).unwrap_or("resnet50"),
-        })
+        let found = find(name).or_else(|| find(&name.to_lowercase().replace('-', "_")));
+        found.ok_or_else(|| Error::UnknownArchitecture { name: name.to_string() })
     }
 }
 

@@ -1,7 +1,5 @@
 //! A network at a glance: its stages with their output shapes, parameters and multiply-adds.
 
-use std::fmt;
-
 use burn::tensor::{Device, Tensor};
 
 use crate::{Architecture, ImageClassifier, Network, Result, ops};
@@ -76,38 +74,6 @@ impl Summary {
     }
 }
 
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [h, w] = self.input_size;
-        writeln!(f, "{}, input 3 × {h} × {w}\n", self.architecture)?;
-        let width = self.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0).max(5);
-        writeln!(f, "{:<width$}  {:>17}  {:>12}  {:>15}", "stage", "output", "parameters", "multiply-adds")?;
-        for stage in &self.stages {
-            let output: Vec<String> = stage.output.iter().map(usize::to_string).collect();
-            let (parameters, cost) = (grouped(stage.parameters as u64), grouped(stage.multiply_adds));
-            writeln!(f, "{:<width$}  {:>17}  {parameters:>12}  {cost:>15}", stage.name, output.join(" × "))?;
-        }
-        let (parameters, cost) = (grouped(self.parameters() as u64), grouped(self.multiply_adds()));
-        write!(f, "{:<width$}  {:>17}  {parameters:>12}  {cost:>15}", "total", "")
-    }
-}
-
-/// 1234567 as `1,234,567`; nothing as `-`.
-fn grouped(n: u64) -> String {
-    if n == 0 {
-        return "-".to_string();
-    }
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +87,6 @@ mod tests {
         let summary = Summary::of(architecture, &network, [64, 64], &device).unwrap();
         let last: Vec<&str> = summary.stages.iter().rev().take(3).map(|stage| stage.name.as_str()).collect();
         assert_eq!(last, ["aux2", "aux1", "fc"]);
-        assert_eq!(grouped(1_234_567), "1,234,567");
     }
 
     #[test]

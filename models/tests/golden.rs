@@ -17,8 +17,9 @@ use burn::{
     tensor::{Device, Gradients, Int, Tensor, TensorData},
 };
 use hub::{Strictness, Weights};
+use kernels::KernelMode;
 use libtest_mimic::{Arguments, Failed, Trial};
-use models::{Architecture, ImageClassifier, Network, NetworkConfig};
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig};
 use serde::Deserialize;
 
 /// What every logit may deviate by, relative to the largest; a case for which PyTorch's own f32 does worse says so.
@@ -26,13 +27,15 @@ const TOLERANCE: f64 = 1e-5;
 
 fn main() {
     let arguments = Arguments::from_args();
-    // As the binaries' `--kernels` has it.
-    if let Some(choice) = env::var_os("HEARTH_KERNELS") {
-        let choice = choice.to_string_lossy().parse();
-        kernels::set_kernel_mode(choice.unwrap_or_else(|error| panic!("HEARTH_KERNELS: {error}")));
-    }
     let trials = goldens().iter().flat_map(|path| trials_of(path)).collect();
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A test whose networks run the operations that `HEARTH_KERNELS` names, as the binaries' `--kernels` has it.
+fn trial(name: String, test: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    let kernels = env::var("HEARTH_KERNELS").map_or(Ok(KernelMode::default()), |name| name.parse());
+    let kernels = kernels.unwrap_or_else(|error| panic!("HEARTH_KERNELS: {error}"));
+    Trial::test(name, move || Execution::new(kernels).run(test))
 }
 
 fn folder(variable: &str, default: &str) -> PathBuf {
@@ -63,7 +66,7 @@ fn trials_of(path: &Path) -> Vec<Trial> {
         Ok(golden) => golden,
         Err(error) => {
             let message = format!("{} has none of the known forms: {error}", path.display());
-            return vec![Trial::test(path.display().to_string(), || Err(message.into()))];
+            return vec![trial(path.display().to_string(), || Err(message.into()))];
         }
     };
     match golden {
@@ -170,12 +173,11 @@ impl Torchvision {
         let mut trials = Vec::new();
         for (backend, device) in backends(self.arch) {
             let golden = self.clone();
-            trials.push(Trial::test(format!("{} logits on {backend}", self.arch), move || golden.logits(&device())));
+            trials.push(trial(format!("{} logits on {backend}", self.arch), move || golden.logits(&device())));
         }
         if let Some(train) = self.train.clone() {
-            trials.push(Trial::test(format!("{} training on flex", self.arch), move || {
-                self.training(&train, &Device::flex())
-            }));
+            trials
+                .push(trial(format!("{} training on flex", self.arch), move || self.training(&train, &Device::flex())));
         }
         trials
     }
@@ -397,7 +399,7 @@ fn with_weights(
     let path = folder("HEARTH_DATA", "../../shared/data").join("weights").join(file);
     let missing = !path.exists();
     let name = if missing { format!("{name} (skipped: {} is missing)", path.display()) } else { name };
-    Trial::test(name, move || test(path)).with_ignored_flag(missing)
+    trial(name, move || test(path)).with_ignored_flag(missing)
 }
 
 fn load(path: &Path, architecture: Architecture, device: &Device) -> Result<Network, Failed> {

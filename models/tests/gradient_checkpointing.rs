@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, Distribution, FloatDType, Tensor},
 };
 use kernels::KernelMode;
-use models::{Architecture, ImageClassifier, Network, NetworkConfig, Output};
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig, Output};
 
 /// Draws weights by He's rule, so that an image reaches the logits whatever the architecture's own rule.
 struct He;
@@ -91,7 +91,6 @@ fn both(architecture: Architecture, dtype: FloatDType, frozen: bool, device: &De
 fn gradients_and_running_statistics_are_those_of_a_plain_backward_pass() {
     let device = Device::flex().autodiff();
     for mode in [KernelMode::Optimized, KernelMode::Reference] {
-        kernels::set_kernel_mode(mode);
         let cases: &[_] = match mode {
             KernelMode::Optimized => &[
                 (Architecture::ResNet18, FloatDType::F32, false),
@@ -109,7 +108,8 @@ fn gradients_and_running_statistics_are_those_of_a_plain_backward_pass() {
         };
         for &(architecture, dtype, frozen) in cases {
             let what = format!("{architecture}, {dtype:?}, {mode}, frozen: {frozen}");
-            let [[plain, statistics], [checkpointed, other_statistics]] = both(architecture, dtype, frozen, &device);
+            let [[plain, statistics], [checkpointed, other_statistics]] =
+                Execution::new(mode).run(|| both(architecture, dtype, frozen, &device));
             assert_eq!(plain.len(), checkpointed.len(), "{what}");
             assert!(!plain.is_empty(), "{what}");
             assert!(statistics == other_statistics, "{what}: running statistics");

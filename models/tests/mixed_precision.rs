@@ -1,12 +1,12 @@
-//! Mixed precision with Burn's own operations: the scheme of every backend but `flex`, whose optimized kernels are switched
-//! off here for the whole process.
+//! Mixed precision with Burn's own operations: the scheme of every backend but `flex`, whose optimized kernels are not run.
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{DType, Device, Distribution, FloatDType, Tensor},
 };
-use models::{Architecture, ImageClassifier, Network, NetworkConfig};
+use kernels::KernelMode;
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig};
 
 /// One of each family; small inputs keep them fast.
 const FAMILIES: [Architecture; 8] = [
@@ -57,7 +57,10 @@ fn distance<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f32 {
 
 #[test]
 fn activations_stay_in_the_type_of_the_images_and_logits_leave_in_f32() {
-    kernels::set_kernel_mode(kernels::KernelMode::Reference);
+    Execution::new(KernelMode::Reference).run(check_types);
+}
+
+fn check_types() {
     let device = Device::flex();
     for architecture in FAMILIES {
         let network = network(architecture, false, &device).valid();
@@ -97,7 +100,10 @@ impl ModuleVisitor for Compare<'_> {
 
 #[test]
 fn gradients_of_all_parameters_arrive_in_f32() {
-    kernels::set_kernel_mode(kernels::KernelMode::Reference);
+    Execution::new(KernelMode::Reference).run(check_gradients);
+}
+
+fn check_gradients() {
     let device = Device::flex().autodiff();
     // Most of the distance comes from ReLUs and poolings that choose otherwise, which grows with the root of the rounding
     // error, and batch normalization amplifies it from layer to layer.

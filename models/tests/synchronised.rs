@@ -1,10 +1,8 @@
 //! Synchronised norms of ordinary operations: two processes, played by threads, each with a part of a batch, against one
-//! with all of it and against Burn's own norms. A program of its own, since what is shared is set for a whole process.
+//! with all of it and against Burn's own norms.
 
 #[path = "../../kernels/tests/two/mod.rs"]
 mod two;
-
-use std::sync::Arc;
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -12,7 +10,8 @@ use burn::{
     store::ModuleRecord,
     tensor::{Bytes, Device, Tensor, TensorData},
 };
-use models::{Architecture, ImageClassifier, Network, NetworkConfig};
+use kernels::{AllReduce, KernelMode};
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig};
 
 fn values(len: usize) -> Vec<f32> {
     let mut state = 7u64;
@@ -94,19 +93,17 @@ fn close(a: &[f32], b: &[f32], bound: f64, what: &str) {
 
 #[test]
 fn parts_of_a_batch_are_normalised_as_the_whole_and_as_burn_does() {
-    // Without the fast operations, which have norms of their own.
-    kernels::set_kernel_mode(kernels::KernelMode::Reference);
+    // Without the optimized operations, which have norms of their own.
+    let reference = Execution::new(KernelMode::Reference);
     let device = Device::flex().autodiff();
     device.seed(1);
     let network = fresh(&device).map(&mut Lift::default());
     let record = network.into_record().into_bytes().expect("bytes").to_vec();
-    let of_burn = pass(&record, 0..7);
-    kernels::set_sync_batch_norm(Some(Arc::new(|_: &mut [f64]| ())));
-    let whole = pass(&record, 0..7);
-
-    kernels::set_sync_batch_norm(Some(two::sum()));
-    let (first, second) = two::run(|| pass(&record, 0..3), || pass(&record, 3..7));
-    kernels::set_sync_batch_norm(None);
+    let of_burn = reference.run(|| pass(&record, 0..7));
+    let alone = reference.clone().with_sync_batch_norm(AllReduce::new(|_: &mut [f64]| ()));
+    let whole = alone.run(|| pass(&record, 0..7));
+    let shared = reference.with_sync_batch_norm(two::sum());
+    let (first, second) = two::run(|| shared.run(|| pass(&record, 0..3)), || shared.run(|| pass(&record, 3..7)));
 
     for ([logits, gradients, running], what) in [(&of_burn, "Burn"), (&whole, "the whole")] {
         close(&[&first[0][..], &second[0]].concat(), logits, 1e-5, &format!("logits, {what}"));

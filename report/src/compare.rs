@@ -44,13 +44,14 @@ fn results(runs: &[Run], names: &[String]) -> Markup {
     let outcomes: Vec<Option<Outcome>> = runs.iter().map(outcome).collect();
     let images = outcomes.iter().flatten().filter_map(|outcome| outcome.counts[0]).map(|count| count.of);
     let images: BTreeSet<usize> = images.collect();
+    let five = runs.iter().any(|run| run.class_count() > 5);
     html! {
         div.scroll {
             table {
                 tr {
                     th { "Run" }
                     th.rate { "Top-1" }
-                    th.rate { "Top-5" }
+                    @if five { th.rate { "Top-5" } }
                     th { "Network" }
                     th.number { "Parameters" }
                     th.number { "Best epoch" }
@@ -63,7 +64,7 @@ fn results(runs: &[Run], names: &[String]) -> Markup {
                     "\n" tr {
                         td { bdi { (name) } }
                         td.rate { (accuracy(outcome.as_ref(), 0)) }
-                        td.rate { (accuracy(outcome.as_ref(), 1)) }
+                        @if five { td.rate { (accuracy(outcome.as_ref().filter(|_| run.class_count() > 5), 1)) } }
                         td { (run.architecture().unwrap_or_else(none)) }
                         td.number {
                             (Some(run.info.parameters).filter(|&n| n > 0).map_or_else(none, thousands))
@@ -120,7 +121,11 @@ fn curves(runs: &[Run], names: &[String]) -> Option<Markup> {
     };
     let charts = [
         chart("Top-1 on the validation images", "valid", false, "%", |metric| metric.top1),
-        chart("Top-5 on the validation images", "valid", false, "%", |metric| metric.top5),
+        // Top-5 is always 100 % with up to five classes.
+        match runs.iter().any(|run| run.class_count() > 5) {
+            true => chart("Top-5 on the validation images", "valid", false, "%", |metric| metric.top5),
+            false => Chart::default(),
+        },
         chart("Loss on the validation images", "valid", false, "", |metric| metric.loss).log_beyond(40.0),
         chart("Loss on the training images", "train", false, "", |metric| metric.loss).log_beyond(40.0),
         chart("Learning rate", "train_step", true, "", |metric| metric.learning_rate),

@@ -32,11 +32,13 @@ pub(crate) struct Bars {
 }
 
 impl Bars {
-    /// Returns the bars as a figure, unless all are empty; the key lists each part's percentage of the total.
+    /// Returns the bars as a figure, unless all are empty or shorter than the resolution of their times; the key lists each
+    /// part's percentage of the total.
     pub(crate) fn to_figure(&self) -> Option<Markup> {
         let sum = |bar: &[f64]| bar.iter().sum::<f64>();
         let highest = self.bars.iter().map(|bar| sum(&bar.1)).fold(0.0, f64::max);
-        if highest <= 0.0 {
+        // StepTimes are written with three decimals.
+        if highest <= if self.shares { 0.0 } else { 0.01 } {
             return None;
         }
         let (unit, name) = match highest {
@@ -266,8 +268,13 @@ mod tests {
 
     #[test]
     fn bars_without_time_are_no_figure() {
-        let bars = Bars { title: "Time", parts: vec![("waiting", 1)], bars: vec![(1, vec![0.0])], shares: false };
-        assert!(bars.to_figure().is_none());
+        let bars = |seconds| Bars {
+            title: "Time",
+            parts: vec![("waiting", 1)],
+            bars: vec![(1, vec![seconds])],
+            shares: false,
+        };
+        assert_eq!([0.0, 0.002, 0.2].map(|seconds| bars(seconds).to_figure().is_some()), [false, false, true]);
     }
 
     #[test]

@@ -3,14 +3,15 @@
 //! Every file is JSON or CSV. JSON objects carry a `format` version. Readers ignore unknown keys and columns and accept
 //! missing ones, so a report can show a run that is in progress, was cut off, or was written by another version.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, error::Error as StdError, path::Path};
 
-use anyhow::Context;
 use runtime::{
     files::{self, write_atomic_bytes},
     text::cell,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{Error, Result};
 
 /// The version of the run format that this build writes.
 pub const FORMAT: u32 = 1;
@@ -80,6 +81,9 @@ pub struct RunInfo {
     /// What was changed when the run was resumed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<RunChange>,
+    /// What was decided from the data and the weights before the first step, a sentence each. The recipe has the values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<String>,
     /// The number of trainable parameters; 0 where it is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub parameters: usize,
@@ -182,7 +186,7 @@ pub struct RunChange {
 
 /// Means over images; top-1 and top-5 in percent.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Score {
+pub struct Metrics {
     /// The mean loss.
     pub loss: f64,
     /// Images whose most probable class is the label.
@@ -195,17 +199,17 @@ pub struct Score {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunResult {
-    /// The epoch whose weights were kept, from 1; absent in evaluations.
+    /// The epoch whose weights were kept, from 1, or 0 for the network before its first step; absent in evaluations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub best_epoch: Option<usize>,
     /// The score of the weights that were kept.
-    pub best: Score,
+    pub best: Metrics,
     /// The score of the raw weights after the last epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last: Option<Score>,
+    pub last: Option<Metrics>,
     /// The score of their EMA after the last epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ema: Option<Score>,
+    pub ema: Option<Metrics>,
     /// The throughput of training, or of the evaluation: images that went through the network. 0 for a probe whose features
     /// were cached.
     pub images_per_second: f64,
@@ -221,7 +225,7 @@ pub struct RunResult {
 /// `valid`, `valid_ema`).
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MetricRow {
-    /// The epoch, from 1.
+    /// The epoch, from 1; 0 before the first step.
     pub epoch: Option<usize>,
     /// The number of optimizer steps so far.
     pub step: Option<u64>,
@@ -480,40 +484,49 @@ pub struct EvaluationSummary {
 ///
 /// # Errors
 /// Fails if the file cannot be written.
-pub fn write_json<T: Serialize>(path: &Path, value: &T) -> anyhow::Result<()> {
-    let json = serde_json::to_string_pretty(value).with_context(|| format!("cannot write {}", path.display()))?;
-    write_atomic_bytes(path, (json + "\n").as_bytes())
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let json = serde_json::to_string_pretty(value).map_err(|error| encode(path, error))?;
+    Ok(write_atomic_bytes(path, (json + "\n").as_bytes())?)
 }
 
 /// Reads a JSON file.
 ///
 /// # Errors
 /// Fails if the file cannot be read or does not hold a `T`.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
-    let text = files::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = files::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    serde_json::from_str(&text).map_err(|error| damaged(path, error))
 }
 
 /// Writes a table with a header, complete or not at all.
 ///
 /// # Errors
 /// Fails if the file cannot be written.
-pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> anyhow::Result<()> {
+pub fn write_csv<T: Serialize>(path: &Path, rows: impl IntoIterator<Item = T>) -> Result<()> {
     let mut table = csv::Writer::from_writer(Vec::new());
     for row in rows {
-        table.serialize(row).with_context(|| format!("cannot write {}", path.display()))?;
+        table.serialize(row).map_err(|error| encode(path, error))?;
     }
-    write_atomic_bytes(path, &table.into_inner().map_err(|error| error.into_error())?)
+    let bytes = table.into_inner().map_err(|error| encode(path, error.into_error()))?;
+    Ok(write_atomic_bytes(path, &bytes)?)
 }
 
 /// Reads a table. Every row must be whole; reports read tables more tolerantly.
 ///
 /// # Errors
 /// Fails if the file cannot be read or a row does not hold a `T`.
-pub fn read_csv<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
-    let bytes = files::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+pub fn read_csv<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let bytes = files::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let rows: Result<Vec<T>, _> = csv::Reader::from_reader(bytes.as_slice()).into_deserialize().collect();
-    rows.with_context(|| format!("{} is damaged", path.display()))
+    rows.map_err(|error| damaged(path, error))
+}
+
+fn encode(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+    Error::Encode { path: path.into(), source: source.into() }
+}
+
+fn damaged(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Error {
+    Error::Damaged { path: path.into(), source: source.into() }
 }
 
 /// The header line of a table that grows row by row.
@@ -601,7 +614,7 @@ mod tests {
         assert_eq!(read_csv::<PredictionRow>(&path).unwrap(), [row]);
         assert!(fs::read_to_string(&path).unwrap().contains("\"'=a"), "no spreadsheet evaluates a key");
         fs::write(&path, "key,p_label\na,1\n").unwrap();
-        let error = format!("{:#}", read_csv::<PredictionRow>(&path).unwrap_err());
+        let error = runtime::exit::chain(&read_csv::<PredictionRow>(&path).unwrap_err());
         assert!(error.contains("predictions.csv is damaged") && error.contains("label"), "{error}");
     }
 
@@ -633,8 +646,8 @@ mod tests {
             changes: vec![RunChange::default()],
             result: Some(RunResult {
                 best_epoch: Some(1),
-                last: Some(Score::default()),
-                ema: Some(Score::default()),
+                last: Some(Metrics::default()),
+                ema: Some(Metrics::default()),
                 ..RunResult::default()
             }),
             ..RunInfo::default()

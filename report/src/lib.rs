@@ -8,6 +8,7 @@
 
 pub mod chart;
 mod compare;
+mod error;
 mod figure;
 pub mod format;
 pub mod markup;
@@ -19,13 +20,16 @@ pub mod study;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
 use runtime::files::write_atomic_bytes;
 
+pub use error::{Error, Result};
 use run::Run;
 
 /// Writes `report.html` into the run folder atomically and returns its path.
-pub fn write(run: &Path) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// Fails if the folder has no file of a run, or if the report cannot be written.
+pub fn write(run: &Path) -> Result<PathBuf> {
     let page = sections::page(&Run::read(run)?);
     let path = run.join("report.html");
     write_atomic_bytes(&path, page.as_bytes())?;
@@ -34,12 +38,15 @@ pub fn write(run: &Path) -> anyhow::Result<PathBuf> {
 
 /// Writes a page to `out` that compares runs: overlaid curves, a table of results, and the differences between their
 /// recipes.
-pub fn compare(runs: &[PathBuf], out: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Fails if there is no run, if a folder has no file of a run, or if the page cannot be written.
+pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     if runs.is_empty() {
-        bail!("no run to compare; give at least one run folder");
+        return Err(Error::NoRuns);
     }
-    let runs = runs.iter().map(|run| Run::read(run)).collect::<anyhow::Result<Vec<_>>>()?;
-    write_atomic_bytes(out, compare::page(&runs).as_bytes())
+    let runs = runs.iter().map(|run| Run::read(run)).collect::<Result<Vec<_>>>()?;
+    Ok(write_atomic_bytes(out, compare::page(&runs).as_bytes())?)
 }
 
 #[cfg(test)]
@@ -156,13 +163,13 @@ mod tests {
 
     #[test]
     fn errors_name_the_path_and_what_to_do() {
-        let error = format!("{:#}", compare(&[], Path::new("x.html")).unwrap_err());
+        let error = compare(&[], Path::new("x.html")).unwrap_err().to_string();
         assert!(error.contains("give at least one"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         example(folder.path());
         fs::write(folder.path().join("a-file"), "").unwrap();
         let out = folder.path().join("a-file/x.html");
-        let error = format!("{:#}", compare(&[folder.path().to_path_buf()], &out).unwrap_err());
+        let error = runtime::exit::chain(&compare(&[folder.path().to_path_buf()], &out).unwrap_err());
         assert!(error.contains("a-file"), "{error}");
     }
 }

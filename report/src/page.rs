@@ -1,6 +1,9 @@
 //! The frame of a page, and formatting of values.
 
+use std::time::Duration;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html};
+use runtime::progress::human_duration;
 
 use super::markup::to_document;
 
@@ -111,21 +114,11 @@ pub(crate) fn significant(value: f64, digits: usize) -> String {
     text.replace('-', "\u{2212}")
 }
 
-/// Formats a duration in its two largest units.
+/// Formats a duration in its two largest units, which stay on one line.
 pub(crate) fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return "–".to_string();
-    }
-    if seconds < 9.95 {
-        return format!("{seconds:.1}\u{202f}s");
-    }
-    let whole = seconds.round() as u64;
-    let (days, hours, minutes, rest) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{rest}\u{202f}s"),
-        (0, 0, _) => format!("{minutes}\u{202f}min {rest}\u{202f}s"),
-        (0, _, _) => format!("{hours}\u{202f}h {minutes}\u{202f}min"),
-        _ => format!("{days}\u{202f}d {hours}\u{202f}h"),
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) => human_duration(duration).replace(' ', "\u{202f}"),
+        Err(_) => "–".to_string(),
     }
 }
 
@@ -162,9 +155,9 @@ mod tests {
     #[test]
     fn durations_have_two_units() {
         assert_eq!(duration(0.04), "0.0\u{202f}s");
-        assert_eq!(duration(59.7), "1\u{202f}min 0\u{202f}s");
-        assert_eq!(duration(3700.0), "1\u{202f}h 1\u{202f}min");
-        assert_eq!(duration(200_000.0), "2\u{202f}d 7\u{202f}h");
+        assert_eq!(duration(59.7), "1\u{202f}min\u{202f}00\u{202f}s");
+        assert_eq!(duration(3700.0), "1\u{202f}h\u{202f}01\u{202f}min");
+        assert_eq!(duration(200_000.0), "2\u{202f}d\u{202f}07\u{202f}h");
         assert_eq!(duration(f64::NAN), "–");
     }
 

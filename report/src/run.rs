@@ -6,13 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
 use runtime::files;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::format::{
-    CARD, EPOCHS, EpochRow, METRICS, MISTAKES, MetricRow, MistakeRow, PREDICTIONS, PredictionRow, RECIPE, RUN, RunInfo,
+use crate::{
+    Error, Result,
+    format::{
+        CARD, EPOCHS, EpochRow, METRICS, MISTAKES, MetricRow, MistakeRow, PREDICTIONS, PredictionRow, RECIPE, RUN,
+        RunInfo,
+    },
 };
 
 /// The number of mistakes shown with pictures.
@@ -66,12 +69,11 @@ pub(crate) struct Mistake {
 
 impl Run {
     /// Reads the files of a run. A folder without any of them is an error.
-    pub(crate) fn read(folder: &Path) -> anyhow::Result<Self> {
-        let kind = fs::metadata(folder).with_context(|| {
-            format!("cannot read the run folder {}; give a folder that `train` wrote", folder.display())
-        })?;
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let not_a_run = |cause| Error::NotARun { folder: folder.to_path_buf(), cause };
+        let kind = fs::metadata(folder).map_err(|source| Error::RunFolder { folder: folder.to_path_buf(), source })?;
         if !kind.is_dir() {
-            bail!("{} is a file; give the folder of a run", folder.display());
+            return Err(not_a_run(format!("{} is a file; give the folder of a run", folder.display())));
         }
         let mut run = Run { folder: folder.to_path_buf(), ..Run::default() };
         run.info = run.json(RUN);
@@ -82,7 +84,9 @@ impl Run {
         run.predictions = run.rows(PREDICTIONS);
         let mistakes: Vec<MistakeRow> = run.rows(MISTAKES);
         if run.missing.len() == 7 {
-            bail!("{} holds no file of a run, such as run.json or metrics.csv; give a run's folder", folder.display());
+            let shown = folder.display();
+            let cause = format!("{shown} holds no file of a run, such as run.json or metrics.csv; give a run's folder");
+            return Err(not_a_run(cause));
         }
         for row in mistakes.into_iter().take(PICTURES) {
             let picture = run.picture(&row.file);
@@ -106,7 +110,7 @@ impl Run {
     pub(crate) fn environment(&self) -> Value {
         let mut info = serde_json::to_value(&self.info).unwrap_or_default();
         if let Value::Object(facts) = &mut info {
-            let elsewhere = ["changes", "command", "result", "parameters", "format"];
+            let elsewhere = ["changes", "command", "decisions", "result", "parameters", "format"];
             let is_empty = |value: &Value| value.is_null() || *value == "" || *value == 0;
             facts.retain(|key, value| !elsewhere.contains(&key.as_str()) && !is_empty(value));
         }
@@ -355,7 +359,7 @@ mod tests {
     fn a_folder_without_a_run_is_an_error_with_its_path() {
         let folder = tempfile::tempdir().unwrap();
         for path in [folder.path().to_path_buf(), folder.path().join("missing")] {
-            let error = format!("{:#}", Run::read(&path).unwrap_err());
+            let error = Run::read(&path).unwrap_err().to_string();
             assert!(error.contains(path.to_str().unwrap()) && error.contains("give a"), "{error}");
         }
     }

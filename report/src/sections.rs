@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{
     chart::{Chart, PAGE, Px, Series},
     figure::{self, Bars, Part},
-    format::{DataInfo, EpochRow, MetricRow, PredictionRow, RUN, RunChange, RunKind, RunResult, RunStatus, Score},
+    format::{DataInfo, EpochRow, MetricRow, Metrics, PredictionRow, RUN, RunChange, RunKind, RunResult, RunStatus},
     page::{Page, duration, interval, moment, percent, plural, significant, thousands},
     run::{Mistake, Run, by_epoch, by_step, flatten},
     stats::{self, Class, Count},
@@ -270,7 +270,7 @@ fn curves(run: &Run) -> Option<Markup> {
     charts.push(chart("Throughput", "step", "images/s", rates));
 
     charts.retain(|chart| !chart.series.is_empty());
-    let results = run.info.result.as_ref().map(results);
+    let results = run.info.result.as_ref().map(|result| results(result, run.class_count() > 5));
     (!charts.is_empty()).then(|| {
         html! {
             div.pair { @for chart in &charts { (chart.to_figure()) } }
@@ -284,19 +284,24 @@ fn has_values(series: &Series) -> bool {
 }
 
 /// Returns a table of best, last and EMA weights.
-fn results(result: &RunResult) -> Markup {
-    let rows: [(Option<Score>, &str); 3] =
+fn results(result: &RunResult, five: bool) -> Markup {
+    let rows: [(Option<Metrics>, &str); 3] =
         [(Some(result.best), "Best epoch"), (result.last, "Last epoch"), (result.ema, "EMA of the weights")];
     html! {
         h3 { "Results on the validation images" }
         div.scroll {
             table style="max-width:36rem" {
-                tr { th { "Weights" } th.number { "Top-1" } th.number { "Top-5" } th.number { "Loss" } }
+                tr {
+                    th { "Weights" }
+                    th.number { "Top-1" }
+                    @if five { th.number { "Top-5" } }
+                    th.number { "Loss" }
+                }
                 @for (score, name) in rows.iter().filter_map(|(score, name)| Some((score.as_ref()?, name))) {
                     "\n" tr {
                         td { (name) }
                         td.number { (percent(score.top1, 2)) }
-                        td.number { (percent(score.top5, 2)) }
+                        @if five { td.number { (percent(score.top5, 2)) } }
                         td.number { (significant(score.loss, 4)) }
                     }
                 }
@@ -659,9 +664,13 @@ fn setup(run: &Run) -> Option<Markup> {
     });
     let parts = [("Recipe", recipe), ("Model card", card), ("Environment", environment)];
     let parts: Vec<Markup> = parts.into_iter().filter_map(|(title, inside)| Some(details(title, inside?))).collect();
-    let changes = &run.info.changes;
-    (!parts.is_empty() || !changes.is_empty()).then(|| {
+    let (changes, decisions) = (&run.info.changes, &run.info.decisions);
+    (!parts.is_empty() || !changes.is_empty() || !decisions.is_empty()).then(|| {
         html! {
+            @if !decisions.is_empty() {
+                p { "Decided from the data and the weights:" }
+                ul { @for decision in decisions { li { (decision) } } }
+            }
             @if !changes.is_empty() {
                 p { "The run was resumed with changes:" }
                 ul {

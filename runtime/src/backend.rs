@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | `flex` (default) | Burn's own CPU backend | none (`flex:0` is the CPU) |
 //! | `ndarray` | the older CPU backend, deprecated by Burn and slow; a cross-check | none (`ndarray:0` is the CPU) |
-//! | `wgpu` | any GPU, by whichever graphics API the machine offers | see below |
+//! | `wgpu` | any GPU, by any available graphics API | see below |
 //! | `vulkan`, `metal` | as `wgpu`, pinned to that graphics API | see below |
 //! | `webgpu` | as `wgpu`, pinned to WebGPU, which only a browser has: a native program cannot open it | see below |
 //! | `cuda` | NVIDIA GPUs | `cuda:N`: the Nth GPU as CUDA counts them, from 0 (default 0) |
@@ -29,6 +29,8 @@ mod spec;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text;
+
 pub use args::{BackendArgs, BackendChoice, KernelArgs, VARIABLE, select_all, select_named};
 pub use auto::{Selected, Skipped, auto, device_json, device_line};
 pub use found::is_software_adapter;
@@ -42,7 +44,7 @@ pub enum Backend {
     Flex,
     /// The `ndarray` CPU backend, deprecated upstream.
     NdArray,
-    /// GPUs through wgpu, on whichever graphics API is there.
+    /// GPUs through wgpu, on any available graphics API.
     Wgpu,
     /// wgpu pinned to Vulkan.
     Vulkan,
@@ -59,7 +61,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Every backend Hearth knows.
+    /// All known backends.
     pub const ALL: [Self; 9] = [
         Self::Flex,
         Self::NdArray,
@@ -107,12 +109,12 @@ impl Backend {
         matches!(self, Self::Wgpu | Self::Vulkan | Self::Metal | Self::WebGpu)
     }
 
-    /// Whether its devices are GPUs, or software adapters in their place.
+    /// Whether its devices are GPUs or software adapters.
     pub fn is_gpu(self) -> bool {
         self.is_graphics() || matches!(self, Self::Cuda | Self::Rocm)
     }
 
-    /// Whether this operating system can have its devices.
+    /// Whether the backend is available on this operating system.
     fn is_supported_here(self) -> bool {
         match self {
             Self::Metal => cfg!(target_os = "macos"),
@@ -134,10 +136,10 @@ impl FromStr for Backend {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let lower = name.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .find(|backend| backend.name() == lower)
-            .ok_or_else(|| ParseBackendError::UnknownBackend { name: name.to_string(), nearest: nearest(&lower) })
+        Self::ALL.into_iter().find(|backend| backend.name() == lower).ok_or_else(|| ParseBackendError::UnknownBackend {
+            name: name.to_string(),
+            nearest: by_other_name(&lower).or_else(|| nearest(&lower)),
+        })
     }
 }
 
@@ -146,7 +148,7 @@ pub fn compiled() -> Vec<Backend> {
     Backend::ALL.into_iter().filter(|backend| backend.is_compiled()).collect()
 }
 
-/// Names with commas between.
+/// Joins names with commas.
 fn names(backends: &[Backend]) -> String {
     if backends.is_empty() {
         return "none".to_string();
@@ -154,14 +156,25 @@ fn names(backends: &[Backend]) -> String {
     backends.iter().map(|backend| backend.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// The backend whose name is nearest to `name` by edit distance, if it is similar.
-fn nearest(name: &str) -> Option<Backend> {
-    let distance = |backend: &Backend| strsim::levenshtein(name, backend.name());
-    let nearest = Backend::ALL.into_iter().min_by_key(distance)?;
-    (2 * distance(&nearest) <= name.len()).then_some(nearest)
+/// The backend that other programs call so.
+fn by_other_name(name: &str) -> Option<Backend> {
+    Some(match name {
+        "cpu" | "host" => Backend::Flex,
+        "nvidia" => Backend::Cuda,
+        "mps" => Backend::Metal,
+        "hip" | "amd" => Backend::Rocm,
+        "torch" | "libtorch" | "pytorch" => Backend::Tch,
+        _ => return None,
+    })
 }
 
-/// The backends to build with for the GPUs that this operating system can have.
+/// The backend whose name is most similar to `name`.
+fn nearest(name: &str) -> Option<Backend> {
+    let nearest = text::nearest(name, Backend::ALL.iter().map(|backend| backend.name()))?;
+    Backend::ALL.into_iter().find(|backend| backend.name() == nearest)
+}
+
+/// Returns the cargo features for the GPUs of this operating system.
 fn suggestion() -> &'static str {
     if cfg!(target_os = "macos") {
         "`metal` on a Mac"
@@ -184,7 +197,13 @@ mod tests {
 
     #[test]
     fn an_unknown_name_gets_the_nearest_one() {
-        for (given, expected) in [("flx", Backend::Flex), ("cuda12", Backend::Cuda), ("nd-array", Backend::NdArray)] {
+        for (given, expected) in [
+            ("flx", Backend::Flex),
+            ("cuda12", Backend::Cuda),
+            ("nd-array", Backend::NdArray),
+            ("cpu", Backend::Flex),
+            ("MPS", Backend::Metal),
+        ] {
             match given.parse::<Backend>() {
                 Err(ParseBackendError::UnknownBackend { nearest, .. }) => {
                     assert_eq!(nearest, Some(expected), "{given}")

@@ -1,20 +1,21 @@
-//! Whether a device computes in a type of numbers.
+//! Checks that a device supports a floating-point type.
 
 use std::fmt::Display;
 
-use anyhow::{Result, bail};
 use burn::{
     backend::{Backend, DTypeUsage, Dispatch},
     tensor::{DType, Device, FloatDType},
 };
 
-/// The types that a network computes in.
+use crate::{Error, Result};
+
+/// The floating-point types of networks.
 const TYPES: [(FloatDType, &str); 3] = [(FloatDType::F32, "f32"), (FloatDType::F16, "f16"), (FloatDType::BF16, "bf16")];
 
-/// Checks that `device`, which users know as `name`, computes in `dtype`.
+/// Checks that `device`, called `name` in messages, supports `dtype`.
 ///
 /// # Errors
-/// Where it doesn't; the error says why, and which types it does compute in.
+/// Fails if it does not; the error names the cause and the supported types.
 pub fn check(name: impl Display, device: &Device, dtype: FloatDType) -> Result<()> {
     if device.supports_dtype(dtype) {
         return Ok(());
@@ -27,10 +28,10 @@ pub fn check(name: impl Display, device: &Device, dtype: FloatDType) -> Result<(
     };
     let others: Vec<&str> =
         TYPES.iter().filter(|(known, _)| device.supports_dtype(*known)).map(|(_, name)| *name).collect();
-    bail!(
+    Err(Error::Dtype(format!(
         "{name} does not compute in {wanted}: {cause}; use --dtype {} or another --backend",
         others.join(", --dtype ")
-    )
+    )))
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
-//! Where a program runs, for the records of what it did.
+//! The environment of a run: processor, memory and commit, for its records.
 
 use std::fs;
 
-/// The most threads that a program reads and decodes with: a larger number is a slip.
+/// The largest number of loader threads; a larger one is taken for a typing error.
 pub const MOST_WORKERS: usize = 1024;
 
-/// Parses `--workers` where 0 leaves the work to the main thread.
+/// Parses `--workers` where 0 means the main thread.
 ///
 /// # Errors
-/// If the text is no number from 0 to [`MOST_WORKERS`].
+/// Fails if the text is no number from 0 to [`MOST_WORKERS`].
 pub fn parse_workers(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -16,10 +16,10 @@ pub fn parse_workers(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("expected a number of threads from 0 to {MOST_WORKERS}"))
 }
 
-/// Parses `--workers` where there has to be one.
+/// Parses `--workers` of at least 1.
 ///
 /// # Errors
-/// If the text is no number from 1 to [`MOST_WORKERS`].
+/// Fails if the text is no number from 1 to [`MOST_WORKERS`].
 pub fn parse_threads(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -27,7 +27,7 @@ pub fn parse_threads(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("expected a number of threads from 1 to {MOST_WORKERS}"))
 }
 
-/// The commit of the git checkout around the current folder.
+/// Returns the commit of the git repository of the current folder.
 pub fn commit() -> Option<String> {
     let here = std::env::current_dir().ok()?;
     let git = here.ancestors().map(|folder| folder.join(".git")).find(|git| git.is_dir())?;
@@ -42,14 +42,14 @@ pub fn commit() -> Option<String> {
     Some(commit.trim().to_string())
 }
 
-/// The processor's name, where the system tells it.
+/// Returns the processor's name, if the system reports it.
 pub fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
-/// The most memory this process has held, in MiB, where the system tells (Linux).
+/// Returns the peak resident memory of this process in MiB, on Linux.
 pub fn peak_rss_mb() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

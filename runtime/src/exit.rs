@@ -1,9 +1,9 @@
-//! Exit codes, and the frame around every binary's `main`.
+//! Exit codes, and the wrapper of every binary's `main`.
 //!
 //! | code | meaning |
 //! |---|---|
 //! | 0 | done |
-//! | 1 | failed; standard error says why |
+//! | 1 | failed; the error is on standard error |
 //! | 2 | the command line is wrong (clap's code) |
 //! | 3 | some inputs failed; the results of the others were given |
 //! | 101 | a bug: Hearth panicked |
@@ -14,11 +14,11 @@
 //! the disk is full, are an error: 1. Trainings end as if their output had been written: their results are in the run
 //! folder, whose `experiment.log` notes the failure. A standard error that is closed or full changes nothing.
 
-use std::io::Write;
+use std::{error::Error, io::Write};
 
-use crate::{output::StdoutError, text::printable_lines};
+use crate::{output::StdoutError, signals, text::printable_lines};
 
-/// How a binary ends.
+/// The exit code of a binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExitCode {
     /// Done: 0.
@@ -74,22 +74,27 @@ pub const HELP: &str = "Exit codes: 0 done; 1 failed; 2 wrong command line; 3 so
 /// }
 ///
 /// fn main() -> ExitCode {
-///     exit::run(|cli: Cli| {
+///     exit::run(|cli: Cli| -> Result<ExitCode, Box<dyn std::error::Error + Send + Sync>> {
 ///         outln!("{} images", cli.images.len())?;
 ///         Ok(ExitCode::Success)
 ///     })
 /// }
 /// ```
-pub fn run<C: clap::Parser>(main: impl FnOnce(C) -> anyhow::Result<ExitCode>) -> ExitCode {
-    let result = match C::try_parse() {
-        Ok(cli) => main(cli),
-        Err(message) => show(&message),
-    };
-    report(result, &mut std::io::stderr())
+pub fn run<C, E>(main: impl FnOnce(C) -> Result<ExitCode, E>) -> ExitCode
+where
+    C: clap::Parser,
+    E: AsRef<dyn Error + Send + Sync>,
+{
+    signals::ignore_file_size_limit();
+    let stderr = &mut std::io::stderr();
+    match C::try_parse() {
+        Ok(cli) => main(cli).unwrap_or_else(|error| report(error.as_ref(), stderr)),
+        Err(message) => show(&message).unwrap_or_else(|error| report(&error, stderr)),
+    }
 }
 
-/// Prints what the parser has to say: help and versions are results, the rest is an error.
-fn show(message: &clap::Error) -> anyhow::Result<ExitCode> {
+/// Prints the parser's output: help and versions are results, the rest is an error.
+fn show(message: &clap::Error) -> Result<ExitCode, StdoutError> {
     let printed = message.print();
     if message.use_stderr() {
         return Ok(ExitCode::Usage);
@@ -98,27 +103,27 @@ fn show(message: &clap::Error) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-/// The exit code of a result; an error goes to `stderr` first.
-fn report(result: anyhow::Result<ExitCode>, stderr: &mut impl Write) -> ExitCode {
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            let stdout = error.chain().find_map(|cause| cause.downcast_ref::<StdoutError>());
-            if stdout.is_some_and(StdoutError::is_closed_pipe) {
-                end_by_closed_pipe();
-            }
-            // Nobody is left to tell if this fails.
-            let _ = writeln!(stderr, "error: {}", printable_lines(&chain(&error)));
-            ExitCode::Failure
-        }
+/// Writes an error to `stderr` and returns its exit code.
+fn report(error: &(dyn Error + 'static), stderr: &mut impl Write) -> ExitCode {
+    let stdout = causes(error).find_map(|cause| cause.downcast_ref::<StdoutError>());
+    if stdout.is_some_and(StdoutError::is_closed_pipe) {
+        end_by_closed_pipe();
     }
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(stderr, "error: {}", printable_lines(&chain(error)));
+    ExitCode::Failure
 }
 
-/// Joins an error and its causes on one line, without those that the error before them tells already: some libraries print their cause
-/// and return it as well.
-pub fn chain(error: &anyhow::Error) -> String {
+/// Yields an error, its cause, the cause of that, and so on.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// Joins an error and its causes on one line. A cause that the error's own message contains is left out: some libraries
+/// print their cause and return it as well.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
-    for cause in error.chain() {
+    for cause in causes(error) {
         let cause = cause.to_string();
         if text.is_empty() {
             text = cause;
@@ -142,42 +147,46 @@ fn end_by_closed_pipe() {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::{Context, anyhow};
+    use std::{fmt, io};
 
     use super::*;
+
+    #[derive(Debug)]
+    struct Failed(&'static str, io::Error);
+
+    impl fmt::Display for Failed {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Failed {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.1)
+        }
+    }
 
     #[test]
     fn an_error_is_printed_as_one_chain_and_ends_with_1() {
         let mut printed = Vec::new();
-        let failed = Err(anyhow!("No such file or directory")).context("cannot read a.pth");
-        assert_eq!(report(failed, &mut printed), ExitCode::Failure);
+        let failed = Failed("cannot read a.pth", io::Error::other("No such file or directory"));
+        assert_eq!(report(&failed, &mut printed), ExitCode::Failure);
         assert_eq!(String::from_utf8_lossy(&printed), "error: cannot read a.pth: No such file or directory\n");
     }
 
     #[test]
     fn a_cause_that_was_told_is_not_repeated() {
-        #[derive(Debug)]
-        struct Telling(std::io::Error);
-        impl std::fmt::Display for Telling {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "cannot read data: {}", self.0)
-            }
-        }
-        impl std::error::Error for Telling {
-            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-                Some(&self.0)
-            }
-        }
-        let error = anyhow::Error::new(Telling(std::io::Error::other("it is gone"))).context("no images");
+        let told = Failed("cannot read data: it is gone", io::Error::other("it is gone"));
+        let error = Failed("no images", io::Error::other(told));
         assert_eq!(chain(&error), "no images: cannot read data: it is gone");
     }
 
     #[test]
-    fn a_code_is_passed_on_in_silence() {
-        let mut printed = Vec::new();
-        assert_eq!(report(Ok(ExitCode::SomeInputsFailed), &mut printed), ExitCode::SomeInputsFailed);
-        assert_eq!(ExitCode::SomeInputsFailed.code(), 3);
-        assert!(printed.is_empty());
+    fn codes_are_those_that_help_texts_name() {
+        use ExitCode::*;
+        for code in [Success, Failure, Usage, SomeInputsFailed, Interrupted] {
+            assert!(HELP.contains(&format!(" {} ", code.code())), "{code:?}");
+        }
     }
 
     #[cfg(unix)]
@@ -190,13 +199,13 @@ mod tests {
         const CHILD: &str = "RUNTIME_TEST_CLOSED_PIPE";
         // The child prints for ever, which only the closed pipe can end.
         if std::env::var_os(CHILD).is_some() {
-            let result = || -> anyhow::Result<ExitCode> {
+            let print = || -> Result<(), StdoutError> {
                 crate::noteln!("ready");
                 loop {
                     crate::outln!("a result")?;
                 }
             };
-            report(result(), &mut std::io::stderr());
+            report(&print().unwrap_err(), &mut io::stderr());
         }
         let name = "exit::tests::a_closed_pipe_ends_the_program_by_its_signal_and_without_a_panic";
         let mut child = Command::new(std::env::current_exe().expect("the test's own file"))

@@ -1,19 +1,93 @@
-//! Files that are whole or not there: written beside, synced, renamed. Files of others: opened only if they are regular.
+//! Atomic writes: a temporary file is written, synced and renamed. Reads that accept regular files only.
 
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use tempfile::{NamedTempFile, TempPath};
 
-/// Writes a file through `write` such that `path` holds either its old content or all of the new one, even after a
-/// crash or a loss of power: a temporary file in the same folder is written, synced and renamed, then the folder is
-/// synced. Missing parent folders are created. Nothing is left behind on an error.
-pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+use crate::{Error, Result};
+
+/// A file that is written under a temporary name in its folder. [`commit`](Self::commit) gives it its own name, so that
+/// this holds either its old content or all of the new one, even after a crash or a loss of power. Nothing is left
+/// behind of a file that is not committed.
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: BufWriter<File>,
+    temporary: TempPath,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file, and missing folders.
+    ///
+    /// # Errors
+    /// [`Error::Write`] if the folder or the file cannot be created.
+    pub fn create(path: &Path) -> Result<Self> {
+        let (file, temporary) = temporary(path).map_err(Error::write("write", path))?.into_parts();
+        Ok(Self { writer: BufWriter::new(file), temporary, path: path.to_path_buf() })
+    }
+
+    /// Syncs the file, renames it and syncs its folder.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with the system's error.
+    pub fn commit(self) -> Result<()> {
+        let Self { writer, temporary, path } = self;
+        let finish = || {
+            let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()?;
+            drop(file);
+            persist(temporary, &path)
+        };
+        finish().map_err(Error::write("write", &path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.writer.seek(position)
+    }
+}
+
+/// Writes an [`AtomicFile`] through `write`, which is committed if that succeeds.
+///
+/// # Errors
+/// [`Error::Write`] with the system's error or that of `write`.
+pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> Result<T> {
+    let mut file = AtomicFile::create(path)?;
+    let value = write(&mut file).map_err(Error::write("write", path))?;
+    file.commit()?;
+    Ok(value)
+}
+
+/// [`write_atomic`] for a writer that opens its file by itself: `write` receives the path of an empty temporary file.
+///
+/// # Errors
+/// The writer's, and the system's.
+pub fn write_atomic_at<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+    let temporary = temporary(path)?.into_temp_path();
+    let value = write(&temporary)?;
+    // The writer may have put another file in its place. Windows syncs only what is open for writing.
+    OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
+    persist(temporary, path)?;
+    Ok(value)
+}
+
+/// Creates an empty file with a temporary name in the folder of `path`, and the folder.
+fn temporary(path: &Path) -> io::Result<NamedTempFile> {
     let folder = parent(path);
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
-    let context = || format!("cannot write {}", path.display());
-
+    std::fs::create_dir_all(&folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".part");
     #[cfg(unix)]
@@ -22,28 +96,28 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> 
         // Temporary files are private by default; a result is readable as the umask says, like any other file.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let temporary = builder.tempfile_in(&folder).with_context(context)?;
-    let (file, temporary) = temporary.into_parts();
-    let mut writer = BufWriter::new(file);
-    let value = write(&mut writer).with_context(context)?;
-    let file = writer.into_inner().map_err(io::IntoInnerError::into_error).with_context(context)?;
-    file.sync_all().with_context(context)?;
-    drop(file);
-    temporary.persist(path).map_err(|failed| failed.error).with_context(context)?;
-    sync_folder(&folder).with_context(context)?;
-    Ok(value)
+    builder.tempfile_in(&folder)
+}
+
+/// Gives a synced file its own name, and syncs the folder.
+fn persist(temporary: TempPath, path: &Path) -> io::Result<()> {
+    temporary.persist(path).map_err(|failed| failed.error)?;
+    sync_folder(&parent(path))
 }
 
 /// [`write_atomic`] of bytes that are already there.
+///
+/// # Errors
+/// [`Error::Write`] with the system's error.
 pub fn write_atomic_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomic(path, |writer| Ok(writer.write_all(bytes)?))
+    write_atomic(path, |writer| writer.write_all(bytes))
 }
 
 /// Checks that nothing but a regular file has this name: opening a FIFO would wait for ever, and a symbolic link would
 /// lead a writer elsewhere.
 ///
 /// # Errors
-/// If there is a FIFO, a device, a folder or a symbolic link.
+/// Fails if there is a FIFO, a device, a folder or a symbolic link.
 pub fn check_regular(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(found) => check_kind(found.file_type()),
@@ -52,10 +126,10 @@ pub fn check_regular(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads a whole file, as [`std::fs::read`] does. What is no file, for instance a FIFO, is an error and not waited for.
+/// Reads a whole file, as [`std::fs::read`] does. Anything but a regular file, such as a FIFO, is an error at once.
 ///
 /// # Errors
-/// If the file cannot be read, or is no regular file.
+/// Fails if the file cannot be read, or is no regular file.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.read_to_end(&mut bytes)?;
@@ -65,7 +139,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// [`read`] for text in UTF-8.
 ///
 /// # Errors
-/// If the file cannot be read, is no regular file, or is not UTF-8.
+/// Fails if the file cannot be read, is no regular file, or is not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
 }
@@ -115,7 +189,7 @@ pub fn create_unlinked(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).open(path)
 }
 
-/// The folder that holds `path`, `.` for a bare name.
+/// Returns the parent folder of `path`, `.` for a bare name.
 fn parent(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
@@ -123,7 +197,7 @@ fn parent(path: &Path) -> PathBuf {
     }
 }
 
-/// Makes a rename in the folder last. Only Unix can open a folder for that.
+/// Syncs a folder, which makes a rename in it durable. Does nothing where folders cannot be opened (not on Unix).
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
@@ -134,7 +208,7 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
+    use crate::exit::chain;
 
     use super::*;
 
@@ -176,12 +250,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("card.json");
         write_atomic_bytes(&path, b"old").expect("written");
-        let error = write_atomic(&path, |writer| -> Result<()> {
+        let error = write_atomic(&path, |writer| -> io::Result<()> {
             writer.write_all(b"half of the n")?;
-            bail!("the disk is on fire")
+            Err(io::Error::other("the disk is on fire"))
         })
         .unwrap_err();
-        assert!(format!("{error:#}").contains("card.json: the disk is on fire"), "{error:#}");
+        assert!(chain(&error).ends_with("card.json: the disk is on fire"), "{error:?}");
         assert_eq!(std::fs::read(&path).expect("read"), b"old");
         assert_eq!(names(folder.path()), ["card.json"]);
     }

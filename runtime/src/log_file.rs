@@ -1,4 +1,4 @@
-//! Log files of runs, and what has to reach them even if nothing else can be written.
+//! Log files of runs, which also record failures of standard error.
 
 use std::{
     fs::{File, OpenOptions},
@@ -81,7 +81,7 @@ impl LogFile {
     /// Opens the file, or creates it, and copies log records to it until the result is dropped.
     ///
     /// # Errors
-    /// If the file cannot be opened, or is no regular file.
+    /// Fails if the file cannot be opened, or is no regular file.
     pub fn open(path: &Path) -> io::Result<OpenLogFile> {
         let file = Arc::new(Self::for_lines(path)?);
         if let Some(failure) = &*lock(&STDERR_FAILURE) {
@@ -97,7 +97,7 @@ impl LogFile {
     /// Opens the file, or creates it, for lines alone: it receives no log records.
     ///
     /// # Errors
-    /// If the file cannot be opened, or is no regular file.
+    /// Fails if the file cannot be opened, or is no regular file.
     pub fn for_lines(path: &Path) -> io::Result<Self> {
         crate::files::check_regular(path)?;
         Ok(Self(Mutex::new(OpenOptions::new().create(true).append(true).open(path)?)))

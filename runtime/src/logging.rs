@@ -14,7 +14,7 @@
 //! Results go to standard output and are not logged. Progress bars are hidden while a line is printed.
 //!
 //! A [`LogFile`] of a run receives a copy of the records while it is open: those of Hearth's crates from `info` on and of
-//! other crates from `warn` on, whatever the flags say.
+//! other crates from `warn` on, regardless of the flags.
 
 use std::{sync::OnceLock, time::SystemTime};
 
@@ -26,6 +26,7 @@ use log::{
 
 pub use crate::log_file::{LogFile, OpenLogFile};
 use crate::{
+    Error, Result,
     log_file::{self, time},
     output,
     text::printable_lines,
@@ -86,16 +87,16 @@ impl Verbosity {
 /// The installed logger, which `log` requires to be `'static`.
 static LOGGER: OnceLock<StderrLogger> = OnceLock::new();
 
-/// The target of records that a run's journal writes to its [`LogFile`] and reports to its observer itself. They are for
+/// The target of records that a run's logger writes to its [`LogFile`] and reports to its observer itself. They are for
 /// loggers of other programs; this one leaves them out.
-pub const JOURNAL_TARGET: &str = "train::journal";
+pub const RUN_LOG_TARGET: &str = "train::run::logger";
 
 /// Installs the logger, and a panic hook that writes panics to the open [`LogFile`]s. Has no effect if a logger is
 /// installed already.
 ///
 /// # Errors
-/// If `RUST_LOG` cannot be parsed.
-pub fn init(verbosity: Verbosity, format: LogFormat) -> anyhow::Result<()> {
+/// Fails if `RUST_LOG` cannot be parsed.
+pub fn init(verbosity: Verbosity, format: LogFormat) -> Result<()> {
     let spec = std::env::var("RUST_LOG").ok().filter(|spec| !spec.trim().is_empty());
     let levels = Levels::new(verbosity, spec.as_deref())?;
     let logger = LOGGER.get_or_init(|| StderrLogger { levels, format });
@@ -125,14 +126,16 @@ enum Levels {
 }
 
 impl Levels {
-    fn new(verbosity: Verbosity, variable: Option<&str>) -> anyhow::Result<Self> {
+    fn new(verbosity: Verbosity, variable: Option<&str>) -> Result<Self> {
         let Some(spec) = variable else {
             let (own, others) = verbosity.levels();
             return Ok(Self::Flags { own, others });
         };
         let mut builder = env_filter::Builder::new();
         builder.try_parse(spec).map_err(|error| {
-            anyhow::anyhow!("the environment variable RUST_LOG is `{spec}`: {error}; an example is `warn,train=debug`")
+            let text =
+                format!("the environment variable RUST_LOG is `{spec}`: {error}; an example is `warn,train=debug`");
+            Error::Setting(text)
         })?;
         Ok(Self::Variable(builder.build()))
     }
@@ -167,7 +170,7 @@ impl Log for StderrLogger {
 
     fn log(&self, record: &Record<'_>) {
         let metadata = record.metadata();
-        if metadata.target() == JOURNAL_TARGET {
+        if metadata.target() == RUN_LOG_TARGET {
             return;
         }
         if self.levels.enabled(metadata) {
@@ -267,17 +270,17 @@ mod tests {
         for name in ["first", "second"] {
             let file = LogFile::open(&path).unwrap();
             assert!(logger.enabled(&Metadata::builder().target("hub::card").level(Level::Info).build()));
-            file.write(Level::Info, JOURNAL_TARGET, name);
+            file.write(Level::Info, RUN_LOG_TARGET, name);
             log(Level::Warn, "hub::card", "no card");
             log(Level::Debug, "hub::card", "too detailed");
             log(Level::Info, "wgpu_hal::vulkan", "of another crate");
-            log(Level::Info, JOURNAL_TARGET, "written by the journal already");
+            log(Level::Info, RUN_LOG_TARGET, "written by the run's logger already");
         }
         log(Level::Warn, "hub::card", "after the run");
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<&str> = text.lines().map(|line| line.split_once("Z ").unwrap().1).collect();
-        let expected = ["INFO  train::journal: first", "WARN  hub::card: no card"];
-        assert_eq!(lines, [&expected[..], &["INFO  train::journal: second", expected[1]]].concat());
+        let expected = ["INFO  train::run::logger: first", "WARN  hub::card: no card"];
+        assert_eq!(lines, [&expected[..], &["INFO  train::run::logger: second", expected[1]]].concat());
     }
 
     fn enabled(verbosity: Verbosity, spec: Option<&str>, target: &str, level: Level) -> bool {

@@ -59,7 +59,7 @@ impl StdoutError {
 /// Writes text to standard output; [`out!`](crate::out) formats it.
 ///
 /// # Errors
-/// If standard output is closed, or the disk that it goes to is full.
+/// Fails if standard output is closed, or the disk that it goes to is full.
 pub fn write_result(text: impl AsRef<[u8]>) -> Result<(), StdoutError> {
     suspend(|| {
         let mut stdout = io::stdout().lock();
@@ -95,7 +95,7 @@ pub(crate) static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
     })
 });
 
-/// How often a bar is drawn.
+/// The interval between redraws of a bar.
 const BARS_PER_SECOND: u8 = 20;
 
 /// Runs `print`, which may write to the terminal, while the bars step aside. It must not call this function again.
@@ -161,7 +161,7 @@ pub struct Hold {
 
 /// Holds back standard error: text that [`noteln!`](crate::noteln) writes, and panics, appear when the result is dropped.
 ///
-/// What libraries write there is lost on Unix. A dashboard's library reports a terminal that is gone by `eprintln!` in a
+/// Output of libraries to standard error is lost meanwhile on Unix. A dashboard's library reports a terminal that is gone by `eprintln!` in a
 /// destructor; were standard error that terminal, the failure would abort the process.
 pub fn hold_stderr() -> Hold {
     HELD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Held::new);
@@ -277,7 +277,7 @@ mod tests {
         let full = StdoutError::from(io::Error::from(io::ErrorKind::StorageFull));
         let closed = StdoutError::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(!full.is_closed_pipe() && closed.is_closed_pipe());
-        let shown = format!("{:#}", anyhow::Error::from(full));
+        let shown = crate::exit::chain(&full);
         assert!(shown.starts_with("cannot write to standard output: "), "{shown}");
     }
 }

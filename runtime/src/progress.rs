@@ -1,6 +1,6 @@
-//! Progress of anything that takes a while, on standard error.
+//! Progress of long operations, on standard error.
 //!
-//! On a terminal it is a bar with rate and time left; elsewhere (a file, a pipe, CI) one tidy line every ten seconds.
+//! On a terminal it is a bar with rate and time left; elsewhere (a file, a pipe, CI) a line every ten seconds.
 //! Both end with one line that sums up.
 
 use std::collections::VecDeque;
@@ -8,17 +8,20 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::output::{BARS, Stderr};
+use crate::{
+    output::{BARS, Stderr},
+    units::human_bytes,
+};
 
-/// How often a line is printed where there is no terminal.
+/// The interval between lines where there is no terminal.
 pub const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Lines over which the present rate is measured.
 const RECENT_LINES: usize = 6;
 
-/// Where progress goes.
+/// The output of progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Output {
     /// A bar if standard error is a terminal, lines otherwise.
@@ -37,7 +40,7 @@ impl Output {
     }
 }
 
-/// What is counted.
+/// The unit of progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Things with a regular plural name: `Unit::Items("images")`.
@@ -51,7 +54,7 @@ impl Unit {
         match self {
             Self::Items(name) if n == 1 => format!("1 {}", name.strip_suffix('s').unwrap_or(name)),
             Self::Items(name) => format!("{n} {name}"),
-            Self::Bytes => HumanBytes(n).to_string(),
+            Self::Bytes => human_bytes(n),
         }
     }
 
@@ -59,7 +62,7 @@ impl Unit {
     fn fraction(self, done: u64, total: u64) -> String {
         match self {
             Self::Items(name) => format!("{done}/{total} {name}"),
-            Self::Bytes => format!("{} of {}", HumanBytes(done), HumanBytes(total)),
+            Self::Bytes => format!("{} of {}", human_bytes(done), human_bytes(total)),
         }
     }
 
@@ -68,12 +71,12 @@ impl Unit {
             Self::Items(name) if per_second < 10.0 => format!("{per_second:.1} {name}/s"),
             Self::Items(name) => format!("{per_second:.0} {name}/s"),
             // A rate of bytes is never near 2^53.
-            Self::Bytes => format!("{}/s", HumanBytes(per_second as u64)),
+            Self::Bytes => format!("{}/s", human_bytes(per_second as u64)),
         }
     }
 }
 
-/// The progress of one piece of work. It can be shared between threads.
+/// The progress of an operation. It can be shared between threads.
 ///
 /// ```
 /// use runtime::progress::{Output, Progress, Unit};
@@ -91,10 +94,10 @@ pub struct Progress {
     view: View,
 }
 
-/// What was counted so far.
+/// The count so far.
 struct State {
     done: u64,
-    /// Where counting began: bytes that a resumed download already had are no part of the rate.
+    /// The initial count: bytes that a resumed download already had are excluded from the rate.
     initial: u64,
     total: Option<u64>,
     started: Instant,
@@ -104,20 +107,24 @@ struct State {
     lines: VecDeque<(Instant, u64)>,
 }
 
-/// How it is shown.
+/// The presentation.
 enum View {
     Bar(ProgressBar),
     Lines { interval: Duration, writer: Mutex<Box<dyn Write + Send>> },
     Hidden,
 }
 
+/// Whether the environment says that the terminal only shows lines of text: `TERM=dumb`, as editors and logs have it.
+pub fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
 impl Progress {
-    /// Starts to count from 0 to `total`, if that is known. `label` says what is being done: `scan`, `download`.
+    /// Starts to count from 0 to `total`, if that is known. `label` names the operation: `scan`, `download`.
     pub fn new(label: impl Into<String>, unit: Unit, total: Option<u64>, output: Output) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let view = match output {
             Output::Quiet => View::Hidden,
-            Output::Auto if std::io::stderr().is_terminal() && !dumb => View::Bar(BARS.add(bar(unit, total))),
+            Output::Auto if std::io::stderr().is_terminal() && !is_dumb() => View::Bar(BARS.add(bar(unit, total))),
             Output::Auto | Output::Lines => {
                 View::Lines { interval: LINE_INTERVAL, writer: Mutex::new(Box::new(Stderr)) }
             }
@@ -135,17 +142,17 @@ impl Progress {
         Self { label, unit, state, view }
     }
 
-    /// `n` more are done.
+    /// Adds `n`.
     pub fn inc(&self, n: u64) {
         self.update(|state| state.done += n);
     }
 
-    /// `done` are done, in all.
+    /// Sets the number done.
     pub fn set_done(&self, done: u64) {
         self.update(|state| state.done = done);
     }
 
-    /// `done` were there before the work began (a resumed download): they count, but not for the rate.
+    /// Sets the number done before the work began (a resumed download), which does not count for the rate.
     pub fn set_initial(&self, done: u64) {
         self.update(|state| {
             state.done = done;
@@ -158,7 +165,7 @@ impl Progress {
         }
     }
 
-    /// The total, once it is known or has changed.
+    /// Sets the total.
     pub fn set_total(&self, total: Option<u64>) {
         self.update(|state| state.total = total);
     }
@@ -225,7 +232,7 @@ pub struct Download {
 }
 
 impl Download {
-    /// A download that has not begun, to be shown on `output`.
+    /// Creates the progress of a download that has not begun.
     pub fn new(output: Output) -> Self {
         Self { output, shown: None }
     }
@@ -258,7 +265,7 @@ impl Drop for Progress {
 }
 
 impl State {
-    /// The present rate; that of the whole where nothing was done lately.
+    /// Returns the recent rate; the mean rate if nothing was done recently.
     fn rate(&self, now: Instant) -> Option<f64> {
         let start = (self.started, self.initial);
         let recent = if self.lines.len() == RECENT_LINES { self.lines.front() } else { None };
@@ -321,7 +328,7 @@ fn template(unit: Unit, has_total: bool) -> String {
     }
 }
 
-/// A duration for people: `0.4 s`, `12 s`, `3 min 05 s`, `1 h 02 min`.
+/// Formats a duration in its two largest units: `0.4 s`, `12 s`, `3 min 05 s`, `1 h 02 min`, `2 d 07 h`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -336,7 +343,8 @@ pub fn human_duration(duration: Duration) -> String {
     match whole {
         ..60 => format!("{whole} s"),
         60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        3600.. => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        3600..86_400 => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        86_400.. => format!("{} d {:02} h", whole / 86_400, whole % 86_400 / 3600),
     }
 }
 
@@ -468,6 +476,7 @@ mod tests {
     fn durations_read_well() {
         let text = |seconds: f64| human_duration(Duration::from_secs_f64(seconds));
         let expected = [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3725.0, "1 h 02 min")];
+        assert_eq!(text(200_000.0), "2 d 07 h");
         for (seconds, words) in expected {
             assert_eq!(text(seconds), words);
         }

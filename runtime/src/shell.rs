@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::{exit::ExitCode, output};
+use crate::{Error, Result, exit::ExitCode, output};
 
 /// `completions`
 #[derive(Debug, clap::Args)]
@@ -27,7 +26,7 @@ pub struct ManArgs {
 /// Prints the completion script of `command` on standard output.
 ///
 /// # Errors
-/// If standard output cannot be written.
+/// Fails if standard output cannot be written.
 pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitCode> {
     let name = command.get_name().to_string();
     let mut script = Vec::new();
@@ -39,12 +38,11 @@ pub fn completions(args: &CompletionsArgs, mut command: Command) -> Result<ExitC
 /// Writes the manual pages of `command` and its subcommands.
 ///
 /// # Errors
-/// If the folder cannot be created or a page cannot be written.
+/// Fails if the folder cannot be created or a page cannot be written.
 pub fn man(args: &ManArgs, command: Command) -> Result<ExitCode> {
     let folder = &args.out;
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
-    clap_mangen::generate_to(command, folder)
-        .with_context(|| format!("cannot write manual pages to {}", folder.display()))?;
+    std::fs::create_dir_all(folder).map_err(Error::write("create folder", folder))?;
+    clap_mangen::generate_to(command, folder).map_err(Error::write("write manual pages to", folder))?;
     Ok(ExitCode::Success)
 }
 

@@ -1,6 +1,8 @@
-//! Text that files and requests bring along, made safe for terminals and spreadsheets.
+//! Text from files and requests: escaped for terminals and spreadsheets; similar names.
 
 use std::borrow::Cow;
+
+use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 /// Escapes what would change the text around it on a terminal: control characters (`\n`, `\u{1b}`), line separators and
 /// marks that change the direction of writing. For names of files, classes and tensors.
@@ -11,6 +13,23 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 /// As [`printable`], but keeps line breaks and tabs. For messages that may have several lines.
 pub fn printable_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// Returns the candidates most similar to `name`, the best first, for "did you mean": at most `count`, and none that is
+/// not similar.
+pub fn similar<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
+    const SIMILAR: f64 = 0.8;
+    let similarity = |candidate| strsim::jaro_winkler(&name.to_ascii_lowercase(), candidate);
+    let mut scored: Vec<(f64, &str)> =
+        candidates.into_iter().map(|candidate| (similarity(candidate), candidate)).collect();
+    scored.retain(|(similarity, _)| *similarity >= SIMILAR);
+    scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    scored.into_iter().map(|(_, candidate)| candidate).take(count).collect()
+}
+
+/// Returns the candidate most similar to `name`, as [`similar`] has it.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    similar(name, candidates, 1).pop()
 }
 
 fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
@@ -26,6 +45,12 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
         if is_unsafe(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
     }
     Cow::Owned(escaped)
+}
+
+/// Returns the composed form (NFC) of a text. macOS decomposes the letters of file names, so that the same name in an
+/// archive from there and in a folder of another system has other bytes.
+pub fn canonical(text: &str) -> Cow<'_, str> {
+    if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
 /// Protects a text cell of a CSV file from being run as a formula: spreadsheets evaluate cells that begin with `=`, `+`,
@@ -76,12 +101,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_most_similar_names_come_first_and_others_not_at_all() {
+        let names = ["resnet18", "resnet50", "vgg16", "alexnet"];
+        assert_eq!(nearest("resnet5", names), Some("resnet50"));
+        assert_eq!(nearest("VGG", names), Some("vgg16"));
+        assert_eq!(similar("resnet1", names, 2), ["resnet18", "resnet50"]);
+        assert_eq!(nearest("mobilenet", names), None);
+        assert_eq!(nearest("gpu", ["flex", "wgpu", "cuda"]), Some("wgpu"));
+    }
+
+    #[test]
     fn names_cannot_move_the_cursor_or_begin_a_line() {
         assert_eq!(printable("räuber 犬.jpg"), "räuber 犬.jpg");
         assert!(matches!(printable("plain"), Cow::Borrowed(_)));
         assert_eq!(printable("a\u{1b}[2Jb\nc\t\u{7f}\u{9b}"), "a\\u{1b}[2Jb\\nc\\t\\u{7f}\\u{9b}");
         assert_eq!(printable("gpj\u{202e}exe"), "gpj\\u{202e}exe");
         assert_eq!(printable_lines("two\n\tlines\u{1b}[31m\r"), "two\n\tlines\\u{1b}[31m\\r");
+    }
+
+    #[test]
+    fn composed_and_decomposed_letters_are_the_same_text() {
+        assert_eq!(canonical("the\u{301}"), "th\u{e9}");
+        assert_eq!(canonical("\u{1112}\u{1161}\u{11ab}"), "\u{d55c}");
+        assert!(matches!(canonical("th\u{e9} 犬"), Cow::Borrowed(_)));
     }
 
     #[test]

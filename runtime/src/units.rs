@@ -1,11 +1,62 @@
-//! Durations and sizes on the command line.
+//! Numbers, durations and sizes on the command line.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{
+    fmt::Display,
+    ops::{Bound, RangeBounds, RangeInclusive},
+    str::FromStr,
+    time::Duration,
+};
+
+/// Returns a parser of whole numbers within a range, for clap. `what` completes "expected …" in messages: `a number of
+/// images`.
+pub fn whole_in<T>(
+    what: &'static str,
+    range: impl RangeBounds<T> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("expected {what}{}", bounds(&range)))
+    }
+}
+
+/// Returns a parser of finite numbers within a range, for clap. `what` completes "expected …" in messages: `a factor`.
+pub fn number_in(
+    what: &'static str,
+    range: impl RangeBounds<f64> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite() && range.contains(number));
+        number.ok_or_else(|| format!("expected {what}{}", bounds(&range)))
+    }
+}
+
+/// Formats the bounds of a range: ` from 1 to 8`, `, at least 1`, ` above 0`.
+fn bounds<T: Display>(range: &impl RangeBounds<T>) -> String {
+    match (range.start_bound(), range.end_bound()) {
+        (Bound::Included(start), Bound::Included(end)) => format!(" from {start} to {end}"),
+        (Bound::Included(start), Bound::Excluded(end)) => format!(" from {start} to below {end}"),
+        (Bound::Included(start), Bound::Unbounded) => format!(", at least {start}"),
+        (Bound::Excluded(start), Bound::Unbounded) => format!(" above {start}"),
+        (Bound::Excluded(start), Bound::Included(end)) => format!(" above {start}, at most {end}"),
+        (Bound::Excluded(start), Bound::Excluded(end)) => format!(" above {start} and below {end}"),
+        (Bound::Unbounded, Bound::Included(end)) => format!(", at most {end}"),
+        (Bound::Unbounded, Bound::Excluded(end)) => format!(" below {end}"),
+        (Bound::Unbounded, Bound::Unbounded) => String::new(),
+    }
+}
+
+/// Formats a size in bytes: `512 B`, `1.50 MiB`.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
 
 /// Parses a size in bytes: `1000`, `64kB`, `1.5GB`, `512MiB`.
 ///
 /// # Errors
-/// Where there is no number, an unknown unit, or less than a byte.
+/// Fails if there is no number, an unknown unit, or less than a byte.
 pub fn byte_size(text: &str) -> Result<u64, String> {
     size(text, 1)
 }
@@ -17,10 +68,9 @@ pub fn byte_size_in(
 ) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync + 'static {
     move |text| {
         let bytes = size(text, bare)?;
-        let human = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
         match range.contains(&bytes) {
             true => Ok(bytes),
-            false => Err(format!("expected {} to {}", human(*range.start()), human(*range.end()))),
+            false => Err(format!("expected {} to {}", human_bytes(*range.start()), human_bytes(*range.end()))),
         }
     }
 }
@@ -68,6 +118,22 @@ pub fn duration_in(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_say_what_they_count_and_their_range() {
+        let images = whole_in("a number of images", 1_u32..=4096);
+        assert_eq!(images("4096"), Ok(4096));
+        for wrong in ["", "many", "0", "4097", "1.5", "-1", "99999999999999999999"] {
+            assert_eq!(images(wrong).unwrap_err(), "expected a number of images from 1 to 4096");
+        }
+        assert_eq!(whole_in("a number", 1_u64..)("x").unwrap_err(), "expected a number, at least 1");
+        assert_eq!(whole_in::<i64>("a number", ..)("x").unwrap_err(), "expected a number");
+        let rate = number_in("a rate", (Bound::Excluded(0.0), Bound::Unbounded));
+        assert_eq!(rate("1e-3"), Ok(1e-3));
+        for wrong in ["0", "-1", "inf", "NaN", "fast"] {
+            assert_eq!(rate(wrong).unwrap_err(), "expected a rate above 0");
+        }
+    }
 
     #[test]
     fn byte_sizes_have_units() {

@@ -7,11 +7,11 @@ use crate::backend::Backend;
 
 /// Steps that have to agree.
 const AGREEING: usize = 3;
-/// How much slower than the fastest the slowest of them may be.
+/// The largest ratio of the slowest of them to the fastest.
 const SPREAD: f64 = 0.1;
 /// Steps that a [`Pace`] averages over.
 const RECENT: usize = 200;
-/// How many times slower than every other recent step a single one must be to be left out of a [`Pace`].
+/// The ratio to every other recent step from which a single slow one is left out of a [`Pace`].
 const OUTLIER: f64 = 5.0;
 
 /// Finds out when the times of steps have settled: once three in a row differ by at most 10 %.

@@ -1,6 +1,6 @@
-//! Who may call the server: the names that it is reached by, and the pages that may use it.
+//! Access control by host name and origin, against DNS rebinding and cross-site requests.
 //!
-//! A browser sends requests for any page that it shows. Two headers tell which: `Host` is the name that the page used, which
+//! A browser sends requests for any page that it shows. Headers identify the page: `Host` is the name that the page used, which
 //! is not the server's after DNS rebinding; `Origin` and `Sec-Fetch-Site` are the page's own.
 
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ pub struct Access {
 
 impl Access {
     /// # Errors
-    /// Where an origin or a host of the options is none.
+    /// Fails if an origin or a host of the options is not valid.
     pub fn new(options: &Options) -> Result<Self, Error> {
         options.cors_origins.iter().try_for_each(|origin| check_origin(origin))?;
         for host in &options.allowed_hosts {
@@ -70,7 +70,7 @@ impl Access {
             || hosts.iter().any(|host| host.eq_ignore_ascii_case(text))
     }
 
-    /// Whether no page sent the request, or one of this server's, or one of an allowed origin.
+    /// Whether the request is of no page, of a page of this server, or of an allowed origin.
     fn is_own_page(&self, headers: &HeaderMap, host: &[u8]) -> bool {
         let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
         // The browser's own word, which holds behind a proxy that changes `Host` too.

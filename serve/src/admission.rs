@@ -1,4 +1,4 @@
-//! Admission control: bounds the images and the bytes of request bodies in flight. What exceeds a bound is rejected
+//! Admission control: bounds the images and the bytes of request bodies in flight. A request that exceeds a bound is rejected
 //! immediately.
 
 use std::sync::Arc;

@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::RejectReason;
 
-/// Why an engine cannot run its network. It is logged, and clients learn only that the network failed.
+/// The error of an engine that cannot run its network. It is logged; clients are told only that the network failed.
 pub type EngineError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a server cannot run.
+/// The error of a server that cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be bound.
@@ -22,7 +22,7 @@ pub enum Error {
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// What may be the cause.
+        /// A possible cause.
         hint: &'static str,
         /// The system's error.
         source: io::Error,
@@ -30,7 +30,7 @@ pub enum Error {
     /// A part of the system that the server needs is not available.
     #[error("cannot {action}")]
     System {
-        /// What failed.
+        /// The action that failed.
         action: &'static str,
         /// The system's error.
         source: io::Error,

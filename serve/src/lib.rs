@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Everything that could grow under load is bounded; a request that exceeds a bound is rejected immediately, with a
-//! status that tells the client what to do.
+//! status by which the client knows how to react.
 
 #![forbid(unsafe_code)]
 #![deny(clippy::print_stderr, clippy::print_stdout)]
@@ -14,6 +14,7 @@
 mod access;
 mod admission;
 mod batch;
+mod drain;
 mod error;
 mod metrics;
 mod middleware;
@@ -43,14 +44,14 @@ pub trait Engine: Send + Sync + 'static {
     /// Returns about how many bytes decoding the image takes, from its header.
     ///
     /// # Errors
-    /// Returns why the image is rejected.
+    /// Fails with the reason for rejecting the image.
     fn decoded_bytes(&self, bytes: &[u8]) -> Result<u64, RejectReason>;
 
     /// Decodes an image, resizes and crops it to the network's input. The result no longer matters once `cancel` is
     /// set.
     ///
     /// # Errors
-    /// Returns why the image is rejected.
+    /// Fails with the reason for rejecting the image.
     fn prepare(&self, bytes: &[u8], cancel: &Arc<AtomicBool>) -> Result<RgbImage, RejectReason>;
 
     /// Returns the probability of each class for each image.
@@ -78,7 +79,7 @@ pub trait Engine: Send + Sync + 'static {
     fn model(&self) -> serde_json::Value;
 }
 
-/// Why an image is rejected.
+/// The reason for rejecting an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RejectReason {
     /// More pixels or bytes than allowed (413).
@@ -107,7 +108,7 @@ pub struct Options {
     pub addr: SocketAddr,
     /// The largest number of images in a batch.
     pub max_batch: usize,
-    /// How long the first image of a batch waits for others.
+    /// The longest time that the first image of a batch waits for others.
     pub max_wait: Duration,
     /// The largest number of images in flight: decoding, queued or running. More are rejected with 503.
     pub max_images: usize,
@@ -136,7 +137,7 @@ pub struct Options {
     /// The largest memory of all images that are being decoded, in bytes, as their headers declare it. Others wait; one
     /// that needs more alone is rejected.
     pub max_decoding: usize,
-    /// How long requests in flight may take once shutdown begins.
+    /// The time limit for requests in flight once shutdown begins.
     pub grace: Duration,
 }
 

@@ -1,5 +1,8 @@
-//! Middleware: host and origin, timeout, rate limit, bearer token, headers of all responses, and a log line and metrics
-//! for each request.
+//! Middleware: host and origin, rate limit, bearer token, the body of errors, headers of all responses, and a log line and
+//! metrics for each request.
+//!
+//! The timeout is tower-http's. Its layers for a bearer token and for request IDs are not used: the former does not compare in
+//! constant time and accepts `Bearer` in one case alone, the latter keeps any ID that a client sends.
 
 use std::{
     net::SocketAddr,
@@ -72,19 +75,21 @@ fn equal(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }
 
-pub async fn timeout<E: Send + Sync + 'static>(
+/// Gives error responses of layers and extractors, which have a status alone or plain text, the JSON body of all others.
+pub async fn error_body<E: Send + Sync + 'static>(
     State(state): State<Arc<AppState<E>>>,
-    request: Request,
-    next: Next,
+    response: Response,
 ) -> Response {
-    let limit = state.options.request_timeout;
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let message = format!("no response within {} s", limit.as_secs_f64());
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, message).into_response()
-        }
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json") {
+        return response;
     }
+    let message = match status {
+        StatusCode::REQUEST_TIMEOUT => format!("no response within {} s", state.options.request_timeout.as_secs_f64()),
+        _ => status.canonical_reason().unwrap_or("the request failed").to_ascii_lowercase(),
+    };
+    ApiError::new(status, message).into_response()
 }
 
 const CORP: HeaderName = HeaderName::from_static("cross-origin-resource-policy");

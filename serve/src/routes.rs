@@ -13,7 +13,7 @@ use axum::{
     body::Body,
     extract::{DefaultBodyLimit, Query, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware::from_fn_with_state,
+    middleware::{from_fn, from_fn_with_state, map_response_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -21,10 +21,13 @@ use image::RgbImage;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    timeout::TimeoutLayer,
+};
 
 use crate::{
-    Engine, Options,
+    Engine, Options, drain,
     error::{self, ApiError},
     middleware, page,
     state::AppState,
@@ -68,9 +71,11 @@ pub fn router<E: Engine>(state: Arc<AppState<E>>) -> Router {
         None => router,
     };
     router
-        .layer(from_fn_with_state(Arc::clone(&state), middleware::timeout::<E>))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, state.options.request_timeout))
+        .layer(map_response_with_state(Arc::clone(&state), middleware::error_body::<E>))
         .layer(from_fn_with_state(Arc::clone(&state), middleware::access::<E>))
         .layer(from_fn_with_state(Arc::clone(&state), middleware::record::<E>))
+        .layer(from_fn(drain::rejected))
         .with_state(state)
 }
 
@@ -128,6 +133,7 @@ async fn classified<E: Engine>(
     query: &Asked,
     request: Request,
 ) -> Result<Response, ApiError> {
+    check_query(query, &["topk"])?;
     let k = match query.get("topk").map(|k| k.parse::<usize>()) {
         None => 5,
         Some(Ok(k)) if k > 0 => k,
@@ -255,6 +261,7 @@ async fn explain<E: Engine>(State(state): State<Arc<AppState<E>>>, query: Asked,
 }
 
 async fn explained<E: Engine>(state: &Arc<AppState<E>>, query: &Asked, request: Request) -> Result<Response, ApiError> {
+    check_query(query, &["class"])?;
     let classes = state.engine.classes();
     let class = query.get("class").map(|asked| wanted(classes, asked)).transpose()?;
     let (headers, body) = split(request);
@@ -283,6 +290,15 @@ async fn explained<E: Engine>(state: &Arc<AppState<E>>, query: &Asked, request: 
         }
     }
     Ok(response)
+}
+
+/// Rejects parameters that would have no effect, such as `top_k`.
+fn check_query(query: &HashMap<String, String>, known: &[&str]) -> Result<(), ApiError> {
+    let unknown = query.keys().filter(|name| !known.contains(&name.as_str())).min();
+    unknown.map_or(Ok(()), |name| {
+        let known = known.join(", ");
+        Err(ApiError::bad_request(format!("unknown parameter `{name}`; this path has: {known}")))
+    })
 }
 
 /// Finds a class by index or name.

@@ -33,7 +33,7 @@ use crate::{
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time after which a client that accepts no byte of its response is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long connections are still accepted once shutdown begins, so that clients that are just connecting get an answer.
+/// The time for which connections are still accepted once shutdown begins, so that clients that are just connecting get an answer.
 const DRAIN: Duration = Duration::from_millis(300);
 /// The size of the listener's backlog.
 const BACKLOG: u32 = 1024;
@@ -113,7 +113,7 @@ pub async fn serve<E: Engine>(
     Ok(())
 }
 
-/// The open connections, and what they need.
+/// The open connections and their shared state.
 struct Connections {
     router: axum::Router,
     graceful: GracefulShutdown,

@@ -41,6 +41,31 @@ fn an_image_is_classified_whatever_its_content_type() {
 }
 
 #[test]
+fn a_request_that_would_be_misunderstood_is_rejected_with_the_reason() {
+    let server = Harness::new();
+    let red = photo(RED);
+    let ask = |query: &str, headers: &[(&str, &str)], body: &[u8]| {
+        server.ask("POST", &format!("/v1/classify{query}"), headers, body)
+    };
+    let text = ask("?top_k=1", &[], &red).fails_with(400);
+    assert!(text.contains("unknown parameter `top_k`") && text.contains("topk"), "{text}");
+    server.ask("POST", "/v1/explain?topk=1", &[], &red).fails_with(400);
+    let text = ask("", &[("content-encoding", "gzip")], &red).fails_with(415);
+    assert!(text.contains("content encoding gzip"), "{text}");
+    assert_eq!(ask("", &[("content-encoding", "identity")], &red).status, 200);
+
+    let form = |disposition: &str| {
+        let head = format!("--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n");
+        let body = [head.as_bytes(), &red, b"\r\n--x--\r\n"].concat();
+        server.classify("multipart/form-data; boundary=x", &body)
+    };
+    let named = form("name=\"f\"; filename*=UTF-8''h%C3%BCnd.png");
+    assert_eq!((named.status, &named.json()["results"][0]["name"]), (200, &"hünd.png".into()));
+    let text = form("name=\"photo\"").fails_with(400);
+    assert!(text.contains("the field `photo`") && text.contains("-F photo=@FILE"), "{text}");
+}
+
+#[test]
 fn a_damaged_image_in_a_form_does_not_affect_the_others() {
     let server = Harness::new();
     let (red, blue) = (photo(RED), photo(BLUE));
@@ -104,6 +129,49 @@ fn an_explanation_is_a_png_with_its_class_in_the_headers() {
     explain("", b"text").fails_with(415);
     let (kind, body) = form(&[("a", &photo(RED)), ("b", &photo(RED))]);
     server.ask("POST", "/v1/explain", &[("content-type", &kind)], &body).fails_with(400);
+}
+
+#[test]
+fn a_client_that_writes_all_before_it_reads_learns_why_it_is_rejected() {
+    let small = |options: Options| Options { max_body: 1 << 20, token: Some("secret".into()), ..options };
+    let server = Harness::with(Duration::ZERO, small);
+    let body = vec![b'x'; 16 << 20];
+    for (headers, status) in [
+        ("authorization: Bearer secret\r\ncontent-type: image/png\r\n", 413),
+        ("authorization: Bearer secret\r\ncontent-type: application/json\r\n", 415),
+        ("content-type: image/png\r\n", 401),
+        ("origin: https://example.org\r\n", 403),
+    ] {
+        let head = format!(
+            "POST /v1/classify HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(server.addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body).unwrap_or_else(|error| panic!("{status}: {error}"));
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        harness::Answer::parse(&answer).fails_with(status);
+    }
+    // One that waits for permission is answered at once, and sends nothing.
+    let head =
+        "POST /v1/classify HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 99999999\r\n\r\n";
+    let start = Instant::now();
+    server.raw(head.as_bytes()).fails_with(401);
+    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_page_works_below_a_path() {
+    let server = Harness::new();
+    for path in ["/", "/page.js", "/page.css"] {
+        let text = server.get(path).text();
+        for absolute in ["href=\"/", "src=\"/", "(\"/", "(`/", "url(/"] {
+            let found = text.lines().find(|line| line.contains(absolute));
+            assert_eq!(found, None, "{path} has an address that a proxy cannot move");
+        }
+    }
 }
 
 #[test]

@@ -2,15 +2,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Result, ensure};
 use burn::module::Module;
 use burn_train::TrainStep;
 use datasets::{ImageBatch, SampleRng};
-use models::{Architecture, NetworkConfig};
+use kernels::KernelMode;
+use models::{Architecture, Execution, NetworkConfig};
 use runtime::{backend::BackendSpec, environment, warmup::Warmup};
 
 use crate::{
-    classifier::{Classifier, Task},
+    Error, Result,
+    classifier::{Classifier, Objective},
     recipe::{self, Dtype, Overrides},
     trainer::{
         flat,
@@ -36,6 +37,8 @@ pub struct Subject {
     pub size: Option<usize>,
     /// The compute type.
     pub dtype: Dtype,
+    /// The operations that run on the CPU.
+    pub kernels: KernelMode,
     /// The number of timed steps.
     pub iters: usize,
     /// The number of untimed steps before them; by default until their times settle.
@@ -72,7 +75,7 @@ impl Measurement {
     }
 }
 
-/// Times whole training steps: normalization, forward and backward pass, and SGD with momentum and weight decay.
+/// StepTimes whole training steps: normalization, forward and backward pass, and SGD with momentum and weight decay.
 ///
 /// # Errors
 /// Fails if the device cannot be opened, if the images are too small for the network, or if the loss is not finite.
@@ -80,7 +83,7 @@ impl Measurement {
 /// # Panics
 /// Panics if `iters` is 0.
 pub fn measure(subject: &Subject) -> Result<Measurement> {
-    let Subject { architecture, backend, batch, classes, dtype, iters, .. } = *subject;
+    let Subject { architecture, backend, batch, classes, dtype, kernels, iters, .. } = *subject;
     assert!(iters > 0, "no step to time");
     let device = backend.device()?.autodiff();
     let import_rss_mb = environment::peak_rss_mb();
@@ -93,8 +96,9 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     overrides.set("network.dtype", (dtype != Dtype::F32).then(|| dtype.name()));
     let recipe = recipe::load("imagenet-classic", &overrides)?;
     let network = NetworkConfig::new(architecture).with_num_classes(classes).init(&device);
-    let classifier = Classifier::new(network, Arc::new(Task::new(&recipe, classes, None)));
-    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(&backend));
+    let classifier =
+        Classifier::new(network, Arc::new(Objective::new(&recipe, classes, None, Execution::new(kernels))));
+    let mut optimizer = Optimizer::new(&recipe.optimizer, &classifier, flat::buffer(&backend), kernels);
     let params = classifier.num_params();
 
     let mut rng = SampleRng::new(0, 0, 0);
@@ -111,7 +115,7 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     let mut last_value = f64::NAN;
     let mut time_step = |classifier: Classifier| {
         let start = Instant::now();
-        // Reading the loss waits for the device.
+        // MetricSums the loss waits for the device.
         let step = TrainStep::step(&classifier, images.clone());
         last_value = step.item.score().loss;
         let gradients = optimizer.pack(&classifier, step.grads, &RATE.into());
@@ -130,7 +134,9 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     for seconds in &mut timed {
         (classifier, *seconds) = time_step(classifier);
     }
-    ensure!(last_value.is_finite(), "the loss is not finite");
+    if !last_value.is_finite() {
+        return Err(Error::NotFinite("the loss is not finite".into()));
+    }
     timed.sort_by(f64::total_cmp);
     Ok(Measurement { size, params, warmup, first_step_s, timed, last_value, import_rss_mb })
 }

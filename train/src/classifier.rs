@@ -13,10 +13,11 @@ use burn::{
 use burn_train::{InferenceStep, TrainOutput, TrainStep};
 use datasets::{ImageBatch, UploadedBatch};
 use hub::ChannelOrder;
-use models::{ImageClassifier, Network, Output};
+use kernels::KernelMode;
+use models::{Execution, ImageClassifier, Network, Output};
 
 use crate::{
-    evaluation::{self, BatchScalars, Prediction, Reading},
+    evaluation::{self, BatchScalars, MetricSums, Prediction},
     recipe::{LossName, Recipe},
 };
 
@@ -25,12 +26,12 @@ use crate::{
 pub struct Classifier {
     pub network: Network,
     #[module(skip)]
-    pub task: Arc<Task>,
+    pub task: Arc<Objective>,
 }
 
 /// How training sees images and targets.
 #[derive(Debug)]
-pub struct Task {
+pub struct Objective {
     /// Mean and deviation of each channel, RGB from 0 to 1.
     statistics: [[f32; 3]; 2],
     bgr: bool,
@@ -46,11 +47,13 @@ pub struct Task {
     compute: Option<FloatDType>,
     /// Whether activations are computed again in the backward pass.
     checkpoints_gradients: bool,
+    /// How the network runs.
+    execution: Execution,
 }
 
-impl Task {
+impl Objective {
     /// The recipe's task for so many classes, weighted where there are `weights`.
-    pub fn new(recipe: &Recipe, classes: usize, weights: Option<Vec<f32>>) -> Self {
+    pub fn new(recipe: &Recipe, classes: usize, weights: Option<Vec<f32>>, execution: Execution) -> Self {
         let bgr = recipe.images.channel_order == ChannelOrder::Bgr;
         let mut statistics = [recipe.images.mean, recipe.images.std];
         if bgr {
@@ -68,7 +71,18 @@ impl Task {
             aux_weight: recipe.aux_weight(),
             compute: recipe.network.dtype.half(),
             checkpoints_gradients: recipe.network.gradient_checkpointing,
+            execution,
         }
+    }
+
+    /// Runs passes of the network.
+    pub fn run<T>(&self, passes: impl FnOnce() -> T) -> T {
+        self.execution.run(passes)
+    }
+
+    /// Returns the operations.
+    pub fn kernels(&self) -> KernelMode {
+        self.execution.kernels()
     }
 
     /// What a part of a batch counts in the mean over all: its images, or the sum of their classes' weights.
@@ -137,7 +151,7 @@ impl Task {
     /// The mean loss of logits `[n, classes]`.
     fn loss(&self, logits: Tensor<2>, targets: &Tensor<2>, weights: &Option<(Tensor<2>, f32)>) -> Tensor<1> {
         let [n, classes] = logits.dims();
-        if self.loss == LossName::CrossEntropy && kernels::accelerates(&logits) {
+        if self.loss == LossName::CrossEntropy && self.execution.accelerates(&logits) {
             let (targets, divisor) = match weights {
                 None => (targets.clone(), n as f32),
                 Some((weights, sum)) => (targets.clone() * weights.clone(), *sum),
@@ -164,7 +178,7 @@ pub struct TrainingBatch {
     images: UploadedBatch,
     targets: Tensor<2>,
     labels: Tensor<1, Int>,
-    /// See [`Task::class_weights`].
+    /// See [`Objective::class_weights`].
     class_weights: Option<(Tensor<2>, f32)>,
 }
 
@@ -175,7 +189,7 @@ pub struct Pass {
 }
 
 impl Classifier {
-    pub fn new(network: Network, task: Arc<Task>) -> Self {
+    pub fn new(network: Network, task: Arc<Objective>) -> Self {
         Self { network, task }
     }
 
@@ -204,10 +218,10 @@ impl Classifier {
                 None => loss * share,
             }
         };
-        let gradients = match task.checkpoints_gradients {
+        let gradients = task.run(|| match task.checkpoints_gradients {
             true => self.network.checkpointed_gradients(images, objective),
             false => GradientsParams::from_grads(objective(self.network.forward_aux(images)).backward(), self),
-        };
+        });
         let (loss, logits) = result.expect("the objective was computed");
         Pass { gradients, scalars: BatchScalars::new(loss, logits, labels) }
     }
@@ -224,13 +238,13 @@ impl Classifier {
 }
 
 /// Returns the prediction of a network in evaluation mode for each image of a batch.
-pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
+pub fn predict(network: &Network, task: &Objective, batch: &ImageBatch, device: &Device) -> Vec<Prediction> {
     // A process may have no part of a small batch.
     if batch.is_empty() {
         return Vec::new();
     }
     let images = task.images(batch, device);
-    let logits = network.forward(images);
+    let logits = task.run(|| network.forward(images));
     let [_, classes] = logits.dims();
     let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
     evaluation::predictions(&logits, classes, batch.labels.as_deref().unwrap_or_default(), &batch.indices)
@@ -238,9 +252,9 @@ pub fn predict(network: &Network, task: &Task, batch: &ImageBatch, device: &Devi
 
 impl TrainStep for Classifier {
     type Input = ImageBatch;
-    type Output = Reading;
+    type Output = MetricSums;
 
-    fn step(&self, batch: ImageBatch) -> TrainOutput<Reading> {
+    fn step(&self, batch: ImageBatch) -> TrainOutput<MetricSums> {
         let Pass { gradients, scalars } = self.pass(self.task.upload(batch, &self.device(true)), 1.0, None);
         TrainOutput { grads: gradients, item: scalars.read() }
     }
@@ -248,11 +262,11 @@ impl TrainStep for Classifier {
 
 impl InferenceStep for Classifier {
     type Input = ImageBatch;
-    type Output = Reading;
+    type Output = MetricSums;
 
-    fn step(&self, batch: ImageBatch) -> Reading {
+    fn step(&self, batch: ImageBatch) -> MetricSums {
         let device = self.device(false);
-        Reading::of(&predict(&self.network, &self.task, &batch, &device))
+        MetricSums::of(&predict(&self.network, &self.task, &batch, &device))
     }
 }
 
@@ -261,10 +275,10 @@ mod tests {
     use super::*;
     use crate::recipe::{Overrides, load};
 
-    fn task(changes: &[&str], weights: Option<Vec<f32>>) -> Task {
+    fn task(changes: &[&str], weights: Option<Vec<f32>>) -> Objective {
         let mut overrides = Overrides::default();
         changes.iter().for_each(|change| overrides.parse(change).unwrap());
-        Task::new(&load("digits", &overrides).unwrap(), 3, weights)
+        Objective::new(&load("digits", &overrides).unwrap(), 3, weights, Execution::default())
     }
 
     fn batch() -> ImageBatch {
@@ -279,7 +293,7 @@ mod tests {
         }
     }
 
-    fn loss(task: &Task) -> f32 {
+    fn loss(task: &Objective) -> f32 {
         let device = Device::flex();
         let logits = Tensor::<2>::from_floats([[1.0, 2.0, 0.5], [-1.0, 0.0, 3.0]], &device);
         let targets = task.targets(&batch(), &device);

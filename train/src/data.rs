@@ -1,19 +1,26 @@
 //! From a recipe's data to loaders.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
-use anyhow::{bail, ensure};
+use data_encoding::HEXLOWER;
 use datasets::{
-    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, Source, Split,
-    source::Relabeled,
+    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, SampleRng, Source, Split,
+    source::{Relabeled, Subset, split_beside},
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
-use runtime::{text::printable, world::world};
+use runtime::{
+    communicator::communicator,
+    text::{canonical, printable},
+};
 use sha2::{Digest, Sha256};
 
-use crate::recipe::{ClassWeights, Data, Recipe};
+use crate::{
+    Error, Result,
+    recipe::{ClassWeights, Data, Recipe},
+};
 
 /// Training and validation images of the same classes.
+#[derive(Clone)]
 pub struct DataSet {
     pub train: Arc<dyn Source>,
     pub valid: Arc<dyn Source>,
@@ -29,8 +36,18 @@ pub struct DataSet {
 /// `data.val_fraction`.
 pub const DEFAULT_VAL_FRACTION: f64 = 0.2;
 
+/// Up to `most` images of a source, spread over all of it, in its order or in one drawn from a seed.
+pub fn spread(source: &Arc<dyn Source>, most: usize, shuffle: Option<u64>) -> Result<Arc<dyn Source>> {
+    let (len, count) = (source.len(), source.len().min(most));
+    let mut indices: Vec<u32> = (0..count).map(|nth| (nth * len / count) as u32).collect();
+    if let Some(seed) = shuffle {
+        SampleRng::new(seed, u64::MAX, 0).shuffle(&mut indices);
+    }
+    Ok(Arc::new(Subset::new(source.clone(), indices)?))
+}
+
 /// Opens the data and checks that it can be trained on.
-pub fn open(data: &Data, seed: u64) -> anyhow::Result<DataSet> {
+pub fn open(data: &Data, seed: u64) -> Result<DataSet> {
     let (train, valid, mut notes) = open_splits(data, seed)?;
     for opened in [&train, &valid] {
         for note in &opened.notes {
@@ -73,11 +90,11 @@ fn fingerprint(train: &dyn Source, valid: &dyn Source) -> String {
             hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
         }
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    HEXLOWER.encode(&hash.finalize()[..8])
 }
 
 /// Opens the training and the validation images, and notes which were held out.
-fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<String>)> {
+fn open_splits(data: &Data, seed: u64) -> Result<(Opened, Opened, Vec<String>)> {
     let part = |spec: &str, split: Split, val_fraction: Option<f64>| {
         let options = OpenOptions { split, val_fraction, seed, ..OpenOptions::default() };
         datasets::open(spec, &options)
@@ -103,18 +120,20 @@ fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<St
             let train = part(&data.train, Split::Train, Some(fraction))?;
             let valid = part(&data.train, Split::Val, Some(fraction))?;
             let held_out = valid.source.len();
-            ensure!(
-                held_out > 0 || train.source.is_empty(),
-                "{}: no class has two images, so none can be held out; name validation images in data.valid",
-                data.train
-            );
+            if held_out == 0 && !train.source.is_empty() {
+                return Err(Error::Unsuitable(format!(
+                    "{}: no class has two images, so none can be held out; name validation images in data.valid",
+                    data.train
+                )));
+            }
             notes.push(format!(
                 "{}: there is no validation split: {held_out} of {} images are held out ({} % of each class, drawn by the \
-                 seed{})",
+                 seed{}){}",
                 data.train,
                 held_out + train.source.len(),
                 fraction * 100.0,
-                if data.val_fraction.is_none() { "; data.val_fraction changes it" } else { "" }
+                if data.val_fraction.is_none() { "; data.val_fraction changes it" } else { "" },
+                beside(&data.train)
             ));
             Ok((train, valid, notes))
         }
@@ -126,6 +145,14 @@ fn open_splits(data: &Data, seed: u64) -> anyhow::Result<(Opened, Opened, Vec<St
     }
 }
 
+/// A hint where the folder of training images is one of several splits.
+fn beside(train: &str) -> String {
+    split_beside(Path::new(train)).map_or_else(String::new, |other| {
+        let name = other.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        format!("; `{}` beside it is not used: give the folder of both to validate on it", printable(&name))
+    })
+}
+
 /// Returns the validation images under the training images' classes, where theirs are others but all among them, and a
 /// note of the classes without validation images.
 fn relabel(train: &dyn Source, valid: &Arc<dyn Source>, valid_spec: &str) -> Option<(Arc<dyn Source>, Option<String>)> {
@@ -133,8 +160,8 @@ fn relabel(train: &dyn Source, valid: &Arc<dyn Source>, valid_spec: &str) -> Opt
         return None;
     }
     let relabeled = Relabeled::new(valid.clone(), train.classes())?;
-    let known: HashSet<&str> = valid.classes().iter().map(|class| class.id.as_str()).collect();
-    let missing = train.classes().iter().filter(|class| !known.contains(class.id.as_str()));
+    let known: HashSet<_> = valid.classes().iter().map(|class| canonical(&class.id)).collect();
+    let missing = train.classes().iter().filter(|class| !known.contains(&canonical(&class.id)));
     let missing: Vec<&str> = missing.map(|class| class.name.as_str()).collect();
     let note = (!missing.is_empty())
         .then(|| format!("{valid_spec}: {} classes have no validation images: {}", missing.len(), some_of(&missing)));
@@ -151,38 +178,48 @@ fn some_of(names: &[&str]) -> String {
     }
 }
 
-fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> anyhow::Result<()> {
-    let classes = train.classes().len();
-    ensure!(
-        classes > 0,
-        "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a Parquet \
-         table with labels; CSV files with labels are not read"
-    );
-    ensure!(classes > 1, "{train_spec} has one class, `{}`: there is nothing to tell apart", train.classes()[0].name);
+fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> Result<()> {
+    let unsuitable = |cause: String| Err(Error::Unsuitable(cause));
+    let classes = match train.classes() {
+        [] => {
+            return unsuitable(format!(
+                "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a \
+                 Parquet table with labels; CSV files with labels are not read"
+            ));
+        }
+        [one] => {
+            return unsuitable(format!("{train_spec} has one class, `{}`: there is nothing to tell apart", one.name));
+        }
+        classes => classes.len(),
+    };
     let ids = |source: &dyn Source| source.classes().iter().map(|class| class.id.clone()).collect::<Vec<_>>();
     let (train_ids, valid_ids) = (ids(train), ids(valid));
     if train_ids != valid_ids {
         let only = |these: &[String], those: &[String]| {
             some_of(&these.iter().filter(|id| !those.contains(id)).map(String::as_str).collect::<Vec<_>>())
         };
-        bail!(
+        return unsuitable(format!(
             "training and validation images have different classes: only in {train_spec}: {}; only in {valid_spec}: {}; \
              remove the validation images of classes that are not trained, and give classes the same names",
             only(&train_ids, &valid_ids),
             only(&valid_ids, &train_ids),
-        );
+        ));
     }
     for (source, spec) in [(train, train_spec), (valid, valid_spec)] {
-        ensure!(!source.is_empty(), "{spec} holds no images");
+        if source.is_empty() {
+            return unsuitable(format!("{spec} holds no images"));
+        }
         for index in 0..source.len() {
             match source.label(index) {
                 Some(label) if (label as usize) < classes => {}
-                Some(label) => bail!(
-                    "{} has the label {label}; the labels of {classes} classes go from 0 to {}",
-                    source.location(index),
-                    classes - 1
-                ),
-                None => bail!("{} has no label", source.location(index)),
+                Some(label) => {
+                    return unsuitable(format!(
+                        "{} has the label {label}; the labels of {classes} classes go from 0 to {}",
+                        source.location(index),
+                        classes - 1
+                    ));
+                }
+                None => return unsuitable(format!("{} has no label", source.location(index))),
             }
         }
     }
@@ -261,33 +298,36 @@ impl DataSet {
         Some(counts.into_iter().map(weight).collect())
     }
 
-    /// The loaders of a recipe.
-    pub fn loaders(&self, recipe: &Recipe, workers: Option<usize>) -> anyhow::Result<Loaders> {
+    /// The loaders of a recipe. An epoch of fewer images than a batch is one smaller batch.
+    pub fn loaders(&self, recipe: &Recipe, workers: Option<usize>) -> Result<Loaders> {
+        let (count, batch_size) = (self.train.len(), recipe.batch_size);
+        if count < batch_size && communicator().is_root() {
+            log::warn!(
+                "the {count} training images are fewer than a batch of {batch_size}: each step takes all of them, and a \
+                 learning rate for larger batches may be too high"
+            );
+        }
         let train = |(epoch, pipeline): (usize, Pipeline)| {
             let builder = builder(&self.train, pipeline, recipe, workers)?
                 .mix(recipe.images.mix.clone())
                 .order(recipe.data.order.order())
                 .repeats(recipe.data.repeats)
                 .balanced(recipe.data.balanced)
-                // A last batch of a few images would unsettle the batch statistics.
-                .drop_last(true);
-            Ok::<_, anyhow::Error>((epoch, builder.build()?))
+                // A last batch of a few images would unsettle the batch statistics, unless there is no other.
+                .drop_last(count >= batch_size);
+            Ok::<_, Error>((epoch, builder.build()?))
         };
-        let phases = recipe.images.phases()?.into_iter().map(train).collect::<anyhow::Result<Vec<_>>>()?;
+        let phases = recipe.images.phases()?.into_iter().map(train).collect::<Result<Vec<_>>>()?;
         let eval = Pipeline::eval(recipe.images.eval);
         let valid = builder(&self.valid, eval, recipe, workers)?.mix(BatchTransforms::default()).build()?;
         Ok(Loaders { phases, valid })
     }
 
     /// The images of a source, each once and in order, prepared as in validation.
-    pub fn in_order(
-        &self,
-        source: &Arc<dyn Source>,
-        recipe: &Recipe,
-        workers: Option<usize>,
-    ) -> anyhow::Result<ImageLoader> {
-        // Small batches: nothing is learnt from them, and big ones only take memory.
-        Ok(builder(source, Pipeline::eval(recipe.images.eval), recipe, workers)?.batch_size(16).build()?)
+    pub fn in_order(&self, source: &Arc<dyn Source>, recipe: &Recipe, workers: Option<usize>) -> Result<ImageLoader> {
+        // Small batches: nothing is learnt from them, and big ones only take memory. Every process has all of them.
+        let builder = builder(source, Pipeline::eval(recipe.images.eval), recipe, workers)?;
+        Ok(builder.batch_size(16).part_of_batches(0, 1).build()?)
     }
 }
 
@@ -296,13 +336,13 @@ fn builder(
     pipeline: Pipeline,
     recipe: &Recipe,
     workers: Option<usize>,
-) -> anyhow::Result<datasets::LoaderBuilder> {
+) -> Result<datasets::LoaderBuilder> {
     let preprocess = Arc::new(PipelinePreprocess::new(pipeline, recipe.images.decoding())?);
     let mut builder = ImageLoader::builder(source.clone(), preprocess)
         .batch_size(recipe.batch_size)
         .seed(recipe.seed)
         .bad_samples(recipe.data.bad_samples)
-        .part_of_batches(world().rank(), world().size());
+        .part_of_batches(communicator().rank(), communicator().size());
     if let Some(workers) = workers {
         builder = builder.workers(workers);
     }
@@ -440,9 +480,8 @@ mod tests {
         assert!(notes[0].contains("data.val_fraction has no effect"), "{notes:?}");
         assert!(notes[1].contains("`test` is the validation split, which selects the best epoch"), "{notes:?}");
         let error = open(&["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], None).err().unwrap();
-        assert!(
-            format!("{error:#}").contains("class `c` is unknown") && !format!("{error:#}").contains("no validation")
-        );
+        let error = error.to_string();
+        assert!(error.contains("class `c` is unknown") && !error.contains("no validation"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Estimating the time and memory of a run from a few steps, validation batches and a checkpoint.
 
-use anyhow::{Context, Result};
 use models::Architecture;
 use runtime::warmup::autotunes;
 
 use crate::{
+    Error, Result,
+    run::{self, Options, Prepared},
     schedule::Rates,
     trainer::{End, RunLimits},
-    training::{self, Options, Prepared},
 };
 
 /// Steps that are timed, after a warm-up.
@@ -15,7 +15,7 @@ const STEPS: u64 = 4;
 /// Batches of the validation that are timed, after a warm-up.
 const VALID_BATCHES: usize = 2;
 
-/// The estimated cost of a run. Times are in seconds.
+/// The estimated cost of a run. StepTimes are in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
     /// The network.
@@ -58,7 +58,7 @@ impl Estimate {
 /// # Errors
 /// Fails if the trial fails.
 pub fn estimate(prepared: Prepared, options: &Options) -> Result<Option<Estimate>> {
-    let folder = tempfile::tempdir().context("cannot make a folder for the trial")?;
+    let folder = run::trial_folder()?;
     let recipe = prepared.recipe.clone();
     let (train_images, valid_images) = (prepared.data.train.len(), prepared.data.valid.len());
     for note in &prepared.data.notes {
@@ -70,15 +70,15 @@ pub fn estimate(prepared: Prepared, options: &Options) -> Result<Option<Estimate
     // The learning rates of the whole schedule, in one epoch.
     let rates = Rates::new(&recipe.schedule, recipe.epochs, STEPS);
     short.recipe.epochs = 1;
-    let trial = training::trial(short, folder.path(), limits, Some(rates), options)?;
+    let trial = run::trial(short, folder.path(), limits, Some(rates), options)?;
     match trial.outcome.end {
-        End::Failed(error) => return Err(error.context("the trial failed")),
+        End::Failed(error) => return Err(Error::Part { what: "the trial".into(), source: Box::new(error) }),
         End::Interrupted => return Ok(None),
         End::Finished => {}
     }
     let state = &trial.outcome.state;
-    let times = state.history.first().context("the trial has no epoch")?.times;
-    let step = state.pace.seconds_per_step().context("the trial has no step")?;
+    let times = state.history.first().ok_or(Error::Bug("the trial has no epoch"))?.times;
+    let step = state.pace.seconds_per_step().ok_or(Error::Bug("the trial has no step"))?;
     let warmups = [("steps", &state.pace), ("batches of the validation", &state.valid_pace)];
     let backend = options.main_device()?.backend();
     for (what, pace) in warmups {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, ExecutionError, FloatDType, Int, Tensor};
 use burn_train::ItemLazy;
-pub use report::format::Score;
+pub use report::format::Metrics;
 use serde::{Deserialize, Serialize};
 
 /// How many of the most probable classes are kept of an image.
@@ -24,7 +24,7 @@ pub struct Prediction {
 
 /// Sums over images.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Reading {
+pub struct MetricSums {
     /// The sum of the losses.
     pub loss: f64,
     /// Images whose most probable class is the label.
@@ -68,20 +68,20 @@ impl BatchScalars {
     }
 
     /// Reads the values: waits for the device.
-    pub fn read(&self) -> Reading {
+    pub fn read(&self) -> MetricSums {
         let values: Vec<f32> = self.values.clone().into_data().iter::<f32>().collect();
         self.reading(&values)
     }
 
     /// The sums, from the values.
-    pub fn reading(&self, values: &[f32]) -> Reading {
+    pub fn reading(&self, values: &[f32]) -> MetricSums {
         let [loss, top1, top5] = [0, 1, 2].map(|which| f64::from(values[which]));
         let loss = loss * self.images as f64 * self.loss_factor;
-        Reading { loss, top1: top1 as u64, top5: top5 as u64, images: self.images }
+        MetricSums { loss, top1: top1 as u64, top5: top5 as u64, images: self.images }
     }
 }
 
-impl Reading {
+impl MetricSums {
     /// Of single images.
     pub fn of(predictions: &[Prediction]) -> Self {
         let mut reading = Self { images: predictions.len() as u64, ..Self::default() };
@@ -101,9 +101,9 @@ impl Reading {
     }
 
     /// The means.
-    pub fn score(&self) -> Score {
+    pub fn score(&self) -> Metrics {
         let images = self.images.max(1) as f64;
-        Score {
+        Metrics {
             loss: self.loss / images,
             top1: 100.0 * self.top1 as f64 / images,
             top5: 100.0 * self.top5 as f64 / images,
@@ -111,7 +111,7 @@ impl Reading {
     }
 }
 
-impl ItemLazy for Reading {
+impl ItemLazy for MetricSums {
     fn sync(self) -> Result<Self, ExecutionError> {
         Ok(self)
     }
@@ -147,7 +147,7 @@ pub fn predictions(logits: &[f32], classes: usize, labels: &[u32], indices: &[us
 mod tests {
     use super::*;
 
-    fn read(loss: f32, logits: Tensor<2>, labels: &[i64]) -> Reading {
+    fn read(loss: f32, logits: Tensor<2>, labels: &[i64]) -> MetricSums {
         let device = logits.device();
         BatchScalars::new(Tensor::from_floats([loss], &device), logits, Tensor::from_data(labels, &device)).read()
     }
@@ -163,7 +163,7 @@ mod tests {
         let reading = read(loss, tensor, &[1, 1]);
         // The second image's label is as probable as class 0, which comes first.
         assert_eq!((reading.top1, reading.top5, reading.images), (1, 2, 2));
-        let other = Reading::of(&predictions);
+        let other = MetricSums::of(&predictions);
         assert_eq!((other.top1, other.top5, other.images), (1, 2, 2));
         assert!((reading.loss - other.loss).abs() < 1e-5);
         let total: f64 = logits[..7].iter().map(|l| f64::from(*l).exp()).sum();

@@ -1,11 +1,8 @@
 //! The linear probe: a linear classifier on the features of a frozen network.
 //!
-//! The features are computed once, from images prepared as in validation, and kept in the cache folder under a hash of
-//! the weights, the images and the preprocessing. What follows is a training of the head alone, in seconds.
+//! The [`features`] are computed once. What follows is a training of the head alone, in seconds.
 
 use std::{
-    fs,
-    io::{Read, Write},
     path::Path,
     sync::{
         Arc,
@@ -14,63 +11,46 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
 use burn::{
-    module::{Module, ModuleVisitor, Param, ParamId},
+    module::Module,
     optim::{GradientsParams, lr_scheduler::LrScheduler},
     tensor::{Device, Int, Tensor, TensorData},
 };
-use datasets::{ImageBatch, ImageLoader, SampleRng, Source, loader::BadSample};
+use datasets::{ImageBatch, SampleRng, Source, loader::BadSample};
 use hub::weights;
-use models::{ImageClassifier, Network};
-use report::format::{BAD_SAMPLES, RunKind};
-use runtime::{
-    files::write_atomic,
-    progress::{Progress, Unit},
-};
-use sha2::{Digest, Sha256};
+use kernels::KernelMode;
+use models::{Execution, ImageClassifier, Network};
+use report::format::{BAD_SAMPLES, RECIPE, RunKind};
+use runtime::{exit::chain, files::write_atomic_bytes};
 
 use crate::{
-    classifier::{Classifier, Task},
+    Result,
+    classifier::{Classifier, Objective},
     data,
-    evaluation::{self, BatchScalars, Prediction, Reading},
-    journal::Journal,
-    progress::{EpochRecord, Interval, State, Times, lap},
+    evaluation::{self, BatchScalars, MetricSums, Prediction},
+    features::{self, Computed, Features},
+    head::{self, Choice, Fit},
+    progress::{EpochRecord, Interval, State, StepTimes, lap},
     recipe::{Freeze, Recipe},
-    results,
+    run::{self, Finished, Options, Prepared, logger::RunLogger, results},
     schedule::Rates,
     trainer::{End, Outcome, flat, guard::StepCheck, optimizer::Optimizer, slot::Slot},
-    training::{self, Finished, Options, Prepared},
     transfer,
+    warm::{self, Warm},
 };
-
-/// The features of a set of images.
-#[derive(Debug, Clone, PartialEq)]
-struct Features {
-    /// Numbers an image.
-    width: usize,
-    /// `width` for each image, in order.
-    values: Vec<f32>,
-    labels: Vec<u32>,
-    /// The images' indices in their source.
-    indices: Vec<u32>,
-}
 
 /// Trains only the classifier, as a linear probe, if the recipe freezes all else and transforms no image at random;
 /// otherwise the network.
 ///
 /// # Errors
-/// Fails like [`training::start`].
-pub fn finetune(prepared: Prepared, options: &Options) -> Result<Finished> {
-    if is_probe(&prepared.recipe) {
-        start(prepared, options)
-    } else {
-        training::start(prepared, RunKind::Finetune, options)
-    }
+/// Fails like [`run::start`], and with [`Error::Stopped`] if a stop was asked for before the first step.
+pub fn finetune(mut prepared: Prepared, options: &Options) -> Result<Finished> {
+    warm::start(&mut prepared, options)?;
+    if is_probe(&prepared.recipe) { start(prepared, options) } else { run::start(prepared, RunKind::Finetune, options) }
 }
 
 /// Whether every image has the same features in every epoch.
-fn is_probe(recipe: &Recipe) -> bool {
+pub(crate) fn is_probe(recipe: &Recipe) -> bool {
     let frozen = recipe
         .transfer
         .as_ref()
@@ -81,15 +61,24 @@ fn is_probe(recipe: &Recipe) -> bool {
 
 /// Runs a probe in a folder of its own.
 fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
-    let Prepared { recipe, data, start, device, devices, .. } = &prepared;
+    let Prepared { data, start, device, devices, warm, .. } = &prepared;
+    let mut recipe = prepared.recipe.clone();
     let classes = data.class_names();
-    let task = Arc::new(Task::new(recipe, classes.len(), data.class_weights(recipe.loss.class_weights)));
-    let network = transfer::network(recipe, start.as_ref(), &classes, device)?;
-    let (folder, card, mut info) = training::new_run(&prepared, RunKind::Probe, options)?;
-    let state = training::first_state(&prepared)?;
-    let journal = Journal::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
-    data.notes.iter().for_each(|note| journal.warn(note));
-    journal.say(&format!(
+    let weights = data.class_weights(recipe.loss.class_weights);
+    let task = Arc::new(Objective::new(&recipe, classes.len(), weights, Execution::new(options.kernels)));
+    let mut network = transfer::network(&recipe, start.as_deref(), &classes, device)?;
+    if let Some(record) = &warm.network {
+        network = network.load_record(record.clone());
+    }
+    if start.as_ref().is_none_or(|start| start.card.classes != classes) {
+        let head = head::zeroed(network.classifier().clone());
+        network = head::put(network, &head);
+    }
+    let (folder, card, mut info) = run::new_run(&prepared, RunKind::Probe, options)?;
+    let mut state = run::first_state(&prepared)?;
+    let logger = RunLogger::open(&folder.path, &state, options.observer.clone(), recipe.epochs, 1)?;
+    data.notes.iter().for_each(|note| logger.warn(note));
+    logger.info(&format!(
         "a linear classifier on {}'s features for {} classes: {} images, {} held out; {}",
         recipe.architecture,
         classes.len(),
@@ -97,29 +86,64 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
         data.valid.len(),
         folder.path.display()
     ));
+    warm.decisions.iter().for_each(|decision| logger.info(decision));
     if devices.is_some() {
-        journal.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
+        logger.warn(&format!("a linear probe runs on one device, {}", options.devices[0]));
     }
     info.parameters = network.num_parameters();
     let mut bad = Vec::new();
     let features = compute(&prepared, &network, &task, options, &mut bad);
     if !bad.is_empty() {
-        journal.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
+        logger.warn(&format!("{} images could not be read or decoded ({BAD_SAMPLES})", bad.len()));
     }
-    if let Err(error) = results::write_bad_samples(&folder.path, &bad) {
-        journal.warn(&format!("{error:#}"));
+    if let Err(error) = results::write_bad_samples(&folder.path, &[], &bad) {
+        logger.warn(&chain(&error));
     }
     let outcome = match features {
         Ok(Some([train, valid])) => {
+            if let Some(choice) = choose(&recipe, warm, &network, &task, &train.features, device, options) {
+                recipe.schedule.learning_rate = choice.setting.rate;
+                recipe.optimizer.weight_decay = choice.setting.decay;
+                let text = choice.describe();
+                logger.info(&text);
+                info.decisions.push(text);
+                state.recipe = recipe.to_toml();
+                write_atomic_bytes(&folder.path.join(RECIPE), state.recipe.as_bytes())?;
+            }
             let buffer = flat::buffer(options.main_device()?);
-            let stop = options.stop.clone();
-            let probe = Probe { recipe, task, device, buffer, train, valid, state, journal, stop };
+            let (recipe, stop, kernels) = (&recipe, options.stop.clone(), options.kernels);
+            let probe = Probe { recipe, task, device, buffer, kernels, train, valid, state, logger, stop };
             probe.train(network, &folder.path, &card, &data.valid)
         }
-        Ok(None) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Interrupted },
-        Err(error) => Outcome { state, network: network.valid(), ema: None, journal, end: End::Failed(error) },
+        Ok(None) => Outcome { state, network: network.valid(), ema: None, logger, end: End::Interrupted },
+        Err(error) => Outcome { state, network: network.valid(), ema: None, logger, end: End::Failed(error) },
     };
-    training::finish(outcome, &folder.path, recipe, &card, info, options)
+    run::finish(outcome, &folder.path, &recipe, &card, info, options)
+}
+
+/// The learning rate and the weight decay that do best on training images that are held out, where they were left open.
+fn choose(
+    recipe: &Recipe,
+    warm: &Warm,
+    network: &Network,
+    task: &Objective,
+    features: &Features,
+    device: &Device,
+    options: &Options,
+) -> Option<Choice> {
+    let (rate, decay) = (recipe.schedule.learning_rate, recipe.optimizer.weight_decay);
+    let settings = head::settings((!warm.chooses_rate).then_some(rate), (!warm.chooses_decay).then_some(decay));
+    let fit = Fit {
+        features: features.tensor(&device.clone().autodiff()),
+        labels: &features.labels,
+        task,
+        start: network.classifier().clone(),
+        optimizer: recipe.optimizer.clone(),
+        batch: recipe.batch_size,
+        passes: recipe.epochs,
+        seed: recipe.seed,
+    };
+    fit.choose(&settings, &options.stop)
 }
 
 /// Computes the features of the training and validation images, and adds images without features to `bad`. Returns `None`
@@ -127,15 +151,15 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
 fn compute(
     prepared: &Prepared,
     network: &Network,
-    task: &Task,
+    task: &Objective,
     options: &Options,
     bad: &mut Vec<BadSample>,
 ) -> Result<Option<[Computed; 2]>> {
     let Prepared { recipe, data, device, .. } = prepared;
-    let identity = identity(network, recipe)?;
+    let identity = features::identity(network, recipe);
     let mut of = |source: &Arc<dyn Source>, what: &str| {
         let loader = data.in_order(source, recipe, options.workers)?;
-        let computed = features(network, task, &loader, &identity, what, device, options);
+        let computed = features::features(network, task, &loader, &identity, what, device, options);
         bad.extend(loader.bad_samples());
         computed
     };
@@ -144,25 +168,17 @@ fn compute(
     Ok(Some([train, valid]))
 }
 
-/// Features, and what it took to compute them.
-struct Computed {
-    features: Features,
-    /// Zero for features from the cache.
-    times: Times,
-    /// Images that went through the network.
-    images: u64,
-}
-
 struct Probe<'a> {
     recipe: &'a Recipe,
-    task: Arc<Task>,
+    task: Arc<Objective>,
     device: &'a Device,
     /// Elements of the optimizer's buffers.
     buffer: usize,
+    kernels: KernelMode,
     train: Computed,
     valid: Computed,
     state: State,
-    journal: Journal,
+    logger: RunLogger,
     stop: Arc<AtomicBool>,
 }
 
@@ -170,7 +186,7 @@ impl Probe<'_> {
     fn train(mut self, network: Network, run: &Path, card: &hub::Card, valid_source: &Arc<dyn Source>) -> Outcome {
         let mut model = Slot::new(Classifier::new(network, self.task.clone()));
         let end = self.fit(&mut model, run, card, valid_source).unwrap_or_else(End::Failed);
-        Outcome { state: self.state, network: model.network.valid(), ema: None, journal: self.journal, end }
+        Outcome { state: self.state, network: model.network.valid(), ema: None, logger: self.logger, end }
     }
 
     fn fit(
@@ -186,7 +202,7 @@ impl Probe<'_> {
         let batch = recipe.batch_size.min(images);
         let steps_per_epoch = (images / batch) as u64;
         let mut rates = Rates::new(&recipe.schedule, recipe.epochs, steps_per_epoch);
-        let mut optimizer = Optimizer::new(&recipe.optimizer, &model.network, self.buffer);
+        let mut optimizer = Optimizer::new(&recipe.optimizer, &model.network, self.buffer, self.kernels);
         let values = self.train.features.tensor(&autodiff);
         // The first epoch has the times of the features.
         let mut times = self.train.times;
@@ -201,7 +217,7 @@ impl Probe<'_> {
                 self.state.learning_rate = rates.step();
                 checks.push(self.step(model, &mut optimizer, &values, chosen));
             }
-            let mut sums = Reading::default();
+            let mut sums = MetricSums::default();
             for result in StepCheck::read_all(&checks.iter().collect::<Vec<_>>()) {
                 let (reading, norm) = (result.reading, result.squares.sqrt());
                 self.state.step += 1;
@@ -223,16 +239,16 @@ impl Probe<'_> {
                 step: self.state.step,
                 learning_rate: self.state.learning_rate,
                 train: sums.score(),
-                valid: Reading::of(&predictions).score(),
+                valid: MetricSums::of(&predictions).score(),
                 average: None,
                 images_per_second: computed as f64 / times.training().max(1e-9),
                 times,
             };
             self.state.seconds += times.total();
-            times = Times::default();
+            times = StepTimes::default();
             self.state.history.push(record.clone());
             self.state.epoch = epoch + 1;
-            self.journal.record(&record);
+            self.logger.record(&record);
             let best = self.state.best(recipe.checkpoints.best).map(|best| best.epoch);
             if best == Some(record.epoch) {
                 weights::save(&network, card, run.join(hub::RUN_WEIGHTS))?;
@@ -258,7 +274,7 @@ impl Probe<'_> {
         let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [chosen.len()]), &device);
         let labels: Vec<u32> = chosen.iter().map(|&row| self.train.features.labels[row as usize]).collect();
         let batch = ImageBatch::of_labels(&labels);
-        let logits = model.network.classify(values.clone().select(0, rows));
+        let logits = self.task.run(|| model.network.classify(values.clone().select(0, rows)));
         let loss = self.task.loss_of(logits.clone(), &batch, &device);
         let gradients = GradientsParams::from_grads(loss.backward(), &**model);
         let gradients = optimizer.pack(&**model, gradients, &self.state.learning_rate.into());
@@ -270,168 +286,11 @@ impl Probe<'_> {
     }
 
     fn predict(&self, network: &Network) -> Vec<Prediction> {
-        let logits = network.classify(self.valid.features.tensor(&self.device.clone().without_autodiff()));
+        let values = self.valid.features.tensor(&self.device.clone().without_autodiff());
+        let logits = self.task.run(|| network.classify(values));
         let [_, classes] = logits.dims();
         let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
         let indices: Vec<usize> = self.valid.features.indices.iter().map(|&index| index as usize).collect();
         evaluation::predictions(&logits, classes, &self.valid.features.labels, &indices)
-    }
-}
-
-impl Features {
-    fn tensor(&self, device: &Device) -> Tensor<2> {
-        Tensor::from_data(TensorData::new(self.values.clone(), [self.labels.len(), self.width]), device)
-    }
-}
-
-/// What features depend on besides the images: the values below the head, and the preprocessing.
-fn identity(network: &Network, recipe: &Recipe) -> Result<Vec<u8>> {
-    struct Values {
-        wanted: Vec<ParamId>,
-        hash: Sha256,
-    }
-    impl ModuleVisitor for Values {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if self.wanted.contains(&param.id) {
-                self.hash.update(param.val().into_data().as_bytes());
-            }
-        }
-    }
-    let mut values = Values { wanted: network.backbone_params(), hash: Sha256::new() };
-    values.hash.update(recipe.architecture.name());
-    network.visit(&mut values);
-    if recipe.network.dtype.half().is_some() {
-        values.hash.update(recipe.network.dtype.name());
-    }
-    values.hash.update(toml::to_string(&recipe.images).context("cannot hash the preprocessing")?);
-    Ok(values.hash.finalize().to_vec())
-}
-
-/// The features of a loader's images: from the cache, or computed and put there. Returns `None` if it was stopped.
-fn features(
-    network: &Network,
-    task: &Task,
-    loader: &ImageLoader,
-    identity: &[u8],
-    what: &str,
-    device: &Device,
-    options: &Options,
-) -> Result<Option<Computed>> {
-    let source = loader.source();
-    let mut hash = Sha256::new();
-    hash.update(identity);
-    for index in 0..source.len() {
-        hash.update(source.key(index).as_bytes());
-        hash.update(source.label(index).unwrap_or(u32::MAX).to_le_bytes());
-        hash.update(source.location(index).to_string().as_bytes());
-    }
-    let name: String = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));
-    if let Some(path) = &cache {
-        match read(path) {
-            Ok(Some(features)) => return Ok(Some(Computed { features, times: Times::default(), images: 0 })),
-            Ok(None) => {}
-            Err(error) => log::warn!("{error:#}; computing the features again"),
-        }
-    }
-    let total = Some(source.len() as u64);
-    let progress = Progress::new(format!("{what} features"), Unit::Items("images"), total, options.progress);
-    let (network, device) = (network.valid(), device.clone().without_autodiff());
-    let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };
-    let (mut times, mut mark) = (Times::default(), Instant::now());
-    for batch in loader.batches() {
-        let batch = batch?;
-        times.waiting += lap(&mut mark);
-        let values = network.forward_pre_logits(task.images(&batch, &device));
-        features.width = values.dims()[1];
-        features.values.extend(values.into_data().iter::<f32>());
-        features.labels.extend(batch.labels.iter().flatten());
-        features.indices.extend(batch.indices.iter().map(|&index| index as u32));
-        times.compute += lap(&mut mark);
-        progress.inc(batch.len() as u64);
-        if options.stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-    }
-    progress.finish();
-    times.add_loader(&loader.meters());
-    ensure!(
-        features.values.iter().all(|value| value.is_finite()),
-        "the network's features are not finite: are the weights damaged?"
-    );
-    // What could not be read may be readable next time, and would have to be reported again.
-    if let Some(path) = cache.filter(|_| times.bad_samples == 0)
-        && let Err(error) = write(&path, &features)
-    {
-        log::warn!("{error:#}; the features will be computed again next time");
-    }
-    let images = features.labels.len() as u64;
-    Ok(Some(Computed { features, times, images }))
-}
-
-/// A file: a magic number, the width and the count, labels, indices, values, all little-endian, and their checksum.
-const MAGIC: &[u8; 8] = b"hearthF1";
-
-fn write(path: &Path, features: &Features) -> Result<()> {
-    write_atomic(path, |writer| {
-        let mut body = Vec::new();
-        body.extend((features.width as u64).to_le_bytes());
-        body.extend((features.labels.len() as u64).to_le_bytes());
-        features.labels.iter().chain(&features.indices).for_each(|number| body.extend(number.to_le_bytes()));
-        features.values.iter().for_each(|value| body.extend(value.to_le_bytes()));
-        writer.write_all(MAGIC)?;
-        writer.write_all(&body)?;
-        Ok(writer.write_all(&crc32fast::hash(&body).to_le_bytes())?)
-    })
-}
-
-/// `None` where the file is not there.
-fn read(path: &Path) -> Result<Option<Features>> {
-    let context = || format!("cannot read {}", path.display());
-    let mut bytes = Vec::new();
-    match fs::File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.with_context(context)?.read_to_end(&mut bytes).with_context(context)?,
-    };
-    let damaged = || format!("{} is damaged", path.display());
-    let body = bytes.strip_prefix(MAGIC).with_context(damaged)?;
-    let (body, sum) = body.split_last_chunk::<4>().with_context(damaged)?;
-    ensure!(crc32fast::hash(body) == u32::from_le_bytes(*sum), "{}", damaged());
-    let number =
-        |at: usize| body.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize);
-    let (width, count) = number(0).zip(number(8)).with_context(damaged)?;
-    let words: Vec<[u8; 4]> = body[16..].chunks_exact(4).map(|word| word.try_into().expect("four bytes")).collect();
-    ensure!(Some(words.len()) == width.checked_add(2).and_then(|each| each.checked_mul(count)), "{}", damaged());
-    let integers = |range: &[[u8; 4]]| range.iter().map(|word| u32::from_le_bytes(*word)).collect();
-    Ok(Some(Features {
-        width,
-        labels: integers(&words[..count]),
-        indices: integers(&words[count..2 * count]),
-        values: words[2 * count..].iter().map(|word| f32::from_le_bytes(*word)).collect(),
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn features_come_back_from_their_file_and_damage_is_recognised() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.features");
-        assert_eq!(read(&path).unwrap(), None);
-        let features =
-            Features { width: 2, values: vec![1.0, -2.5, 3.0, 4.0], labels: vec![1, 0], indices: vec![7, 9] };
-        write(&path, &features).unwrap();
-        assert_eq!(read(&path).unwrap().unwrap(), features);
-        let whole = fs::read(&path).unwrap();
-        for length in 0..whole.len() {
-            fs::write(&path, &whole[..length]).unwrap();
-            assert!(read(&path).is_err(), "{length}");
-        }
-        let mut flipped = whole.clone();
-        flipped[30] ^= 1;
-        fs::write(&path, flipped).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("damaged"));
     }
 }

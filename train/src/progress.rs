@@ -9,7 +9,7 @@ use runtime::warmup::Pace;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    evaluation::{Reading, Score},
+    evaluation::{MetricSums, Metrics},
     recipe::Metric,
 };
 
@@ -47,11 +47,11 @@ pub struct State {
     /// The learning rate of the last step.
     pub learning_rate: f64,
     /// The training images of the current epoch so far.
-    pub sums: Reading,
+    pub sums: MetricSums,
     /// The training images since the last row of `metrics.csv`.
     pub interval: Interval,
     /// Where the current epoch's time went.
-    pub times: Times,
+    pub times: StepTimes,
     /// Steps in a row that were skipped because something was not finite.
     pub bad_in_a_row: usize,
     /// All steps that were skipped.
@@ -76,7 +76,7 @@ pub struct State {
 /// Steps since the last row of `metrics.csv`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Interval {
-    pub reading: Reading,
+    pub reading: MetricSums,
     /// The sum of the gradients' norms, of steps where it is finite.
     pub norms: f64,
     pub steps: u64,
@@ -85,7 +85,7 @@ pub struct Interval {
 
 /// The time that the parts of an epoch took, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct Times {
+pub struct StepTimes {
     /// Waiting for the loader.
     pub waiting: f64,
     /// Copying batches to the device, where compute had to wait for that.
@@ -119,7 +119,7 @@ pub struct Times {
     pub skipped_steps: u64,
 }
 
-impl Times {
+impl StepTimes {
     /// Returns the time of the epoch.
     pub fn total(&self) -> f64 {
         self.training() + self.validation + self.checkpointing
@@ -209,27 +209,27 @@ impl Times {
 /// The metrics of an epoch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
-    /// The epoch, from 1.
+    /// The epoch, from 1; 0 for a network with a trained classifier before its first step (`transfer.head = "probe"`).
     pub epoch: usize,
     /// The steps of the run so far.
     pub step: u64,
     /// The learning rate of the last step.
     pub learning_rate: f64,
-    /// The mean metrics over the training images, as they were trained on.
-    pub train: Score,
+    /// The mean metrics over the training images, as they were trained on; zeros in epoch 0.
+    pub train: Metrics,
     /// The metrics of the weights on the validation images.
-    pub valid: Score,
+    pub valid: Metrics,
     /// The metrics of the EMA of the weights on the validation images.
-    pub average: Option<Score>,
+    pub average: Option<Metrics>,
     /// The training speed.
     pub images_per_second: f64,
     /// The time that the parts of the epoch took.
-    pub times: Times,
+    pub times: StepTimes,
 }
 
 impl EpochRecord {
     /// Returns the better of the metrics of the weights and of their EMA, and whether it is that of the EMA.
-    pub fn better(&self, metric: Metric) -> (Score, bool) {
+    pub fn better(&self, metric: Metric) -> (Metrics, bool) {
         match self.average {
             Some(average) if metric.value(&average) > metric.value(&self.valid) => (average, true),
             _ => (self.valid, false),
@@ -239,7 +239,7 @@ impl EpochRecord {
 
 impl Metric {
     /// Returns the value of a score; larger is better.
-    pub fn value(self, score: &Score) -> f64 {
+    pub fn value(self, score: &Metrics) -> f64 {
         match self {
             Metric::Top1 => score.top1,
             Metric::Top5 => score.top5,
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     fn record(epoch: usize, top1: f64, average: Option<f64>) -> EpochRecord {
-        let score = |top1| Score { loss: 1.0 / top1, top1, top5: 100.0 };
+        let score = |top1| Metrics { loss: 1.0 / top1, top1, top5: 100.0 };
         EpochRecord {
             epoch,
             step: 0,
@@ -289,7 +289,7 @@ mod tests {
             valid: score(top1),
             average: average.map(score),
             images_per_second: 1.0,
-            times: Times::default(),
+            times: StepTimes::default(),
         }
     }
 
@@ -311,8 +311,10 @@ mod tests {
         let mut state = State { step: 20, epoch: 2, ..State::default() };
         assert_eq!(state.time_left(5, 10), None);
         state.history = vec![record(1, 60.0, None), record(2, 60.0, None)];
-        state.history[0].times = Times { compute: 100.0, validation: 40.0, checkpointing: 1.0, ..Times::default() };
-        state.history[1].times = Times { compute: 5.0, validation: 2.0, checkpointing: 1.0, ..Times::default() };
+        state.history[0].times =
+            StepTimes { compute: 100.0, validation: 40.0, checkpointing: 1.0, ..StepTimes::default() };
+        state.history[1].times =
+            StepTimes { compute: 5.0, validation: 2.0, checkpointing: 1.0, ..StepTimes::default() };
         // As autotune has it: the first steps take most of the time so far.
         state.seconds = 149.0;
         [90.0, 9.0, 0.5, 0.5, 0.5, 0.5, 0.5].into_iter().for_each(|seconds| state.pace.record(seconds));
@@ -324,15 +326,16 @@ mod tests {
 
     #[test]
     fn advice_names_what_starves_and_is_silent_otherwise() {
-        let times = Times { waiting: 30.0, compute: 60.0, decoding: 50.0, transforming: 20.0, ..Times::default() };
+        let times =
+            StepTimes { waiting: 30.0, compute: 60.0, decoding: 50.0, transforming: 20.0, ..StepTimes::default() };
         let advice = times.advice().unwrap();
         assert!(advice.contains("33 %") && advice.contains("decoding takes 71 %"), "{advice}");
-        assert!(Times { reading: 90.0, ..times }.advice().unwrap().contains("reading"));
-        assert!(Times { transforming: 90.0, ..times }.advice().unwrap().contains("transforms"));
-        assert_eq!(Times { waiting: 3.0, ..times }.advice(), None);
-        let slow_disk = Times { compute: 8.0, checkpointing: 2.0, ..Times::default() };
+        assert!(StepTimes { reading: 90.0, ..times }.advice().unwrap().contains("reading"));
+        assert!(StepTimes { transforming: 90.0, ..times }.advice().unwrap().contains("transforms"));
+        assert_eq!(StepTimes { waiting: 3.0, ..times }.advice(), None);
+        let slow_disk = StepTimes { compute: 8.0, checkpointing: 2.0, ..StepTimes::default() };
         assert!(slow_disk.advice().unwrap().contains("every_minutes"));
-        let slow_link = Times { compute: 3.0, transfer: 1.0, ..Times::default() };
+        let slow_link = StepTimes { compute: 3.0, transfer: 1.0, ..StepTimes::default() };
         assert!(slow_link.advice().unwrap().contains("25 % of the time") && slow_link.training() == 4.0);
         assert!(slow_link.verdict().contains("transfer to the device 25 %"), "{}", slow_link.verdict());
         assert!(!times.verdict().contains("transfer"), "the CPU copies nothing");

@@ -1,8 +1,10 @@
 //! The experiment of He et al. (2015), figure 6: what shortcuts do for deep networks.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use anyhow::{Context, Result};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::GradientsParams,
@@ -11,7 +13,7 @@ use burn::{
 use burn_train::TrainStep;
 use datasets::ImageBatch;
 use hub::{LoadOptions, Strictness, Weights};
-use models::{Architecture, NetworkConfig};
+use models::{Architecture, Execution, NetworkConfig};
 use report::{
     chart::{Chart, Scale, Series},
     format::RunKind,
@@ -20,12 +22,12 @@ use report::{
 use runtime::files::write_atomic_bytes;
 
 use crate::{
-    classifier::{Classifier, Task},
+    Error, Result,
+    classifier::{Classifier, Objective},
     progress::EpochRecord,
-    recipe::Recipe,
-    run::RunFolder,
+    recipe::{self, Recipe},
+    run::{self, Options, Prepared, folder::RunFolder},
     trainer::End,
-    training::{self, Options, Prepared},
     transfer,
 };
 
@@ -53,7 +55,7 @@ pub struct Trained {
 /// # Errors
 /// Fails if a training fails, or if a file cannot be written.
 pub fn shortcuts(
-    recipe: impl Fn(Architecture) -> Result<Recipe>,
+    recipe: impl Fn(Architecture) -> Result<Recipe, recipe::Error>,
     options: &Options,
 ) -> Result<Option<(PathBuf, Vec<Trained>)>> {
     let folder = match &options.out {
@@ -81,36 +83,39 @@ pub fn shortcuts(
 /// Trains one network in a folder of its own inside of `folder`. Returns `None` if the training was stopped.
 fn train_one(
     architecture: Architecture,
-    recipe: Result<Recipe>,
+    recipe: Result<Recipe, recipe::Error>,
     folder: &Path,
     options: &Options,
 ) -> Result<Option<Trained>> {
     let recipe = recipe?;
     let own = Options { out: Some(folder.join(architecture.name())), ..options.clone() };
-    let prepared = training::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
+    let prepared = run::prepare(recipe.clone(), &LoadOptions::default(), &own)?;
     let batch = first_batch(&prepared, &own)?;
     let (device, classes) = (prepared.device.clone().autodiff(), prepared.data.class_names());
     let network = transfer::network(&recipe, None, &classes, &prepared.device)?;
-    let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch.clone());
-    let finished = training::start(prepared, RunKind::Pretrain, &own)?;
+    let before = gradient_norms(Classifier::new(network, task(&recipe, classes.len(), options)), batch.clone());
+    let finished = run::start(prepared, RunKind::Pretrain, &own)?;
     match finished.end {
-        End::Failed(error) => return Err(error.context(format!("the training of {architecture} failed"))),
+        End::Failed(error) => {
+            return Err(Error::Part { what: format!("the training of {architecture}"), source: Box::new(error) });
+        }
         End::Interrupted => return Ok(None),
         End::Finished => {}
     }
     let network = last_weights(&finished.run, architecture, classes.len(), &device)?;
-    let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len())), batch);
+    let after = gradient_norms(Classifier::new(network, task(&recipe, classes.len(), options)), batch);
     let history = finished.state.history;
     Ok(Some(Trained { architecture, run: finished.run, history, gradients: [before, after] }))
 }
 
-fn task(recipe: &Recipe, classes: usize) -> std::sync::Arc<Task> {
-    std::sync::Arc::new(Task::new(recipe, classes, None))
+fn task(recipe: &Recipe, classes: usize, options: &Options) -> Arc<Objective> {
+    Arc::new(Objective::new(recipe, classes, None, Execution::new(options.kernels)))
 }
 
 fn first_batch(prepared: &Prepared, options: &Options) -> Result<ImageBatch> {
     let loaders = prepared.data.loaders(&prepared.recipe, options.workers)?;
-    Ok(loaders.first().batches().next().context("there is no batch to train on")??)
+    let none = || Error::Unsuitable("there is no batch to train on".into());
+    Ok(loaders.first().batches().next().ok_or_else(none)??)
 }
 
 fn last_weights(run: &Path, architecture: Architecture, classes: usize, device: &Device) -> Result<models::Network> {
@@ -200,5 +205,5 @@ fn write(folder: &Path, trained: &[Trained]) -> Result<()> {
         })
         .collect();
     let page = report::study::shortcuts(&rows, charts.iter().map(|(_, chart)| chart));
-    write_atomic_bytes(&folder.join("study.html"), page.as_bytes())
+    Ok(write_atomic_bytes(&folder.join("study.html"), page.as_bytes())?)
 }

@@ -1,6 +1,5 @@
 //! Starting from trained weights: the head for new classes, frozen stages, rates by stage.
 
-use anyhow::{Context, bail};
 use burn::{
     module::{Module, ModuleMapper, Param, ParamGroup},
     tensor::{Device, Tensor},
@@ -8,15 +7,13 @@ use burn::{
 use hub::Strictness;
 use models::{ImageClassifier, Network, NetworkConfig};
 
-use crate::recipe::{Freeze, Recipe, Transfer};
+use crate::{
+    Result,
+    recipe::{self, BatchNormMode, Freeze, Recipe, Transfer},
+};
 
 /// The recipe's network for so many classes, with fresh or trained weights, on an autodiff device.
-pub fn network(
-    recipe: &Recipe,
-    start: Option<&hub::Opened>,
-    classes: &[String],
-    device: &Device,
-) -> anyhow::Result<Network> {
+pub fn network(recipe: &Recipe, start: Option<&hub::Opened>, classes: &[String], device: &Device) -> Result<Network> {
     let device = device.clone().autodiff();
     device.seed(recipe.seed);
     let config =
@@ -38,7 +35,7 @@ pub fn network(
 ///
 /// # Errors
 /// Where the weights do not fit the card's architecture.
-pub fn aux_logits(recipe: &Recipe, start: &hub::Opened, device: &Device) -> anyhow::Result<bool> {
+pub fn aux_logits(recipe: &Recipe, start: &hub::Opened, device: &Device) -> Result<bool> {
     let forever_frozen =
         recipe.transfer.as_ref().is_some_and(|t| t.freeze == Freeze::Backbone && t.unfreeze_at.is_none());
     Ok(start.weights.config(start.card.architecture, device)?.aux_logits && !forever_frozen)
@@ -76,16 +73,20 @@ pub fn draw_all<M: Module>(module: M) -> M {
 }
 
 /// How many stages, of the first, are frozen in an epoch (from 0).
-pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyhow::Result<usize> {
+pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> Result<usize> {
     let frozen = match &transfer.freeze {
         Freeze::None => 0,
         Freeze::Backbone => stages.len() - 1,
         Freeze::Until(stage) => {
-            let at = stages.iter().position(|known| known == stage).with_context(|| {
-                format!("transfer.freeze is \"until={stage}\": there is no such stage; there are {}", stages.join(", "))
-            })?;
+            let unknown = || {
+                let stages = stages.join(", ");
+                format!("transfer.freeze is \"until={stage}\": there is no such stage; there are {stages}")
+            };
+            let at = stages.iter().position(|known| known == stage);
+            let at = at.ok_or_else(|| recipe::Error::Invalid(unknown()))?;
             if at + 1 == stages.len() {
-                bail!("transfer.freeze = \"until={stage}\" would freeze everything, the classifier too");
+                let cause = format!("transfer.freeze = \"until={stage}\" would freeze everything, the classifier too");
+                return Err(recipe::Error::Invalid(cause).into());
             }
             at + 1
         }
@@ -101,22 +102,33 @@ pub fn num_frozen(stages: &[String], transfer: &Transfer, epoch: usize) -> anyho
 }
 
 /// The network as it is trained in an epoch (from 0): its frozen stages have no gradient, and their BatchNorm
-/// statistics and dropout are fixed.
-pub fn frozen(network: Network, transfer: &Transfer, epoch: usize) -> anyhow::Result<Network> {
+/// statistics and dropout are fixed. With `batchnorm = "freeze"` the statistics of all stages are.
+pub fn frozen(network: Network, transfer: &Transfer, epoch: usize) -> Result<Network> {
     let frozen = num_frozen(&network.stages(), transfer, epoch)?;
-    Ok(network.freeze_stages(frozen))
+    let network = network.freeze_stages(frozen);
+    if transfer.batchnorm == BatchNormMode::Freeze {
+        let flags = batch_norm_flags(&network);
+        return Ok(network.freeze_group(flags));
+    }
+    Ok(network)
+}
+
+/// The training flags of all batch normalizations.
+pub fn batch_norm_flags(network: &Network) -> ParamGroup {
+    let mut network = network.clone();
+    ParamGroup::from_ids(network.norms_mut().into_iter().map(|norm| norm.training.id).collect())
 }
 
 /// How a stage's rate relates to the head's: the stages' parameters with their factors, for stages whose factor is not
 /// 1. Auxiliary classifiers are trained as the head is.
 pub fn rate_groups(network: &Network, transfer: &Transfer) -> Vec<(ParamGroup, f64)> {
-    if transfer.layer_decay == 1.0 {
+    if transfer.layer_decay == 1.0 && transfer.body_rate == 1.0 {
         return Vec::new();
     }
     let mut groups = Vec::new();
     for (depth, stage) in network.stages().iter().rev().enumerate().skip(1) {
         let params = ParamGroup::from_ids(network.stage_params(stage));
-        groups.push((params, transfer.layer_decay.powi(depth as i32)));
+        groups.push((params, transfer.body_rate * transfer.layer_decay.powi(depth as i32)));
     }
     groups
 }
@@ -132,7 +144,15 @@ mod tests {
     }
 
     fn transfer(freeze: Freeze) -> Transfer {
-        Transfer { weights: "w".into(), freeze, unfreeze_at: None, unfreeze_per_epoch: None, layer_decay: 1.0 }
+        let recipe = crate::recipe::load("finetune", &crate::recipe::Overrides::default()).unwrap();
+        Transfer {
+            freeze,
+            unfreeze_at: None,
+            layer_decay: 1.0,
+            body_rate: 1.0,
+            batchnorm: BatchNormMode::Train,
+            ..recipe.transfer.unwrap()
+        }
     }
 
     #[test]
@@ -163,5 +183,29 @@ mod tests {
             groups.iter().find(|(group, _)| group.matches(&param, None)).map_or(1.0, |(_, factor)| *factor)
         };
         assert_eq!([factor("fc"), factor("layer4"), factor("layer1"), factor("conv1")], [1.0, 0.5, 0.0625, 0.015625]);
+        let groups = rate_groups(&network, &super::Transfer { body_rate: 0.1, layer_decay: 1.0, ..transfer });
+        let param = network.stage_params("conv1")[0];
+        assert_eq!(groups.iter().find(|(group, _)| group.matches(&param, None)).unwrap().1, 0.1);
+        let head = network.stage_params("fc")[0];
+        assert!(groups.iter().all(|(group, _)| !group.matches(&head, None)));
+    }
+
+    #[test]
+    fn frozen_batch_normalization_keeps_its_statistics_and_trains_its_scales() {
+        let (first, second) = (Tensor::<4>::ones([2, 3, 32, 32], &Device::flex().autodiff()), 2.0);
+        for (batchnorm, moves) in [(BatchNormMode::Freeze, false), (BatchNormMode::Train, true)] {
+            let transfer = Transfer { batchnorm, ..transfer(Freeze::None) };
+            let network = frozen(network(Architecture::ResNet18), &transfer, 0).unwrap();
+            let mean = |mut network: Network| -> Vec<f32> {
+                network.norms_mut()[3].running_mean.value_sync().into_data().iter::<f32>().collect()
+            };
+            let before = mean(network.clone());
+            network.forward(first.clone());
+            let loss = network.forward(first.clone() * second).square().mean();
+            assert_eq!(before != mean(network.clone()), moves, "{batchnorm:?}");
+            let gradients = burn::optim::GradientsParams::from_grads(loss.backward(), &network);
+            let gamma = network.clone().norms_mut()[3].gamma.id;
+            assert!(gradients.get::<1>(gamma).is_some(), "{batchnorm:?}");
+        }
     }
 }

@@ -365,7 +365,8 @@ fn weights_are_carried_over_to_new_classes() {
         let printed = succeed(home.path(), &args);
         assert!(printed.contains("best epoch"), "{printed}");
     }
-    assert_eq!(fs::read_dir(home.path().join("cache/hearth/features")).unwrap().count(), 2);
+    // Of the training images in both sizes, and of the validation images in one.
+    assert_eq!(fs::read_dir(home.path().join("cache/hearth/features")).unwrap().count(), 3);
     let weights = probes.map(|probe| without_card(fs::read(probe.join("last.safetensors")).unwrap()));
     assert!(weights[0] == weights[1]);
     let results = fs::read_to_string(home.path().join("results.csv")).unwrap();
@@ -398,7 +399,7 @@ fn auto_reports_the_probe_beside_the_whole_network() {
         ],
     );
     assert!(printed.contains("linear probe: top-1") && printed.contains("whole network: top-1"), "{printed}");
-    assert!(printed.contains("95 % interval"), "{printed}");
+    assert!(printed.contains("95 % interval") && printed.lines().any(|line| line.starts_with("best: ")), "{printed}");
     let comparison = printed.lines().find_map(|line| line.strip_prefix("comparison: ")).unwrap();
     assert!(home.path().join(comparison).is_file());
 }
@@ -893,7 +894,6 @@ fn wrong_input_is_told_with_its_cause_and_leaves_nothing_behind() {
         ),
         (vec!["--lr".into(), "-0.1".into()], 1, &["schedule.learning_rate is -0.1"]),
         (vec!["--batch-size".into(), "0".into()], 1, &["batch_size is 0"]),
-        (vec!["--batch-size".into(), "5000".into()], 1, &["5000", "smaller batch"]),
         (vec!["--epochs".into(), "0".into()], 1, &["epochs is 0"]),
         (vec!["--epochs".into(), "9223372036854775807".into()], 1, &["epochs is 9223372036854775807; the most is"]),
         (vec!["--set".into(), "epochs=9223372036854775807".into()], 1, &["epochs is 9223372036854775807"]),

@@ -18,6 +18,7 @@ use runtime::{
     files, out,
     progress::{Output, Progress, Unit},
     text::printable,
+    units::human_bytes,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -25,7 +26,7 @@ use sha2::{Digest, Sha256};
 use super::{
     count,
     fingerprint::{PerceptualHash, equal_groups, near_groups},
-    human_bytes, open_split, print_json,
+    open_split, print_json,
     scan::scan,
     threads,
 };
@@ -73,7 +74,7 @@ struct SplitReport {
     empty_classes: Vec<String>,
     /// Classes with less than a tenth of the median class's samples.
     rare_classes: Vec<String>,
-    /// Of the largest class to the smallest that is not empty.
+    /// The ratio of the largest class to the smallest nonempty one.
     imbalance: f64,
 }
 
@@ -159,7 +160,7 @@ pub fn run(args: &DoctorArgs, output: Output) -> Result<ExitCode> {
     let report = report(args, kind, &examined, notes, left_out);
     if let Some(path) = &args.quarantine {
         let list = quarantine(&args.quarantine_what, &report);
-        files::write_atomic(path, |writer| Ok(list.write(writer)?))?;
+        files::write_atomic(path, |writer| list.write(writer))?;
         log::info!("{}: {} to leave out", path.display(), count(list.len(), "sample"));
     }
     match args.format {
@@ -272,7 +273,7 @@ fn single_color(image: &RgbImage) -> Option<[u8; 3]> {
     image.pixels().all(is_first).then_some(first)
 }
 
-/// What an orientation other than 1 means.
+/// Describes an orientation other than 1.
 fn turned(orientation: u16, policy: OrientationPolicy) -> String {
     match policy {
         OrientationPolicy::Apply => format!("orientation {orientation}, which is applied"),

@@ -9,11 +9,12 @@ use runtime::{
     out,
     progress::{Output, Progress, Unit},
     text::printable,
+    units::human_bytes,
 };
 use serde::Serialize;
 
 use super::{
-    count, human_bytes, open_data, print_json,
+    count, open_data, print_json,
     scan::{scan, spread},
     threads,
 };

@@ -47,7 +47,7 @@ pub fn run(args: &PreviewArgs) -> Result<ExitCode> {
 fn write(path: &Path, grid: &RgbImage) -> Result<()> {
     let mut png = std::io::Cursor::new(Vec::new());
     grid.write_to(&mut png, ImageFormat::Png).context("cannot encode the picture")?;
-    files::write_atomic_bytes(path, png.get_ref())
+    Ok(files::write_atomic_bytes(path, png.get_ref())?)
 }
 
 /// Draws the grid: each image with its class and its key below.

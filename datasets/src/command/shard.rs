@@ -14,9 +14,10 @@ use runtime::{
     exit::ExitCode,
     outln,
     progress::{Output, Progress, Unit},
+    units::human_bytes,
 };
 
-use super::{count, human_bytes, open_data, open_split, threads};
+use super::{count, open_data, open_split, threads};
 use crate::cli::{ShardArgs, SplitArgs};
 
 pub fn run(args: &ShardArgs, output: Output) -> Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! What an image's header says.
+//! Image headers: format, size, color model and orientation.
 
 use image::{ExtendedColorType, ImageDecoder};
 
@@ -16,7 +16,7 @@ pub struct Header {
     pub width: u32,
     /// Height in pixels as stored.
     pub height: u32,
-    /// How colors are stored.
+    /// The color model.
     pub color: ColorModel,
     /// Bits of one channel; of the index, for a palette.
     pub bits: u8,

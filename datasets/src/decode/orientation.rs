@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Region;
 use crate::transforms::Rect;
 
-/// What becomes of the orientation in an image's metadata.
+/// Whether the orientation in an image's metadata is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OrientationPolicy {
@@ -227,7 +227,7 @@ impl Turn {
         if self.transpose { (height, width) } else { (width, height) }
     }
 
-    /// Where a part of the upright image is in the stored one of this size. The part must be within the image.
+    /// Maps a rectangle of the upright image to the stored image of this size. It must be within the image.
     pub fn stored(self, part: Rect, (width, height): (u32, u32)) -> Rect {
         let Rect { left, top, width: columns, height: rows } = part;
         let part = match self.transpose {

@@ -1,7 +1,7 @@
 //! Built-in facts about ImageNet (ILSVRC 2012): its classes and the labels of its validation images.
 //!
-//! The official validation archive holds 50,000 images in no order and without labels; the labels come in a devkit of
-//! their own. They are built in here, so that the archive alone is enough. The *ReaL* labels of Beyer et al. 2020, [Are
+//! The official validation archive holds 50,000 unordered images without labels; the labels are in a separate devkit. They
+//! are built in here, so that the archive alone suffices. The *ReaL* labels of Beyer et al. 2020, [Are
 //! we done with ImageNet?](https://arxiv.org/abs/2006.07159): for each validation image all classes that a person would
 //! accept, which may be none.
 
@@ -47,17 +47,18 @@ static PARSED_REAL_LABELS: LazyLock<(Vec<u16>, Vec<u32>)> = LazyLock::new(|| {
     (labels, starts)
 });
 
-/// The 1000 classes in label order: `id` is the wnid (`n01440764`), `name` the name for people (`tench`).
+/// Returns the 1000 classes in label order: `id` is the wnid (`n01440764`), `name` the name for people (`tench`).
 pub fn classes() -> &'static [Class] {
     &PARSED_CLASSES
 }
 
-/// The label of a wnid; `None` for one that is not among the 1000.
+/// Returns the label of a wnid; `None` for one that is not among the 1000.
 pub fn class_index(wnid: &str) -> Option<u32> {
     CLASS_INDEX.get(wnid).copied()
 }
 
-/// The class of an identifier: with its human name if it is a wnid of ImageNet, with itself for a name if not.
+/// Returns the class of an identifier, with its English name if it is a wnid of ImageNet, else with the identifier as its
+/// name.
 pub fn named_class(id: &str) -> Class {
     match class_index(id) {
         Some(index) => classes()[index as usize].clone(),
@@ -65,7 +66,7 @@ pub fn named_class(id: &str) -> Class {
     }
 }
 
-/// The number of a validation image from its official file name, with or without folders before it:
+/// Returns the number of a validation image from its official file name, with or without folders before it:
 /// 1 for `ILSVRC2012_val_00000001.JPEG`, 50,000 for the last one; `None` for any other name.
 pub fn val_number(file_name: &str) -> Option<u32> {
     let name = file_name.rsplit(['/', '\\']).next()?;
@@ -74,14 +75,14 @@ pub fn val_number(file_name: &str) -> Option<u32> {
     (1..=VAL_IMAGES as u32).contains(&number).then_some(number)
 }
 
-/// The label of validation image `number` (from 1, as in its file name); `None` outside 1 ..= 50,000.
+/// Returns the label of validation image `number` (from 1, as in its file name); `None` outside 1 ..= 50,000.
 pub fn val_label(number: u32) -> Option<u32> {
     let at = 2 * (number as usize).checked_sub(1)?;
     let pair = VAL_LABELS.get(at..at + 2)?;
     Some(u32::from(u16::from_le_bytes([pair[0], pair[1]])))
 }
 
-/// The ReaL labels of validation image `number` (from 1, as in its file name), none to nine of them; `None` outside 1
+/// Returns the ReaL labels of validation image `number` (from 1, as in its file name), none to nine of them; `None` outside 1
 /// ..= 50,000. An image with an empty list does not count for the ReaL accuracy.
 pub fn real_labels(number: u32) -> Option<&'static [u16]> {
     let (labels, starts) = &*PARSED_REAL_LABELS;

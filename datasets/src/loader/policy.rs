@@ -38,11 +38,11 @@ pub struct BadSample {
     /// The cause.
     #[serde(with = "runtime::text::cell")]
     pub cause: String,
-    /// How often it was met.
+    /// The number of times it was read.
     pub times: u64,
 }
 
-/// The bad samples of a loader, each once however often it is met.
+/// The bad samples of a loader, without duplicates.
 #[derive(Debug, Default)]
 pub struct Incidents(Mutex<BTreeMap<usize, BadSample>>);
 

@@ -1,4 +1,4 @@
-//! What an archive holds, as a table of offsets; built once by reading headers, then kept in the cache folder.
+//! Indices of archives: a table of member offsets, built once by reading headers, then stored in the cache folder.
 //!
 //! Each archive has its own index file. It identifies the archive by path, length and time, so that a changed archive is
 //! indexed again, and ends with a checksum, so that a damaged index is rebuilt too. It is written to a temporary name,
@@ -6,13 +6,11 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
-use runtime::files::{create_unlinked, open_regular};
+use runtime::files::{open_regular, write_atomic_at};
 
 use super::{
     ReadAt,
@@ -29,9 +27,9 @@ const MAGIC: &[u8; 8] = b"hearthi1";
 pub(crate) struct Table {
     /// The samples' keys.
     pub names: Names,
-    /// Where each sample's bytes begin in the archive.
+    /// The offset of each sample's bytes in the archive.
     pub offsets: Vec<u64>,
-    /// How many they are.
+    /// Their number.
     pub sizes: Vec<u32>,
     /// Each sample's label, or none at all. Where there are `label_names` it is an index into them.
     pub labels: Vec<u32>,
@@ -146,28 +144,7 @@ fn store(path: &Path, key: &str, table: &Table) -> io::Result<()> {
     out.0.extend(table.encode());
     let sum = crc32fast::hash(&out.0);
     out.0.extend(sum.to_le_bytes());
-    write_atomically(path, &out.0)
-}
-
-/// Writes a file atomically: to a temporary name, synced and renamed, so that it is never read incomplete.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    let unique = format!("{}-{}.tmp", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let beside = path.with_extension(unique);
-    let written = (|| {
-        let mut file = create_unlinked(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    })();
-    if written.is_err() {
-        // The first error is the one that counts.
-        let _ = fs::remove_file(&beside);
-    }
-    written
+    write_atomic_at(path, |temporary| fs::write(temporary, &out.0))
 }
 
 /// FNV-1a, 64 bits: sufficient to distinguish paths; the key in the file is authoritative.
@@ -177,7 +154,10 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::atomic::AtomicUsize, thread};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        thread,
+    };
 
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 

@@ -1,6 +1,11 @@
-//! The splits that names of folders and shards stand for: `Training`, `test_set`, `seg_train`, `val2017`.
+//! Recognizes splits by the names of folders and shards: `Training`, `test_set`, `seg_train`, `val2017`.
 
-/// The split that a name stands for.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The split that a name denotes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
     Train,
@@ -33,7 +38,7 @@ const ROLES: [(&str, Role); 11] = [
     ("tst", Role::Test),
 ];
 
-/// Words beside a split's name that say nothing more.
+/// Words beside a split's name that carry no information.
 const FILLERS: [&str; 18] = [
     "set", "sets", "split", "data", "dataset", "datasets", "image", "images", "img", "imgs", "picture", "pictures",
     "photo", "photos", "folder", "jpg", "jpeg", "png",
@@ -54,12 +59,24 @@ pub(super) fn split_name(name: &str) -> Option<(Role, String)> {
     Some((role?, rest.join(" ")))
 }
 
+/// Returns the folder of another split beside a folder that is a training split: `data/val` beside `data/train`.
+pub fn split_beside(folder: &Path) -> Option<PathBuf> {
+    let folder = fs::canonicalize(folder).ok()?;
+    let (role, rest) = split_name(folder.file_name()?.to_str()?)?;
+    let other = |path: PathBuf| {
+        let (other, its_rest) = split_name(path.file_name()?.to_str()?)?;
+        (role == Role::Train && other != role && its_rest == rest && path.is_dir()).then_some((other, path))
+    };
+    let beside = fs::read_dir(folder.parent()?).ok()?.filter_map(|entry| other(entry.ok()?.path()));
+    beside.min().map(|(_, path)| path)
+}
+
 /// Returns the first split in a name: of `imagenet-train-0000.tar`, the training split.
 pub(super) fn role_in(name: &str) -> Option<Role> {
     words(name).iter().find_map(|word| role_of(word))
 }
 
-/// Whether a name says nothing but that there are data: `images`, `data_2017`. A number alone can be a class.
+/// Whether a name is a generic word for data, such as `images` or `data_2017`. A number alone can be a class.
 pub(super) fn is_filler_name(name: &str) -> bool {
     let words = words(name);
     words.iter().all(|word| is_filler(word)) && words.iter().any(|word| FILLERS.contains(&word.as_str()))
@@ -99,6 +116,20 @@ fn words(name: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_other_split_beside_a_training_split_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        for folder in ["train", "test", "Val", "seg_train", "cats"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        let beside = |name: &str| split_beside(&at(name)).map(|path| path.file_name().unwrap().to_owned());
+        assert_eq!(beside("train"), Some("Val".into()), "before the test split");
+        for none in ["Val", "seg_train", "cats", "nothing"] {
+            assert_eq!(beside(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn splits_are_recognized_in_any_case_and_in_the_usual_variants() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use runtime::text::printable;
 use serde::{Serialize, Serializer, ser::SerializeSeq};
 
-/// Why a file is left out.
+/// The reason for leaving a file out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -22,7 +22,8 @@ pub enum LeftOutReason {
     Unreadable,
     /// A file whose name is not Unicode and looks like another one's when it is written out.
     AmbiguousName,
-    /// An image or a folder whose name begins with a dot, or a folder of an operating system.
+    /// An image or a folder whose name begins with a dot, or a folder of an operating system or
+    /// of this program.
     Hidden,
     /// A file without an image's extension.
     NoImage,
@@ -57,7 +58,7 @@ pub struct LeftOutGroup<'a> {
     pub reason: LeftOutReason,
     /// The extension with its dot, in lower case; empty where there is none, `folder` for folders.
     pub extension: &'a str,
-    /// How many.
+    /// The number of files.
     pub count: usize,
     /// One of them.
     pub example: &'a str,

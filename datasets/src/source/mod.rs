@@ -2,9 +2,11 @@
 //!
 //! [`open`] recognizes what a path, a pattern or a URL holds; one module a kind does the reading.
 
+mod alike;
 mod archive;
 mod codec;
 mod folder;
+mod foreign;
 mod index;
 mod layout;
 mod left_out;
@@ -24,7 +26,7 @@ mod walk;
 mod webdataset;
 
 pub use folder::Folder;
-pub(crate) use index::write_atomically;
+pub use layout::split_beside;
 pub use left_out::{LeftOut, LeftOutGroup, LeftOutReason};
 pub use names::natural_order;
 pub use open::open;
@@ -32,6 +34,7 @@ pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]
 pub use parquet::Table as ParquetTable;
+pub use pattern::{is_pattern, local_files as files_of_pattern};
 pub use read_at::{LocalFile, ReadAt};
 #[cfg(feature = "remote")]
 pub use remote::RemoteFile;
@@ -177,9 +180,9 @@ pub(crate) fn check_index(index: usize, len: usize) -> Result<()> {
 }
 
 /// The file extensions of images, in lower case.
-pub const IMAGE_EXTENSIONS: [&str; 20] = [
-    "jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "png", "apng", "webp", "bmp", "dib", "gif", "tif",
-    "tiff", "ppm", "pgm", "pbm", "pnm",
+pub const IMAGE_EXTENSIONS: [&str; 21] = [
+    "jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo", "png", "apng", "webp", "bmp", "dib", "gif",
+    "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
 ];
 
 /// Whether a file name ends like an image's, in any case.

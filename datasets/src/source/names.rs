@@ -7,14 +7,14 @@ use crate::{Error, Result};
 /// kept once: `train/n01440764/n01440764_10026.JPEG` costs the five bytes of `10026` and four for where they end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Names {
-    groups: Vec<Group>,
-    /// Where each name's own part ends in `text`; it begins where the one before ends.
+    groups: Vec<NameGroup>,
+    /// The end of each name's own part in `text`; it begins at the end of the previous one.
     ends: Vec<u32>,
     text: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Group {
+struct NameGroup {
     first: u32,
     prefix: String,
     suffix: String,
@@ -33,7 +33,7 @@ impl Names {
             self.text.push_str(&name[prefix.len()..name.len() - suffix.len()]);
             self.ends.push(u32::try_from(self.text.len()).map_err(|_| too_many())?);
         }
-        self.groups.push(Group { first, prefix: format!("{base}{prefix}"), suffix: suffix.to_owned() });
+        self.groups.push(NameGroup { first, prefix: format!("{base}{prefix}"), suffix: suffix.to_owned() });
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Names {
         let start = u32::try_from(self.text.len()).map_err(|_| too_many())?;
         u32::try_from(self.ends.len() + other.ends.len()).map_err(|_| too_many())?;
         u32::try_from(self.text.len() + other.text.len()).map_err(|_| too_many())?;
-        let moved = |group: &Group| Group { first: group.first + first, ..group.clone() };
+        let moved = |group: &NameGroup| NameGroup { first: group.first + first, ..group.clone() };
         self.groups.extend(other.groups.iter().map(moved));
         self.ends.extend(other.ends.iter().map(|end| end + start));
         self.text.push_str(&other.text);
@@ -77,7 +77,7 @@ impl Names {
     /// The bytes that the list occupies.
     pub(crate) fn memory(&self) -> usize {
         let ends = self.groups.iter().map(|group| group.prefix.capacity() + group.suffix.capacity());
-        self.groups.capacity() * size_of::<Group>()
+        self.groups.capacity() * size_of::<NameGroup>()
             + ends.sum::<usize>()
             + self.ends.capacity() * size_of::<u32>()
             + self.text.capacity()
@@ -101,7 +101,7 @@ impl Names {
         let mut groups = Vec::new();
         for _ in 0..input.u64()? {
             let first = u32::try_from(input.u64()?).ok()?;
-            groups.push(Group { first, prefix: input.text()?, suffix: input.text()? });
+            groups.push(NameGroup { first, prefix: input.text()?, suffix: input.text()? });
         }
         let is_sound = ends.is_sorted()
             && ends.iter().all(|&end| text.is_char_boundary(end as usize))

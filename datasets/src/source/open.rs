@@ -8,7 +8,7 @@ use std::{
 use runtime::text::printable;
 
 use super::{
-    LocalFile, ReadAt, Source, Subset, archive, folder, is_image_name,
+    LocalFile, ReadAt, Source, Subset, archive, folder, foreign, is_image_name,
     options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split},
     pattern,
     subset::Chain,
@@ -55,6 +55,9 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
     let mut looked_for = Vec::new();
 
     if spec.contains("://") && !path.exists() {
+        if spec.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("file:")) {
+            return Err(Error::io(path, explained(spec, std::io::ErrorKind::NotFound.into())));
+        }
         return find_remote(spec, options);
     }
     if wanted(SourceKind::Digits) && spec == "digits" && !path.exists() {
@@ -82,7 +85,7 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         return Err(unrecognized(spec, &looked_for));
     }
 
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, explained(spec, source)))?;
     if metadata.is_file() {
         if wanted(SourceKind::Archive) && spec.ends_with(".tar") {
             let file: Arc<dyn ReadAt> = Arc::new(LocalFile::open(path)?);
@@ -103,7 +106,8 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
             return Ok((SourceKind::Images, images(move || folder::Folder::files(&[path.to_owned()]))));
         }
         looked_for.push("an image file (jpg, png, webp, bmp, gif, tif, ppm)");
-        return Err(unrecognized(spec, &looked_for));
+        let what = path.file_name().and_then(|name| foreign::file(&name.to_string_lossy()));
+        return Err(what.map_or_else(|| unrecognized(spec, &looked_for), |what| Error::layout(spec, what)));
     }
     if !metadata.is_dir() {
         let kind = std::io::Error::other("it is a pipe, socket or device, not a regular file or a folder");
@@ -151,7 +155,8 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         }
         looked_for.push("images (jpg, png, webp, bmp, gif, tif, ppm)");
     }
-    Err(unrecognized(spec, &looked_for))
+    let what = foreign::folder(path);
+    Err(what.map_or_else(|| unrecognized(spec, &looked_for), |what| Error::layout(spec, what)))
 }
 
 #[cfg(not(feature = "remote"))]
@@ -212,6 +217,39 @@ fn find_parquet<'a>(spec: &str, _files: &[PathBuf], _options: &'a OpenOptions) -
     Err(Error::NeedsFeature { spec: spec.to_owned(), feature: "parquet" })
 }
 
+/// The system's error for a path that cannot be opened, and what the path may be.
+fn explained(spec: &str, source: std::io::Error) -> std::io::Error {
+    let is_missing = source.kind() == std::io::ErrorKind::NotFound;
+    let hint = || match KNOWN_SETS.contains(&spec.to_lowercase().replace(['-', '_', ' '], "").as_str()) {
+        true => Some("only `digits` is built in; give the path of the data".to_owned()),
+        false => runtime::missing::hint(spec),
+    };
+    match is_missing.then(hint).flatten() {
+        Some(hint) => std::io::Error::new(source.kind(), format!("{source}; {hint}")),
+        None => source,
+    }
+}
+
+/// Names by which other programs download data sets.
+const KNOWN_SETS: [&str; 16] = [
+    "mnist",
+    "fashionmnist",
+    "cifar",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+    "imagenet",
+    "imagenet1k",
+    "imagenette",
+    "imagewoof",
+    "tinyimagenet",
+    "flowers102",
+    "food101",
+    "caltech101",
+    "oxfordpets",
+];
+
 fn unrecognized(spec: &str, looked_for: &[&str]) -> Error {
     Error::Unrecognized { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
 }
@@ -220,7 +258,7 @@ fn images<'a>(open: impl FnOnce() -> Result<folder::Folder> + 'a) -> Found<'a> {
     Found::Whole(Box::new(move || Ok(open()?.into_part(Vec::new()))))
 }
 
-/// Opens the split that the options ask for.
+/// Opens the requested split.
 fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind) -> Result<Part> {
     let (container, train, val) = match found {
         Found::Whole(open) => {

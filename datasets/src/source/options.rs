@@ -45,7 +45,7 @@ impl FromStr for Split {
     }
 }
 
-/// How a data set is laid out.
+/// The layout of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SourceKind {
@@ -122,13 +122,13 @@ pub struct OpenOptions {
     pub seed: u64,
     /// Classes without training images are noted instead of refused.
     pub allow_empty_classes: bool,
-    /// Where indices of archives are kept; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
+    /// The folder of archive indices; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
     pub index_cache: Option<PathBuf>,
-    /// How files on servers are read; counts with the cargo feature `remote`.
+    /// Options for files on servers; used with the cargo feature `remote`.
     pub remote: RemoteOptions,
 }
 
-/// How files on servers are read.
+/// Options for files on servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteOptions {
     /// The number of retries of a failed request, with pauses of 0.1 s, 0.2 s, 0.4 s, … 20 s.
@@ -197,7 +197,7 @@ impl Part {
 /// Opens a split lazily: the training archive is not indexed to read the validation images.
 pub(super) type OpenPart<'a> = Box<dyn FnOnce() -> Result<Part> + 'a>;
 
-/// What is found at a path, before a split is selected.
+/// The data at a path, before a split is selected.
 pub(super) enum Found<'a> {
     /// Data with splits, or at least one of them.
     Divided { container: String, train: Option<OpenPart<'a>>, val: Option<OpenPart<'a>> },

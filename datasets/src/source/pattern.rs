@@ -10,7 +10,7 @@ use crate::{Error, Result};
 const MAX_EXPANSION: usize = 1 << 20;
 
 /// Whether a specification that is not an existing path is a pattern.
-pub(crate) fn is_pattern(spec: &str) -> bool {
+pub fn is_pattern(spec: &str) -> bool {
     spec.contains(['{', '*', '?', '['])
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn expand_braces(pattern: &str) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// The first brace that holds no other and stands for something: the text before it, its choices, the text after.
+/// Returns the first expandable brace without nested ones: the text before it, its alternatives, the text after it.
 fn innermost_brace(pattern: &str) -> Option<(&str, Vec<String>, &str)> {
     let mut from = 0;
     while let Some(end) = pattern[from..].find('}').map(|at| from + at) {
@@ -76,7 +76,7 @@ fn choices(inside: &str) -> Option<Vec<String>> {
 ///
 /// # Errors
 /// [`Error::Layout`] for a pattern that is malformed or matches nothing, [`Error::Io`] for an unreadable folder.
-pub(crate) fn local_files(pattern: &str) -> Result<Vec<PathBuf>> {
+pub fn local_files(pattern: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for expanded in expand_braces(pattern)? {
         if !expanded.contains(['*', '?', '[']) {

@@ -23,13 +23,13 @@ pub trait ReadAt: Send + Sync + fmt::Debug {
     /// A unique identifier of the file: an absolute path, a URL.
     fn identity(&self) -> &str;
 
-    /// What changes when the content does: size and time, an entity tag.
+    /// Identifies the version of the content: size and modification time, or an entity tag.
     fn version(&self) -> &str;
 
     /// The length in bytes.
     fn len(&self) -> u64;
 
-    /// How many reads at a time are worth while.
+    /// The number of concurrent reads that pay off.
     fn parallel_reads(&self) -> usize {
         thread::available_parallelism().map_or(1, usize::from).min(8)
     }

@@ -16,19 +16,14 @@ use std::{
     time::Duration,
 };
 
+use ::runtime::files::write_atomic_at;
 use object_store::{
     ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
     gcp::GoogleCloudStorageBuilder, http::HttpBuilder, path::Path,
 };
 use tokio::runtime::Runtime;
 
-use super::{
-    ReadAt,
-    archive::OFFICIAL_NAMES,
-    index::{fnv, write_atomically},
-    options::RemoteOptions,
-    pattern,
-};
+use super::{ReadAt, archive::OFFICIAL_NAMES, index::fnv, options::RemoteOptions, pattern};
 use crate::{Error, Result};
 
 /// The read-ahead for sequential reads, in bytes.
@@ -297,7 +292,7 @@ impl ReadAt for RemoteFile {
     }
 }
 
-/// What was fetched, kept on disk up to a number of bytes; what was used longest ago goes first.
+/// A disk cache of fetched ranges with a size limit and least-recently-used eviction.
 struct DiskCache {
     folder: PathBuf,
     limit: u64,
@@ -306,7 +301,7 @@ struct DiskCache {
 }
 
 impl DiskCache {
-    /// The cache that the options ask for, with what earlier runs left in it, oldest first.
+    /// Opens the cache folder of the options with the entries of earlier runs, the oldest first.
     fn open(options: &RemoteOptions) -> Result<Option<Arc<Self>>> {
         let Some(folder) = &options.cache_folder else { return Ok(None) };
         let failed = |error| Error::io(folder, error);
@@ -361,7 +356,7 @@ impl DiskCache {
         if body.len() as u64 > self.limit {
             return;
         }
-        match write_atomically(&self.folder.join(&name), &body) {
+        match write_atomic_at(&self.folder.join(&name), |temporary| fs::write(temporary, &body)) {
             Ok(()) => {
                 let mut kept = self.kept();
                 kept.retain(|(kept, _)| *kept != name);
@@ -387,7 +382,7 @@ impl DiskCache {
     }
 }
 
-/// The objects that a URL, a pattern of URLs or a folder in a store stands for, and the `manifest.json` beside them.
+/// The objects that a URL, a pattern of URLs or a folder in a store denotes, and the `manifest.json` beside them.
 pub(super) fn files(spec: &str, options: &RemoteOptions) -> Result<(Vec<Arc<dyn ReadAt>>, Option<Vec<u8>>)> {
     let urls = pattern::expand_braces(spec)?;
     let first = urls.first().map(String::as_str).unwrap_or(spec);

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use super::{Class, Location, Source, check_index};
+use super::{Class, Location, Source, alike, check_index};
 use crate::{Error, Result};
 
 /// Some of a source's samples, under its classes. Costs four bytes a sample.
@@ -15,7 +15,7 @@ impl Subset {
     /// The samples `indices` of `source`, in that order.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where one lies beyond the source's end.
+    /// [`Error::OutOfRange`] for an index out of range.
     pub fn new(source: Arc<dyn Source>, indices: Vec<u32>) -> Result<Self> {
         indices.iter().try_for_each(|&index| check_index(index as usize, source.len()))?;
         Ok(Self { source, indices })
@@ -28,7 +28,7 @@ impl Subset {
     /// ones go is drawn from the seed and their keys, so adding files moves few of the others.
     ///
     /// # Errors
-    /// [`Error::Layout`] for a fraction that does not lie between 0 and 1.
+    /// [`Error::Layout`] for a fraction that is not between 0 and 1.
     pub fn split(source: Arc<dyn Source>, val_fraction: f64, seed: u64) -> Result<(Self, Self)> {
         if !(val_fraction > 0.0 && val_fraction < 1.0) {
             return Err(Error::layout("val fraction", format!("{val_fraction} does not lie between 0 and 1")));
@@ -97,12 +97,13 @@ pub struct Relabeled {
 }
 
 impl Relabeled {
-    /// Returns the source with labels that count in `classes`, by the identifiers of the classes; `None` if one of its
-    /// classes is not among them.
+    /// Returns the source with labels that count in `classes`, by the identifiers of the classes, in whatever Unicode
+    /// form; `None` if one of its classes is not among them.
     pub fn new(source: Arc<dyn Source>, classes: &[Class]) -> Option<Self> {
+        let ids = source.classes().iter().map(|class| class.id.clone()).collect();
+        let (ids, _) = alike::as_known(ids, HashMap::<_, ()>::new(), classes);
         let by_id: HashMap<&str, u32> = classes.iter().map(|class| class.id.as_str()).zip(0..).collect();
-        let labels =
-            source.classes().iter().map(|class| by_id.get(class.id.as_str()).copied()).collect::<Option<_>>()?;
+        let labels = ids.iter().map(|id| by_id.get(id.as_str()).copied()).collect::<Option<_>>()?;
         Some(Self { source, classes: classes.to_vec(), labels })
     }
 }

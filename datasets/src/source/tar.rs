@@ -24,7 +24,7 @@ const MAX_EXTENSIONS: usize = 16;
 pub(crate) struct Member {
     /// The path, without a leading `./`; it names no folder above.
     pub name: String,
-    /// Where the content begins in the file that holds the archive.
+    /// The offset of the content in the file that holds the archive.
     pub offset: u64,
     /// The length of the content in bytes.
     pub size: u64,

@@ -21,11 +21,38 @@ const UNSUPPORTED_EXTENSIONS: [&str; 43] = [
     "xcf", "ico", "cur", "tga", "exr", "hdr", "dds", "pcx", "eps", "dcm", "qoi",
 ];
 
-/// Folders that operating systems and other programs put beside the data; those with a dot are hidden anyway.
-const FOREIGN_FOLDERS: [&str; 6] =
-    ["__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__"];
+/// Folders that operating systems, network drives and other programs put beside the data; those with a dot are hidden
+/// anyway.
+const FOREIGN_FOLDERS: [&str; 12] = [
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "#snapshot",
+    "@recently-snapshot",
+    "$recycle.bin",
+    "recycler",
+    "recycled",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+];
 
-/// How deep folders may be nested.
+/// The folder that `train` creates run folders in, unless it is given another.
+const RUNS: &str = "artifacts";
+
+/// Whether a folder is one that `train` and `infer evaluate` write, whose pictures are no samples: a run, or the folder
+/// of runs.
+fn is_written_by_hearth(folder: &Path, name: &str) -> bool {
+    let is_run = |folder: &Path| folder.join("run.json").is_file() && folder.join("card.json").is_file();
+    let holds_run = || {
+        fs::read_dir(folder)
+            .is_ok_and(|mut entries| entries.any(|entry| entry.is_ok_and(|entry| is_run(&entry.path()))))
+    };
+    is_run(folder) || (name == RUNS && holds_run())
+}
+
+/// The largest depth of nested folders.
 const MAX_DEPTH: usize = 64;
 
 /// An entry of a folder.
@@ -67,7 +94,10 @@ pub(super) fn list(folder: &Path) -> Result<Listing> {
         let hidden = name.starts_with('.');
         match kind {
             Ok(kind) if kind.is_dir() => {
-                if hidden || FOREIGN_FOLDERS.contains(&name.to_lowercase().as_str()) {
+                if hidden
+                    || FOREIGN_FOLDERS.contains(&name.to_lowercase().as_str())
+                    || is_written_by_hearth(&path, &name)
+                {
                     listing.left_out.folder(LeftOutReason::Hidden, &path);
                 } else {
                     listing.folders.push(Entry { name, path });
@@ -122,7 +152,7 @@ pub(super) struct ImageFile {
     pub odd_path: Option<PathBuf>,
 }
 
-/// What identifies a folder whatever links lead to it.
+/// The identity of a folder, independent of links.
 #[cfg(unix)]
 fn identity(folder: &Path) -> io::Result<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -134,7 +164,7 @@ fn identity(folder: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(folder)
 }
 
-/// What to do with a subfolder that cannot be read.
+/// The policy for a subfolder that cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unreadable {
     Fail,
@@ -144,7 +174,7 @@ pub(super) enum Unreadable {
 /// Calls `visit` with each image below a folder, at any depth and in no order.
 ///
 /// # Errors
-/// [`Error::Io`] for a folder that cannot be read; for subfolders as `unreadable` says.
+/// [`Error::Io`] for a folder that cannot be read; for subfolders depending on `unreadable`.
 pub(super) fn walk(
     top: &Path,
     unreadable: Unreadable,
@@ -205,7 +235,7 @@ pub struct ImagesInFolder {
     pub paths: Vec<PathBuf>,
     /// The number of images in subfolders, which are not in `paths` unless they were asked for.
     pub in_subfolders: usize,
-    /// What is left out.
+    /// The entries left out.
     pub left_out: LeftOut,
 }
 
@@ -234,6 +264,31 @@ pub fn images_in_folder(folder: &Path, recursive: bool) -> Result<ImagesInFolder
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_other_programs_and_this_one_write_beside_images_is_skipped() {
+        let root = tempfile::tempdir().unwrap();
+        let runs = ["artifacts/x-resnet18-001", "my-run", "artifacts/old/deeper"];
+        for name in ["cat/1.jpg", "artifact/2.jpg", "#recycle/3.jpg", "@Recycle/4.jpg", "RECYCLER/5.jpg"] {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        for run in runs {
+            let run = root.path().join(run);
+            fs::create_dir_all(run.join("mistakes")).unwrap();
+            fs::write(run.join("mistakes/01.png"), "x").unwrap();
+            fs::write(run.join("run.json"), "{}").unwrap();
+            fs::write(run.join("card.json"), "{}").unwrap();
+        }
+        let folders = |path: &Path| list(path).unwrap().folders.into_iter().map(|entry| entry.name).collect::<Vec<_>>();
+        assert_eq!(folders(root.path()), ["artifact", "cat"]);
+        assert_eq!(images_in_folder(root.path(), true).unwrap().paths.len(), 2);
+        // A class may be called so, too.
+        let other = tempfile::tempdir().unwrap();
+        fs::create_dir_all(other.path().join("artifacts/vases")).unwrap();
+        assert_eq!(folders(other.path()), ["artifacts"]);
+    }
 
     #[test]
     fn images_in_subfolders_are_counted_or_listed() {

@@ -368,7 +368,7 @@ fn index(file: &Arc<dyn ReadAt>) -> Result<Table> {
     shard.into_table(file.name(), &base)
 }
 
-/// What was read of a shard so far.
+/// The state of indexing a shard.
 #[derive(Default)]
 struct Shard {
     names: Vec<String>,

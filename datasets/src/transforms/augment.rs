@@ -80,7 +80,7 @@ impl Lighting {
     }
 }
 
-/// What [`RandomErasing`] writes.
+/// The fill of [`RandomErasing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Erased {
@@ -104,7 +104,7 @@ pub struct RandomErasing {
     pub scale: [f64; 2],
     /// The range of the rectangle's aspect ratio, height over width.
     pub ratio: [f64; 2],
-    /// What is written into the rectangle.
+    /// The fill of the rectangle.
     pub value: Erased,
 }
 
@@ -207,7 +207,7 @@ const AUGMIX_OPS: [Op; 13] = [
     Op::Sharpness,
 ];
 
-/// How strong the strongest magnitude of a policy is.
+/// The strength of a policy's largest magnitude.
 struct Strength {
     shear: f64,
     /// Pixels along x and y.
@@ -350,7 +350,7 @@ impl TrivialAugmentWide {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugMix {
-    /// How strong operations are at most, 1 to 10.
+    /// The largest strength of operations, 1 to 10.
     pub severity: u32,
     /// The number of chains.
     pub mixture_width: u32,

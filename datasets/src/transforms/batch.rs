@@ -1,6 +1,6 @@
 //! Mixing the samples of a batch: Mixup, CutMix, and a random choice of them.
 //!
-//! Batches stay u8 on the host. What is drawn here is a recipe, [`BatchMix`]: the device mixes the normalized floats,
+//! Batches stay u8 on the host. The host draws the parameters, [`BatchMix`]; the device mixes the normalized floats,
 //! which loses nothing to rounding, and [`BatchMix::targets`] mixes the targets.
 
 use serde::{Deserialize, Serialize};
@@ -129,7 +129,7 @@ impl BatchTransforms {
     }
 }
 
-/// How a batch is mixed. With `x` the normalized images `[n, c, h, w]` and `x'` those in the order of `permutation`:
+/// The mixing of a batch. With `x` the normalized images `[n, c, h, w]` and `x'` those in the order of `permutation`:
 ///
 /// - `region` is `None` (Mixup): `lambda · x + (1 − lambda) · x'`;
 /// - `region` is a box (CutMix): `x'` inside the box, `x` outside; `lambda` is the fraction of the area outside.

@@ -121,7 +121,7 @@ fn pad_to(image: &RgbImage, size: u32) -> RgbImage {
     padded
 }
 
-/// Four corners and the center: torchvision's `FiveCrop`, for evaluation over several views. An image that is too
+/// Four corners and the center: torchvision's `FiveCrop`, for evaluation over several crops. An image that is too
 /// small is first padded with black, as [`CenterCrop`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -134,7 +134,7 @@ impl Transform {
     }
 }
 
-/// The largest size in pixels that a transform may ask for.
+/// The largest size in pixels of a transform.
 const LARGEST: u32 = 16_384;
 
 /// The preprocessing of an evaluation, as the published weights name it.
@@ -143,7 +143,7 @@ const LARGEST: u32 = 16_384;
 pub struct EvalTransform {
     /// The size to resize to, in pixels.
     pub resize: u32,
-    /// What that size means.
+    /// Whether the size is that of the shorter side or of both sides.
     #[serde(default)]
     pub rule: ResizeRule,
     /// The side of the central crop in pixels.

@@ -146,7 +146,7 @@ fn passes(image: &RgbImage, crop: Rect, columns: &Taps, rows: &Taps) -> RgbImage
     RgbImage::from_raw(width as u32, height as u32, result).expect("three bytes for each pixel")
 }
 
-/// What decides the weights.
+/// The parameters that determine the weights.
 #[derive(Clone, Copy)]
 struct Filter {
     interpolation: Interpolation,

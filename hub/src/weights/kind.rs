@@ -89,11 +89,7 @@ pub fn of(path: &Path, head: &[u8], len: u64) -> Option<Kind> {
         return Some(ONNX);
     }
     if head.first() == Some(&b'{') || head.first() == Some(&b'[') && lower.trim_end().ends_with([']', '}']) {
-        return Some(kind(
-            "JSON",
-            "a model card is given with --card, and of a model in several files (an index of shards) the weights must \
-             be merged into one file",
-        ));
+        return Some(kind("JSON", "a model card is given with --card"));
     }
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
     // Pickles of the oldest protocol are text too; they begin with `(`, `c`, `}` or `]`, and have lines of one letter.

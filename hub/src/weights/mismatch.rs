@@ -6,6 +6,7 @@ use std::{
 };
 
 use models::{Architecture, Entry};
+use runtime::text::nearest;
 
 use super::{Keyed, is_head, printable};
 
@@ -128,13 +129,6 @@ impl Mismatch {
         });
         unused
     }
-}
-
-/// The candidate most similar to `name`, if any is similar.
-fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = candidates.map(|candidate| (strsim::jaro_winkler(name, candidate), candidate));
-    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
-    (best.0 >= 0.7).then_some(best.1)
 }
 
 impl fmt::Display for Mismatch {

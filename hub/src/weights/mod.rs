@@ -7,7 +7,8 @@
 //! | `.bpk`, Burn's records | yes | yes |
 //! | `.caffemodel`, as BVLC published GoogLeNet | yes | |
 //!
-//! The kind is recognized from a file's content, not its name. Stored f16, bf16 and f64 values become f32. A file that
+//! The kind is recognized from a file's content, not its name. Shards, as `save_pretrained` of transformers writes large
+//! models, are read as one file. Stored f16, bf16 and f64 values become f32. A file that
 //! Hearth writes carries its [`Card`] inside.
 //!
 //! Files are not trusted: each number that one declares is checked against what it can hold before memory is taken
@@ -22,6 +23,7 @@ mod names;
 mod pickle;
 mod pytorch;
 mod safetensors;
+mod shards;
 mod zip;
 
 use std::{
@@ -81,13 +83,43 @@ pub struct Loaded {
     pub mismatch: Mismatch,
 }
 
+/// Whether a tensor is one that PyTorch's optimizers keep for each parameter: `state.0.exp_avg`.
+fn is_optimizer_state(key: &str) -> bool {
+    let (before, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let of_parameter = before.rsplit('.').next().is_some_and(|number| number.parse::<u32>().is_ok());
+    const STATE: [&str; 8] =
+        ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum"];
+    of_parameter && STATE.contains(&name)
+}
+
 impl Weights {
-    /// Opens a file of any kind this module reads.
+    /// Opens a file of any kind this module reads. An index of shards (`model.safetensors.index.json`), or one of them
+    /// (`model-00001-of-00003.safetensors`), stands for all of them.
     ///
     /// # Errors
-    /// Where the file can't be read, has no weights ([`Error::NotWeights`]), or is damaged.
+    /// Where the file can't be read, has no weights ([`Error::NotWeights`]), or is damaged, or where a shard is missing.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let Some(parts) = shards::of(path)? else { return Self::read(path)?.normalized() };
+        let mut whole: Option<Self> = None;
+        for part in parts {
+            let part = Self::read(&part)?;
+            match &mut whole {
+                Some(whole) => whole.tensors.extend(part.tensors),
+                None => whole = Some(Self { path: path.to_path_buf(), ..part }),
+            }
+        }
+        whole
+            .ok_or_else(|| Error::Format {
+                path: path.to_path_buf(),
+                kind: "an index of shards",
+                cause: "it names no files".to_string(),
+            })?
+            .normalized()
+    }
+
+    /// Opens one file. Its names are as they are stored.
+    fn read(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { action: "read", path: path.to_path_buf(), source };
         let metadata = std::fs::metadata(path).map_err(io)?;
         if metadata.is_dir() {
@@ -119,7 +151,7 @@ impl Weights {
         };
         limits::check_tensors(tensors.values(), limits::expanded(len)).map_err(format("a file of weights"))?;
         let card = metadata.get(CARD).map(|json| Card::from_json(json, path)).transpose()?;
-        Self { path: path.to_path_buf(), tensors, burn_record, card, key: None }.normalized()
+        Ok(Self { path: path.to_path_buf(), tensors, burn_record, card, key: None })
     }
 
     /// Brings names into torchvision's form and removes counters.
@@ -131,6 +163,13 @@ impl Weights {
         self.tensors.retain(|key, _| !is_counter(key));
         if self.tensors.is_empty() {
             return Err(self.unreadable("it holds no tensors".to_string()));
+        }
+        if self.tensors.keys().all(|key| is_optimizer_state(key)) {
+            return Err(Error::NotWeights {
+                path: self.path,
+                what: "the state of an optimizer",
+                remedy: "give the file of the network's weights, which is usually beside it",
+            });
         }
         if !self.burn_record {
             self.tensors = names::normalize(caffe_names::to_torchvision(self.tensors));
@@ -507,16 +546,8 @@ fn read_burnpack(path: &Path, len: u64) -> std::result::Result<Tensors, String> 
 
 /// A name from a file, safe to print: control characters are escaped, and a long one is shortened.
 pub(crate) fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    for (index, letter) in text.chars().enumerate() {
-        if index == 120 {
-            shown.push('…');
-            break;
-        }
-        match letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
-            true => shown.extend(letter.escape_unicode()),
-            false => shown.push(letter),
-        }
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", runtime::text::printable(&text[..end])),
+        None => runtime::text::printable(text).into_owned(),
     }
-    shown
 }

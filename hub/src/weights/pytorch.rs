@@ -183,10 +183,14 @@ fn open_tar(path: &Path, file: File) -> Result<BTreeMap<String, PackTensor>> {
     let blocks = Blocks::new(file.try_clone().map_err(failed)?).map_err(failed)?;
     let mut archive = tar::Archive::new(file);
     let mut entries: HashMap<String, (u64, u64)> = HashMap::new();
+    let mut others = Vec::new();
     for entry in archive.entries_with_seek().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.path().map_err(failed)?.to_string_lossy().trim_start_matches("./").to_string();
         if !matches!(name.as_str(), "sys_info" | "storages" | "tensors" | "pickle") {
+            if others.len() < 3 && entry.header().entry_type().is_file() {
+                others.push(super::printable(&name).to_string());
+            }
             continue;
         }
         // A sparse entry declares zeros that the file does not have.
@@ -196,6 +200,12 @@ fn open_tar(path: &Path, file: File) -> Result<BTreeMap<String, PackTensor>> {
             return Err(format!("its entry {name} is not a whole file: {CUT}"));
         }
         entries.insert(name, (entry.raw_file_position(), entry.size()));
+    }
+    if entries.is_empty() && !others.is_empty() {
+        let names = others.join(", ");
+        return Err(format!(
+            "it is a tar archive of other files ({names}); if one of them has the weights, unpack it first"
+        ));
     }
     let mut budget = Budget::default();
     let reader = |name: &str| -> Result<(BufReader<io::Take<File>>, u64)> {

@@ -19,8 +19,9 @@ const MAX_HEADER: u64 = 32 << 20;
 
 #[derive(Deserialize)]
 struct Header {
+    /// Texts by the format's rules; other programs write numbers and null as well, which do not matter here.
     #[serde(rename = "__metadata__", default)]
-    metadata: HashMap<String, String>,
+    metadata: serde_json::Value,
     #[serde(flatten)]
     tensors: BTreeMap<String, Info>,
 }
@@ -78,7 +79,17 @@ pub fn read(path: &Path) -> Result<(BTreeMap<String, PackTensor>, HashMap<String
         };
         tensors.insert(name.clone(), PackTensor::deferred(name, dtype, shape, None, len as usize, read));
     }
-    Ok((tensors, header.metadata))
+    Ok((tensors, texts(header.metadata)))
+}
+
+/// The texts of an object.
+fn texts(value: serde_json::Value) -> HashMap<String, String> {
+    let serde_json::Value::Object(entries) = value else { return HashMap::new() };
+    let text = |(key, value)| match value {
+        serde_json::Value::String(text) => Some((key, text)),
+        _ => None,
+    };
+    entries.into_iter().filter_map(text).collect()
 }
 
 fn dtype(name: &str) -> Result<DType> {

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
 use hub::{Activation, Resize};
-use models::{Architecture, ImageClassifier, Network, NetworkConfig};
+use kernels::KernelMode;
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig};
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
@@ -77,9 +78,9 @@ enum Size {
     Rectangle([usize; 2]),
 }
 
-pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     if args.in_process {
-        return in_process(args, output);
+        return in_process(args, kernels, output);
     }
     let architectures = match (&args.weights, args.architectures.is_empty()) {
         (None, true) => USUAL.to_vec(),
@@ -94,7 +95,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         None => architectures.iter().map(|architecture| vec![architecture.name().to_string()]).collect(),
     };
     let selected = backend::select_all(&args.backends)?;
-    announce(&selected);
+    announce(&selected, kernels);
     let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
     let folds: &[bool] = match (args.keep_batchnorm, args.compare_folding) {
         (_, true) => &[false, true],
@@ -111,7 +112,7 @@ pub fn run(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         for backend in &backends {
             for batch in &args.batch_sizes {
                 for fold in folds {
-                    match in_child(args, subject, backend, *batch, *fold)? {
+                    match in_child(args, subject, backend, *batch, *fold, kernels)? {
                         Ok(row) => {
                             match args.format {
                                 Format::Text => outln!("{}", row.text())?,
@@ -169,6 +170,7 @@ fn in_child(
     backend: &BackendSpec,
     batch: u32,
     fold: bool,
+    kernels: KernelMode,
 ) -> Result<Result<Row, String>> {
     let program = std::env::current_exe().context("cannot find the path of this program")?;
     let mut command = Command::new(program);
@@ -186,7 +188,7 @@ fn in_child(
     if let Some(threads) = args.threads {
         command.args(["--threads", &threads.to_string()]);
     }
-    command.args(["--dtype", args.dtype.name(), "--kernels", &kernels::kernel_mode().to_string()]);
+    command.args(["--dtype", args.dtype.name(), "--kernels", &kernels.to_string()]);
     command.env("RAYON_NUM_THREADS", threads(args).to_string());
     let output = command.stdin(Stdio::null()).output().context("cannot start a child process for a measurement")?;
     Ok(match serde_json::from_slice(&output.stdout) {
@@ -200,7 +202,7 @@ fn threads(args: &BenchArgs) -> usize {
 }
 
 /// Makes one measurement in this process.
-fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
+fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     let ([BackendChoice::Named(backend)], [batch]) = (&args.backends[..], &args.batch_sizes[..]) else {
         bail!("--in-process takes one --backend and one batch size");
     };
@@ -221,11 +223,13 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
     let images = Tensor::<4>::from_data(TensorData::new(values, [batch, 3, height, width]), &device);
     let images = dtype.map_or(images.clone(), |dtype| images.cast(dtype));
 
+    let execution = Execution::new(kernels);
     let iters = args.iters as usize;
     let time_batch = || -> Result<f64> {
         let start = Instant::now();
         // Reading the logits synchronizes with the device.
-        let logits = network.forward(images.clone()).try_into_data().context("running the network failed")?;
+        let logits =
+            execution.run(|| network.forward(images.clone())).try_into_data().context("running the network failed")?;
         let seconds = start.elapsed().as_secs_f64();
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
         Ok(seconds)
@@ -249,7 +253,7 @@ fn in_process(args: &BenchArgs, output: Output) -> Result<ExitCode> {
         size: if height == width { Size::Square(height) } else { Size::Rectangle([height, width]) },
         device: backend.to_string(),
         threads: threads(args),
-        kernels: kernels::kernel_mode().to_string(),
+        kernels: kernels.to_string(),
         dtype: args.dtype.name().into(),
         folded: !args.keep_batchnorm,
         params,

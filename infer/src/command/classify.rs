@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use infer::{Input, Model, Prediction, inputs, stream};
+use kernels::KernelMode;
 use runtime::{
     exit::{self, ExitCode},
     noteln, out,
@@ -34,22 +35,22 @@ enum Outcome {
     Error(String),
 }
 
-pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &ClassifyArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     let inputs::Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let device = select(&args.run.backend)?.device().clone();
+    let device = select(&args.run.backend, kernels)?.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
-    let model = model.with_max_pixels(args.decoding.max_pixels);
+    let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };
     let progress = Progress::new("classify", Unit::Items("images"), Some(inputs.len() as u64), output);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut printer = Printer::new(args.format);
     let mut unreadable = 0;
-    stream::batches(&inputs, model.preprocess(), args.batch_size as usize, threads, |batch| {
-        let answers = answer(&model, batch, args.topk as usize)?;
+    stream::batches(&inputs, model.preprocess(), args.batch_size as usize, threads, |batch| -> Result<()> {
+        let answers = answer(&model, &batch, args.topk as usize)?;
         unreadable += answers.iter().filter(|answer| matches!(answer.outcome, Outcome::Error(_))).count();
         answers.iter().try_for_each(|answer| printer.print(answer))?;
         printer.flush()?;
@@ -68,14 +69,14 @@ pub fn run(args: &ClassifyArgs, output: Output) -> Result<ExitCode> {
 }
 
 /// Runs the readable images of a batch through the network.
-fn answer(model: &Model, batch: &[(&Input, Result<image::RgbImage>)], k: usize) -> Result<Vec<Answer>> {
+fn answer(model: &Model, batch: &[(&Input, infer::Result<image::RgbImage>)], k: usize) -> Result<Vec<Answer>> {
     let readable: Vec<_> = batch.iter().filter_map(|(_, image)| image.as_ref().ok()).collect();
     let mut probabilities = match readable.is_empty() {
         true => Vec::new(),
         false => model.probabilities(&model.preprocess().batch(&readable))?,
     }
     .into_iter();
-    let outcome = |image: &Result<image::RgbImage>| match image {
+    let outcome = |image: &infer::Result<image::RgbImage>| match image {
         Err(error) => Ok(Outcome::Error(exit::chain(error))),
         Ok(_) => {
             let probabilities = probabilities.next().context("the network returned fewer results than images")?;

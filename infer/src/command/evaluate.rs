@@ -16,22 +16,23 @@ use infer::{
     picture,
     protocol::{Crops, Protocol},
 };
+use kernels::KernelMode;
 use report::{
     chart::{Chart, Scale, Series},
     format::{
-        CARD, DataInfo, EvaluationSpec, EvaluationSummary, FORMAT, Mean, PredictionRow, Proportion, RUN, RunInfo,
-        RunKind, RunResult, RunStatus, Score, write_json,
+        CARD, DataInfo, EvaluationSpec, EvaluationSummary, FORMAT, Mean, Metrics, PredictionRow, Proportion, RUN,
+        RunInfo, RunKind, RunResult, RunStatus, write_json,
     },
     stats,
 };
 use runtime::{
     backend::{self, Selected},
+    communicator::Communicator,
     exit::ExitCode,
     files::write_atomic_bytes,
     noteln, out,
     progress::{Output, Progress, Unit, thousands},
     text::{escape_cell, printable},
-    world::World,
 };
 
 use super::{announce, open_weights, print_json, select};
@@ -40,7 +41,7 @@ use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs,
 /// The largest number of classes printed; the worst are printed first.
 const PRINTED_CLASSES: usize = 20;
 
-pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<ExitCode> {
+pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world: &Communicator) -> Result<ExitCode> {
     ensure!(
         world.is_alone() || args.num_shards == 1,
         "{} processes divide the work: omit --shard-index and --num-shards",
@@ -50,13 +51,15 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
         ensure_empty(out)?;
     }
     let (source, split) = open(args)?;
-    let own = device(args, world)?;
+    let own = device(args, kernels, world)?;
     let device = own.device().clone();
     let names: Vec<&str> = args.weights.iter().chain(&args.ensemble).map(String::as_str).collect();
     let load = |name: &&str| -> Result<Model> {
         let mut opened = open_weights(name, &args.load, &device, output)?;
         args.decoding.override_card(&mut opened.card);
-        Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())
+        let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_kernels(kernels);
+        let model = model.with_max_pixels(args.decoding.max_pixels);
+        Ok(model.with_dtype(args.run.dtype.compute_dtype())?)
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let (class_map, mapped_by) = match models.first() {
@@ -81,7 +84,6 @@ pub fn evaluate(args: &EvaluateArgs, output: Output, world: &World) -> Result<Ex
             BadSamplesArg::Warn => BadSamples::Warn,
             BadSamplesArg::Skip => BadSamples::Skip,
         },
-        max_pixels: args.decoding.max_pixels,
         shard: if world.is_alone() { (args.shard_index, args.num_shards) } else { (world.rank(), world.size()) },
         class_map: Some(class_map),
     };
@@ -123,7 +125,7 @@ fn class_map(
     args: &EvaluateArgs,
     source: &dyn Source,
     model: &Model,
-    world: &World,
+    world: &Communicator,
 ) -> Result<(ClassMap, Option<String>)> {
     let (classes, card) = (source.classes(), model.card());
     if let Some(path) = &args.class_map {
@@ -148,8 +150,8 @@ fn class_map(
 }
 
 /// Opens the device of this process.
-fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
-    let Some(devices) = &args.devices else { return select(&args.run.backend) };
+fn device(args: &EvaluateArgs, kernels: KernelMode, world: &Communicator) -> Result<Selected> {
+    let Some(devices) = &args.devices else { return select(&args.run.backend, kernels) };
     let own = devices.of(world.local_rank(), world.local_size())?;
     ensure!(
         own.len() == 1,
@@ -158,12 +160,12 @@ fn device(args: &EvaluateArgs, world: &World) -> Result<Selected> {
         n = own.len()
     );
     let selected = backend::select_named(&own)?;
-    announce(&selected);
+    announce(&selected, kernels);
     selected.into_iter().next().context("no device is named")
 }
 
 /// Gathers the shards of all processes into one evaluation.
-fn gather(world: &World, own: Evaluation) -> Result<Evaluation> {
+fn gather(world: &Communicator, own: Evaluation) -> Result<Evaluation> {
     if world.is_alone() {
         return Ok(own);
     }
@@ -271,11 +273,14 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
         )
     };
     text += &rate("top-1", top1);
-    text += &rate("top-5", top5);
+    // It is always 100 % with up to five classes.
+    if spec.classes > 5 {
+        text += &rate("top-5", top5);
+    }
     if let Some(top1) = &summary.top1_among_data_classes {
         text += &rate(&format!("top-1 among {} classes", spec.data_classes), top1);
     }
-    if let Some(top5) = &summary.top5_among_data_classes {
+    if let Some(top5) = summary.top5_among_data_classes.as_ref().filter(|_| spec.data_classes > 5) {
         text += &rate(&format!("top-5 among {} classes", spec.data_classes), top5);
     }
     if let Some(real) = &summary.top1_real {
@@ -442,7 +447,7 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
             ..DataInfo::default()
         },
         result: Some(RunResult {
-            best: Score { loss: summary.loss.mean, top1: summary.top1.percent, top5: summary.top5.percent },
+            best: Metrics { loss: summary.loss.mean, top1: summary.top1.percent, top5: summary.top5.percent },
             images_per_second: summary.images_per_second,
             seconds: summary.seconds,
             bad_samples: summary.bad_samples as u64,

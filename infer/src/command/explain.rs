@@ -18,6 +18,7 @@ use infer::{
     picture::{self, Panel},
     stream,
 };
+use kernels::KernelMode;
 use runtime::{
     exit::{self, ExitCode},
     files::write_atomic_bytes,
@@ -57,16 +58,16 @@ struct Neighbor {
     similarity: f64,
 }
 
-pub fn run(args: &ExplainArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &ExplainArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     let Expanded { inputs, notes } = inputs::expand(&args.images, args.recursive)?;
     notes.iter().for_each(|note| log::warn!("{note}"));
-    let device = select(&args.run.backend)?.device().clone();
+    let device = select(&args.run.backend, kernels)?.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
     let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
-    let model = model.with_max_pixels(args.decoding.max_pixels);
+    let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
     if args.filters {
         filters(args, &model)?;
     }
@@ -107,7 +108,7 @@ fn say(args: &ExplainArgs, said: &Said) -> Result<()> {
     Ok(())
 }
 
-fn failed(input: &Input, error: &anyhow::Error) -> Said {
+fn failed(input: &Input, error: &infer::Error) -> Said {
     Said { error: Some(exit::chain(error)), ..Said::of(input.name()) }
 }
 
@@ -126,14 +127,15 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
         MethodArg::Smoothgrad => Method::SmoothGrad,
     };
     let explainer = Explainer::new(model, method, args.stage.as_deref(), args.batch_size as usize)?;
-    let asked: Vec<usize> = args.classes.iter().map(|class| model.class(class)).collect::<Result<_>>()?;
+    let asked: Vec<usize> = args.classes.iter().map(|class| model.class(class)).collect::<infer::Result<_>>()?;
     let mut out = OutFolder::new(&args.out)?;
     let mut sheet = Sheet::new(inputs.len() > 1);
     let progress = Progress::new("explain", Unit::Items("images"), Some(inputs.len() as u64), output);
     let mut unreadable = 0;
-    stream::batches(inputs, model.preprocess(), 1, threads(), |batch| {
+    stream::batches(inputs, model.preprocess(), 1, threads(), |batch| -> Result<()> {
+        let count = batch.len() as u64;
         for (input, image) in batch {
-            let image = match image {
+            let image = match &image {
                 Ok(image) => image,
                 Err(error) => {
                     unreadable += 1;
@@ -166,7 +168,7 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
             sheet.add(picture, &mut out)?;
             say(args, &Said { picture: Some(path.display().to_string()), classes, ..Said::of(input.name()) })?;
         }
-        progress.inc(batch.len() as u64);
+        progress.inc(count);
         Ok(())
     })?;
     sheet.finish(&mut out)?;
@@ -178,12 +180,13 @@ fn pictures(args: &ExplainArgs, model: &Model, inputs: &[Input], output: Output)
 fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
     let input = model.preprocess().normalize(&model.preprocess().batch(&[image]), model.device());
     let mut maps: Vec<(String, Tensor<4>)> = Vec::new();
-    model.network().forward_with_hook(input, &mut |stage: &str, map: &Tensor<4>| {
+    let mut observe = |stage: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
         if height > 1 || width > 1 {
             maps.push((format!("{stage}  {channels} × {height} × {width}"), map.clone()));
         }
-    });
+    };
+    model.execution().run(|| model.network().forward_with_hook(input, &mut observe));
     let mut rows = Vec::with_capacity(maps.len());
     for (number, (title, map)) in maps.into_iter().enumerate() {
         let [_, _, height, width] = map.dims();
@@ -227,7 +230,7 @@ fn vectors(args: &ExplainArgs, model: &Model, inputs: &[Input], path: &Path, out
     let progress = Progress::new("features", Unit::Items("images"), Some(inputs.len() as u64), output);
     let mut unreadable = 0;
     let rows = features::write_npy(path, |rows| {
-        features::each(model, inputs, args.batch_size as usize, |input, vector| {
+        features::each(model, inputs, args.batch_size as usize, |input, vector| -> Result<()> {
             match vector {
                 Ok(vector) => rows.push(input.name(), &vector)?,
                 Err(error) => {
@@ -249,7 +252,7 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
     let batch_size = args.batch_size as usize;
     let mut queries: Vec<(&Input, Vec<f32>, Nearest)> = Vec::new();
     let mut unreadable = 0;
-    features::each(model, inputs, batch_size, |input, vector| {
+    features::each(model, inputs, batch_size, |input, vector| -> Result<()> {
         match vector {
             Ok(vector) => queries.push((input, vector, Nearest::new(args.topk as usize))),
             Err(error) => {
@@ -284,7 +287,7 @@ fn neighbors(args: &ExplainArgs, model: &Model, inputs: &[Input], among: &Path, 
         let Expanded { inputs: candidates, notes } = inputs::expand(&[among.to_path_buf()], args.recursive)?;
         notes.iter().for_each(|note| log::warn!("{note}"));
         let progress = Progress::new("neighbors", Unit::Items("images"), Some(candidates.len() as u64), output);
-        features::each(model, &candidates, batch_size, |input, vector| {
+        features::each(model, &candidates, batch_size, |input, vector| -> Result<()> {
             match vector {
                 Ok(vector) => see(&input.name(), &vector)?,
                 Err(error) => log::warn!("{}: {}", printable(&input.name()), exit::chain(&error)),

@@ -11,6 +11,7 @@ use infer::{
     explain::{Explainer, Method},
     picture,
 };
+use kernels::KernelMode;
 use runtime::{exit::ExitCode, noteln, outln, progress::Output};
 use serde_json::json;
 use serve::{Engine, EngineError, Explanation, Options, RejectReason};
@@ -103,7 +104,7 @@ fn reject(error: DecodeError) -> RejectReason {
     }
 }
 
-pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &ServeArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     ensure!(args.token.as_deref() != Some(""), "the token is empty; omit it, or give one");
     ensure!(
         args.addr.ip().is_loopback() || args.token.is_some() || args.insecure,
@@ -113,12 +114,12 @@ pub fn run(args: &ServeArgs, output: Output) -> Result<ExitCode> {
     for origin in &args.cors_origins {
         serve::check_origin(origin)?;
     }
-    let selected = select(&args.run.backend)?;
+    let selected = select(&args.run.backend, kernels)?;
     let device = selected.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
     let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
-    let model = model.with_max_pixels(args.decoding.max_pixels);
+    let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
     let defaults = Options::default();
     let options = Options {
         addr: args.addr,

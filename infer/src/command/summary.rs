@@ -3,7 +3,12 @@
 use anyhow::{Context, Result};
 use hub::{Card, ChannelOrder, Resize};
 use models::{Architecture, NetworkConfig, Summary};
-use runtime::{backend::BackendSpec, exit::ExitCode, outln, progress::Output};
+use runtime::{
+    backend::BackendSpec,
+    exit::ExitCode,
+    outln,
+    progress::{Output, thousands},
+};
 use serde::Serialize;
 
 use super::{open_weights, print_json};
@@ -54,7 +59,7 @@ pub fn run(args: &SummaryArgs, output: Output) -> Result<ExitCode> {
             if let Some(card) = &card {
                 outln!("{}", card_text(card))?;
             }
-            outln!("{summary}")?;
+            outln!("{}", table(&summary))?;
         }
     }
     Ok(ExitCode::Success)
@@ -75,6 +80,24 @@ fn described<'a>(summary: &'a Summary, card: Option<&'a Card>) -> Described<'a> 
         stages: summary.stages.iter().map(stage).collect(),
         card,
     }
+}
+
+/// Formats a summary as a table of its stages.
+fn table(summary: &Summary) -> String {
+    let [h, w] = summary.input_size;
+    let width = summary.stages.iter().map(|stage| stage.name.len()).max().unwrap_or(0).max(5);
+    let count = |count: u64| if count == 0 { "-".to_string() } else { thousands(count) };
+    let row = |name: &str, output: &str, parameters: usize, multiply_adds: u64| {
+        let (parameters, cost) = (count(parameters as u64), count(multiply_adds));
+        format!("{name:<width$}  {output:>17}  {parameters:>12}  {cost:>15}\n")
+    };
+    let mut text = format!("{}, input 3 × {h} × {w}\n\n", summary.architecture);
+    text += &format!("{:<width$}  {:>17}  {:>12}  {:>15}\n", "stage", "output", "parameters", "multiply-adds");
+    for stage in &summary.stages {
+        let output: Vec<String> = stage.output.iter().map(usize::to_string).collect();
+        text += &row(&stage.name, &output.join(" × "), stage.parameters, stage.multiply_adds);
+    }
+    text + row("total", "", summary.parameters(), summary.multiply_adds()).trim_end()
 }
 
 /// The number of classes named in a card's text.

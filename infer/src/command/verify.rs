@@ -16,7 +16,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation::log_softmax},
 };
 use hub::{Strictness, Weights};
-use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig, Output as NetworkOutput};
+use kernels::KernelMode;
+use models::{Architecture, Entry, Execution, ImageClassifier, Network, NetworkConfig, Output as NetworkOutput};
 use runtime::{
     backend::{self, Backend, BackendSpec, DeviceSelector, compiled},
     exit::ExitCode,
@@ -99,13 +100,13 @@ struct Differences {
     seconds: f64,
 }
 
-pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
+pub fn run(args: &VerifyArgs, kernels: KernelMode, output: Output) -> Result<ExitCode> {
     ensure!(
         Backend::Flex.is_compiled(),
         "verify compares with flex, which this binary was built without; build with `--features flex`"
     );
     if args.in_process {
-        return in_process(args);
+        return in_process(args, kernels);
     }
     let architectures = if args.architectures.is_empty() { &FAMILIES[..] } else { &args.architectures };
     let passes = if args.passes.is_empty() { &Pass::ALL[..] } else { &args.passes };
@@ -130,7 +131,7 @@ pub fn run(args: &VerifyArgs, output: Output) -> Result<ExitCode> {
     for &architecture in architectures {
         for &backend in &backends {
             for &pass in passes {
-                rows.push(compare_in_child(args, architecture, pass, backend)?);
+                rows.push(compare_in_child(args, architecture, pass, backend, kernels)?);
                 progress.inc(1);
             }
         }
@@ -153,7 +154,13 @@ fn usual_size(architecture: Architecture) -> [usize; 2] {
     [architecture.min_size().max(architecture.default_size().min(64)); 2]
 }
 
-fn compare_in_child(args: &VerifyArgs, architecture: Architecture, pass: Pass, backend: BackendSpec) -> Result<Row> {
+fn compare_in_child(
+    args: &VerifyArgs,
+    architecture: Architecture,
+    pass: Pass,
+    backend: BackendSpec,
+    kernels: KernelMode,
+) -> Result<Row> {
     let input_size = args.size.unwrap_or(usual_size(architecture));
     architecture.check_input(input_size)?;
     let [height, width] = input_size;
@@ -163,7 +170,7 @@ fn compare_in_child(args: &VerifyArgs, architecture: Architecture, pass: Pass, b
         .args(["--pass", pass.name(), "--size", &format!("{height}x{width}")])
         .args(["--tolerance", &args.tolerance.to_string()])
         .args(["--gradient-tolerance", &args.gradient_tolerance.to_string()])
-        .args(["--kernels", &kernels::kernel_mode().to_string()])
+        .args(["--kernels", &kernels.to_string()])
         .stdin(Stdio::null())
         .output()
         .context("cannot start the child process of a comparison")?;
@@ -178,7 +185,7 @@ fn compare_in_child(args: &VerifyArgs, architecture: Architecture, pass: Pass, b
 }
 
 /// Runs one comparison in this process.
-fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
+fn in_process(args: &VerifyArgs, kernels: KernelMode) -> Result<ExitCode> {
     let ([architecture], [backend], [pass], Some(size)) =
         (&args.architectures[..], &args.backends[..], &args.passes[..], args.size)
     else {
@@ -198,7 +205,7 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
         pass: *pass,
         backend: spec.to_string(),
         input_size: size,
-        outcome: subject.compare(&device, args)?,
+        outcome: Execution::new(kernels).run(|| subject.compare(&device, args))?,
         note: subject.note(),
     };
     print_json(&row)?;
@@ -208,14 +215,16 @@ fn in_process(args: &VerifyArgs) -> Result<ExitCode> {
 /// Opens a backend's device; for a graphics backend without a GPU, its software adapter.
 fn open(spec: BackendSpec) -> Result<(BackendSpec, Device)> {
     let graphics = matches!(spec.backend(), Backend::Wgpu | Backend::Vulkan);
-    spec.device().map(|device| (spec, device)).or_else(|error| {
-        if !graphics || spec.selector() != DeviceSelector::Default {
-            return Err(error);
-        }
-        let software: BackendSpec = format!("{spec}:cpu").parse()?;
-        // The first error is more useful to someone with a GPU.
-        software.device().map(|device| (software, device)).map_err(|_| error)
-    })
+    let error = match spec.device() {
+        Ok(device) => return Ok((spec, device)),
+        Err(error) => error,
+    };
+    if !graphics || spec.selector() != DeviceSelector::Default {
+        return Err(error.into());
+    }
+    let software: BackendSpec = format!("{spec}:cpu").parse()?;
+    // The first error is more useful to someone with a GPU.
+    Ok((software, software.device().map_err(|_| error)?))
 }
 
 /// The network and the pass that are compared.

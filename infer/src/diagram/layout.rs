@@ -1,5 +1,7 @@
 //! The layout of a stage: boxes in columns, branches side by side, shortcuts around their blocks.
 
+use runtime::progress::thousands;
+
 use super::{
     layer::{Cost, Kind, Layer},
     structure::Part,
@@ -466,7 +468,7 @@ fn about(layer: &Layer) -> String {
 pub(super) fn facts(shape: &[usize], cost: Cost) -> [String; 3] {
     [
         format!("output {}", text::shape(shape)),
-        format!("{} parameters", text::exact(cost.parameters)),
-        format!("{} multiply-adds", text::exact(cost.multiply_adds)),
+        format!("{} parameters", thousands(cost.parameters)),
+        format!("{} multiply-adds", thousands(cost.multiply_adds)),
     ]
 }

@@ -7,6 +7,7 @@ use super::{
     text,
 };
 use models::graph::Graph;
+use runtime::progress::thousands;
 
 /// The outer margin.
 const MARGIN: f64 = 20.0;
@@ -213,8 +214,8 @@ fn describe(structure: &Structure, input: &str, classes: &str) -> String {
     let total = structure.cost();
     let mut lines = vec![format!(
         "A diagram of a network from {input} to {classes}: {} parameters, {} multiply-adds for an image.",
-        text::exact(total.parameters),
-        text::exact(total.multiply_adds)
+        thousands(total.parameters),
+        thousands(total.multiply_adds)
     )];
     let stage = |stage: &Stage| format!("{}: {}.", stage.name, facts(&stage.shape, stage.cost).join(", "));
     lines.extend(structure.stages.iter().map(stage));

@@ -22,19 +22,6 @@ pub(super) fn short(count: u64) -> String {
     format!("{value:.decimals$} {letter}")
 }
 
-/// Formats a count with thousands separators.
-pub(super) fn exact(count: u64) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// Formats the range of names from `first` to `last`: `layer1.1–3` for `layer1.1` and `layer1.3`.
 pub(super) fn range(first: &str, last: &str) -> String {
     match (first.rsplit_once('.'), last.rsplit_once('.')) {
@@ -83,8 +70,6 @@ mod tests {
         let expected =
             ["0", "999", "1.00 k", "9.41 k", "70.4 k", "100 k", "216 k", "10.0 M", "25.6 M", "138 M", "4.09 G"];
         assert_eq!(texts, expected);
-        assert_eq!(exact(25_557_032), "25,557,032");
-        assert_eq!(exact(999), "999");
     }
 
     #[test]

@@ -8,13 +8,14 @@ mod proto;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anyhow::{Context, Result, bail, ensure};
 use hub::Card;
 use models::{
     Graph,
     graph::{Constant, Node, Op, Size, Value},
 };
 use prost::Message;
+
+use crate::{Error, Result};
 
 /// The version of the operator set.
 pub const OPSET: i64 = 17;
@@ -26,7 +27,8 @@ pub const OPSET: i64 = 17;
 pub fn encode(graph: &Graph, card: &Card) -> Result<Vec<u8>> {
     let mut writer = Writer::new(graph);
     for node in &graph.nodes {
-        writer.node(node).with_context(|| format!("cannot write {} of stage {}", name_of(&node.op), node.stage))?;
+        let failed = |cause| format!("cannot write {} of stage {}: {cause}", name_of(&node.op), node.stage);
+        writer.node(node).map_err(|cause| Error::Onnx(failed(cause)))?;
     }
     let output = writer.name(graph.output);
     if output != LOGITS {
@@ -66,8 +68,10 @@ pub fn encode(graph: &Graph, card: &Card) -> Result<Vec<u8>> {
             output: vec![info(LOGITS, &[card.classes.len()])],
         }),
     };
-    ensure!(model.encoded_len() <= i32::MAX as usize, "{} exceeds the 2 GiB limit of ONNX files", card.architecture);
-    Ok(model.encode_to_vec())
+    match i32::try_from(model.encoded_len()) {
+        Ok(_) => Ok(model.encode_to_vec()),
+        Err(_) => Err(Error::Onnx(format!("{} exceeds the 2 GiB limit of ONNX files", card.architecture))),
+    }
 }
 
 const INPUT: &str = "input";
@@ -97,7 +101,8 @@ impl<'a> Writer<'a> {
         Self { graph, shapes, names, taken: BTreeSet::new(), nodes: vec![], initializers: BTreeMap::new() }
     }
 
-    fn node(&mut self, node: &Node) -> Result<()> {
+    /// Writes a node, or returns why it has no counterpart.
+    fn node(&mut self, node: &Node) -> Result<(), String> {
         let (op, inputs) = match &node.op {
             Op::Conv2d { stride, padding: [(top, bottom), (left, right)], dilation, groups } => {
                 let kernel = &self.constant(node.inputs[1])?.shape[2..];
@@ -108,9 +113,9 @@ impl<'a> Writer<'a> {
                     ints("dilations", dilation),
                     int("group", *groups),
                 ];
-                (("Conv", attributes), self.inputs(node)?)
+                (("Conv", attributes), self.inputs(node))
             }
-            Op::BatchNorm { epsilon } => (("BatchNormalization", vec![float("epsilon", *epsilon)]), self.inputs(node)?),
+            Op::BatchNorm { epsilon } => (("BatchNormalization", vec![float("epsilon", *epsilon)]), self.inputs(node)),
             Op::MaxPool2d { kernel, stride, padding, dilation, .. } => {
                 let spans = [0, 1].map(|axis| (kernel[axis] - 1) * dilation[axis] + 1);
                 let pads = self.pads(node, &spans, stride, padding)?;
@@ -120,41 +125,42 @@ impl<'a> Writer<'a> {
                     ints("pads", &pads),
                     ints("dilations", dilation),
                 ];
-                (("MaxPool", attributes), self.inputs(node)?)
+                (("MaxPool", attributes), self.inputs(node))
             }
             Op::AvgPool { kernel, stride, padding, count_include_pad, .. } => {
                 let pads = self.pads(node, kernel, stride, padding)?;
-                ensure!(
-                    pads[..padding.len()] == pads[padding.len()..],
-                    "an average over windows that extend past the feature map has no counterpart in ONNX {OPSET}"
-                );
+                if pads[..padding.len()] != pads[padding.len()..] {
+                    return Err(format!(
+                        "an average over windows that extend past the feature map has no counterpart in ONNX {OPSET}"
+                    ));
+                }
                 let attributes = vec![
                     ints("kernel_shape", kernel),
                     ints("strides", stride),
                     ints("pads", &pads),
                     int("count_include_pad", usize::from(*count_include_pad)),
                 ];
-                (("AveragePool", attributes), self.inputs(node)?)
+                (("AveragePool", attributes), self.inputs(node))
             }
             Op::AdaptiveAvgPool2d { output } => return self.adaptive_pool(node, *output),
-            Op::Relu => (("Relu", vec![]), self.inputs(node)?),
+            Op::Relu => (("Relu", vec![]), self.inputs(node)),
             Op::Linear => {
                 let mut inputs = vec![self.name(node.inputs[0]), self.linear_weight(node.inputs[1])?];
                 if let Some(&bias) = node.inputs.get(2) {
                     let Constant { name, shape, .. } = self.constant(bias)?;
                     let length = shape.iter().product();
-                    inputs.push(self.initialize(name, &[length], floats(self.constant(bias)?)?));
+                    inputs.push(self.initialize(name, &[length], floats(self.constant(bias)?)));
                 }
                 (("Gemm", vec![int("transB", 1)]), inputs)
             }
-            Op::Add => (("Add", vec![]), self.inputs(node)?),
-            Op::Mul => (("Mul", vec![]), self.inputs(node)?),
-            Op::Div => (("Div", vec![]), self.inputs(node)?),
+            Op::Add => (("Add", vec![]), self.inputs(node)),
+            Op::Mul => (("Mul", vec![]), self.inputs(node)),
+            Op::Div => (("Div", vec![]), self.inputs(node)),
             Op::AddScalar(by) => (("Add", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
             Op::MulScalar(by) => (("Mul", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
             Op::PowScalar(by) => (("Pow", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
-            Op::Concat { axis } => (("Concat", vec![int("axis", *axis)]), self.inputs(node)?),
-            Op::Transpose { permutation } => (("Transpose", vec![ints("perm", permutation)]), self.inputs(node)?),
+            Op::Concat { axis } => (("Concat", vec![int("axis", *axis)]), self.inputs(node)),
+            Op::Transpose { permutation } => (("Transpose", vec![ints("perm", permutation)]), self.inputs(node)),
             Op::Reshape => {
                 let shape = self.reshape(node)?;
                 (("Reshape", vec![]), vec![self.name(node.inputs[0]), self.integers(&shape)])
@@ -178,7 +184,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Adaptive pooling becomes a mean, an identity, windows of one size, or two matrix products with weights.
-    fn adaptive_pool(&mut self, node: &Node, output: [usize; 2]) -> Result<()> {
+    fn adaptive_pool(&mut self, node: &Node, output: [usize; 2]) -> Result<(), String> {
         let [height, width] = self.plane(node.inputs[0])?;
         let input = self.name(node.inputs[0]);
         if output == [height, width] {
@@ -206,10 +212,10 @@ impl<'a> Writer<'a> {
     }
 
     /// Zeros with a batch axis: their shape is computed at run time.
-    fn zeros(&mut self, node: &Node) -> Result<()> {
+    fn zeros(&mut self, node: &Node) -> Result<(), String> {
         let name = self.output(node);
         let [Size::PerImage(1), rest @ ..] = node.shape.as_slice() else {
-            bail!("zeros of shape {:?} have no counterpart", node.shape);
+            return Err(format!("zeros of shape {:?} have no counterpart", node.shape));
         };
         let rest: Vec<i64> = rest.iter().map(|size| size.of_one() as i64).collect();
         let rest = self.integers(&rest);
@@ -222,7 +228,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Returns the new shape: 0 keeps the batch axis, −1 is computed at run time.
-    fn reshape(&self, node: &Node) -> Result<Vec<i64>> {
+    fn reshape(&self, node: &Node) -> Result<Vec<i64>, String> {
         let from = self.shapes.get(&node.inputs[0]).copied().unwrap_or_default();
         let axis = |(axis, size): (usize, &Size)| match size {
             Size::Fixed(size) => *size as i64,
@@ -230,13 +236,15 @@ impl<'a> Writer<'a> {
             Size::PerImage(_) => -1,
         };
         let shape: Vec<i64> = node.shape.iter().enumerate().map(axis).collect();
-        ensure!(shape.iter().filter(|&&size| size == -1).count() <= 1, "two axes depend on the batch");
-        Ok(shape)
+        match shape.iter().filter(|&&size| size == -1).count() {
+            0 | 1 => Ok(shape),
+            _ => Err("two axes depend on the batch".into()),
+        }
     }
 
     /// Returns the padding at the beginning of each axis, and at its end as much as the output size requires.
-    fn pads(&self, node: &Node, spans: &[usize], stride: &[usize], padding: &[usize]) -> Result<Vec<usize>> {
-        let from = self.shapes.get(&node.inputs[0]).context("its input is not computed")?;
+    fn pads(&self, node: &Node, spans: &[usize], stride: &[usize], padding: &[usize]) -> Result<Vec<usize>, String> {
+        let from = self.shapes.get(&node.inputs[0]).ok_or("its input is not computed")?;
         let axes = spans.len();
         let (from, to) = (&from[from.len() - axes..], &node.shape[node.shape.len() - axes..]);
         let mut ends = Vec::with_capacity(axes);
@@ -247,36 +255,38 @@ impl<'a> Writer<'a> {
             // Pixels that no window reaches are cut off with or without padding; the usual amount is easier to read.
             ends.push(open.max(padding[axis].min(reached.saturating_sub(from))));
             let size = (from + padding[axis] + ends[axis] - spans[axis]) / stride[axis] + 1;
-            ensure!(size == to, "its windows yield {size} pixels, expected {to}");
+            if size != to {
+                return Err(format!("its windows yield {size} pixels, expected {to}"));
+            }
         }
         Ok([padding, &ends].concat())
     }
 
     /// Returns height and width of a value.
-    fn plane(&self, value: Value) -> Result<[usize; 2]> {
+    fn plane(&self, value: Value) -> Result<[usize; 2], String> {
         match self.shapes.get(&value) {
             Some([_, _, height, width]) => Ok([height.of_one(), width.of_one()]),
-            _ => bail!("its input is not a feature map"),
+            _ => Err("its input is not a feature map".into()),
         }
     }
 
-    fn constant(&self, value: Value) -> Result<&'a Constant> {
-        self.graph.constants.get(&value).context("its weight is computed, not a constant")
+    fn constant(&self, value: Value) -> Result<&'a Constant, String> {
+        self.graph.constants.get(&value).ok_or_else(|| "its weight is computed, not a constant".into())
     }
 
     /// Returns the names of a node's inputs; constants become initializers.
-    fn inputs(&mut self, node: &Node) -> Result<Vec<String>> {
+    fn inputs(&mut self, node: &Node) -> Vec<String> {
         let input = |&value: &Value| match self.graph.constants.get(&value) {
-            Some(constant) => Ok(self.initialize(&constant.name, &constant.shape, floats(constant)?)),
-            None => Ok(self.name(value)),
+            Some(constant) => self.initialize(&constant.name, &constant.shape, floats(constant)),
+            None => self.name(value),
         };
         node.inputs.iter().map(input).collect()
     }
 
     /// Returns a linear layer's weight in PyTorch's layout, `[out, in]`.
-    fn linear_weight(&mut self, value: Value) -> Result<String> {
+    fn linear_weight(&mut self, value: Value) -> Result<String, String> {
         let Constant { name, shape, data } = self.constant(value)?;
-        let [inputs, outputs] = shape[..] else { bail!("{name} is no matrix") };
+        let [inputs, outputs] = shape[..] else { return Err(format!("{name} is no matrix")) };
         let values: Vec<f32> = data.iter::<f32>().collect();
         Ok(self.initialize(name, &[outputs, inputs], bytes(&transposed(&values, outputs))))
     }
@@ -354,8 +364,8 @@ fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
 }
 
-fn floats(constant: &Constant) -> Result<Vec<u8>> {
-    Ok(bytes(&constant.data.iter::<f32>().collect::<Vec<f32>>()))
+fn floats(constant: &Constant) -> Vec<u8> {
+    bytes(&constant.data.iter::<f32>().collect::<Vec<f32>>())
 }
 
 fn bytes(values: &[f32]) -> Vec<u8> {

@@ -1,5 +1,5 @@
 //! Batch normalization in training (batch statistics) and in evaluation (scale and shift per channel).
-use super::prelude::*;
+use super::{prelude::*, sync_batch_norm::AllReduce};
 
 /// The gradients of batch normalization.
 pub trait BatchNormGrad: EpilogueGrad {
@@ -16,7 +16,9 @@ pub trait BatchNormGrad: EpilogueGrad {
         dy: FloatTensor<Self>,
         epsilon: f64,
         flags: EpilogueFlags,
+        sync: Option<AllReduce>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        assert!(sync.is_none(), "only the optimized operations synchronize");
         reference::fused_batch_norm_backward::<Self>(x, gamma, beta, mean, variance, y, dy, epsilon, flags)
     }
 }
@@ -31,8 +33,8 @@ pub trait BatchNormGrad: EpilogueGrad {
 )]
 pub trait BatchNorm: BatchNormGrad {
     /// `relu((x − mean) / √(variance + ε) · gamma + beta + residual)` with the mean and the biased variance of the
-    /// batch; returns those too: `(y [n, c, h, w], mean [c], variance [c])`. No gradient flows through the statistics
-    /// returned.
+    /// batch, or with `sync` of the batches of all processes; returns those too: `(y [n, c, h, w], mean [c], variance [c])`.
+    /// No gradient flows through the statistics returned.
     fn fused_batch_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -40,7 +42,9 @@ pub trait BatchNorm: BatchNormGrad {
         #[extension_type] residual: OptionalTensor<Self>,
         epsilon: f64,
         flags: EpilogueFlags,
+        sync: Option<AllReduce>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        assert!(sync.is_none(), "only the optimized operations synchronize");
         reference::fused_batch_norm::<Self>(x, gamma, beta, residual.into_option(), epsilon, flags)
     }
 
@@ -137,6 +141,7 @@ mod optimized {
             dy: FlexTensor,
             epsilon: f64,
             flags: EpilogueFlags,
+            sync: Option<AllReduce>,
         ) -> (FlexTensor, FlexTensor, FlexTensor, FlexTensor) {
             if !single(&[&x, &gamma, &beta, &dy]) {
                 return reference::fused_batch_norm_backward::<Self>(
@@ -155,13 +160,13 @@ mod optimized {
             };
             let mut dy = dy;
             let NormSums { own: [sums, products], all: [all_sums, all_products], pixels } = match own_floats(&mut dy) {
-                Some(dy) => sync_batch_norm::gradient_sums(floats(&x), dy, n, mask, &mean),
+                Some(dy) => sync_batch_norm::gradient_sums(floats(&x), dy, n, mask, &mean, sync.as_ref()),
                 None => {
                     let mut copy = Buffer::new(n * c * h * w);
                     copy_all(floats(&dy), &mut copy);
                     dy = map(copy, shape);
                     let Some(own) = own_floats(&mut dy) else { unreachable!("a new tensor has one owner") };
-                    sync_batch_norm::gradient_sums(floats(&x), own, n, mask, &mean)
+                    sync_batch_norm::gradient_sums(floats(&x), own, n, mask, &mean, sync.as_ref())
                 }
             };
             // With `Mask::Output` the sums mask the gradient in place.
@@ -201,6 +206,7 @@ mod optimized {
             residual: OptionalTensor<Self>,
             epsilon: f64,
             flags: EpilogueFlags,
+            sync: Option<AllReduce>,
         ) -> (FlexTensor, FlexTensor, FlexTensor) {
             let residual = residual.into_option();
             if !single(&[&x, &gamma, &beta]) {
@@ -208,7 +214,7 @@ mod optimized {
             }
             let x = channels_last(x);
             let shape @ [n, c, _, _] = dims(&x);
-            let [mean, variance] = sync_batch_norm::statistics(floats(&x), n, c);
+            let [mean, variance] = sync_batch_norm::statistics(floats(&x), n, c, sync.as_ref());
             let [scale, shift] = affine(&values(&gamma), &values(&beta), &mean, &variance, epsilon);
             let residual = residual.map(channels_last);
             let residual = residual.as_ref().map(floats);
@@ -270,16 +276,17 @@ struct BatchNormState<B: Backend> {
     y: Option<FloatTensor<B>>,
     epsilon: f64,
     flags: EpilogueFlags,
+    sync: Option<AllReduce>,
 }
 
 impl<B: BatchNorm, const N: usize> Backward<B, N> for BatchNormBackward {
     type State = BatchNormState<B>;
 
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
-        let BatchNormState { x, gamma, beta, mean, variance, y, epsilon, flags } = ops.state;
+        let BatchNormState { x, gamma, beta, mean, variance, y, epsilon, flags, sync } = ops.state;
         let dy = grads.consume::<B>(&ops.node);
         let (dx, d_gamma, d_beta, residual) =
-            B::fused_batch_norm_backward(x, gamma, beta, mean, variance, y, dy, epsilon, flags);
+            B::fused_batch_norm_backward(x, gamma, beta, mean, variance, y, dy, epsilon, flags, sync);
         let gradients = [dx, d_gamma, d_beta, residual];
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
@@ -339,6 +346,7 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
         residual: OptionalTensor<Self>,
         epsilon: f64,
         flags: EpilogueFlags,
+        sync: Option<AllReduce>,
     ) -> (Ad<B, C>, Ad<B, C>, Ad<B, C>) {
         let residual = residual.into_option();
         let mut nodes = vec![x.node(), gamma.node(), beta.node()];
@@ -346,8 +354,9 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
         let has_residual = residual.is_some();
         let [x, gamma, beta] = [x, gamma, beta].map(|tensor| tensor.into_primitive());
         let residual = residual.map(|tensor| tensor.into_primitive());
+        let [x_in, gamma_in, beta_in] = [&x, &gamma, &beta].map(Clone::clone);
         let (output, mean, variance) =
-            B::fused_batch_norm(x.clone(), gamma.clone(), beta.clone(), residual.into(), epsilon, flags);
+            B::fused_batch_norm(x_in, gamma_in, beta_in, residual.into(), epsilon, flags, sync.clone());
         let statistics = [mean.clone(), variance.clone()].map(<Self as AutodiffBackend>::from_inner);
         let y = record_some::<B, C, _, _>(BatchNormBackward, nodes, output, |y| BatchNormState {
             x,
@@ -358,6 +367,7 @@ impl<B: BatchNorm, C: CheckpointStrategy> BatchNorm for Autodiff<B, C> {
             y: (flags.relu && has_residual).then(|| y.clone()),
             epsilon,
             flags,
+            sync,
         });
         let [mean, variance] = statistics;
         (y, mean, variance)

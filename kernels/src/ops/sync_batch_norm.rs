@@ -1,6 +1,6 @@
 //! Batch statistics of several processes: synchronized batch normalization.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{fmt, sync::Arc};
 
 use burn::tensor::TensorData;
 
@@ -9,23 +9,29 @@ use super::prelude::*;
 #[cfg(feature = "flex")]
 use crate::cpu::norm::{self, Mask};
 
-/// Sums each value over all processes, in place, with the same bits on each. All processes must call it equally often and in
-/// the same order.
-pub type AllReduce = Arc<dyn Fn(&mut [f64]) + Send + Sync>;
+/// A sum over all processes, for [`batch_norm`](crate::batch_norm) and [`all_reduce_sum`](crate::all_reduce_sum).
+#[derive(Clone)]
+pub struct AllReduce(Arc<Sum>);
 
-static SUM: RwLock<Option<AllReduce>> = RwLock::new(None);
+/// Sums values over all processes, in place.
+type Sum = dyn Fn(&mut [f64]) + Send + Sync;
 
-/// Sets whether batch normalization in training computes its statistics over the batches of all processes (by `all_reduce`)
-/// or, with `None`, over the process's own batch. The results of the optimized operations then do not depend on the number of
-/// processes that share a batch, to the bit in all but rare cases. Other operations can be built from
-/// [`all_reduce_sum`](crate::all_reduce_sum).
-pub fn set_sync_batch_norm(sum: Option<AllReduce>) {
-    *SUM.write().unwrap_or_else(PoisonError::into_inner) = sum;
+impl AllReduce {
+    /// Creates it from a function that sums each value over all processes, in place, with the same bits on each. All
+    /// processes must call it equally often and in the same order.
+    pub fn new(sum: impl Fn(&mut [f64]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sum))
+    }
+
+    fn sum(&self, values: &mut [f64]) {
+        (self.0)(values);
+    }
 }
 
-/// Returns whether batch statistics are computed over all processes.
-pub fn sync_batch_norm() -> bool {
-    sum().is_some()
+impl fmt::Debug for AllReduce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AllReduce")
+    }
 }
 
 /// Reductions over processes, on any backend.
@@ -38,14 +44,13 @@ pub fn sync_batch_norm() -> bool {
 )]
 pub trait AllReduceSum: Backend {
     /// Sums each element over the tensors of all processes, through host memory; its gradient likewise.
-    fn all_reduce_sum(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let Some(sum) = sum() else { return x };
+    fn all_reduce_sum(x: FloatTensor<Self>, sum: AllReduce) -> FloatTensor<Self> {
         let (device, dtype) = (x.device(), x.dtype());
         let data = burn_std::reader::try_read_sync(Self::float_into_data(x));
         let data = data.expect("the host waits for the device").expect("a tensor of the device can be read");
         let shape = data.shape().clone();
         let mut values: Vec<f64> = data.iter::<f64>().collect();
-        sum(&mut values);
+        sum.sum(&mut values);
         Self::float_from_data(TensorData::new(values, shape).convert_dtype(dtype), &device)
     }
 }
@@ -53,10 +58,6 @@ pub trait AllReduceSum: Backend {
 reference_backends!(AllReduceSum);
 #[cfg(feature = "flex")]
 impl AllReduceSum for Flex {}
-
-fn sum() -> Option<AllReduce> {
-    SUM.read().unwrap_or_else(PoisonError::into_inner).clone()
-}
 
 /// Sums the values of each image in f64, so that the sum does not depend on the assignment of images to processes, up to the
 /// last bits of an f64.
@@ -69,19 +70,19 @@ fn over_images(sum: &AllReduce, pixels: usize, images: impl Iterator<Item = [Vec
         total.iter_mut().zip(values).for_each(|(total, value)| *total += value);
     }
     total.push(pixels as f64);
-    sum(&mut total);
+    sum.sum(&mut total);
     let pixels = total.pop().unwrap_or_default();
     let second = total.split_off(total.len() / 2);
     ([total, second], pixels)
 }
 
-/// Mean and biased variance of each channel over the images of all processes; this one's are `x`,
-/// `[n, pixels, channels]`.
+/// Mean and biased variance of each channel over the images `x`, `[n, pixels, channels]`, and with `sync` over those of all
+/// processes.
 #[cfg(feature = "flex")]
-pub(crate) fn statistics(x: &[f32], n: usize, channels: usize) -> [Vec<f32>; 2] {
-    let Some(sum) = sum() else { return norm::statistics(x, channels) };
+pub(crate) fn statistics(x: &[f32], n: usize, channels: usize, sync: Option<&AllReduce>) -> [Vec<f32>; 2] {
+    let Some(sum) = sync else { return norm::statistics(x, channels) };
     let images = x.chunks_exact((x.len() / n.max(1)).max(1)).map(|image| norm::raw_sums(image, channels));
-    let ([sums, squares], pixels) = over_images(&sum, x.len() / channels, images);
+    let ([sums, squares], pixels) = over_images(sum, x.len() / channels, images);
     let means: Vec<f64> = sums.iter().map(|sum| sum / pixels).collect();
     let variances = squares.iter().zip(&means).map(|(square, mean)| (square / pixels - mean * mean).max(0.0) as f32);
     [means.iter().map(|&mean| mean as f32).collect(), variances.collect()]
@@ -98,11 +99,18 @@ pub(crate) struct NormSums {
     pub pixels: f64,
 }
 
-/// As [`norm::gradient_sums`], over `n` images of this process and those of all others.
+/// As [`norm::gradient_sums`], over `n` images of this process, and with `sync` over those of all others.
 #[cfg(feature = "flex")]
-pub(crate) fn gradient_sums(x: &[f32], dy: &mut [f32], n: usize, mask: Mask<'_>, mean: &[f32]) -> NormSums {
+pub(crate) fn gradient_sums(
+    x: &[f32],
+    dy: &mut [f32],
+    n: usize,
+    mask: Mask<'_>,
+    mean: &[f32],
+    sync: Option<&AllReduce>,
+) -> NormSums {
     let pixels = x.len() / mean.len();
-    let Some(sum) = sum() else {
+    let Some(sum) = sync else {
         let own = norm::gradient_sums(x, dy, mask, mean);
         return NormSums { all: own.clone(), own, pixels: pixels as f64 };
     };
@@ -119,7 +127,7 @@ pub(crate) fn gradient_sums(x: &[f32], dy: &mut [f32], n: usize, mask: Mask<'_>,
         }
         sums
     });
-    let (all, pixels) = over_images(&sum, pixels, images);
+    let (all, pixels) = over_images(sum, pixels, images);
     NormSums { own, all, pixels }
 }
 
@@ -128,11 +136,11 @@ pub(crate) fn gradient_sums(x: &[f32], dy: &mut [f32], n: usize, mask: Mask<'_>,
 struct AllReduceSumBackward;
 
 impl<B: AllReduceSum> Backward<B, 1> for AllReduceSumBackward {
-    type State = ();
+    type State = AllReduce;
 
-    fn backward(self, ops: Ops<(), 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<AllReduce, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         // All processes' losses depend on the sum.
-        let dy = B::all_reduce_sum(grads.consume::<B>(&ops.node));
+        let dy = B::all_reduce_sum(grads.consume::<B>(&ops.node), ops.state);
         let [parent] = ops.parents;
         if let Some(node) = parent {
             grads.register::<B>(node.id, dy);
@@ -141,8 +149,9 @@ impl<B: AllReduceSum> Backward<B, 1> for AllReduceSumBackward {
 }
 
 impl<B: AllReduceSum, C: CheckpointStrategy> AllReduceSum for Autodiff<B, C> {
-    fn all_reduce_sum(x: Ad<B, C>) -> Ad<B, C> {
+    fn all_reduce_sum(x: Ad<B, C>, sum: AllReduce) -> Ad<B, C> {
         let node = x.node();
-        record::<B, C, _, 1>(AllReduceSumBackward, [node], B::all_reduce_sum(x.into_primitive()), |_| ())
+        let output = B::all_reduce_sum(x.into_primitive(), sum.clone());
+        record::<B, C, _, 1>(AllReduceSumBackward, [node], output, |_| sum)
     }
 }

@@ -1,23 +1,24 @@
-//! The flags about backends, the same in every binary.
+//! The flags that select backends, devices and kernels, the same in every binary.
 
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
-
 use super::{Backend, BackendSpec, ParseBackendError, Selected, auto};
-use crate::world::{World, world};
+use crate::{
+    Error, Result,
+    communicator::{Communicator, communicator},
+};
 
 /// The environment variable that replaces the default of `--backend`.
 pub const VARIABLE: &str = "HEARTH_BACKEND";
 
-/// What `--backend` accepts: `auto`, or a backend and its device.
+/// The value of `--backend`: `auto`, or a backend and its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum BackendChoice {
     /// The first device that opens: see [`auto`].
     #[default]
     Auto,
-    /// The one that is named.
+    /// A named device.
     Named(BackendSpec),
 }
 
@@ -39,11 +40,14 @@ impl FromStr for BackendChoice {
 }
 
 impl BackendChoice {
-    /// The choice of a flag, or else of the environment, or else the default.
+    /// Returns the value of the flag, or else of the environment variable, or else the default.
     fn or_default(flag: Option<Self>, environment: Option<String>) -> Result<Self> {
         match (flag, environment.filter(|value| !value.is_empty())) {
             (Some(flag), _) => Ok(flag),
-            (None, Some(value)) => value.parse().with_context(|| format!("{VARIABLE}={value}")),
+            (None, Some(value)) => {
+                let invalid = |error: ParseBackendError| Error::Setting(format!("{VARIABLE}={value}: {error}"));
+                value.parse().map_err(invalid)
+            }
             (None, None) => Ok(Self::default()),
         }
     }
@@ -51,8 +55,8 @@ impl BackendChoice {
     /// Opens the device.
     ///
     /// # Errors
-    /// Where it does not open; for `auto` also where several processes would all take the same GPU.
-    fn select(self, world: &World) -> Result<Selected> {
+    /// Fails if it does not open; for `auto` also where several processes would all take the same GPU.
+    fn select(self, world: &Communicator) -> Result<Selected> {
         match self {
             Self::Named(spec) => Selected::named(spec),
             Self::Auto => {
@@ -67,12 +71,13 @@ impl BackendChoice {
 
 /// Refuses to choose among GPUs for several processes.
 fn require_device_names(processes: usize, gpus: bool) -> Result<()> {
-    ensure!(
-        processes == 1 || !gpus,
+    if processes == 1 || !gpus {
+        return Ok(());
+    }
+    Err(Error::Device(format!(
         "{processes} processes were started, and `--backend auto` would give all of a host the same GPU: name the GPUs of \
          a host, of which each process takes its part (`--devices cuda:0-7`), or the CPU (`--backend flex`)"
-    );
-    Ok(())
+    )))
 }
 
 pub(super) fn environment() -> Option<String> {
@@ -97,27 +102,27 @@ impl BackendArgs {
     /// Opens the device.
     ///
     /// # Errors
-    /// Where it does not open; for `auto` also where several processes would all take the same GPU.
+    /// Fails if it does not open; for `auto` also where several processes would all take the same GPU.
     pub fn select(&self) -> Result<Selected> {
-        BackendChoice::or_default(self.backend, environment())?.select(world())
+        BackendChoice::or_default(self.backend, environment())?.select(communicator())
     }
 }
 
 /// Opens the devices of a flag that may be repeated; the default's where it was not given.
 ///
 /// # Errors
-/// Where one of them does not open.
+/// Fails if one of them does not open.
 pub fn select_all(choices: &[BackendChoice]) -> Result<Vec<Selected>> {
     if choices.is_empty() {
         return Ok(vec![BackendArgs::default().select()?]);
     }
-    choices.iter().map(|choice| choice.select(world())).collect()
+    choices.iter().map(|choice| choice.select(communicator())).collect()
 }
 
-/// Opens devices that are all named.
+/// Opens several named devices.
 ///
 /// # Errors
-/// Where one of them does not open.
+/// Fails if one of them does not open.
 pub fn select_named(devices: &[BackendSpec]) -> Result<Vec<Selected>> {
     devices.iter().map(|&spec| Selected::named(spec)).collect()
 }
@@ -136,13 +141,6 @@ pub struct KernelArgs {
         default_value_t
     )]
     pub kernels: kernels::KernelMode,
-}
-
-impl KernelArgs {
-    /// Has them run from now on.
-    pub fn choose(self) {
-        kernels::set_kernel_mode(self.kernels);
-    }
 }
 
 #[cfg(test)]

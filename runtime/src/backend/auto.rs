@@ -1,14 +1,15 @@
-//! `--backend auto`, and what a program says about the device that it computes on.
+//! `--backend auto`, and the description of the selected device.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use anyhow::{Result, anyhow};
 use burn::tensor::Device;
+use kernels::KernelMode;
 use serde_json::{Value, json};
 
 use super::{Backend, BackendSpec, found};
+use crate::{Error, Result};
 
 /// Backends in the order in which [`auto`] tries them. WebGPU is not among them: a native program cannot open it.
 const ORDER: [Backend; 8] = [
@@ -35,7 +36,7 @@ pub struct Selected {
 pub struct Skipped {
     /// The backend.
     pub backend: Backend,
-    /// Why its device did not open.
+    /// The error of opening its device.
     pub reason: String,
 }
 
@@ -67,22 +68,23 @@ impl Selected {
         &self.skipped
     }
 
-    /// The device for people: `cuda:0 (NVIDIA H200)`, `CPU (flex, AVX-512, 2 threads)`.
-    pub fn description(&self) -> String {
-        describe(self.spec, &self.device)
+    /// Returns a description of the device, with the operations that are to run on it: `cuda:0 (NVIDIA H200)`, `CPU (flex,
+    /// AVX-512, 2 threads)`.
+    pub fn description(&self, kernels: KernelMode) -> String {
+        describe(self.spec, &self.device, kernels)
     }
 
-    /// Why kernels may fail although the device opened, with the remedy.
+    /// Returns a warning if kernels may fail although the device opened, with the remedy.
     pub fn warning(&self) -> Option<String> {
         found::missing_for_kernels(self.spec.backend())
     }
 }
 
 /// Returns the first device that opens among those of the compiled backends: CUDA's, ROCm's, Metal's, Vulkan's or
-/// wgpu's if it is a GPU and no software adapter, or else the CPU. The search takes place once a process.
+/// wgpu's if it is a GPU and no software adapter, or else the CPU. The search is done once per process.
 ///
 /// # Errors
-/// Where the build has no CPU backend, and no GPU was found.
+/// Fails if the build has no CPU backend, and no GPU was found.
 pub fn auto() -> Result<Selected> {
     static AUTO: OnceLock<Result<Selected, String>> = OnceLock::new();
     let selected = AUTO.get_or_init(|| {
@@ -96,10 +98,10 @@ pub fn auto() -> Result<Selected> {
             )),
         }
     });
-    selected.clone().map_err(|error| anyhow!(error))
+    selected.clone().map_err(Error::Device)
 }
 
-/// The first of `backends` that `open` opens, and why those before it did not open.
+/// Returns the first of `backends` that `open` opens, and the errors of those before it.
 fn first_that_opens<T>(
     backends: impl IntoIterator<Item = Backend>,
     mut open: impl FnMut(Backend) -> Result<T, String>,
@@ -114,7 +116,7 @@ fn first_that_opens<T>(
     (None, skipped)
 }
 
-/// Opens a backend's best device, if it is no software adapter.
+/// Opens a backend's best device unless it is a software adapter.
 fn open(backend: Backend) -> Result<(BackendSpec, Device), String> {
     let spec = choose(backend, &found::devices(backend))?;
     let device = spec.try_open()?;
@@ -125,7 +127,7 @@ fn open(backend: Backend) -> Result<(BackendSpec, Device), String> {
     }
 }
 
-/// The device of a backend to open, given those that it lists.
+/// Selects the device of a backend among those that it lists.
 fn choose(backend: Backend, found: &[found::Found]) -> Result<BackendSpec, String> {
     if !backend.is_gpu() {
         return Ok(backend.into());
@@ -140,13 +142,13 @@ fn choose(backend: Backend, found: &[found::Found]) -> Result<BackendSpec, Strin
     Ok(BackendSpec::from(backend).canonical())
 }
 
-/// A device for people.
-pub(super) fn describe(spec: BackendSpec, device: &Device) -> String {
+/// Describes a device.
+pub(super) fn describe(spec: BackendSpec, device: &Device, kernels: KernelMode) -> String {
     match spec.backend() {
         Backend::Flex => {
-            let instructions = match kernels::kernel_mode() {
-                kernels::KernelMode::Optimized => kernels::instruction_set(),
-                kernels::KernelMode::Reference => "Burn's operations",
+            let instructions = match kernels {
+                KernelMode::Optimized => kernels::instruction_set(),
+                KernelMode::Reference => "Burn's operations",
             };
             let threads = kernels::num_threads();
             format!("CPU (flex, {instructions}, {threads} {})", if threads == 1 { "thread" } else { "threads" })
@@ -164,18 +166,18 @@ pub(super) fn describe(spec: BackendSpec, device: &Device) -> String {
     }
 }
 
-/// Why GPU backends were skipped, in one clause.
+/// Summarizes why GPU backends were skipped.
 fn sentence(skipped: &[Skipped]) -> Option<String> {
     let reasons: Vec<_> = skipped.iter().map(ToString::to_string).collect();
     (!reasons.is_empty()).then(|| format!("no GPU was found: {}", reasons.join("; ")))
 }
 
-/// The line that a program begins with, about the devices that it computes on.
+/// Returns the first line of a program's output: the devices that it computes on and the operations that it runs there.
 ///
 /// `device: cuda:0 (NVIDIA H200)`, `device: CPU (flex, AVX-512, 2 threads); no GPU was found: vulkan: …`
-pub fn device_line(selected: &[Selected]) -> String {
+pub fn device_line(selected: &[Selected], kernels: KernelMode) -> String {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-    let descriptions: Vec<String> = selected.iter().map(Selected::description).collect();
+    let descriptions: Vec<String> = selected.iter().map(|selected| selected.description(kernels)).collect();
     for description in &descriptions {
         let first = descriptions.iter().position(|other| other == description).unwrap_or_default();
         *counts.entry(first).or_default() += 1;
@@ -199,12 +201,12 @@ pub fn device_line(selected: &[Selected]) -> String {
     format!("{label}: {}{}", devices.join(", "), reasons.map_or(String::new(), |reasons| format!("; {reasons}")))
 }
 
-/// The same for programs: one JSON object with the event `device`.
-pub fn device_json(selected: &[Selected]) -> Value {
+/// Returns [`device_line`] as a JSON object with the event `device`.
+pub fn device_json(selected: &[Selected], kernels: KernelMode) -> Value {
     let device = |selected: &Selected| {
         json!({
             "backend": selected.spec.backend().name(), "device": selected.spec.to_string(),
-            "description": selected.description(),
+            "description": selected.description(kernels),
             "skipped": selected.skipped.iter().map(|skipped| {
                 json!({ "backend": skipped.backend.name(), "reason": skipped.reason })
             }).collect::<Vec<_>>(),
@@ -219,7 +221,7 @@ mod tests {
     use super::*;
     use crate::backend::{compiled, found::Found};
 
-    /// Devices that open, and what became of the others.
+    /// Devices that open, and the errors of the others.
     fn run(compiled: &[Backend], opens: &[Backend]) -> (Option<Backend>, Vec<String>) {
         let mut asked = Vec::new();
         let (opened, skipped) =
@@ -273,15 +275,16 @@ mod tests {
     fn the_line_names_the_device_and_why_there_is_no_gpu() {
         let flex = Selected::named(Backend::Flex.into()).expect("the CPU opens");
         let threads = kernels::num_threads();
-        let line = device_line(std::slice::from_ref(&flex));
+        let line = device_line(std::slice::from_ref(&flex), KernelMode::Optimized);
         assert!(line.starts_with("device: CPU (flex, ") && line.contains(&format!(", {threads} thread")), "{line}");
         assert!(line.ends_with(')'), "{line}");
         let reason = Skipped { backend: Backend::Vulkan, reason: "no adapter".into() };
         let fallback = Selected { skipped: vec![reason], ..flex.clone() };
-        let line = device_line(std::slice::from_ref(&fallback));
+        let line = device_line(std::slice::from_ref(&fallback), KernelMode::Optimized);
         assert!(line.ends_with("); no GPU was found: vulkan: no adapter"), "{line}");
-        assert!(device_line(&[flex.clone(), flex]).starts_with("devices: 2 × CPU (flex, "));
-        let json = device_json(&[fallback]);
+        assert!(flex.description(KernelMode::Reference).starts_with("CPU (flex, Burn's operations, "));
+        assert!(device_line(&[flex.clone(), flex], KernelMode::Optimized).starts_with("devices: 2 × CPU (flex, "));
+        let json = device_json(&[fallback], KernelMode::Optimized);
         assert_eq!(json["devices"][0]["skipped"][0]["reason"], "no adapter");
         assert_eq!(json["devices"][0]["device"], "flex");
     }

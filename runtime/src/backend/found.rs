@@ -1,4 +1,4 @@
-//! The devices that the GPU backends of this build find, and what those say of themselves.
+//! Enumerates the devices of the compiled GPU backends, with their properties.
 
 use burn::tensor::Device;
 
@@ -8,16 +8,16 @@ use super::{Backend, BackendSpec};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) spec: BackendSpec,
-    /// Whether it is a CPU that stands in for a GPU, such as Mesa's lavapipe.
+    /// Whether it is a software adapter, such as Mesa's lavapipe.
     pub(super) is_software: bool,
 }
 
-/// What an open device says of itself.
+/// The properties of an open device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) name: String,
     pub(super) is_software: bool,
-    /// Bytes of device memory, where the API tells.
+    /// Bytes of device memory, if the API reports them.
     pub(super) memory: Option<u64>,
 }
 
@@ -27,17 +27,17 @@ pub(super) fn devices(backend: Backend) -> Vec<Found> {
     cube::devices(backend)
 }
 
-/// What a GPU's device says of itself; `None` for other backends.
+/// Returns the properties of a GPU device; `None` for other backends.
 pub(super) fn identity(device: &Device) -> Option<Identity> {
     cube::identity(device)
 }
 
-/// Returns whether an open device is a CPU that stands in for a GPU, such as Mesa's lavapipe, however it was named.
+/// Returns whether an open device is a software adapter, such as Mesa's lavapipe, regardless of its name.
 pub fn is_software_adapter(device: &Device) -> bool {
     identity(device).is_some_and(|identity| identity.is_software)
 }
 
-/// Why a compiled GPU backend lists no device.
+/// Returns why a compiled GPU backend lists no device.
 pub(super) fn why_none(backend: Backend) -> &'static str {
     match backend {
         #[cfg(feature = "cuda")]
@@ -55,14 +55,14 @@ pub(super) fn why_none(backend: Backend) -> &'static str {
     }
 }
 
-/// Whether the CUDA runtime finds NCCL, by the runtime's own look for it.
+/// Whether the CUDA runtime finds NCCL, tested by the runtime's own search.
 #[cfg(feature = "cuda")]
 pub(super) fn cuda_has_collectives() -> bool {
     // SAFETY: loads the library, whose initializers are NVIDIA's, and nothing else; the runtime does the same.
     unsafe { cudarc::nccl::sys::is_culib_present() }
 }
 
-/// Why kernels that the backend compiles may fail on a machine where its device opens.
+/// Returns why kernels that the backend compiles may fail although its device opens.
 ///
 /// The compiler of CUDA kernels links NVIDIA's math library, a file of the CUDA toolkit, into kernels that use `exp`,
 /// `log` and the like: losses and softmax do. The places are those where the compiler looks.
@@ -136,7 +136,7 @@ mod cube {
             .collect()
     }
 
-    /// How the command line names the device; `None` where it has no name of its own there.
+    /// The name of the device on the command line, if it has one.
     fn selector(device: &CubeDevice) -> Option<DeviceSelector> {
         match device {
             CubeDevice::Cuda(device) => Some(DeviceSelector::Index(device.index)),

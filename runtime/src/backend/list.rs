@@ -1,16 +1,18 @@
-//! The command `devices`: what the compiled backends find, and which device `auto` picks.
+//! The command `devices`: lists the devices of the compiled backends and the one that `auto` selects.
 
-use anyhow::{Context, Result};
+use std::io;
+
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
+use kernels::KernelMode;
 use serde::Serialize;
 
 use super::{Backend, BackendSpec, Selected, VARIABLE, args, auto, build_command, compiled, found, names, suggestion};
-use crate::exit::ExitCode;
+use crate::{Result, exit::ExitCode, output::StdoutError, units::human_bytes};
 
 /// List the devices of the compiled backends, and which one `--backend auto` picks
 ///
-/// Each device is opened, so the list also says why one does not work.
+/// Each device is opened, so the list also reports why one does not work.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct DevicesArgs {
     /// How the list is printed
@@ -35,7 +37,7 @@ struct List {
     compiled: Vec<&'static str>,
     backends: Vec<Listed>,
     auto: Outcome,
-    /// What `HEARTH_BACKEND` puts in the place of `auto`.
+    /// The value of `HEARTH_BACKEND`, which replaces `auto`.
     environment: Option<String>,
 }
 
@@ -44,9 +46,9 @@ struct List {
 struct Listed {
     backend: &'static str,
     devices: Vec<ListedDevice>,
-    /// Why it lists no device.
+    /// The reason if it lists no device.
     problem: Option<String>,
-    /// Why kernels may fail on devices that open.
+    /// A warning if kernels may fail on devices that open.
     warning: Option<String>,
 }
 
@@ -57,9 +59,9 @@ struct ListedDevice {
     name: Option<String>,
     memory_bytes: Option<u64>,
     software: bool,
-    /// The types that it computes in.
+    /// The supported floating-point types.
     dtypes: Vec<&'static str>,
-    /// Why it does not open.
+    /// The error of opening it.
     problem: Option<String>,
 }
 
@@ -74,34 +76,43 @@ struct Outcome {
 /// Prints the devices of every compiled backend on standard output.
 ///
 /// # Errors
-/// Where standard output cannot be written.
-pub fn devices(args: &DevicesArgs) -> Result<ExitCode> {
+/// Fails if standard output cannot be written.
+pub fn devices(args: &DevicesArgs, kernels: KernelMode) -> Result<ExitCode> {
     let list = List {
         hearth: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         compiled: compiled().into_iter().map(Backend::name).collect(),
-        backends: compiled().into_iter().map(listed).collect(),
-        auto: outcome(auto()),
+        backends: compiled().into_iter().map(|backend| listed(backend, kernels)).collect(),
+        auto: outcome(auto(), kernels),
         environment: args::environment().filter(|value| !value.is_empty()),
     };
     match args.format {
-        ListFormat::Json => crate::outln!("{}", serde_json::to_string_pretty(&list).context("cannot write JSON")?)?,
+        ListFormat::Json => crate::outln!("{}", json(&list)?)?,
         ListFormat::Text => crate::out!("{}", text(&list))?,
     }
     Ok(ExitCode::Success)
 }
 
-fn listed(backend: Backend) -> Listed {
+fn json(list: &List) -> Result<String> {
+    Ok(serde_json::to_string_pretty(list).map_err(|error| StdoutError::from(io::Error::from(error)))?)
+}
+
+fn listed(backend: Backend, kernels: KernelMode) -> Listed {
     let specs: Vec<BackendSpec> = match backend.is_gpu() {
         true => found::devices(backend).into_iter().map(|found| found.spec).collect(),
         false => vec![backend.into()],
     };
     let problem = specs.is_empty().then(|| found::why_none(backend).to_string());
     let warning = if specs.is_empty() { None } else { found::missing_for_kernels(backend) };
-    Listed { backend: backend.name(), devices: specs.into_iter().map(device).collect(), problem, warning }
+    Listed {
+        backend: backend.name(),
+        devices: specs.into_iter().map(|spec| device(spec, kernels)).collect(),
+        problem,
+        warning,
+    }
 }
 
-fn device(spec: BackendSpec) -> ListedDevice {
+fn device(spec: BackendSpec, kernels: KernelMode) -> ListedDevice {
     let listed = ListedDevice { device: spec.to_string(), ..ListedDevice::default() };
     let device = match spec.try_open() {
         Ok(device) => device,
@@ -115,7 +126,7 @@ fn device(spec: BackendSpec) -> ListedDevice {
             dtypes: dtypes(&device),
             ..listed
         },
-        None => ListedDevice { name: Some(auto::describe(spec, &device)), dtypes: dtypes(&device), ..listed },
+        None => ListedDevice { name: Some(auto::describe(spec, &device, kernels)), dtypes: dtypes(&device), ..listed },
     }
 }
 
@@ -124,16 +135,16 @@ fn dtypes(device: &Device) -> Vec<&'static str> {
     all.into_iter().filter(|&(dtype, _)| device.supports_dtype(dtype)).map(|(_, name)| name).collect()
 }
 
-fn outcome(selected: Result<Selected>) -> Outcome {
+fn outcome(selected: Result<Selected>, kernels: KernelMode) -> Outcome {
     match selected {
         Ok(selected) => Outcome {
             device: Some(selected.spec().to_string()),
-            description: Some(selected.description()),
+            description: Some(selected.description(kernels)),
             skipped: selected.skipped().iter().map(ToString::to_string).collect(),
             problem: None,
         },
         Err(error) => {
-            Outcome { device: None, description: None, skipped: Vec::new(), problem: Some(format!("{error:#}")) }
+            Outcome { device: None, description: None, skipped: Vec::new(), problem: Some(error.to_string()) }
         }
     }
 }
@@ -145,10 +156,7 @@ fn text(list: &List) -> String {
             text += &format!("{backend:<18}  {:>10}  {:<14}  none: {problem}\n", "-", "-");
         }
         for device in devices {
-            let memory = device.memory_bytes.map_or("-".to_string(), |bytes| {
-                let gib = bytes as f64 / f64::from(1 << 30);
-                format!("{gib:.1} GiB")
-            });
+            let memory = device.memory_bytes.map_or("-".to_string(), human_bytes);
             let name = match (&device.name, &device.problem) {
                 (_, Some(problem)) => format!("does not open: {problem}"),
                 (Some(name), None) if device.software => format!("{name} (a software adapter)"),
@@ -219,7 +227,7 @@ mod tests {
     fn the_table_has_devices_reasons_and_the_choice() {
         let text = text(&example());
         for part in [
-            "cuda:0               139.0 GiB  f32 bf16        NVIDIA H200\n",
+            "cuda:0              139.00 GiB  f32 bf16        NVIDIA H200\n",
             "does not open: busy",
             "none: no loader",
             "warning: look",
@@ -233,7 +241,7 @@ mod tests {
     #[test]
     fn every_compiled_backend_is_listed_with_a_device_or_a_reason() {
         for backend in compiled() {
-            let listed = listed(backend);
+            let listed = listed(backend, KernelMode::Optimized);
             assert_eq!(listed.devices.is_empty(), listed.problem.is_some(), "{listed:?}");
             assert!(
                 listed.devices.iter().all(|device| device.problem.is_some() || device.name.is_some()),
@@ -245,7 +253,7 @@ mod tests {
     #[cfg(feature = "flex")]
     #[test]
     fn the_cpu_is_listed_with_what_its_kernels_use() {
-        let flex = listed(Backend::Flex);
+        let flex = listed(Backend::Flex, KernelMode::Optimized);
         assert_eq!(flex.devices.len(), 1);
         assert!(flex.devices[0].name.as_ref().is_some_and(|name| name.starts_with("CPU (flex, ")), "{flex:?}");
         assert!(flex.devices[0].dtypes.contains(&"f32"));

@@ -1,17 +1,17 @@
-//! A backend and one of its devices, as it is written on the command line, and how it is opened.
+//! Device specifications such as `cuda:1`: parsing and opening.
 
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 
 use super::{Backend, auto, build_command, compiled, names, suggestion};
+use crate::{Error, Result};
 
 /// Which of a backend's devices to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DeviceSelector {
-    /// What the backend itself takes first: the CPU, GPU 0, or the best graphics adapter.
+    /// The backend's default device: the CPU, GPU 0, or the best graphics adapter.
     #[default]
     Default,
     /// `N`: a GPU by its index.
@@ -71,17 +71,17 @@ impl BackendSpec {
         Self { backend, selector }
     }
 
-    /// Returns the device for work that computes nothing worth a GPU: parameters are counted, shapes are recorded,
-    /// weights are read and written. This is the CPU, or in a build without a CPU backend what [`auto`] picks.
+    /// Returns the device for light work: counting parameters, recording shapes, reading and writing weights. It is the
+    /// CPU, or in a build without a CPU backend the device that [`auto`] selects.
     ///
     /// # Errors
-    /// Where the build has no CPU backend, and no device of the others opens.
+    /// Fails if the build has no CPU backend, and no device of the others opens.
     pub fn host() -> Result<Self> {
         let cpu = [Backend::Flex, Backend::NdArray, Backend::Tch].into_iter().find(|backend| backend.is_compiled());
         cpu.map_or_else(|| Ok(auto()?.spec()), |backend| Ok(Self::from(backend)))
     }
 
-    /// The same device with its index, where that is always 0: `cuda` is `cuda:0`.
+    /// Returns the device with an explicit index: `cuda` becomes `cuda:0`.
     pub(super) fn canonical(self) -> Self {
         match (self.backend, self.selector) {
             (Backend::Cuda | Backend::Rocm, DeviceSelector::Default) => {
@@ -96,17 +96,17 @@ impl BackendSpec {
         self.backend
     }
 
-    /// Which of its devices.
+    /// The device of the backend.
     pub fn selector(&self) -> DeviceSelector {
         self.selector
     }
 
-    /// Whether it computes on the CPU, which several may do at once.
+    /// Whether it computes on the CPU, which several processes can share.
     pub fn is_cpu(&self) -> bool {
         matches!(self.backend, Backend::Flex | Backend::NdArray) || self.selector == DeviceSelector::Cpu
     }
 
-    /// Whether several such devices in one process can sum tensors among themselves: CUDA can, where NCCL is installed.
+    /// Whether several such devices in one process support collectives: CUDA with NCCL does.
     pub fn has_collectives(&self) -> bool {
         #[cfg(feature = "cuda")]
         if self.backend == Backend::Cuda {
@@ -115,34 +115,34 @@ impl BackendSpec {
         false
     }
 
-    /// Opens the device and makes sure that it works: a backend that is not compiled in, a missing driver and a
-    /// missing GPU are errors here, with what to do about them, and not a panic at the first tensor.
+    /// Opens the device and checks that it works: a backend that is not compiled in, a missing driver and a missing GPU
+    /// are errors here, with the remedy, in place of a panic at the first tensor.
     ///
     /// The device has no autodiff; training calls `.autodiff()` on it. No tensor is made on it, so that
     /// `Device::configure` (the default precision) still works on the result.
     ///
     /// # Errors
-    /// Where the backend is not compiled in, or the device does not open.
+    /// Fails if the backend is not compiled in, or the device does not open.
     pub fn device(&self) -> Result<Device> {
         let name = self.backend;
         if !name.is_compiled() {
             let list = names(&compiled());
-            if !name.is_supported_here() {
-                bail!(
+            return Err(Error::NotCompiled(match name.is_supported_here() {
+                false => format!(
                     "backend `{name}` does not exist on {} and is not compiled into this binary (compiled: {list}); \
                      GPU backends here: {}",
                     std::env::consts::OS,
                     suggestion()
-                );
-            }
-            bail!(
-                "backend `{name}` is not compiled into this binary (compiled: {list}); add its cargo feature: `{} -- …`",
-                build_command(name)
-            );
+                ),
+                true => format!(
+                    "backend `{name}` is not compiled into this binary (compiled: {list}); add its cargo feature: `{} \
+                     -- …`",
+                    build_command(name)
+                ),
+            }));
         }
-        self.try_open()
-            .map_err(anyhow::Error::msg)
-            .with_context(|| format!("cannot open device `{self}`; {}", self.advice()))
+        let failed = |reason| Error::Device(format!("cannot open device `{self}`; {}: {reason}", self.advice()));
+        self.try_open().map_err(failed)
     }
 
     /// Opens the device of a compiled backend; the backend's own reason where it does not open.
@@ -155,7 +155,7 @@ impl BackendSpec {
         device.and_then(|synced| synced).map_err(|reason| reason.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// The device, without a check that it is there.
+    /// Returns the device without checking that it exists.
     fn open(&self) -> Device {
         match self.backend {
             #[cfg(feature = "flex")]
@@ -209,7 +209,7 @@ impl BackendSpec {
         }
     }
 
-    /// What to try when the device cannot be opened.
+    /// The remedy if the device cannot be opened.
     fn advice(&self) -> &'static str {
         match self.backend {
             Backend::Flex | Backend::NdArray => "this is the CPU and should always work: please report it",
@@ -290,17 +290,17 @@ pub enum ParseBackendError {
     /// The name is none of [`Backend::ALL`].
     #[error("no backend is called `{name}`;{} Hearth knows: {}", meant(*nearest), names(&Backend::ALL))]
     UnknownBackend {
-        /// What was given.
+        /// The given value.
         name: String,
         /// The known backend with a similar name.
         nearest: Option<Backend>,
     },
-    /// What follows the colon is no device of this backend.
+    /// The text after the colon is no device of this backend.
     #[error("`{backend}` has no device `{selector}`; {}", selectors(*backend))]
     UnknownDevice {
         /// The backend.
         backend: Backend,
-        /// What was given after the colon.
+        /// The text after the colon.
         selector: String,
     },
 }
@@ -392,17 +392,17 @@ impl FromStr for Devices {
 }
 
 impl Devices {
-    /// The devices of process `rank` of the `size` processes on this host: as many for each.
+    /// Returns the devices of process `rank` of the `size` processes on this host, an equal number for each.
     ///
     /// # Errors
-    /// Where they cannot be shared so: a process would idle, or train on more images than another.
+    /// Fails if the number of processes does not divide that of the devices.
     pub fn of(&self, rank: usize, size: usize) -> Result<Vec<BackendSpec>> {
         let devices = self.0.len();
         if !devices.is_multiple_of(size) {
-            bail!(
+            return Err(Error::Setting(format!(
                 "--devices names {devices} devices of a host, which the {size} processes that run on this one cannot \
                  share alike: start as many processes as devices, or one"
-            );
+            )));
         }
         let each = devices / size;
         Ok(self.0[rank * each..(rank + 1) * each].to_vec())

@@ -225,7 +225,7 @@ function add(file) {
     queue(async () => {
       try {
         if (going.signal.aborted) return;
-        const response = await ask(`/v1/explain?class=${top.index}`, request);
+        const response = await ask(`v1/explain?class=${top.index}`, request);
         const picture = await response.blob();
         if (going.signal.aborted) return;
         heats.set(top.index, url(picture));
@@ -272,7 +272,7 @@ function add(file) {
     queue(async () => {
       try {
         if (going.signal.aborted) return;
-        const { results: [result] } = await (await ask(`/v1/classify?topk=${TOP}`, request)).json();
+        const { results: [result] } = await (await ask(`v1/classify?topk=${TOP}`, request)).json();
         if (result.error) throw new Trouble("The picture could not be classified.", { detail: result.error.message });
         if (going.signal.aborted) return;
         bars(result.top);
@@ -456,7 +456,7 @@ function element(kind, text, name = "") {
 async function describe() {
   let model;
   try {
-    model = await (await ask("/v1/model")).json();
+    model = await (await ask("v1/model")).json();
   } catch {
     return; // It is tried again after the next photograph.
   }

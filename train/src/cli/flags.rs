@@ -1,7 +1,7 @@
 //! The flags for what errors of the library name by its key in a recipe.
 
 /// Keys of a recipe and the flags that set them. Keys that are words of prose too are left out.
-const FLAGS: [(&str, &str); 18] = [
+const FLAGS: [(&str, &str); 22] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
@@ -16,15 +16,19 @@ const FLAGS: [(&str, &str); 18] = [
     ("ranks.dist_bn", "--dist-bn"),
     ("network.dtype", "--dtype"),
     ("transfer.weights", "--weights"),
+    ("transfer.weights_key", "--weights-key"),
     ("transfer.freeze", "--freeze"),
     ("transfer.unfreeze_at", "--unfreeze-at"),
     ("transfer.unfreeze_per_epoch", "--unfreeze-per-epoch"),
     ("transfer.layer_decay", "--layer-decay"),
+    ("transfer.batchnorm", "--batchnorm"),
+    ("transfer.recalibrate_batchnorm", "--recalibrate-batchnorm"),
+    ("checkpoints.patience", "--patience"),
 ];
 
 /// Adds the flags for the keys that an error names.
 pub fn with_flags(error: anyhow::Error) -> anyhow::Error {
-    let text = runtime::exit::chain(&error);
+    let text = runtime::exit::chain(&*error);
     let flags: Vec<String> =
         FLAGS.iter().filter(|(key, _)| names(&text, key)).map(|(key, flag)| format!("{flag} sets {key}")).collect();
     if flags.is_empty() { error } else { anyhow::anyhow!("{text} ({})", flags.join(", ")) }

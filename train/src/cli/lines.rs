@@ -89,6 +89,15 @@ impl Observer for Printer {
         let advice = times.advice();
         match self.lines {
             Lines::Quiet | Lines::Silent => {}
+            Lines::Text if record.epoch == 0 => {
+                noteln!(
+                    "epoch {:>width$}/{epochs}  before the first step  valid loss {:.4}  valid top-1 {:6.2} %",
+                    0,
+                    record.valid.loss,
+                    record.valid.top1,
+                    width = epochs.to_string().len()
+                );
+            }
             Lines::Text => {
                 let width = epochs.to_string().len();
                 let average = record.average.map_or(String::new(), |a| format!("  average's {:.2} %", a.top1));
@@ -120,7 +129,8 @@ impl Observer for Printer {
             Lines::Json => noteln!(
                 "{}",
                 json!({
-                    "event": "epoch", "epoch": record.epoch, "step": record.step, "train": record.train,
+                    "event": "epoch", "epoch": record.epoch, "step": record.step,
+                    "train": (record.epoch > 0).then_some(record.train),
                     "valid": record.valid, "average": record.average, "learning_rate": record.learning_rate,
                     "images_per_second": record.images_per_second, "times": times, "advice": advice,
                     "seconds_left": time_left.map(|left| left.as_secs_f64()),

@@ -6,30 +6,38 @@ pub mod lines;
 
 use std::{
     io::{IsTerminal, stderr, stdout},
+    ops::Bound,
     path::PathBuf,
     sync::Arc,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedI64ValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::{BadSamples, OrientationPolicy};
 use hub::LoadOptions;
+use kernels::KernelMode;
 use models::Architecture;
 use runtime::{
     backend::{self, BackendArgs, BackendChoice, Devices, DevicesArgs, KernelArgs, Selected},
+    communicator::{self, CommunicatorArgs},
     environment::parse_workers,
     exit,
     logging::{self, Verbosity},
     noteln,
-    progress::Output,
+    progress::{Output, is_dumb},
     shell::{CompletionsArgs, ManArgs},
-    world::{self, WorldArgs},
+    units::{number_in, whole_in},
 };
 use train::{
     recipe::{Freeze, Overrides},
-    training::Options,
+    run::Options,
 };
 
 use self::lines::{Lines, Printer};
+
+/// The largest number that `plan` accepts; the product of two fits 64 bits.
+const MOST: u64 = 1_000_000_000;
+
+const ABOVE_0: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::Unbounded);
 
 /// Train image classifiers
 ///
@@ -52,10 +60,21 @@ pub struct Cli {
     pub kernels: KernelArgs,
 
     #[command(flatten)]
-    pub ranks: WorldArgs,
+    pub ranks: CommunicatorArgs,
+}
+
+/// What holds for every command.
+#[derive(Debug, Clone, Copy)]
+pub struct Global {
+    pub kernels: KernelMode,
+    pub verbosity: Verbosity,
 }
 
 impl Cli {
+    pub fn global(&self) -> Global {
+        Global { kernels: self.kernels.kernels, verbosity: self.verbosity }
+    }
+
     /// The format of log records, which is that of progress.
     pub fn log_format(&self) -> logging::LogFormat {
         let format = match &self.command {
@@ -171,24 +190,24 @@ impl Command {
 
 /// Measure training speed and memory
 ///
-/// Times whole training steps on random images and labels: normalization, forward, backward, and SGD with momentum and
+/// StepTimes whole training steps on random images and labels: normalization, forward, backward, and SGD with momentum and
 /// weight decay. Each row is measured in a process of its own.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Architectures (`infer models` lists them), with random weights [default: one of each family]
-    #[arg(value_name = "ARCH")]
+    #[arg(value_name = "ARCH", value_parser = hub::parse_architecture)]
     pub architectures: Vec<Architecture>,
 
     /// Images per step, a row each
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8], value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [8], value_parser = whole_in("a number of images", 1_u32..=4096))]
     pub batch_sizes: Vec<u32>,
 
     /// Side of the images in pixels [default: the network's own]
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "PIXELS", value_parser = whole_in("a number of pixels", 1_u32..=4096))]
     pub size: Option<u32>,
 
     /// Classes
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole_in("a number of classes", 2_u32..=100_000))]
     pub classes: u32,
 
     /// Compute type of convolutions and linear layers
@@ -196,18 +215,18 @@ pub struct BenchArgs {
     pub dtype: String,
 
     /// Threads of the CPU backends [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of threads", 1_u32..=1024))]
     pub threads: Option<u32>,
 
     /// Timed steps
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole_in("a number of iterations", 1_u32..))]
     pub iters: u32,
 
     /// Untimed steps before those; by default 3 to 30, until the times of three in a row differ by at most 10 %
     ///
     /// On a GPU the first steps compile kernels and time several of them for each shape to keep the fastest. A warning
     /// follows the row where the times had not settled.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole_in("a number of iterations", 1_u32..))]
     pub warmup: Option<u32>,
 
     /// Measure with the optimized kernels and with Burn's reference operations, a row each
@@ -235,11 +254,11 @@ pub struct PlanArgs {
     pub architecture: Architecture,
 
     /// Numbers of devices, a row each
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64, 512], allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 64, 512], allow_negative_numbers = true, value_parser = whole_in("a number of devices", 1..=MOST))]
     pub devices: Vec<u64>,
 
     /// Devices per host
-    #[arg(long, value_name = "N", default_value_t = 8, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long, value_name = "N", default_value_t = 8, allow_negative_numbers = true, value_parser = whole_in("a number of devices", 1..=MOST))]
     pub devices_per_host: u64,
 
     /// Training images per second of one device, as `train bench` measures it [default: two CPU cores, for the architectures
@@ -247,55 +266,55 @@ pub struct PlanArgs {
     ///
     /// For orientation, not measured with Hearth: NVIDIA reports 938 (TF32) and 2470 (mixed precision) for ResNet-50 in PyTorch on
     /// one A100.
-    #[arg(long, value_name = "IMAGES", allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "IMAGES", allow_negative_numbers = true, value_parser = number_in("a number of images per second", ABOVE_0))]
     pub images_per_s: Option<f64>,
 
     /// Images per step and device
-    #[arg(long = "batch-per-device", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long = "batch-per-device", value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = whole_in("a number of images", 1..=MOST))]
     pub batch_size: u64,
 
     /// Number of epochs
-    #[arg(long, value_name = "N", default_value_t = 90, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long, value_name = "N", default_value_t = 90, allow_negative_numbers = true, value_parser = whole_in("a number of epochs", 1..=MOST))]
     pub epochs: u64,
 
     /// Number of training images (the default is ImageNet's)
-    #[arg(long, value_name = "N", default_value_t = 1_281_167, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long, value_name = "N", default_value_t = 1_281_167, allow_negative_numbers = true, value_parser = whole_in("a number of images", 1..=MOST))]
     pub images: u64,
 
     /// Number of validation images, evaluated each epoch; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 50_000, allow_negative_numbers = true, value_parser = at_least(0))]
+    #[arg(long, value_name = "N", default_value_t = 50_000, allow_negative_numbers = true, value_parser = whole_in("a number of images", 0..=MOST))]
     pub validation: u64,
 
     /// Number of classes [default: the architecture's, 1000 or 10]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = whole_in("a number of classes", 2_u32..=100_000))]
     pub classes: Option<u32>,
 
     /// Mean size of an encoded image in kB (the default is ImageNet's: 147,897,477,120 bytes for 1,281,167 images)
-    #[arg(long, value_name = "KB", default_value_t = 115.0, allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "KB", default_value_t = 115.0, allow_negative_numbers = true, value_parser = number_in("a number of kilobytes", ABOVE_0))]
     pub image_kb: f64,
 
     /// Decoding cores per host
-    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = at_least(1))]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = whole_in("a number of cores", 1..=MOST))]
     pub cores_per_host: u64,
 
     /// Images per second that a core decodes, crops and flips (the default is half of the 1671 measured on two cores)
-    #[arg(long, value_name = "IMAGES", default_value_t = 835.0, allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "IMAGES", default_value_t = 835.0, allow_negative_numbers = true, value_parser = number_in("a number of images per second", ABOVE_0))]
     pub decode_per_core: f64,
 
     /// Sequential read rate of a host's disk in MB/s: about 150 for a hard disk, 500 for SATA, 2000 and more for NVMe
-    #[arg(long, value_name = "MB", default_value_t = 2000.0, allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "MB", default_value_t = 2000.0, allow_negative_numbers = true, value_parser = number_in("a number of megabytes per second", ABOVE_0))]
     pub disk_mb: f64,
 
     /// Network bandwidth of a host in Gbit/s, each way: for the all-reduce between hosts and, with --remote, the images
-    #[arg(long, value_name = "GBIT", default_value_t = 100.0, allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "GBIT", default_value_t = 100.0, allow_negative_numbers = true, value_parser = number_in("a number of gigabits per second", ABOVE_0))]
     pub network_gbit: f64,
 
     /// Bandwidth of a device's link to the others of its host in Gbit/s, each way: about 200 for PCIe 4.0 × 16, 2400 for NVLink 3
-    #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "GBIT", default_value_t = 200.0, allow_negative_numbers = true, value_parser = number_in("a number of gigabits per second", ABOVE_0))]
     pub link_gbit: f64,
 
     /// Latency of a message of the ring in microseconds
-    #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "US", default_value_t = 20.0, allow_negative_numbers = true, value_parser = number_in("a number of microseconds", 0.0..))]
     pub latency_us: f64,
 
     /// Images come from an object store over the network, not from a local disk
@@ -317,23 +336,6 @@ pub enum PlanFormat {
     Csv,
 }
 
-fn at_least(least: i64) -> RangedI64ValueParser<u64> {
-    // Products of two such numbers fit too.
-    RangedI64ValueParser::new().range(least..=1_000_000_000)
-}
-
-fn number(text: &str, fits: impl Fn(f64) -> bool, wanted: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|number: &f64| number.is_finite() && fits(*number)).ok_or_else(|| wanted.to_string())
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    number(text, |number| number > 0.0, "give a number above 0")
-}
-
-fn not_negative(text: &str) -> Result<f64, String> {
-    number(text, |number| number >= 0.0, "give 0 or a number above it")
-}
-
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
     /// Recipe: a shipped one (`train recipes` lists them) or a file; flags override its keys [default: digits, or
@@ -342,7 +344,7 @@ pub struct PretrainArgs {
     pub recipe: Option<String>,
 
     /// Architecture, such as resnet50 or vgg16_bn (`infer models` lists them)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = hub::parse_architecture)]
     pub arch: Option<Architecture>,
 
     #[command(flatten)]
@@ -366,18 +368,27 @@ pub struct FinetuneArgs {
     pub freeze: Option<Freeze>,
 
     /// Epoch, from 1, at which frozen stages are unfrozen
-    #[arg(help_heading = "Fine-tuning", long, value_name = "EPOCH")]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "EPOCH", value_parser = whole_in("the number of an epoch", 1_i64..))]
     pub unfreeze_at: Option<i64>,
 
     /// Number of stages to unfreeze per epoch from then on [default: all at once]
-    #[arg(help_heading = "Fine-tuning", long, value_name = "STAGES")]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "STAGES", value_parser = whole_in("a number of stages", 1_i64..))]
     pub unfreeze_per_epoch: Option<i64>,
 
     /// Factor of each stage's learning rate relative to the next deeper stage
-    #[arg(help_heading = "Fine-tuning", long, value_name = "FACTOR")]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "FACTOR", value_parser = number_in("a factor above 0, at most 1", ..))]
     pub layer_decay: Option<f64>,
 
-    /// Run a linear probe, find a learning rate, then fine-tune the whole network with gradual unfreezing; report both
+    /// Batch normalization in training: by the running statistics, which stay fixed (freeze), or by those of each batch
+    /// (train) [default: freeze with few images, see `transfer.batchnorm`]
+    #[arg(help_heading = "Fine-tuning", long, value_name = "freeze|train", value_parser = ["auto", "freeze", "train"], hide_possible_values = true)]
+    pub batchnorm: Option<String>,
+
+    /// Recompute the running statistics of batch normalization over the training images before training
+    #[arg(help_heading = "Fine-tuning", long)]
+    pub recalibrate_batchnorm: bool,
+
+    /// Run a linear probe, then fine-tune the whole network with gradual unfreezing; report both, and which is better
     #[arg(help_heading = "Fine-tuning", long, conflicts_with_all = ["freeze", "unfreeze_at", "unfreeze_per_epoch", "layer_decay"])]
     pub auto: bool,
 
@@ -400,7 +411,7 @@ pub struct RunArgs {
     pub val: Option<String>,
 
     /// Fraction of each class to hold out if there is no validation data [default: 0.2]
-    #[arg(help_heading = "Data", long, value_name = "FRACTION")]
+    #[arg(help_heading = "Data", long, value_name = "FRACTION", value_parser = number_in("a fraction above 0 and below 1", ..))]
     pub val_fraction: Option<f64>,
 
     /// Exclude the samples listed in this file, which `datasets doctor --quarantine FILE` writes
@@ -416,24 +427,24 @@ pub struct RunArgs {
     pub orientation: Option<OrientationPolicy>,
 
     /// Largest number of pixels of an image; the memory for decoding grows with it [default: 178956970]
-    #[arg(help_heading = "Data", long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    #[arg(help_heading = "Data", long, value_name = "N", value_parser = whole_in("a number of pixels", 1_i64..))]
     pub max_pixels: Option<i64>,
 
     /// Number of epochs
-    #[arg(help_heading = "Training", long, value_name = "N")]
+    #[arg(help_heading = "Training", long, value_name = "N", value_parser = whole_in("a number of epochs", 1_i64..))]
     pub epochs: Option<i64>,
 
     /// Images per forward pass, over all processes
-    #[arg(help_heading = "Training", long, value_name = "N")]
+    #[arg(help_heading = "Training", long, value_name = "N", value_parser = whole_in("a number of images", 1_i64..))]
     pub batch_size: Option<i64>,
 
     /// Learning rate after the warm-up
-    #[arg(help_heading = "Training", long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(help_heading = "Training", long, value_name = "RATE", allow_negative_numbers = true, value_parser = number_in("a learning rate above 0, such as 0.1", ..))]
     pub lr: Option<f64>,
 
     /// Scale the learning rate linearly: by the images per step (over all processes, with accumulation) divided by N, which
     /// usually is 256
-    #[arg(help_heading = "Training", long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    #[arg(help_heading = "Training", long, value_name = "N", value_parser = whole_in("a number of images", 1_i64..))]
     pub lr_per: Option<i64>,
 
     /// Synchronize batch normalization: statistics over the batches of all processes
@@ -445,8 +456,12 @@ pub struct RunArgs {
     #[arg(help_heading = "Several processes", long, value_name = "reduce|broadcast|none", value_parser = ["reduce", "broadcast", "none"])]
     pub dist_bn: Option<String>,
 
+    /// Stop after this number of epochs without a better one; 0 never stops early [default: the recipe's]
+    #[arg(help_heading = "Training", long, value_name = "EPOCHS", value_parser = clap::value_parser!(i64).range(0..))]
+    pub patience: Option<i64>,
+
     /// Side of the images in pixels; the resize of validation changes in proportion
-    #[arg(help_heading = "Training", long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    #[arg(help_heading = "Training", long, value_name = "PIXELS", value_parser = whole_in("a number of pixels", 1_u32..=16384))]
     pub size: Option<u32>,
 
     /// Compute type of convolutions and linear layers; weights and gradients are f32
@@ -454,7 +469,7 @@ pub struct RunArgs {
     pub dtype: Option<DtypeArg>,
 
     /// Seed of the initial weights, the order of samples, augmentation and dropout
-    #[arg(help_heading = "Training", long, value_parser = clap::value_parser!(i64).range(0..))]
+    #[arg(help_heading = "Training", long, value_parser = whole_in("a whole number", 0_i64..))]
     pub seed: Option<i64>,
 
     /// Set a key of the recipe, such as optimizer.nesterov=true or ema.decay=0.999 (may be repeated)
@@ -572,7 +587,7 @@ pub struct ResumeArgs {
     pub bad_samples: Option<BadSamplesArg>,
 
     /// Number of epochs in all; more than before continue a finished run
-    #[arg(help_heading = "Training", long, value_name = "N")]
+    #[arg(help_heading = "Training", long, value_name = "N", value_parser = whole_in("a number of epochs", 1_i64..))]
     pub epochs: Option<i64>,
 
     #[command(flatten)]
@@ -593,15 +608,15 @@ pub struct LrFindArgs {
     pub recipe: Option<String>,
 
     /// Lowest learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    #[arg(long, value_name = "RATE", default_value_t = 1e-6, value_parser = number_in("a learning rate above 0, such as 1e-6", ..))]
     pub from: f64,
 
     /// Highest learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    #[arg(long, value_name = "RATE", default_value_t = 10.0, value_parser = number_in("a learning rate above 0, such as 10", ..))]
     pub to: f64,
 
     /// Number of steps between them
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole_in("a number of steps", 10_u64..=100_000))]
     pub steps: u64,
 
     /// Chart to write (SVG); a table is written beside it (.csv)
@@ -655,7 +670,7 @@ pub struct ShortcutsArgs {
     pub recipe: Option<String>,
 
     /// Number of epochs
-    #[arg(long)]
+    #[arg(long, value_parser = whole_in("a number of epochs", 1_i64..))]
     pub epochs: Option<i64>,
 
     /// Set a key of the recipe (may be repeated)
@@ -680,46 +695,48 @@ impl LoadingArgs {
     ///
     /// # Errors
     /// Where a device does not open, or the processes of this host cannot share `--devices` alike.
-    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, verbosity: Verbosity) -> anyhow::Result<Options> {
-        let world = world::world();
+    pub fn options(&self, artifacts: PathBuf, out: Option<PathBuf>, global: Global) -> anyhow::Result<Options> {
+        let Global { kernels, verbosity } = global;
+        let world = communicator::communicator();
         let selected = match &self.devices {
             Some(devices) => backend::select_named(&devices.of(world.local_rank(), world.local_size())?)?,
             None => vec![self.backend.select()?],
         };
         let lines = if world.is_root() { self.lines(verbosity) } else { Lines::Silent };
-        announce(&selected, lines);
+        announce(&selected, lines, kernels);
         Ok(Options {
             artifacts,
             out,
             workers: self.workers,
             observer: Arc::new(Printer::new(lines)),
             progress: if lines == Lines::Text { Output::Auto } else { Output::Quiet },
-            dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal(),
+            dashboard: lines == Lines::Text && stdout().is_terminal() && stderr().is_terminal() && !is_dumb(),
             stop: interrupt::stop_flag(),
             save: interrupt::save_flag(),
             command: std::env::args().skip(1).collect(),
             devices: selected.iter().map(Selected::spec).collect(),
+            kernels,
         })
     }
 }
 
 /// Says which devices compute.
-pub fn announce(selected: &[Selected], lines: Lines) {
+pub fn announce(selected: &[Selected], lines: Lines, kernels: KernelMode) {
     match lines {
         Lines::Quiet | Lines::Silent => {}
         Lines::Text => {
-            noteln!("{}", backend::device_line(selected));
+            noteln!("{}", backend::device_line(selected, kernels));
             if let Some(warning) = selected.first().and_then(Selected::warning) {
                 noteln!("warning: {warning}");
             }
         }
-        Lines::Json => noteln!("{}", backend::device_json(selected)),
+        Lines::Json => noteln!("{}", backend::device_json(selected, kernels)),
     }
 }
 
 impl HowArgs {
-    pub fn options(&self, verbosity: Verbosity) -> anyhow::Result<Options> {
-        self.loading.options(self.artifacts.clone(), self.out.clone(), verbosity)
+    pub fn options(&self, global: Global) -> anyhow::Result<Options> {
+        self.loading.options(self.artifacts.clone(), self.out.clone(), global)
     }
 }
 
@@ -759,6 +776,10 @@ impl RunArgs {
             DtypeArg::F16 => "f16",
         });
         overrides.set("network.dtype", dtype);
+        match self.patience {
+            Some(0) => overrides.remove("checkpoints.patience"),
+            patience => overrides.set("checkpoints.patience", patience),
+        }
         overrides.set("seed", self.seed);
         for set in &self.set {
             overrides.parse(set)?;

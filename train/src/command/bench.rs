@@ -12,7 +12,6 @@ use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
     exit::ExitCode,
-    logging::Verbosity,
     noteln, outln,
     progress::{Output, Progress, Unit},
 };
@@ -23,7 +22,7 @@ use train::{
     recipe::Dtype,
 };
 
-use crate::cli::{BenchArgs, LogFormat, announce, lines::Lines};
+use crate::cli::{BenchArgs, Global, LogFormat, announce, lines::Lines};
 
 /// One of each family, as the peers' benchmarks time them.
 const USUAL: [Architecture; 5] = [
@@ -68,9 +67,10 @@ struct Row {
     cpu: String,
 }
 
-pub fn run(args: &BenchArgs, verbosity: Verbosity) -> Result<ExitCode> {
+pub fn run(args: &BenchArgs, global: Global) -> Result<ExitCode> {
+    let Global { kernels, verbosity } = global;
     if args.in_process {
-        return in_process(args);
+        return in_process(args, kernels);
     }
     let architectures = if args.architectures.is_empty() { USUAL.to_vec() } else { args.architectures.clone() };
     let selected = backend::select_all(&args.backends)?;
@@ -79,13 +79,9 @@ pub fn run(args: &BenchArgs, verbosity: Verbosity) -> Result<ExitCode> {
         LogFormat::Json => Lines::Json,
         LogFormat::Text => Lines::Text,
     };
-    announce(&selected, lines);
+    announce(&selected, lines, kernels);
     let backends: Vec<BackendSpec> = selected.iter().map(Selected::spec).collect();
-    let choices = if args.compare_kernels {
-        vec![KernelMode::Reference, KernelMode::Optimized]
-    } else {
-        vec![kernels::kernel_mode()]
-    };
+    let choices = if args.compare_kernels { vec![KernelMode::Reference, KernelMode::Optimized] } else { vec![kernels] };
     let total = architectures.len() * backends.len() * args.batch_sizes.len() * choices.len();
     let progress = Progress::new(
         "bench",
@@ -169,7 +165,7 @@ fn threads(args: &BenchArgs) -> usize {
 }
 
 /// The one measurement asked for.
-fn in_process(args: &BenchArgs) -> Result<ExitCode> {
+fn in_process(args: &BenchArgs, kernels: KernelMode) -> Result<ExitCode> {
     let ([BackendChoice::Named(backend)], [batch], [architecture]) =
         (&args.backends[..], &args.batch_sizes[..], &args.architectures[..])
     else {
@@ -182,6 +178,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         classes: args.classes as usize,
         size: args.size.map(|size| size as usize),
         dtype: Dtype::from_name(&args.dtype).with_context(|| format!("unknown type `{}`", args.dtype))?,
+        kernels,
         iters: args.iters as usize,
         warmup: args.warmup,
     };
@@ -197,7 +194,7 @@ fn in_process(args: &BenchArgs) -> Result<ExitCode> {
         size,
         device: backend.to_string(),
         threads: threads(args),
-        kernels: kernels::kernel_mode().to_string(),
+        kernels: kernels.to_string(),
         dtype: args.dtype.clone(),
         params,
         iters: timed.len(),

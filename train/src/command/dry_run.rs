@@ -6,7 +6,7 @@ use anyhow::Result;
 use runtime::{exit::ExitCode, outln, progress::human_duration};
 use train::{
     estimate::estimate,
-    training::{Options, Prepared},
+    run::{Options, Prepared},
 };
 
 pub fn run(prepared: Prepared, options: &Options) -> Result<ExitCode> {

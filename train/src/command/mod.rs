@@ -14,17 +14,28 @@ mod dry_run;
 
 use std::time::Duration;
 
-use ::report::format::{RunKind, Score};
-use runtime::{exit::ExitCode, noteln, out, progress::human_duration, world::world};
-use train::training::{End, Finished};
+use ::report::format::{Metrics, RunKind};
+use runtime::{communicator::communicator, exit::ExitCode, noteln, out, progress::human_duration};
+use train::run::{End, Finished};
+
+/// Whether a training stopped because of an image that cannot be read or decoded.
+fn is_bad_sample(error: &train::Error) -> bool {
+    use datasets::Error::{Corrupt, Decode, Io};
+    let of = |error: &datasets::Error| matches!(error, Decode { .. } | Io { .. } | Corrupt { .. });
+    let causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
+    causes.into_iter().any(|cause| match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(train::Error::Data(error)), _) | (_, Some(error)) => of(error),
+        _ => false,
+    })
+}
 
 /// Prints the result of a run and returns the exit code.
 pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let (steps, seconds) = (finished.steps(), finished.seconds());
     let shown = finished.run.display().to_string();
-    if !world().is_root() {
+    if !communicator().is_root() {
         return match finished.end {
-            End::Failed(error) => Err(error),
+            End::Failed(error) => Err(error.into()),
             End::Interrupted => Ok(ExitCode::Interrupted),
             End::Finished => Ok(ExitCode::Success),
         };
@@ -34,9 +45,14 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
         End::Failed(error) => {
             let next = match is_probe {
                 true => "start it again when the cause is gone".to_string(),
+                false if is_bad_sample(&error) => format!(
+                    "`train resume {shown}` goes on from its last checkpoint, and with `--bad-samples skip` without the \
+                     images that cannot be read"
+                ),
                 false => format!("`train resume {shown}` goes on from its last checkpoint"),
             };
-            return Err(error.context(format!("training stopped; what was written is in {shown}, and {next}")));
+            let context = format!("training stopped; what was written is in {shown}, and {next}");
+            return Err(anyhow::Error::from(error).context(context));
         }
         End::Interrupted => {
             print(&finished, &format!("run: {shown}\n"));
@@ -51,7 +67,7 @@ pub fn conclude(finished: Finished) -> anyhow::Result<ExitCode> {
     let mut results = String::new();
     if let Some(result) = &finished.info.result {
         let n = finished.info.data.valid_images;
-        let mut line = |what: String, score: &Score| {
+        let mut line = |what: String, score: &Metrics| {
             let right = (score.top1 / 100.0 * n as f64).round();
             results += &format!("top-1 on the held-out images, {what}: {:.2} % ({right} of {n})\n", score.top1);
         };

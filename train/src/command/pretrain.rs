@@ -3,23 +3,23 @@
 use anyhow::Result;
 use hub::LoadOptions;
 use report::format::RunKind;
-use runtime::{exit::ExitCode, logging::Verbosity};
+use runtime::exit::ExitCode;
 use train::{
     recipe::{self, Recipe},
-    training,
+    run,
 };
 
 use super::{conclude, dry_run};
-use crate::cli::PretrainArgs;
+use crate::cli::{Global, PretrainArgs};
 
-pub fn run(args: &PretrainArgs, verbosity: Verbosity) -> Result<ExitCode> {
+pub fn run(args: &PretrainArgs, global: Global) -> Result<ExitCode> {
     let recipe = recipe(args)?;
-    let options = args.run.how.options(verbosity)?;
-    let prepared = training::prepare(recipe, &LoadOptions::default(), &options)?;
+    let options = args.run.how.options(global)?;
+    let prepared = run::prepare(recipe, &LoadOptions::default(), &options)?;
     if args.run.dry_run {
         return dry_run::run(prepared, &options);
     }
-    conclude(training::start(prepared, RunKind::Pretrain, &options)?)
+    conclude(run::start(prepared, RunKind::Pretrain, &options)?)
 }
 
 fn recipe(args: &PretrainArgs) -> Result<Recipe> {

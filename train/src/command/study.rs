@@ -2,22 +2,22 @@
 
 use anyhow::Result;
 use models::Architecture;
-use runtime::{exit::ExitCode, logging::Verbosity, outln};
+use runtime::{exit::ExitCode, outln};
 use train::{
     recipe::{self, Overrides, Recipe},
     study,
 };
 
-use crate::cli::{ShortcutsArgs, Study, StudyArgs};
+use crate::cli::{Global, ShortcutsArgs, Study, StudyArgs};
 
-pub fn run(args: &StudyArgs, verbosity: Verbosity) -> Result<ExitCode> {
+pub fn run(args: &StudyArgs, global: Global) -> Result<ExitCode> {
     match &args.study {
-        Study::Shortcuts(args) => shortcuts(args, verbosity),
+        Study::Shortcuts(args) => shortcuts(args, global),
     }
 }
 
-fn shortcuts(args: &ShortcutsArgs, verbosity: Verbosity) -> Result<ExitCode> {
-    let options = args.how.options(verbosity)?;
+fn shortcuts(args: &ShortcutsArgs, global: Global) -> Result<ExitCode> {
+    let options = args.how.options(global)?;
     let Some((folder, trained)) = study::shortcuts(|architecture| recipe(args, architecture), &options)? else {
         return Ok(ExitCode::Interrupted);
     };
@@ -30,7 +30,7 @@ fn shortcuts(args: &ShortcutsArgs, verbosity: Verbosity) -> Result<ExitCode> {
     Ok(ExitCode::Success)
 }
 
-fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
+fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe, recipe::Error> {
     let default = if args.data.is_some() { "cifar" } else { "digits" };
     let mut overrides = Overrides::default();
     overrides.set("data.train", args.data.clone());
@@ -39,5 +39,5 @@ fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe> {
     for set in &args.set {
         overrides.parse(set)?;
     }
-    Ok(recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)?)
+    recipe::load(args.recipe.as_deref().unwrap_or(default), &overrides)
 }

@@ -9,7 +9,6 @@ mod single;
 
 use std::sync::Arc;
 
-use anyhow::Result;
 use burn::{
     module::ParamGroup,
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -17,12 +16,13 @@ use burn::{
 };
 use datasets::ImageBatch;
 use models::Network;
-use runtime::world::World;
+use runtime::communicator::Communicator;
 
 use self::{mpi::Mpi, multi_device::MultiDevice, single::SingleDevice};
 pub use self::{mpi::broadcast_network, multi_device::Plan};
 use crate::{
-    classifier::{Classifier, Pass, Task, TrainingBatch},
+    Result,
+    classifier::{Classifier, Objective, Pass, TrainingBatch},
     evaluation::{BatchScalars, Prediction},
     recipe::DistBn,
     trainer::{
@@ -95,7 +95,12 @@ pub trait DataParallel {
     ///
     /// # Errors
     /// Where a device fails.
-    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>>;
+    fn predict(
+        &self,
+        copies: &[Network],
+        task: &Arc<Objective>,
+        batches: &[ImageBatch],
+    ) -> Result<Vec<Vec<Prediction>>>;
 
     /// Returns the predictions of all processes in the order of images, in every process.
     ///
@@ -109,7 +114,7 @@ pub trait DataParallel {
 /// Starts the threads of a process's devices. `device`, with autodiff, is the first of them, and the only one without a
 /// `plan`.
 pub fn start(
-    world: &'static World,
+    world: &'static Communicator,
     plan: Option<&Plan>,
     device: &Device,
     model: &Classifier,

@@ -1,9 +1,8 @@
 //! Several processes: the root's weights are broadcast once, gradients are summed in each step, predictions are gathered
 //! in each epoch.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, fmt, sync::Arc};
 
-use anyhow::{Context, Result, ensure};
 use burn::{
     module::{Module, ModuleVisitor, Param, ParamGroup},
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -12,11 +11,12 @@ use burn::{
 };
 use datasets::ImageBatch;
 use models::Network;
-use runtime::world::World;
+use runtime::communicator::Communicator;
 
 use super::{DataParallel, Shard};
 use crate::{
-    classifier::{Classifier, Task},
+    Error, Result,
+    classifier::{Classifier, Objective},
     evaluation::{BatchScalars, Prediction},
     recipe::DistBn,
     trainer::{
@@ -28,7 +28,7 @@ use crate::{
 
 /// One of several processes, with its own devices.
 pub struct Mpi {
-    world: &'static World,
+    world: &'static Communicator,
     local: Box<dyn DataParallel>,
     /// The first of the devices, without autodiff.
     device: Device,
@@ -37,7 +37,7 @@ pub struct Mpi {
 }
 
 impl Mpi {
-    pub fn new(world: &'static World, local: Box<dyn DataParallel>, device: Device) -> Self {
+    pub fn new(world: &'static Communicator, local: Box<dyn DataParallel>, device: Device) -> Self {
         Self { world, local, device: device.without_autodiff(), message: RefCell::default() }
     }
 
@@ -111,10 +111,12 @@ impl DataParallel for Mpi {
 
     fn check_weights(&self, model: &Classifier) -> Result<()> {
         let all = self.world.gather(fingerprint(model).to_le_bytes().to_vec());
-        ensure!(
-            all.iter().all(|sum| *sum == all[0]),
-            "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
-        );
+        if all.iter().any(|sum| *sum != all[0]) {
+            return Err(Error::Device(
+                "the processes' weights are not the same any more: a device computes wrongly, or Hearth has a defect"
+                    .into(),
+            ));
+        }
         self.local.check_weights(model)
     }
 
@@ -122,7 +124,12 @@ impl DataParallel for Mpi {
         self.local.copies(network)
     }
 
-    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
+    fn predict(
+        &self,
+        copies: &[Network],
+        task: &Arc<Objective>,
+        batches: &[ImageBatch],
+    ) -> Result<Vec<Vec<Prediction>>> {
         self.local.predict(copies, task, batches)
     }
 
@@ -133,7 +140,8 @@ impl DataParallel for Mpi {
         for bytes in self.world.gather(bytes) {
             let mut bytes = &bytes[..];
             while !bytes.is_empty() {
-                all.push(from_bytes(&mut bytes).context("a process sent predictions that cannot be read")?);
+                let unreadable = || Error::Message("a process sent predictions that cannot be read".into());
+                all.push(from_bytes(&mut bytes).ok_or_else(unreadable)?);
             }
         }
         all.sort_by_key(|prediction| prediction.index);
@@ -142,12 +150,18 @@ impl DataParallel for Mpi {
 }
 
 /// Returns the root's network, on every rank: weights, running statistics, and the parameters' identities.
-pub fn broadcast_network(world: &World, network: Network) -> Result<Network> {
+pub fn broadcast_network(world: &Communicator, network: Network) -> Result<Network> {
     if world.is_alone() {
         return Ok(network);
     }
-    let bytes = world.on_root(|| Ok(network.clone().into_record().into_bytes()?.to_vec()), Vec::clone, Ok)?;
-    let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes)).context("the root's network cannot be read")?;
+    let message = |what: &str, error: &dyn fmt::Display| Error::Message(format!("{what}: {error}"));
+    let own = || {
+        let bytes = network.clone().into_record().into_bytes();
+        bytes.map(|bytes| bytes.to_vec()).map_err(|error| message("the network cannot be sent", &error))
+    };
+    let bytes = world.on_root(own, Vec::clone, Ok)?;
+    let record = ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes));
+    let record = record.map_err(|error| message("the root's network cannot be read", &error))?;
     Ok(network.load_record(record))
 }
 

@@ -20,7 +20,6 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn::{
     module::{Module, ModuleMapper, Param, ParamGroup},
     optim::{GradientsAccumulator, GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -31,11 +30,12 @@ use burn::{
 };
 use datasets::{BadSamples, ImageBatch};
 use models::Network;
-use runtime::{backend::BackendSpec, world::World};
+use runtime::{backend::BackendSpec, communicator::Communicator};
 
 use super::{DataParallel, Shard, ShardImages, mpi};
 use crate::{
-    classifier::{self, Classifier, Pass, Task},
+    Error, Result,
+    classifier::{self, Classifier, Objective, Pass},
     evaluation::{BatchScalars, Prediction},
     recipe::Recipe,
     trainer::{
@@ -64,7 +64,7 @@ pub struct Plan {
 
 impl Plan {
     /// Opens the devices, the first of which is open already; nothing for one alone.
-    pub fn new(names: &[BackendSpec], first: &Device, recipe: &Recipe, world: &World) -> Result<Option<Self>> {
+    pub fn new(names: &[BackendSpec], first: &Device, recipe: &Recipe, world: &Communicator) -> Result<Option<Self>> {
         if names.len() == 1 {
             return Ok(None);
         }
@@ -91,28 +91,36 @@ impl Plan {
 fn gradient_sync(names: &[BackendSpec], recipe: &Recipe, processes: usize, collectives: bool) -> Result<GradientSync> {
     let first = names[0];
     if let Some(other) = names.iter().find(|name| name.backend() != first.backend()) {
-        bail!("the devices {first} and {other} are of two backends: the devices of one process are of one backend");
+        return Err(Error::Settings(format!(
+            "the devices {first} and {other} are of two backends: the devices of one process are of one backend"
+        )));
     }
-    ensure!(
-        !recipe.ranks.sync_bn,
-        "ranks.sync_bn is for processes with one device each: batch normalisation on several devices of a process knows \
-         nothing of the others"
-    );
+    if recipe.ranks.sync_bn {
+        return Err(Error::Settings(
+            "ranks.sync_bn is for processes with one device each: batch normalization on several devices of a process \
+             knows nothing of the others"
+                .into(),
+        ));
+    }
     // Epochs are made of whole batches, so that every device gets as many parts as another, and none is empty.
     let all = names.len() * processes;
-    ensure!(
-        all <= recipe.batch_size,
-        "{all} devices cannot share batches of {} images: give a larger batch_size, or fewer devices",
-        recipe.batch_size
-    );
+    if all > recipe.batch_size {
+        return Err(Error::Settings(format!(
+            "{all} devices cannot share batches of {} images: give a larger batch_size, or fewer devices",
+            recipe.batch_size
+        )));
+    }
     // The backend sums gradients within one backward pass, and gradient checkpointing has many.
     if !collectives || recipe.network.gradient_checkpointing {
         return Ok(GradientSync::MainDevice);
     }
-    ensure!(
-        recipe.data.bad_samples != BadSamples::Skip,
-        "data.bad_samples = \"skip\" could leave a device without images, for which the others would wait: use substitute"
-    );
+    if recipe.data.bad_samples == BadSamples::Skip {
+        return Err(Error::Settings(
+            "data.bad_samples = \"skip\" could leave a device without images, for which the others would wait: use \
+             substitute"
+                .into(),
+        ));
+    }
     Ok(GradientSync::Collectives)
 }
 
@@ -140,7 +148,7 @@ enum Request {
     Fingerprint,
     Predict {
         network: Box<Network>,
-        task: Arc<Task>,
+        task: Arc<Objective>,
         batch: ImageBatch,
     },
 }
@@ -207,7 +215,7 @@ impl MultiDevice {
 
     fn ask(&self, index: usize, request: Request) -> Result<()> {
         let sent = self.workers[index].send(request);
-        sent.map_err(|_| anyhow!("the thread of {} has ended", self.names[index]))
+        sent.map_err(|_| Error::Device(format!("the thread of {} has ended", self.names[index])))
     }
 
     /// Waits for `count` answers and returns them in the order of devices; at the first failure at once, since other
@@ -215,8 +223,10 @@ impl MultiDevice {
     fn answers(&self, count: usize) -> Result<Vec<Answer>> {
         let mut answers = Vec::with_capacity(count);
         for _ in 0..count {
-            let (index, answer) = self.answers.recv().context("the threads of all devices have ended")?;
-            answers.push((index, answer.map_err(|error| anyhow!("{} failed: {error}", self.names[index]))?));
+            let ended = |_| Error::Device("the threads of all devices have ended".into());
+            let (index, answer) = self.answers.recv().map_err(ended)?;
+            let failed = |error| Error::Device(format!("{} failed: {error}", self.names[index]));
+            answers.push((index, answer.map_err(failed)?));
         }
         answers.sort_by_key(|(index, _)| *index);
         Ok(answers.into_iter().map(|(_, answer)| answer).collect())
@@ -240,13 +250,13 @@ impl DataParallel for MultiDevice {
             if let ShardImages::Host(batch) = &shard.images
                 && batch.mixed_len() == 0
             {
-                ensure!(
-                    self.sync == GradientSync::MainDevice,
+                if self.sync == GradientSync::MainDevice {
+                    continue;
+                }
+                return Err(Error::Settings(format!(
                     "batch {} has no image for {}, and the devices wait for each other: choose another batch_size",
-                    batch.number,
-                    self.names[index]
-                );
-                continue;
+                    batch.number, self.names[index]
+                )));
             }
             let model = match (self.sync, index) {
                 // Its own leaves even on the same device: the passes run side by side.
@@ -304,12 +314,12 @@ impl DataParallel for MultiDevice {
         let answers = self.ask_replicas(|| Request::Fingerprint)?;
         let own = mpi::fingerprint(model);
         for (index, answer) in self.replicas().zip(answers) {
-            ensure!(
-                matches!(answer, Answer::Fingerprint(other) if other == own),
-                "the weights of {} and {} are not the same any more: a device computes wrongly, or Hearth has a defect",
-                self.names[0],
-                self.names[index]
-            );
+            if !matches!(answer, Answer::Fingerprint(other) if other == own) {
+                return Err(Error::Device(format!(
+                    "the weights of {} and {} are not the same any more: a device computes wrongly, or Hearth has a defect",
+                    self.names[0], self.names[index]
+                )));
+            }
         }
         Ok(())
     }
@@ -319,7 +329,12 @@ impl DataParallel for MultiDevice {
         self.devices.iter().map(|device| network.valid().fork(&inner(device))).collect()
     }
 
-    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
+    fn predict(
+        &self,
+        copies: &[Network],
+        task: &Arc<Objective>,
+        batches: &[ImageBatch],
+    ) -> Result<Vec<Vec<Prediction>>> {
         for (index, (network, batch)) in copies.iter().zip(batches).enumerate() {
             let (network, task, batch) = (Box::new(network.clone()), task.clone(), batch.clone());
             self.ask(index, Request::Predict { network, task, batch })?;
@@ -428,7 +443,8 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use models::{Architecture, ImageClassifier, NetworkConfig};
+    use kernels::KernelMode;
+    use models::{Architecture, Execution, ImageClassifier, NetworkConfig};
 
     use super::*;
     use crate::{
@@ -466,7 +482,7 @@ mod tests {
 
     #[test]
     fn one_device_needs_no_plan() {
-        let (flex, world) = ("flex".parse::<BackendSpec>().unwrap(), World::alone());
+        let (flex, world) = ("flex".parse::<BackendSpec>().unwrap(), Communicator::alone());
         assert!(Plan::new(&[flex], &Device::flex(), &recipe(&[]), &world).unwrap().is_none());
         let plan = Plan::new(&[flex, flex], &Device::flex(), &recipe(&[]), &world).unwrap().unwrap();
         assert_eq!((plan.sync, plan.devices.len()), (GradientSync::MainDevice, 2));
@@ -475,8 +491,8 @@ mod tests {
     /// A model of ResNet-20 for `classes` classes, and its optimizer.
     fn model(network: Network, classes: usize) -> (Classifier, Optimizer) {
         let recipe = recipe(&[]);
-        let optimizer = Optimizer::new(&recipe.optimizer, &network, 0);
-        let task = Arc::new(Task::new(&recipe, classes, None));
+        let optimizer = Optimizer::new(&recipe.optimizer, &network, 0, KernelMode::default());
+        let task = Arc::new(Objective::new(&recipe, classes, None, Execution::default()));
         (Classifier::new(network, task), optimizer)
     }
 

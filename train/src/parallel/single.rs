@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use burn::{
     module::ParamGroup,
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -13,7 +12,8 @@ use models::Network;
 
 use super::{DataParallel, Shard};
 use crate::{
-    classifier::{Classifier, Pass, Task, predict},
+    Error, Result,
+    classifier::{Classifier, Objective, Pass, predict},
     evaluation::{BatchScalars, Prediction},
     trainer::{optimizer::Update, slot::Slot},
 };
@@ -41,7 +41,7 @@ impl DataParallel for SingleDevice {
         shards: Vec<Shard>,
         loss_scale: Option<&Tensor<1>>,
     ) -> Result<(GradientsParams, Vec<BatchScalars>)> {
-        let shard = shards.into_iter().next().context("a batch has a shard for each device")?;
+        let shard = shards.into_iter().next().ok_or(Error::Bug("a batch has no shard for its device"))?;
         let Pass { gradients, scalars } = shard.forward_backward(model, &self.device, loss_scale);
         Ok((gradients, vec![scalars]))
     }
@@ -73,7 +73,12 @@ impl DataParallel for SingleDevice {
         vec![network]
     }
 
-    fn predict(&self, copies: &[Network], task: &Arc<Task>, batches: &[ImageBatch]) -> Result<Vec<Vec<Prediction>>> {
+    fn predict(
+        &self,
+        copies: &[Network],
+        task: &Arc<Objective>,
+        batches: &[ImageBatch],
+    ) -> Result<Vec<Vec<Prediction>>> {
         let device = self.device.clone().without_autodiff();
         Ok(copies.iter().zip(batches).map(|(network, batch)| predict(network, task, batch, &device)).collect())
     }

@@ -1,8 +1,16 @@
 //! Whether a recipe's numbers make sense, each with the key's name in the message.
 
-use anyhow::{bail, ensure};
-
 use super::{Decay, Error, OptimizerName, Recipe};
+
+/// Returns [`Error::Invalid`] with a message unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        let holds: bool = $condition;
+        if !holds {
+            return Err(Error::Invalid(format!($($message)+)));
+        }
+    };
+}
 
 /// Above these numbers a value is a slip, and sums and products of several would not fit.
 const MOST_EPOCHS: usize = 1_000_000;
@@ -10,7 +18,7 @@ const MOST_IMAGES: usize = 1_000_000;
 const MOST_REPEATS: usize = 1000;
 const MOST_PIXELS: usize = 16_384;
 
-fn at_most(key: &str, value: usize, most: usize) -> anyhow::Result<()> {
+fn at_most(key: &str, value: usize, most: usize) -> Result<(), Error> {
     ensure!(value <= most, "{key} is {value}; the most is {most}");
     Ok(())
 }
@@ -21,10 +29,6 @@ impl Recipe {
     /// # Errors
     /// Fails at the first value that is not valid.
     pub fn check(&self) -> Result<(), Error> {
-        self.check_all().map_err(Error::new)
-    }
-
-    fn check_all(&self) -> anyhow::Result<()> {
         let Self { epochs, batch_size, accumulate, max_bad_steps, .. } = self;
         ensure!(*epochs > 0, "epochs is 0: nothing to train");
         ensure!(*batch_size > 0, "batch_size is 0: a batch needs at least one image");
@@ -42,7 +46,7 @@ impl Recipe {
         self.check_rest()
     }
 
-    fn check_data(&self) -> anyhow::Result<()> {
+    fn check_data(&self) -> Result<(), Error> {
         let data = &self.data;
         ensure!(
             !data.train.is_empty(),
@@ -64,10 +68,11 @@ impl Recipe {
         Ok(())
     }
 
-    fn check_images(&self) -> anyhow::Result<()> {
+    fn check_images(&self) -> Result<(), Error> {
         let images = &self.images;
         let Some(size) = images.size() else {
-            bail!("images.train leaves images of different sizes, which make no batch; add a crop")
+            let cause = "images.train leaves images of different sizes, which make no batch; add a crop";
+            return Err(Error::Invalid(cause.into()));
         };
         let crop = images.eval.crop as usize;
         ensure!(crop > 0 && images.eval.resize > 0, "images.eval has a size of 0 pixels");
@@ -90,7 +95,7 @@ impl Recipe {
             );
         }
         for side in [size, crop].into_iter().chain(images.sizes.iter().map(|phase| phase.size as usize)) {
-            self.architecture.check_input([side, side])?;
+            self.architecture.check_input([side, side]).map_err(|error| Error::Invalid(error.to_string()))?;
         }
         let positive = images.std.iter().all(|std| std.is_finite() && *std > 0.0);
         ensure!(positive, "images.std is {:?}; deviations are positive", images.std);
@@ -101,7 +106,7 @@ impl Recipe {
         Ok(())
     }
 
-    fn check_loss(&self) -> anyhow::Result<()> {
+    fn check_loss(&self) -> Result<(), Error> {
         let loss = &self.loss;
         let smoothing = loss.label_smoothing;
         ensure!((0.0..1.0).contains(&smoothing), "loss.label_smoothing is {smoothing}; it goes from 0 to below 1");
@@ -125,7 +130,7 @@ impl Recipe {
         Ok(())
     }
 
-    fn check_optimizer(&self) -> anyhow::Result<()> {
+    fn check_optimizer(&self) -> Result<(), Error> {
         use OptimizerName::*;
         let optimizer = &self.optimizer;
         let fits = |given: bool, names: &[OptimizerName], key: &str| {
@@ -162,7 +167,7 @@ impl Recipe {
         Ok(())
     }
 
-    fn check_schedule(&self) -> anyhow::Result<()> {
+    fn check_schedule(&self) -> Result<(), Error> {
         let schedule = &self.schedule;
         let rate = schedule.learning_rate;
         ensure!(rate.is_finite() && rate > 0.0, "schedule.learning_rate is {rate}; it is positive");
@@ -209,7 +214,7 @@ impl Recipe {
         Ok(())
     }
 
-    fn check_rest(&self) -> anyhow::Result<()> {
+    fn check_rest(&self) -> Result<(), Error> {
         if let Some(ema) = &self.ema {
             ensure!((0.0..1.0).contains(&ema.decay), "ema.decay is {}; it goes from 0 to below 1", ema.decay);
             ensure!(ema.every > 0, "ema.every is 0; 1 averages after each step");
@@ -217,6 +222,8 @@ impl Recipe {
         if let Some(transfer) = &self.transfer {
             let decay = transfer.layer_decay;
             ensure!(decay > 0.0 && decay <= 1.0, "transfer.layer_decay is {decay}; it lies between 0 and 1");
+            let body = transfer.body_rate;
+            ensure!(body > 0.0 && body <= 1.0, "transfer.body_rate is {body}; it lies between 0 and 1");
             ensure!(
                 !transfer.weights.is_empty(),
                 "transfer.weights is empty: name a run folder, a weight file or published weights"

@@ -68,7 +68,7 @@ impl Images {
     }
 
     /// The training transforms of each phase, with the epoch, from 0, at which it begins.
-    pub(crate) fn phases(&self) -> anyhow::Result<Vec<(usize, Pipeline)>> {
+    pub(crate) fn phases(&self) -> Result<Vec<(usize, Pipeline)>, Error> {
         let mut phases = Vec::new();
         if self.sizes.first().is_none_or(|phase| phase.epoch > 1) {
             phases.push((0, self.train.clone()));
@@ -102,7 +102,7 @@ impl Images {
                 _ => {}
             }
         }
-        Pipeline::new(transforms).map_err(|error| Error::new(error.into()))
+        Pipeline::new(transforms).map_err(|error| Error::Invalid(error.to_string()))
     }
 
     /// Changes the side of all images to `size`; what validation resizes to before its crop changes in proportion,
@@ -146,20 +146,24 @@ impl Images {
     ///
     /// # Errors
     /// For a card of rectangles, which no training transform here makes.
-    pub(crate) fn follow(&mut self, card: &Preprocess) -> anyhow::Result<()> {
+    pub(crate) fn follow(&mut self, card: &Preprocess) -> Result<(), Error> {
         use datasets::transforms::{Interpolation, ResizeRule};
         let [height, width] = card.input_size;
-        let side = |side: usize| u32::try_from(side).map_err(|_| anyhow::anyhow!("{side} pixels are too many"));
-        anyhow::ensure!(
-            height == width,
-            "the weights' card asks for {height} × {width} pixels; training makes squares: choose other weights"
-        );
+        let too_many = |side: usize| Error::Invalid(format!("{side} pixels are too many"));
+        let side = |side: usize| u32::try_from(side).map_err(|_| too_many(side));
+        if height != width {
+            return Err(Error::Invalid(format!(
+                "the weights' card asks for {height} × {width} pixels; training makes squares: choose other weights"
+            )));
+        }
         self.set_size(side(width)?)?;
         (self.eval.resize, self.eval.rule) = match card.resize {
             hub::Resize::ShorterSide(shorter) => (side(shorter)?, ResizeRule::Shorter),
             hub::Resize::Squash([height, width]) if height == width => (side(width)?, ResizeRule::Squash),
             hub::Resize::Squash([height, width]) => {
-                anyhow::bail!("the weights' card squashes images to {height} × {width} pixels; training knows squares")
+                return Err(Error::Invalid(format!(
+                    "the weights' card squashes images to {height} × {width} pixels; training knows squares"
+                )));
             }
         };
         self.eval.interpolation = match card.interpolation {

@@ -388,7 +388,7 @@ pub enum Decay {
     Constant,
     /// Half a cosine (Loshchilov and Hutter, 2017).
     Cosine,
-    /// Times `gamma` at each milestone.
+    /// StepTimes `gamma` at each milestone.
     Steps,
     /// `(1 - t)` to the power of `power`, with `t` from 0 to 1.
     Polynomial,
@@ -413,6 +413,9 @@ pub struct Ema {
 pub struct Transfer {
     /// A run folder, a file or a published name.
     pub weights: String,
+    /// Which network of a weight file that has several, such as `state_dict_ema` or `encoder_q`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_key: Option<String>,
     /// Stages that stay as they are: no gradient, BatchNorm statistics and dropout fixed.
     #[serde(default)]
     pub freeze: Freeze,
@@ -425,6 +428,54 @@ pub struct Transfer {
     /// Each stage's rate is that of the next deeper one times this: 1 trains all alike.
     #[serde(default = "unit", skip_serializing_if = "is_unit")]
     pub layer_decay: f64,
+    /// The rate of the last stage before the classifier, relative to the classifier's.
+    #[serde(default = "unit", skip_serializing_if = "is_unit")]
+    pub body_rate: f64,
+    /// What the classifier is before the first step.
+    #[serde(default, skip_serializing_if = "HeadStart::is_random")]
+    pub head: HeadStart,
+    /// Whether batch normalization is trained with the statistics of its batches.
+    #[serde(default, skip_serializing_if = "BatchNormMode::is_auto")]
+    pub batchnorm: BatchNormMode,
+    /// Recompute the running statistics of batch normalization over the training images before the first step.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recalibrate_batchnorm: bool,
+}
+
+/// What the classifier is before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadStart {
+    /// Drawn from the seed; that of the weights if the classes are the same.
+    #[default]
+    Random,
+    /// A linear probe: trained on the features of the frozen network. It is validated as epoch 0.
+    Probe,
+}
+
+impl HeadStart {
+    fn is_random(&self) -> bool {
+        *self == Self::Random
+    }
+}
+
+/// Which statistics batch normalization uses in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchNormMode {
+    /// `Freeze` where batches or data are small, otherwise `Train`. The effective recipe has the decision.
+    #[default]
+    Auto,
+    /// The running statistics, which stay as they are. Scales and shifts are trained.
+    Freeze,
+    /// The statistics of each batch, which are averaged into the running statistics.
+    Train,
+}
+
+impl BatchNormMode {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 fn unit() -> f64 {

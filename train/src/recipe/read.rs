@@ -1,8 +1,8 @@
 //! From a name or a file, and flags, to a checked recipe.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
-use anyhow::{Context, anyhow, bail};
+use runtime::text::nearest;
 use toml::{Table, Value};
 
 use super::{Error, Recipe, SHIPPED};
@@ -24,6 +24,12 @@ impl Overrides {
         self.0.push((key.to_string(), None));
     }
 
+    /// Drops what was set or removed of a key and of the keys below it.
+    pub fn forget(&mut self, key: &str) {
+        let is_below = |own: &str| own.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.0.retain(|(own, _)| !is_below(own));
+    }
+
     /// Adds others, which count more.
     pub fn extend(&mut self, more: Overrides) {
         self.0.extend(more.0);
@@ -34,24 +40,29 @@ impl Overrides {
     /// # Errors
     /// Fails if there is no `=`.
     pub fn parse(&mut self, text: &str) -> Result<(), Error> {
-        let (key, value) = text
-            .split_once('=')
-            .with_context(|| format!("cannot set `{text}`: write KEY=VALUE"))
-            .map_err(Error::new)?;
+        let no_value = || Error::Syntax(format!("cannot set `{text}`: write KEY=VALUE"));
+        let (key, value) = text.split_once('=').ok_or_else(no_value)?;
         let (key, value) = (key.trim(), value.trim());
         let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
         self.0.push((key.to_string(), Some(parsed.unwrap_or_else(|| Value::String(value.to_string())))));
         Ok(())
     }
 
-    fn apply(&self, recipe: &mut Table) -> anyhow::Result<()> {
+    /// Returns whether a key, a table that it is in, or a key below it is set or removed.
+    pub fn names(&self, key: &str) -> bool {
+        let is_in = |key: &str, table: &str| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        self.0.iter().any(|(own, _)| own == key || is_in(key, own) || is_in(own, key))
+    }
+
+    fn apply(&self, recipe: &mut Table) -> Result<(), Error> {
         for (key, value) in &self.0 {
             let mut parts: Vec<&str> = key.split('.').collect();
             let last = parts.pop().unwrap_or_default();
             let mut table = &mut *recipe;
             for part in parts {
                 let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
-                table = entry.as_table_mut().with_context(|| format!("`{part}` in `{key}` is no table"))?;
+                let no_table = || Error::Syntax(format!("`{part}` in `{key}` is no table"));
+                table = entry.as_table_mut().ok_or_else(no_table)?;
             }
             match value {
                 Some(value) => table.insert(last.to_string(), value.clone()),
@@ -68,12 +79,12 @@ impl Overrides {
 /// # Errors
 /// Fails if there is no such recipe or file, or if it is not a recipe.
 pub fn load(name: &str, overrides: &Overrides) -> Result<Recipe, Error> {
-    let (text, shown) = text(name).map_err(Error::new)?;
+    let (text, shown) = text(name)?;
     parse(&text, &shown, overrides)
 }
 
 /// The text of a recipe, and how messages call it.
-fn text(name: &str) -> anyhow::Result<(String, String)> {
+fn text(name: &str) -> Result<(String, String), Error> {
     if let Some(shipped) = SHIPPED.iter().find(|shipped| shipped.name == name) {
         return Ok((shipped.text.to_string(), format!("the recipe {name}")));
     }
@@ -81,9 +92,12 @@ fn text(name: &str) -> anyhow::Result<(String, String)> {
     if !path.exists() && !name.ends_with(".toml") && !name.contains(['/', '\\']) {
         let names = SHIPPED.iter().map(|shipped| shipped.name);
         let hint = nearest(name, names).map_or(String::new(), |nearest| format!(" did you mean {nearest}?"));
-        bail!("there is no recipe {name} and no such file;{hint} `train recipes` lists those there are");
+        return Err(Error::Unknown(format!(
+            "there is no recipe {name} and no such file;{hint} `train recipes` lists those there are"
+        )));
     }
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read the recipe {name}"))?;
+    let failed = |error: io::Error| Error::Read { name: name.into(), cause: error.to_string() };
+    let text = fs::read_to_string(path).map_err(failed)?;
     Ok((text, format!("the recipe {name}")))
 }
 
@@ -92,13 +106,9 @@ fn text(name: &str) -> anyhow::Result<(String, String)> {
 /// # Errors
 /// Fails if the text is not a recipe.
 pub fn parse(text: &str, shown: &str, overrides: &Overrides) -> Result<Recipe, Error> {
-    parsed(text, shown, overrides).map_err(Error::new)
-}
-
-fn parsed(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Recipe> {
     let invalid = |error: toml::de::Error| {
         let suggestion = suggestion(error.message()).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
-        anyhow!("{shown} is not valid: {}{suggestion}", in_words(error.to_string().trim_end()))
+        Error::Syntax(format!("{shown} is not valid: {}{suggestion}", in_words(error.to_string().trim_end())))
     };
     if overrides.0.is_empty() {
         // Straight from the text: errors then show the line.
@@ -114,7 +124,7 @@ fn parsed(text: &str, shown: &str, overrides: &Overrides) -> anyhow::Result<Reci
             let message = error.inner().message();
             let suggestion = suggestion(message).map_or(String::new(), |s| format!("; did you mean `{s}`?"));
             let message = in_words(message);
-            anyhow!("{shown} with the command line's changes is not valid: {key}: {message}{suggestion}")
+            Error::Syntax(format!("{shown} with the command line's changes is not valid: {key}: {message}{suggestion}"))
         },
     )
 }
@@ -135,19 +145,11 @@ fn in_words(message: &str) -> String {
 
 /// For serde's "unknown field `a`, expected one of `b`, `c`": the nearest of what was expected.
 fn suggestion(message: &str) -> Option<&str> {
-    let rest = message.split_once("unknown field `").or_else(|| message.split_once("unknown variant `"))?.1;
+    let unknown = ["unknown field `", "unknown variant `", "unknown architecture `"];
+    let (_, rest) = unknown.iter().find_map(|start| message.split_once(start))?;
     let (unknown, rest) = rest.split_once('`')?;
     let expected = rest.split('`').skip(1).step_by(2);
     nearest(unknown, expected)
-}
-
-/// The most similar of the names, if any is similar enough to be meant.
-fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|known| (strsim::jaro_winkler(name, known), known))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, known)| known)
 }
 
 /// A shipped recipe as it is.
@@ -202,6 +204,11 @@ mod tests {
         changed.0.pop();
         assert_eq!(load("finetune", &changed).unwrap().transfer.unwrap().unfreeze_at, None);
 
+        let names = ["ema", "ema.decay", "ema.every", "optimizer.nesterov", "seed"].map(|key| overrides.names(key));
+        assert_eq!(names, [true, true, false, true, false]);
+        let mut fewer = overrides.clone();
+        fewer.forget("ema");
+        assert!(!fewer.names("ema.decay") && fewer.names("transfer.weights"));
         assert!(overrides.parse("epochs").is_err());
         overrides.parse("optimizer.momentun=0.9").unwrap();
         let error = load("digits", &overrides).unwrap_err().to_string();
@@ -210,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_recipe_that_is_not_there_is_told_apart_from_a_file() {
-        let error = |name: &str| format!("{:#}", load(name, &Overrides::default()).unwrap_err());
+        let error = |name: &str| load(name, &Overrides::default()).unwrap_err().to_string();
         assert!(error("imagenet-clasic").contains("did you mean imagenet-classic?"), "{}", error("imagenet-clasic"));
         assert!(error("mine.toml").contains("cannot read the recipe mine.toml: No such file"));
     }
@@ -219,7 +226,7 @@ mod tests {
     fn every_shipped_recipe_is_valid_and_survives_being_written() {
         for shipped in SHIPPED {
             let recipe = load(shipped.name, &Overrides::default()).unwrap();
-            recipe.check().unwrap_or_else(|error| panic!("{}: {error:#}", shipped.name));
+            recipe.check().unwrap_or_else(|error| panic!("{}: {error}", shipped.name));
             assert_eq!(parse(&recipe.to_toml(), "r", &Overrides::default()).unwrap(), recipe, "{}", shipped.name);
             assert!(shipped.text.starts_with("# Reproduces:"), "{} does not say what it reproduces", shipped.name);
         }

@@ -2,11 +2,14 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use anyhow::Result;
 use burn_train::{EventProcessorTraining, LearnerEvent};
+use datasets::loader::Batches;
 
-use super::{Session, Trainer, share::BatchShare, step::AccumulatedStep};
-use crate::progress::{Times, lap};
+use super::{Trainer, share::BatchShare, step::AccumulatedStep};
+use crate::{
+    Result,
+    progress::{StepTimes, lap},
+};
 
 /// What all ranks know alike, because one of them said it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,47 +23,16 @@ pub(super) struct Agreed {
 impl Trainer {
     /// The rest of the current epoch's training images; whether a stop was asked for before their end.
     pub(super) fn train_epoch(&mut self) -> Result<bool> {
-        let Session { recipe, loaders, state, .. } = &self.session;
-        let (epoch, accumulate) = (state.epoch, recipe.accumulate);
-        let loader = loaders.train(epoch).clone();
+        let epoch = self.session.state.epoch;
+        let loader = self.session.loaders.train(epoch).clone();
         let total = loader.num_batches();
         let event = LearnerEvent::StartSplit { epoch_number: epoch + 1, total_items: total * loader.batch_size() };
         self.interrupter.fail_on_error(self.events.process_train(event));
         let mut is_stopped = false;
         // One past the last batch would mean the next epoch's first.
-        if state.batch < total {
-            loader.start_at(epoch as u64, state.batch)?;
-            let mut batches = loader.batches();
-            let mut step = AccumulatedStep::default();
-            (self.clock, self.seconds) = (Instant::now(), 0.0);
-            self.copies.measure_next();
-            let mut next = self.fetch(&mut batches);
-            while let Some(batch) = next.take().transpose()? {
-                let last = batch.number + 1 == total;
-                self.session.state.batch = batch.number + 1;
-                let all = self.agree(batch.share);
-                self.exchanged(|times| &mut times.ranks);
-                self.forward_backward(batch, all, &mut step)?;
-                if step.count < accumulate && !last {
-                    next = self.fetch(&mut batches);
-                    continue;
-                }
-                self.update(std::mem::take(&mut step))?;
-                next = self.fetch(&mut batches);
-                if self.is_readback_due() {
-                    self.read_back()?;
-                }
-                is_stopped = self.is_stopped();
-                if is_stopped || self.is_at_limit() {
-                    break;
-                }
-                if self.is_checkpoint_agreed() {
-                    self.read_back()?;
-                    self.checkpoint();
-                }
-            }
-            self.read_back()?;
-            drop(batches);
+        if self.session.state.batch < total {
+            loader.start_at(epoch as u64, self.session.state.batch)?;
+            is_stopped = self.train_batches(loader.batches(), total)?;
             self.session.state.times.add_loader(&loader.meters());
         }
         if is_stopped {
@@ -73,8 +45,45 @@ impl Trainer {
         Ok(false)
     }
 
+    /// The training loop: load → forward, backward → all-reduce → guard → step → EMA → log. `total` are the batches of an
+    /// epoch.
+    fn train_batches(&mut self, mut batches: Batches, total: usize) -> Result<bool> {
+        let accumulate = self.session.recipe.accumulate;
+        let mut step = AccumulatedStep::default();
+        let mut is_stopped = false;
+        (self.clock, self.seconds) = (Instant::now(), 0.0);
+        self.copies.measure_next();
+        let mut next = self.fetch(&mut batches);
+        while let Some(batch) = next.take().transpose()? {
+            let last = batch.number + 1 == total;
+            self.session.state.batch = batch.number + 1;
+            let all = self.agree(batch.share);
+            self.exchanged(|times| &mut times.ranks);
+            self.forward_backward(batch, all, &mut step)?;
+            if step.count < accumulate && !last {
+                next = self.fetch(&mut batches);
+                continue;
+            }
+            self.update(std::mem::take(&mut step))?;
+            next = self.fetch(&mut batches);
+            if self.is_readback_due() {
+                self.read_back()?;
+            }
+            is_stopped = self.is_stopped();
+            if is_stopped || self.is_at_limit() {
+                break;
+            }
+            if self.is_checkpoint_agreed() {
+                self.read_back()?;
+                self.checkpoint();
+            }
+        }
+        self.read_back()?;
+        Ok(is_stopped)
+    }
+
     /// Charges the time since the last charge to a part of the epoch's.
-    pub(super) fn charge(&mut self, part: impl FnOnce(&mut Times) -> &mut f64) {
+    pub(super) fn charge(&mut self, part: impl FnOnce(&mut StepTimes) -> &mut f64) {
         let seconds = lap(&mut self.clock);
         let state = &mut self.session.state;
         *part(&mut state.times) += seconds;
@@ -83,7 +92,7 @@ impl Trainer {
     }
 
     /// The same for what several processes send each other; nothing for one alone.
-    pub(super) fn exchanged(&mut self, part: impl FnOnce(&mut Times) -> &mut f64) {
+    pub(super) fn exchanged(&mut self, part: impl FnOnce(&mut StepTimes) -> &mut f64) {
         if !self.session.world.is_alone() {
             self.charge(part);
         }

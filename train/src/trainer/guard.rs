@@ -15,7 +15,7 @@ use burn::{
 use super::optimizer::{Update, Verdict, select};
 use crate::{
     classifier::Classifier,
-    evaluation::{BatchScalars, Reading},
+    evaluation::{BatchScalars, MetricSums},
 };
 
 /// The loss scale of f16 at the beginning, and the steps after which a larger one is tried, as in PyTorch's `GradScaler`.
@@ -77,7 +77,7 @@ pub struct StepCheck {
 /// What a step came to, on the host.
 #[derive(Debug, Clone, Copy)]
 pub struct StepResult {
-    pub reading: Reading,
+    pub reading: MetricSums,
     pub finite: bool,
     pub factor: f32,
     /// The sum of the squares of all gradients, as they are.
@@ -128,7 +128,7 @@ impl StepCheck {
     fn result(&self, row: &[f32]) -> StepResult {
         let (passes, rest) = row.split_at(3 * self.passes.len());
         let (squares, rest) = rest.split_at(self.squares.dims()[0]);
-        let mut reading = Reading::default();
+        let mut reading = MetricSums::default();
         for (pass, values) in self.passes.iter().zip(passes.chunks(3)) {
             reading.add(&pass.reading(values));
         }

@@ -14,7 +14,9 @@ mod epoch;
 pub mod flat;
 pub mod guard;
 pub mod learner;
+mod metric;
 pub mod optimizer;
+mod renderer;
 mod share;
 pub mod slot;
 mod step;
@@ -30,7 +32,6 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
 use burn::{
     module::Module,
     optim::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler},
@@ -42,7 +43,8 @@ use hub::{Card, weights};
 use models::{ImageClassifier, Network};
 use runtime::{
     backend::{Backend, BackendSpec},
-    world::World,
+    communicator::Communicator,
+    exit::chain,
 };
 
 use self::{
@@ -50,15 +52,19 @@ use self::{
     step::SubmittedStep, upload::Copies, validate::Validation,
 };
 use crate::{
-    checkpoint::{Checkpoint, Store},
+    Error, Result,
     classifier::Classifier,
     data::Loaders,
-    evaluation::Reading,
-    journal::Journal,
+    evaluation::{MetricSums, Metrics},
     parallel::{self, DataParallel},
-    progress::{EpochRecord, State, Times, lap},
-    recipe::{Dtype, Recipe},
-    results, transfer,
+    progress::{EpochRecord, State, StepTimes, lap},
+    recipe::{BatchNormMode, Dtype, HeadStart, Recipe},
+    run::{
+        checkpoint::{Checkpoint, Store},
+        logger::RunLogger,
+        results::{self, BadSampleRow},
+    },
+    transfer,
 };
 
 /// A run, ready to start.
@@ -67,6 +73,8 @@ pub struct Session {
     pub card: Card,
     pub run: PathBuf,
     pub loaders: Loaders,
+    /// The bad samples that earlier processes of the run listed.
+    pub earlier_bad: Vec<BadSampleRow>,
     pub device: Device,
     /// The devices of this process, where they are several.
     pub devices: Option<parallel::Plan>,
@@ -75,7 +83,7 @@ pub struct Session {
     /// The learning rates of the steps that follow.
     pub scheduler: ModuleLrScheduler,
     pub ema: Option<Ema>,
-    pub journal: Journal,
+    pub logger: RunLogger,
     pub readback: Readback,
     /// Whether the device accepts work before it has done what came earlier.
     pub is_asynchronous: bool,
@@ -88,7 +96,7 @@ pub struct Session {
     pub limits: RunLimits,
     pub steps_per_epoch: u64,
     /// The processes that share the work.
-    pub world: &'static World,
+    pub world: &'static Communicator,
 }
 
 /// How often the host waits for the device to learn what steps came to. Results do not depend on it.
@@ -106,7 +114,7 @@ impl Readback {
         match std::env::var("HEARTH_READBACK").as_deref() {
             Ok("step") => Ok(Self::Step),
             Ok("log") => Ok(Self::Log),
-            Ok(other) => bail!("HEARTH_READBACK is `{other}`; it can be `step` or `log`"),
+            Ok(other) => Err(Error::Settings(format!("HEARTH_READBACK is `{other}`; it can be `step` or `log`"))),
             Err(_) if is_asynchronous(backend) => Ok(Self::Log),
             Err(_) => Ok(Self::Step),
         }
@@ -129,6 +137,8 @@ pub struct RunLimits {
     pub warm_up: bool,
     /// Neither validation, checkpoints nor weights: the range test of the rate finder.
     pub steps_only: bool,
+    /// Seconds of steps, after which the run ends likewise.
+    pub seconds: Option<f64>,
     /// A row of `metrics.csv` for each step, and an end once the smoothed loss is so many times its lowest.
     pub every_step_until: Option<f64>,
 }
@@ -139,7 +149,7 @@ pub struct Outcome {
     /// The raw weights, in evaluation mode.
     pub network: Network,
     pub ema: Option<Network>,
-    pub journal: Journal,
+    pub logger: RunLogger,
     pub end: End,
 }
 
@@ -151,7 +161,7 @@ pub enum End {
     /// On request.
     Interrupted,
     /// By an error.
-    Failed(anyhow::Error),
+    Failed(Error),
 }
 
 /// A session that runs.
@@ -192,6 +202,10 @@ impl Trainer {
             let scale = *self.session.state.loss_scale.get_or_insert((first, 0));
             self.loss_scale = Some(LossScale::new(scale, &self.session.device));
         }
+        if self.starts_with_validation() {
+            let predictions = self.validate_epoch()?;
+            self.end_epoch_zero(predictions);
+        }
         while self.session.state.epoch < self.session.recipe.epochs {
             let epoch = self.session.state.epoch;
             self.unfreeze(epoch)?;
@@ -219,6 +233,37 @@ impl Trainer {
         Ok(End::Finished)
     }
 
+    /// Whether the network is validated before its first step: with a classifier that was trained already, this may be
+    /// its best.
+    fn starts_with_validation(&self) -> bool {
+        let Session { recipe, state, limits, .. } = &self.session;
+        let is_fresh = state.step == 0 && state.batch == 0 && state.history.is_empty() && limits.steps.is_none();
+        is_fresh && recipe.transfer.as_ref().is_some_and(|transfer| transfer.head == HeadStart::Probe)
+    }
+
+    /// Writes down the network before its first step as epoch 0, and makes a checkpoint.
+    fn end_epoch_zero(&mut self, validation: Validation) {
+        let state = &mut self.session.state;
+        let record = EpochRecord {
+            epoch: 0,
+            step: 0,
+            learning_rate: 0.0,
+            train: Metrics::default(),
+            valid: MetricSums::of(&validation.raw).score(),
+            // It begins as the network is.
+            average: None,
+            images_per_second: 0.0,
+            times: state.times,
+        };
+        state.history.push(record.clone());
+        state.times = StepTimes::default();
+        self.session.logger.epoch(&self.session.state, &record);
+        if self.session.world.is_root() {
+            self.keep_best(&record, validation);
+        }
+        self.checkpoint();
+    }
+
     /// Trains the stages that an epoch begins to train.
     fn unfreeze(&mut self, epoch: usize) -> Result<()> {
         let Some(transfer) = &self.session.recipe.transfer else { return Ok(()) };
@@ -229,7 +274,10 @@ impl Trainer {
         let now = transfer::num_frozen(&stages, transfer, epoch)?;
         if now < before {
             let still = network.frozen_group(now);
-            let group = network.frozen_group(before).exclude(still);
+            let mut group = network.frozen_group(before).exclude(still);
+            if transfer.batchnorm == BatchNormMode::Freeze {
+                group = group.exclude(transfer::batch_norm_flags(network));
+            }
             self.model.update(|model| model.unfreeze(group.clone()));
             self.parallel.unfreeze(&group)?;
         }
@@ -239,7 +287,9 @@ impl Trainer {
     fn is_at_limit(&self) -> bool {
         let Session { state, limits, .. } = &self.session;
         let done = if limits.warm_up { state.pace.counted() } else { state.step };
-        limits.steps.is_some_and(|most| done + self.submitted.len() as u64 >= most) || self.diverged
+        limits.steps.is_some_and(|most| done + self.submitted.len() as u64 >= most)
+            || limits.seconds.is_some_and(|most| state.seconds >= most)
+            || self.diverged
     }
 
     /// Steps so far, with those of which the host does not know yet what they came to.
@@ -257,8 +307,8 @@ impl Trainer {
             // Not the scheduler's: a run that resumes at an epoch's end has made no step yet.
             learning_rate: state.learning_rate,
             train: state.sums.score(),
-            valid: Reading::of(&validation.raw).score(),
-            average: validation.ema.as_ref().map(|predictions| Reading::of(predictions).score()),
+            valid: MetricSums::of(&validation.raw).score(),
+            average: validation.ema.as_ref().map(|predictions| MetricSums::of(predictions).score()),
             images_per_second: state.sums.images as f64 / state.times.training().max(1e-9),
             times: state.times,
         };
@@ -266,14 +316,11 @@ impl Trainer {
         let is_best = state.best(metric).is_some_and(|best| best.epoch == record.epoch);
         state.epoch += 1;
         state.batch = 0;
-        state.sums = Reading::default();
-        state.times = Times::default();
-        self.session.journal.epoch(&self.session.state, &record);
-        if self.session.world.is_root() {
-            self.write_bad_samples();
-            if is_best {
-                self.keep_best(&record, validation);
-            }
+        state.sums = MetricSums::default();
+        state.times = StepTimes::default();
+        self.session.logger.epoch(&self.session.state, &record);
+        if self.session.world.is_root() && is_best {
+            self.keep_best(&record, validation);
         }
         self.checkpoint();
         Ok(())
@@ -289,17 +336,17 @@ impl Trainer {
         let run = &self.session.run;
         let source: &Arc<dyn Source> = self.session.loaders.valid.source();
         let kept = weights::save(&network, &self.session.card, run.join(hub::RUN_WEIGHTS))
-            .map_err(anyhow::Error::from)
+            .map_err(Error::from)
             .and_then(|()| results::write_predictions(run, &predictions, source));
         if let Err(error) = kept {
-            self.session.journal.warn(&format!("cannot keep the best weights: {error:#}; training goes on"));
+            self.session.logger.warn(&format!("cannot keep the best weights: {}; training goes on", chain(&error)));
         }
     }
 
     fn write_bad_samples(&self) {
         let bad = self.session.loaders.bad_samples();
-        if let Err(error) = results::write_bad_samples(&self.session.run, &bad) {
-            self.session.journal.warn(&format!("{error:#}"));
+        if let Err(error) = results::write_bad_samples(&self.session.run, &self.session.earlier_bad, &bad) {
+            self.session.logger.warn(&chain(&error));
         }
     }
 
@@ -335,10 +382,11 @@ impl Trainer {
             (self.saved, self.saved_step) = (Instant::now(), self.session.state.step);
             return;
         }
+        self.write_bad_samples();
         // Running statistics lag by one step until they are asked for.
         drop(self.model.network.valid());
         let session = &mut self.session;
-        session.state.file_lengths = session.journal.lengths();
+        session.state.file_lengths = session.logger.lengths();
         let checkpoint = Checkpoint {
             state: session.state.clone(),
             network: self.model.network.clone().into_record(),
@@ -346,10 +394,11 @@ impl Trainer {
             optimizer: session.optimizer.record(),
         };
         match self.store.save(checkpoint, session.recipe.checkpoints.keep) {
-            Ok(path) if is_wanted => session.journal.say(&format!("saved on request: {}", path.display())),
+            Ok(path) if is_wanted => session.logger.info(&format!("saved on request: {}", path.display())),
             Ok(_) => {}
             Err(error) => {
-                session.journal.warn(&format!("{error:#}; training goes on, the checkpoint before it is whole"));
+                let cause = chain(&error);
+                session.logger.warn(&format!("{cause}; training goes on, the checkpoint before it is whole"));
             }
         }
         (self.saved, self.saved_step) = (Instant::now(), session.state.step);
@@ -367,12 +416,14 @@ impl Trainer {
     }
 
     fn is_out_of_patience(&self) -> bool {
-        let Session { recipe, state, journal, .. } = &self.session;
+        let Session { recipe, state, logger, .. } = &self.session;
         let Some(patience) = recipe.checkpoints.patience else { return false };
         let best = state.best(recipe.checkpoints.best).map_or(0, |best| best.epoch);
         let waited = state.epoch.saturating_sub(best);
         if waited >= patience {
-            journal.say(&format!("no better epoch than {best} in the last {waited}: stopping early"));
+            logger.info(&format!(
+                "no better epoch than {best} in the last {waited}: stopping early; epoch {best} is kept"
+            ));
         }
         waited >= patience
     }

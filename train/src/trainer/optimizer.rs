@@ -9,13 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
 use burn::{
     module::{Module, ParamId},
     optim::{GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
+    store::RecordError,
     tensor::{Bool, Bytes, Device, Tensor, TensorData},
 };
 use burn_pack::{Reader, Scalar, Writer};
+use kernels::KernelMode;
 
 use super::flat::{self, FlatTensors, Layout, Member};
 use crate::recipe::{self, OptimizerName};
@@ -23,7 +24,7 @@ use crate::recipe::{self, OptimizerName};
 /// How a parameter is stepped, and what is kept for that: PyTorch's rules.
 #[derive(Debug, Clone)]
 enum Rule {
-    Sgd { momentum: f32, nesterov: bool },
+    Sgd { momentum: f32, nesterov: bool, kernels: KernelMode },
     AdamW { betas: [f32; 2], epsilon: f32 },
     Lamb { betas: [f32; 2], epsilon: f32 },
     RmsProp { alpha: f32, momentum: f32, epsilon: f32 },
@@ -133,7 +134,7 @@ impl Rule {
             None => new * (1.0 - kept),
         };
         match *self {
-            Self::Sgd { momentum, nesterov } => {
+            Self::Sgd { momentum, nesterov, kernels } => {
                 let sgd = kernels::Sgd {
                     learning_rate: rate as f32,
                     momentum,
@@ -141,7 +142,7 @@ impl Rule {
                     nesterov,
                     weight_decay: decay,
                 };
-                let (param, velocity) = if kernels::accelerates(&param) {
+                let (param, velocity) = if kernels == KernelMode::Optimized && kernels::accelerates(&param) {
                     kernels::sgd_step(param, gradient, first, sgd)
                 } else {
                     sgd_step(param, gradient, first, sgd)
@@ -279,12 +280,13 @@ impl Gradients {
 }
 
 impl Optimizer {
-    /// The optimizer that the recipe names, for the parameters of `module`, in buffers of `buffer` elements.
-    pub fn new<M: Module>(recipe: &recipe::Optimizer, module: &M, buffer: usize) -> Self {
+    /// The optimizer that the recipe names, for the parameters of `module`, in buffers of `buffer` elements, with these
+    /// operations on the CPU.
+    pub fn new<M: Module>(recipe: &recipe::Optimizer, module: &M, buffer: usize, kernels: KernelMode) -> Self {
         let momentum = recipe.momentum.unwrap_or(0.0) as f32;
         let betas = recipe.betas.unwrap_or([0.9, 0.999]);
         let rule = match recipe.name {
-            OptimizerName::Sgd => Rule::Sgd { momentum, nesterov: recipe.nesterov.unwrap_or(false) },
+            OptimizerName::Sgd => Rule::Sgd { momentum, nesterov: recipe.nesterov.unwrap_or(false), kernels },
             OptimizerName::AdamW => Rule::AdamW { betas, epsilon: recipe.epsilon.unwrap_or(1e-8) },
             OptimizerName::Lamb => Rule::Lamb { betas, epsilon: recipe.epsilon.unwrap_or(1e-6) },
             OptimizerName::RmsProp => {
@@ -483,7 +485,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn into_bytes(self) -> Result<Bytes> {
+    pub fn into_bytes(self) -> Result<Bytes, RecordError> {
         let tensors = self.tensors.into_iter().map(|(name, id, data)| {
             let (bytes, shape, dtype) = data.into_parts();
             burn_pack::Tensor::new(name, dtype, shape, Some(id.val()), bytes)
@@ -493,15 +495,16 @@ impl Record {
         Ok(writer.into_bytes()?)
     }
 
-    pub fn from_bytes(bytes: Bytes) -> Result<Self> {
+    pub fn from_bytes(bytes: Bytes) -> Result<Self, RecordError> {
         let reader = Reader::from_bytes(bytes)?;
         let scalars = reader.scalars().clone();
         let tensors = reader.into_tensors()?.into_iter().map(|tensor| {
             let (name, dtype, shape, id, bytes) = tensor.into_parts()?;
-            let id = id.with_context(|| format!("the tensor {name} of the optimizer belongs to no parameter"))?;
+            let no_parameter = || format!("the tensor {name} of the optimizer belongs to no parameter");
+            let id = id.ok_or_else(|| RecordError::Validation(no_parameter()))?;
             Ok((name, ParamId::from(id), TensorData::from_bytes(bytes, shape, dtype)))
         });
-        Ok(Self { tensors: tensors.collect::<Result<_>>()?, scalars })
+        Ok(Self { tensors: tensors.collect::<Result<_, RecordError>>()?, scalars })
     }
 }
 
@@ -566,7 +569,7 @@ mod tests {
     fn optimizer(changes: &[&str], net: &Net, buffer: usize) -> Optimizer {
         let mut overrides = Overrides::default();
         changes.iter().for_each(|change| overrides.parse(change).unwrap());
-        Optimizer::new(&load("digits", &overrides).unwrap().optimizer, net, buffer)
+        Optimizer::new(&load("digits", &overrides).unwrap().optimizer, net, buffer, KernelMode::Optimized)
     }
 
     fn step(optimizer: &mut Optimizer, net: Net, factor: f32, update: &Update) -> Net {

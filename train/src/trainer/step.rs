@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
 use burn::{
     data::dataloader::Progress,
     optim::{GradientsAccumulator, GradientsParams, lr_scheduler::module_lr_scheduler::ModuleLearningRate},
@@ -22,9 +21,10 @@ use super::{
     upload::{FetchedBatch, FetchedShard},
 };
 use crate::{
-    evaluation::{BatchScalars, Reading},
+    Error, Result,
+    evaluation::{BatchScalars, MetricSums},
     parallel::Shard,
-    progress::Times,
+    progress::StepTimes,
 };
 
 /// Rows of `metrics.csv` per epoch, at most.
@@ -79,13 +79,15 @@ impl Trainer {
         step.progress = Some(batch.progress);
         let world = self.session.world;
         if batch.samples.is_empty() {
-            ensure!(
-                !self.session.recipe.ranks.sync_bn,
-                "batch {} has no image for process {}, and ranks.sync_bn waits for all of them: take batches of more images",
+            if !self.session.recipe.ranks.sync_bn {
+                return Ok(());
+            }
+            return Err(Error::Settings(format!(
+                "batch {} has no image for process {}, and ranks.sync_bn waits for all of them: take batches of more \
+                 images",
                 batch.number,
                 world.rank()
-            );
-            return Ok(());
+            )));
         }
         step.samples.extend(batch.samples);
         let devices = batch.shards.len();
@@ -166,7 +168,7 @@ impl Trainer {
     }
 
     /// What a step comes to, where the host waits for that. `all` is what all processes together know of its losses.
-    fn read_now(&self, check: &StepCheck, all: Option<Reading>) -> Option<StepResult> {
+    fn read_now(&self, check: &StepCheck, all: Option<MetricSums>) -> Option<StepResult> {
         // Processes' gradients meet on the host, which has waited for the device already; and the losses of all decide
         // whether a step counts, which no device knows.
         let Some(reading) = all else {
@@ -177,17 +179,17 @@ impl Trainer {
     }
 
     /// What the passes of all ranks come to; waiting for the slowest is charged apart.
-    fn sum_readings(&mut self, passes: Vec<BatchScalars>) -> Reading {
-        let mut own = Reading::default();
+    fn sum_readings(&mut self, passes: Vec<BatchScalars>) -> MetricSums {
+        let mut own = MetricSums::default();
         passes.iter().for_each(|pass| own.add(&pass.read()));
         self.charge(|times| &mut times.compute);
-        let Reading { loss, top1, top5, images } = own;
+        let MetricSums { loss, top1, top5, images } = own;
         let mut sums = [loss, top1 as f64, top5 as f64, images as f64];
         self.session.world.sum(&mut sums);
         self.charge(|times| &mut times.ranks);
         let [loss, rest @ ..] = sums;
         let [top1, top5, images] = rest.map(|count| count as u64);
-        Reading { loss, top1, top5, images }
+        MetricSums { loss, top1, top5, images }
     }
 
     /// Waits for the device and records what the steps so far came to.
@@ -235,7 +237,7 @@ impl Trainer {
         state.learning_rate = step.rate.base();
         state.pace.record(seconds);
         if limits.warm_up && state.pace.counted() == 0 {
-            state.times = Times::default();
+            state.times = StepTimes::default();
         }
         state.interval.seconds += seconds;
         let scale = state.loss_scale.map_or(1.0, |(scale, _)| f64::from(scale));
@@ -257,7 +259,7 @@ impl Trainer {
             self.warn_of_bad_step(&step, &reading)?;
         }
         let row_interval = self.row_interval();
-        let Session { state, journal, limits, .. } = &mut self.session;
+        let Session { state, logger, limits, .. } = &mut self.session;
         if let Some(factor) = limits.every_step_until {
             let loss = reading.score().loss;
             let smooth = self.smooth.map_or(loss, |smooth| 0.9 * smooth + 0.1 * loss);
@@ -267,7 +269,7 @@ impl Trainer {
         }
         let full = state.step.is_multiple_of(row_interval) && state.interval.steps > 0;
         let row = full.then(|| std::mem::take(&mut state.interval));
-        journal.step(state, state.learning_rate, row);
+        logger.step(state, state.learning_rate, row);
         let progress = step.progress.unwrap_or_else(|| Progress::new(0, 0, None));
         let item = TrainingItem::new(reading, progress, Some(state.step as usize), Some(step.rate));
         self.interrupter.fail_on_error(self.events.process_train(LearnerEvent::ProcessedItem(item)));
@@ -278,17 +280,18 @@ impl Trainer {
     ///
     /// # Errors
     /// Where too many were in a row.
-    fn warn_of_bad_step(&self, step: &SubmittedStep, reading: &Reading) -> Result<()> {
+    fn warn_of_bad_step(&self, step: &SubmittedStep, reading: &MetricSums) -> Result<()> {
         let row = self.session.state.bad_in_a_row;
         let what = if reading.loss.is_finite() { "gradient" } else { "loss" };
         let (number, samples) = (step.number, self.name_samples(&step.samples));
         log::warn!("step {number} skipped: the {what} is not finite; samples: {samples}");
-        ensure!(
-            row < self.session.recipe.max_bad_steps,
-            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower schedule.learning_rate, a warm-up or \
-             optimizer.clip_norm usually helps. The last batch held {samples}"
-        );
-        Ok(())
+        if row < self.session.recipe.max_bad_steps {
+            return Ok(());
+        }
+        Err(Error::NotFinite(format!(
+            "stopped at step {number}: the {what} was not finite {row} times in a row. A lower schedule.learning_rate, a \
+             warm-up or optimizer.clip_norm usually helps. The last batch held {samples}"
+        )))
     }
 
     /// Steps between rows of `metrics.csv`.

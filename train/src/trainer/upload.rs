@@ -6,12 +6,11 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
-use burn::data::dataloader::Progress;
+use burn::{data::dataloader::Progress, tensor::ExecutionError};
 use datasets::{ImageBatch, loader::Batches};
 
 use super::{Trainer, share::BatchShare};
-use crate::{parallel::ShardImages, progress::lap};
+use crate::{Error, Result, parallel::ShardImages, progress::lap};
 
 /// A batch that is ready for its pass.
 pub(super) struct FetchedBatch {
@@ -94,18 +93,19 @@ impl Trainer {
             return Ok(ShardImages::Device(Box::new(self.model.task.upload(batch, device))));
         }
         let bytes = batch.images.len();
+        let failed = |error: ExecutionError| Error::Device(format!("the device failed: {error}"));
         let measured = std::mem::take(&mut self.copies.is_next_measured);
         if measured {
             if self.copies.seconds_per_byte.is_none() {
                 // The first copy of a process also allocates what later ones use again.
                 drop(self.model.task.upload(batch.clone(), device));
             }
-            device.sync()?;
+            device.sync().map_err(failed)?;
         }
         let mut mark = Instant::now();
         let batch = self.model.task.upload(batch, device);
         if measured {
-            device.sync()?;
+            device.sync().map_err(failed)?;
             self.copies.seconds_per_byte = Some(lap(&mut mark) / bytes.max(1) as f64);
         } else {
             self.copies.add(bytes);

@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use burn::module::Module;
 use burn_train::{EventProcessorTraining, LearnerEvent, TrainingItem};
 use runtime::warmup::Pace;
 
 use super::Trainer;
 use crate::{
-    evaluation::{Prediction, Reading},
+    Result,
+    evaluation::{MetricSums, Prediction},
     progress::lap,
 };
 
@@ -59,7 +59,7 @@ impl Trainer {
             for index in 0..round.len() {
                 number += 1;
                 let shown = of_ema.as_ref().map_or(&of_raw[index], |of_ema| &of_ema[index]);
-                let item = TrainingItem::new(Reading::of(shown), batches.progress(), Some(number), None);
+                let item = TrainingItem::new(MetricSums::of(shown), batches.progress(), Some(number), None);
                 self.interrupter.fail_on_error(self.events.process_valid(LearnerEvent::ProcessedItem(item)));
             }
             validation.raw.extend(of_raw.into_iter().flatten());

@@ -6,17 +6,17 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
 use burn::{store::ModuleRecord, tensor::Bytes};
 use runtime::files::sync_folder;
 use serde::{Deserialize, Serialize};
 
-use crate::{progress::State, trainer::optimizer};
+use crate::{Error, Result, progress::State, trainer::optimizer};
 
 const MANIFEST: &str = "manifest.json";
 const STATE: &str = "state.json";
@@ -39,23 +39,28 @@ pub struct Parted([Vec<u8>; 4]);
 
 impl Checkpoint {
     pub fn into_parts(self) -> Result<Parted> {
+        let average = self.average.map(ModuleRecord::into_bytes).transpose().map_err(unsent)?;
         Ok(Parted([
-            serde_json::to_vec(&self.state)?,
-            self.network.into_bytes()?.to_vec(),
-            self.optimizer.into_bytes()?.to_vec(),
-            self.average.map(ModuleRecord::into_bytes).transpose()?.map_or(Vec::new(), |bytes| bytes.to_vec()),
+            serde_json::to_vec(&self.state).map_err(unsent)?,
+            self.network.into_bytes().map_err(unsent)?.to_vec(),
+            self.optimizer.into_bytes().map_err(unsent)?.to_vec(),
+            average.map_or(Vec::new(), |bytes| bytes.to_vec()),
         ]))
     }
 
     pub fn from_parts(Parted([state, network, optimizer, average]): Parted) -> Result<Self> {
-        let module = |bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes));
+        let module = |bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(unsent);
         Ok(Self {
-            state: serde_json::from_slice(&state)?,
+            state: serde_json::from_slice(&state).map_err(unsent)?,
             network: module(network)?,
             average: (!average.is_empty()).then(|| module(average)).transpose()?,
-            optimizer: optimizer::Record::from_bytes(Bytes::from_bytes_vec(optimizer))?,
+            optimizer: optimizer::Record::from_bytes(Bytes::from_bytes_vec(optimizer)).map_err(unsent)?,
         })
     }
+}
+
+fn unsent(cause: impl fmt::Display) -> Error {
+    Error::Message(format!("a checkpoint cannot be passed on: {cause}"))
 }
 
 impl Parted {
@@ -76,7 +81,7 @@ impl Parted {
             rest = after;
             Some(part.to_vec())
         };
-        let parts = [part(), part(), part(), part()].map(|part| part.context("a checkpoint was sent in pieces"));
+        let parts = [part(), part(), part(), part()].map(|part| part.ok_or_else(|| unsent("it came in pieces")));
         let [state, network, optimizer, average] = parts;
         Ok(Some(Self([state?, network?, optimizer?, average?])))
     }
@@ -121,30 +126,30 @@ impl Store {
             // On a full disk every byte counts.
             let _ = fs::remove_dir_all(&partial);
         }
-        written.with_context(|| format!("cannot write the checkpoint {}", path.display()))?;
+        written.map_err(Error::io("write the checkpoint", &path))?;
         let steps = self.steps()?;
         for &old in steps.iter().take(steps.len().saturating_sub(keep)) {
             let old = self.folder.join(format!("step-{old:08}"));
-            fs::remove_dir_all(&old).with_context(|| format!("cannot remove the old checkpoint {}", old.display()))?;
+            fs::remove_dir_all(&old).map_err(Error::io("remove the old checkpoint", &old))?;
         }
         Ok(path)
     }
 
-    fn write(&self, checkpoint: Checkpoint, partial: &Path, path: &Path) -> Result<()> {
+    fn write(&self, checkpoint: Checkpoint, partial: &Path, path: &Path) -> io::Result<()> {
         match fs::remove_dir_all(partial) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir_all(partial)?,
         }
         let mut manifest = Manifest { files: BTreeMap::new() };
-        let mut put = |name: &str, bytes: &[u8]| -> Result<()> {
+        let mut put = |name: &str, bytes: &[u8]| {
             manifest.files.insert(name.to_string(), Sum::of(bytes));
             write_synced(&partial.join(name), bytes)
         };
         put(STATE, &serde_json::to_vec_pretty(&checkpoint.state)?)?;
-        put(NETWORK, &checkpoint.network.into_bytes()?)?;
-        put(OPTIMIZER, &checkpoint.optimizer.into_bytes()?)?;
+        put(NETWORK, &checkpoint.network.into_bytes().map_err(io::Error::other)?)?;
+        put(OPTIMIZER, &checkpoint.optimizer.into_bytes().map_err(io::Error::other)?)?;
         if let Some(average) = checkpoint.average {
-            put(AVERAGE, &average.into_bytes()?)?;
+            put(AVERAGE, &average.into_bytes().map_err(io::Error::other)?)?;
         }
         write_synced(&partial.join(MANIFEST), &serde_json::to_vec_pretty(&manifest)?)?;
         sync_folder(partial)?;
@@ -153,19 +158,19 @@ impl Store {
             fs::remove_dir_all(path)?;
         }
         fs::rename(partial, path)?;
-        Ok(sync_folder(&self.folder)?)
+        sync_folder(&self.folder)
     }
 
     /// The steps of the checkpoints that are there, ascending.
     fn steps(&self) -> Result<Vec<u64>> {
-        let context = || format!("cannot list the checkpoints in {}", self.folder.display());
+        let failed = |error| Error::io("list the checkpoints in", &self.folder)(error);
         let entries = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.with_context(context)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
         };
         let mut steps = Vec::new();
         for entry in entries {
-            let name = entry.with_context(context)?.file_name();
+            let name = entry.map_err(failed)?.file_name();
             steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
         }
         steps.sort_unstable();
@@ -179,44 +184,48 @@ impl Store {
             let path = self.folder.join(format!("step-{step:08}"));
             match read(&path) {
                 Ok(checkpoint) => return Ok((Some(checkpoint), warnings)),
-                Err(error) => warnings.push(format!(
-                    "the checkpoint {} is damaged ({error:#}); taking the one before it",
-                    path.display()
-                )),
+                Err(cause) => warnings
+                    .push(format!("the checkpoint {} is damaged ({cause}); taking the one before it", path.display())),
             }
         }
         Ok((None, warnings))
     }
 }
 
-fn read(path: &Path) -> Result<Checkpoint> {
-    let file = |name: &str| fs::read(path.join(name)).with_context(|| format!("cannot read {name}"));
-    let manifest: Manifest = serde_json::from_slice(&file(MANIFEST)?).context("manifest.json is not valid")?;
-    let get = |name: &str| -> Result<Option<Vec<u8>>> {
+/// Reads a checkpoint, or returns what is damaged.
+fn read(path: &Path) -> Result<Checkpoint, String> {
+    let file = |name: &str| fs::read(path.join(name)).map_err(|error| format!("cannot read {name}: {error}"));
+    let manifest: Manifest = serde_json::from_slice(&file(MANIFEST)?).map_err(invalid(MANIFEST))?;
+    let get = |name: &str| {
         let Some(sum) = manifest.files.get(name) else { return Ok(None) };
         let bytes = file(name)?;
-        ensure!(*sum == Sum::of(&bytes), "{name} is not as it was written");
-        Ok(Some(bytes))
+        if *sum == Sum::of(&bytes) { Ok(Some(bytes)) } else { Err(format!("{name} is not as it was written")) }
     };
-    let need = |name: &str| get(name)?.with_context(|| format!("{name} is missing from the manifest"));
-    let module = |bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes));
+    let need = |name: &str| get(name)?.ok_or_else(|| format!("{name} is missing from the manifest"));
+    let module = |name, bytes: Vec<u8>| ModuleRecord::from_bytes(Bytes::from_bytes_vec(bytes)).map_err(invalid(name));
+    let optimizer = optimizer::Record::from_bytes(Bytes::from_bytes_vec(need(OPTIMIZER)?));
     Ok(Checkpoint {
-        state: serde_json::from_slice(&need(STATE)?).context("state.json is not valid")?,
-        network: module(need(NETWORK)?)?,
-        average: get(AVERAGE)?.map(module).transpose()?,
-        optimizer: optimizer::Record::from_bytes(Bytes::from_bytes_vec(need(OPTIMIZER)?))?,
+        state: serde_json::from_slice(&need(STATE)?).map_err(invalid(STATE))?,
+        network: module(NETWORK, need(NETWORK)?)?,
+        average: get(AVERAGE)?.map(|bytes| module(AVERAGE, bytes)).transpose()?,
+        optimizer: optimizer.map_err(invalid(OPTIMIZER))?,
     })
 }
 
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+fn invalid<E: fmt::Display>(name: &'static str) -> impl FnOnce(E) -> String {
+    move |error| format!("{name} is not valid: {error}")
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
-    Ok(file.sync_all()?)
+    file.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
     use burn::{module::Module, tensor::Device};
+    use kernels::KernelMode;
     use models::{Architecture, NetworkConfig};
 
     use super::*;
@@ -225,7 +234,7 @@ mod tests {
     fn checkpoint(step: u64) -> Checkpoint {
         let network = NetworkConfig::new(Architecture::ResNet20).with_num_classes(2).init(&Device::flex().autodiff());
         let recipe = load("digits", &Overrides::default()).unwrap();
-        let optimizer = optimizer::Optimizer::new(&recipe.optimizer, &network, 0).record();
+        let optimizer = optimizer::Optimizer::new(&recipe.optimizer, &network, 0, KernelMode::default()).record();
         let state = State { step, ..State::default() };
         Checkpoint { state, network: network.clone().into_record(), average: Some(network.into_record()), optimizer }
     }

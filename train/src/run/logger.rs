@@ -1,7 +1,7 @@
 //! The log of a run: the files that grow with it, `experiment.log`, and its reports to an observer.
 //!
-//! Notes and warnings go to `experiment.log` and the observer directly. Their records, with the target `train::journal`, are
-//! for the loggers of other programs; [`runtime::logging`] leaves them out.
+//! Notes and warnings go to `experiment.log` and the observer directly. Their records, with the target [`RUN_LOG_TARGET`],
+//! are for the loggers of other programs; [`runtime::logging`] leaves them out.
 
 use std::{
     collections::BTreeMap,
@@ -12,29 +12,29 @@ use std::{
     time::SystemTime,
 };
 
-use anyhow::{Context, Result};
 use log::Level;
 use report::format::{EPOCHS, EXPERIMENT_LOG, EpochRow, METRICS, MetricRow, csv_header, csv_line};
 use runtime::{
     files,
-    logging::{JOURNAL_TARGET, LogFile, OpenLogFile},
+    logging::{LogFile, OpenLogFile, RUN_LOG_TARGET},
 };
 use serde_json::json;
 
 use crate::{
-    evaluation::Score,
+    Error, Result,
+    evaluation::Metrics,
     observer::{EpochReport, Observer, Silent, StepReport},
     progress::{EpochRecord, Interval, State},
-    tensorboard,
+    run::tensorboard,
 };
 
 const EVENTS: &str = "events.out.tfevents.hearth";
 
 /// The files of a run that grow, and its observer.
-pub struct Journal {
-    metrics: Growing,
-    epochs: Growing,
-    events: Growing,
+pub struct RunLogger {
+    metrics: AppendFile,
+    epochs: AppendFile,
+    events: AppendFile,
     observer: Arc<dyn Observer>,
     num_epochs: usize,
     steps_per_epoch: u64,
@@ -47,7 +47,7 @@ pub struct Journal {
 }
 
 /// A file that grows by whole records.
-struct Growing {
+struct AppendFile {
     name: &'static str,
     path: PathBuf,
     /// None where another process writes it.
@@ -55,7 +55,7 @@ struct Growing {
     length: u64,
 }
 
-impl Growing {
+impl AppendFile {
     /// Opens the file and cuts off what stands after `length`: it was written after the checkpoint that the run
     /// resumes from. A new file begins with `header`. A file that was shortened or changed since is cut off after its last
     /// whole record, as `whole` finds it, with a warning.
@@ -66,18 +66,16 @@ impl Growing {
         header: &[u8],
         whole: fn(&[u8]) -> usize,
         warnings: &mut Vec<String>,
-    ) -> Result<Self> {
+    ) -> io::Result<Self> {
         let path = run.join(name);
-        let context = || format!("cannot write {}", path.display());
-        files::check_regular(&path).with_context(context)?;
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path).with_context(context)?;
-        let there = file.metadata().with_context(context)?.len();
+        files::check_regular(&path)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path)?;
+        let there = file.metadata()?.len();
         let noted = length.unwrap_or(0);
         let mut length = noted.min(there);
-        file.set_len(length).with_context(context)?;
+        file.set_len(length)?;
         if noted > 0 {
-            let text = files::read(&path).with_context(context)?;
+            let text = files::read(&path)?;
             let kept = whole(&text) as u64;
             if kept < noted {
                 warnings.push(format!(
@@ -86,14 +84,14 @@ impl Growing {
                     path.display()
                 ));
                 length = kept;
-                file.set_len(length).with_context(context)?;
+                file.set_len(length)?;
             }
         }
-        let mut growing = Self { name, path: path.clone(), file: Some(file), length };
+        let mut file = Self { name, path, file: Some(file), length };
         if length == 0 {
-            growing.append(header).with_context(context)?;
+            file.append(header)?;
         }
-        Ok(growing)
+        Ok(file)
     }
 
     /// Appends a record, whole or not at all.
@@ -118,7 +116,7 @@ fn whole_lines(text: &[u8]) -> usize {
     text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1)
 }
 
-impl Journal {
+impl RunLogger {
     /// Opens the files of a run, at the lengths that `state` tells.
     pub fn open(
         run: &Path,
@@ -134,12 +132,14 @@ impl Journal {
             observer.on_warning(&format!("cannot write {}: {error}; training goes on without it", path.display()));
         }
         let mut warnings = Vec::new();
-        let mut open =
-            |name, header: &[u8], whole| Growing::open(run, name, length(name), header, whole, &mut warnings);
+        let mut open = |name, header: &[u8], whole| {
+            let file = AppendFile::open(run, name, length(name), header, whole, &mut warnings);
+            file.map_err(Error::io("write", run.join(name)))
+        };
         let metrics = open(METRICS, csv_header::<MetricRow>().as_bytes(), whole_lines)?;
         let epochs = open(EPOCHS, csv_header::<EpochRow>().as_bytes(), whole_lines)?;
         let events = open(EVENTS, &tensorboard::header(wall_time()), tensorboard::whole_records)?;
-        let journal = Self {
+        let logger = Self {
             metrics,
             epochs,
             events,
@@ -150,13 +150,13 @@ impl Journal {
             speaks: true,
             complained: false,
         };
-        warnings.iter().for_each(|warning| journal.warn(warning));
-        Ok(journal)
+        warnings.iter().for_each(|warning| logger.warn(warning));
+        Ok(logger)
     }
 
     /// Of a process that writes nothing.
     pub fn silent(num_epochs: usize, steps_per_epoch: u64) -> Self {
-        let nothing = |name| Growing { name, path: PathBuf::new(), file: None, length: 0 };
+        let nothing = |name| AppendFile { name, path: PathBuf::new(), file: None, length: 0 };
         Self {
             metrics: nothing(METRICS),
             epochs: nothing(EPOCHS),
@@ -233,7 +233,10 @@ impl Journal {
         let rate = Some(record.learning_rate);
         // A probe reads no images after its first epoch.
         let speed = Some(record.images_per_second).filter(|speed| *speed > 0.0);
-        self.row(epoch, step, "train", &record.train, rate, None, speed);
+        // Epoch 0 is before the first step.
+        if epoch > 0 {
+            self.row(epoch, step, "train", &record.train, rate, None, speed);
+        }
         self.row(epoch, step, "valid", &record.valid, None, None, None);
         let mut scalars = vec![
             ("valid/loss", record.valid.loss),
@@ -270,14 +273,14 @@ impl Journal {
             skipped_steps: Some(times.skipped_steps),
             advice: times.advice().unwrap_or_default(),
         };
-        self.append(|journal| &mut journal.epochs, csv_line(&row).as_bytes());
+        self.append(|logger| &mut logger.epochs, csv_line(&row).as_bytes());
     }
 
     /// Reports a fact about the run.
-    pub fn say(&self, text: &str) {
+    pub fn info(&self, text: &str) {
         if self.speaks {
             self.write_log(Level::Info, text);
-            log::info!(target: JOURNAL_TARGET, "{text}");
+            log::info!(target: RUN_LOG_TARGET, "{text}");
             self.observer.on_note(text);
         }
     }
@@ -292,7 +295,7 @@ impl Journal {
     fn warn_in_log(&self, text: &str) {
         if self.speaks {
             self.write_log(Level::Warn, text);
-            log::warn!(target: JOURNAL_TARGET, "{text}");
+            log::warn!(target: RUN_LOG_TARGET, "{text}");
         }
     }
 
@@ -304,7 +307,7 @@ impl Journal {
 
     /// Appends a record. A log that cannot be written does not end a training: the first failure is reported, later
     /// ones are logged.
-    fn append(&mut self, file: fn(&mut Self) -> &mut Growing, record: &[u8]) {
+    fn append(&mut self, file: fn(&mut Self) -> &mut AppendFile, record: &[u8]) {
         let file = file(self);
         if let Err(error) = file.append(record) {
             let text = format!("cannot write {}: {error}; training goes on", file.path.display());
@@ -321,7 +324,7 @@ impl Journal {
         epoch: usize,
         step: u64,
         split: &str,
-        score: &Score,
+        score: &Metrics,
         rate: Option<f64>,
         norm: Option<f64>,
         speed: Option<f64>,
@@ -337,11 +340,11 @@ impl Journal {
             gradient_norm: norm,
             images_per_second: speed,
         };
-        self.append(|journal| &mut journal.metrics, csv_line(&row).as_bytes());
+        self.append(|logger| &mut logger.metrics, csv_line(&row).as_bytes());
     }
 
     fn scalars(&mut self, step: u64, values: &[(&str, f64)]) {
-        self.append(|journal| &mut journal.events, &tensorboard::scalars(wall_time(), step, values));
+        self.append(|logger| &mut logger.events, &tensorboard::scalars(wall_time(), step, values));
     }
 }
 
@@ -352,7 +355,7 @@ fn wall_time() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Times;
+    use crate::progress::StepTimes;
 
     #[test]
     fn a_resumed_run_cuts_off_what_came_after_its_checkpoint() {
@@ -361,29 +364,29 @@ mod tests {
             epoch,
             step: epoch as u64,
             learning_rate: 0.1,
-            train: Score::default(),
-            valid: Score::default(),
-            average: Some(Score::default()),
+            train: Metrics::default(),
+            valid: Metrics::default(),
+            average: Some(Metrics::default()),
             images_per_second: 1.0,
-            times: Times { waiting: 9.0, decoding: 3.0, ..Times::default() },
+            times: StepTimes { waiting: 9.0, decoding: 3.0, ..StepTimes::default() },
         };
         let mut state = State::default();
-        let mut journal = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
-        journal.epoch(&state, &record(1));
-        state.file_lengths = journal.lengths();
+        let mut logger = RunLogger::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
+        logger.epoch(&state, &record(1));
+        state.file_lengths = logger.lengths();
         let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
         let (metrics, epochs) = (read(METRICS), read(EPOCHS));
-        journal.epoch(&state, &record(2));
+        logger.epoch(&state, &record(2));
         assert!(read(METRICS).len() > metrics.len());
 
-        let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
+        let _resumed = RunLogger::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!((read(METRICS), read(EPOCHS)), (metrics.clone(), epochs));
         let text = String::from_utf8(metrics).unwrap();
         assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.lines().all(|line| line.split(',').count() == 9), "{text}");
 
         std::fs::remove_file(run.path().join(METRICS)).unwrap();
-        let _resumed = Journal::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
+        let _resumed = RunLogger::open(run.path(), &state, Arc::new(Silent), 3, 1).unwrap();
         assert_eq!(read(METRICS), csv_header::<MetricRow>().as_bytes());
     }
 
@@ -400,17 +403,17 @@ mod tests {
         let mut state = State::default();
         let open = |state: &State| {
             let warnings = Arc::new(Warnings::default());
-            let journal = Journal::open(run.path(), state, warnings.clone(), 3, 1).unwrap();
-            (journal, std::mem::take(&mut *warnings.0.lock().unwrap()))
+            let logger = RunLogger::open(run.path(), state, warnings.clone(), 3, 1).unwrap();
+            (logger, std::mem::take(&mut *warnings.0.lock().unwrap()))
         };
-        let (mut journal, warnings) = open(&state);
+        let (mut logger, warnings) = open(&state);
         assert!(warnings.is_empty());
         for step in 1..4 {
-            journal.row(1, step, "train_step", &Score::default(), None, None, None);
-            journal.scalars(step, &[("train/loss", 0.5)]);
+            logger.row(1, step, "train_step", &Metrics::default(), None, None, None);
+            logger.scalars(step, &[("train/loss", 0.5)]);
         }
-        state.file_lengths = journal.lengths();
-        drop(journal);
+        state.file_lengths = logger.lengths();
+        drop(logger);
         assert!(open(&state).1.is_empty(), "nothing was changed");
         let read = |name: &str| std::fs::read(run.path().join(name)).unwrap();
         let whole = [METRICS, EVENTS].map(read);

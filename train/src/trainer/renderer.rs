@@ -1,4 +1,4 @@
-//! Burn's own dashboard on a terminal; elsewhere nothing, for [`Journal`](crate::journal::Journal) prints its lines.
+//! Burn's own dashboard on a terminal; elsewhere nothing: observers print lines.
 
 use burn_train::{
     Interrupter, LearnerSummary,
@@ -59,7 +59,7 @@ impl MetricsRenderer for Silent {
     fn register_metric(&mut self, _definition: MetricDefinition) {}
 }
 
-/// In place of Burn's files of metrics: the journal writes ours.
+/// In place of Burn's files of metrics: the run's logger writes ours.
 pub struct NoFiles;
 
 impl MetricLogger for NoFiles {

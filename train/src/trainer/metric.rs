@@ -9,7 +9,7 @@ use burn_train::metric::{
     state::{FormatOptions, NumericMetricState},
 };
 
-use crate::evaluation::Reading;
+use crate::evaluation::MetricSums;
 
 /// Loss, top-1 or top-5 over an epoch.
 #[derive(Clone)]
@@ -36,14 +36,14 @@ impl Mean {
     }
 }
 
-impl Adaptor<Reading> for Reading {
-    fn adapt(&self) -> Reading {
+impl Adaptor<MetricSums> for MetricSums {
+    fn adapt(&self) -> MetricSums {
         *self
     }
 }
 
 impl Metric for Mean {
-    type Input = Reading;
+    type Input = MetricSums;
 
     fn name(&self) -> MetricName {
         let name = match self.kind {
@@ -59,7 +59,7 @@ impl Metric for Mean {
         NumericAttributes { unit, higher_is_better: self.kind != Kind::Loss }.into()
     }
 
-    fn update(&mut self, reading: &Reading, _metadata: &MetricMetadata) -> Result<SerializedEntry, TensorReadError> {
+    fn update(&mut self, reading: &MetricSums, _metadata: &MetricMetadata) -> Result<SerializedEntry, TensorReadError> {
         let score = reading.score();
         let value = match self.kind {
             Kind::Loss => score.loss,

@@ -89,6 +89,8 @@ fn bytes(out: &mut Vec<u8>, field: u64, value: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use data_encoding::HEXLOWER;
+
     use super::*;
 
     #[test]
@@ -96,7 +98,7 @@ mod tests {
         // RecordWriter of TensorBoard 2.21: Event(wall_time=1.5, step=300, summary=Summary(value=[Summary.Value(
         // tag="loss", simple_value=0.25)])).
         let expected = "1b000000000000001a0d9e1309000000000000f83f10ac022a0d0a0b0a046c6f7373150000803e9908deed";
-        let record: String = scalars(1.5, 300, &[("loss", 0.25)]).iter().map(|byte| format!("{byte:02x}")).collect();
+        let record = HEXLOWER.encode(&scalars(1.5, 300, &[("loss", 0.25)]));
         assert_eq!(record, expected);
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
     }

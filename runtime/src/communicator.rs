@@ -1,11 +1,13 @@
-//! The processes that work together: one alone, or as many as `mpirun` or `srun` started.
+//! The communicator of the processes that train together: one process, or those that `mpirun` or `srun` started.
 //!
-//! Nothing of ours speaks between machines: MPI does, with the feature `mpi`. Every rank calls the same collective
-//! operations in the same order. A collective that lasts longer than the time limit ends the process with its cause:
-//! a peer that died without a word, or a network that is cut, would otherwise be waited for without end.
+//! MPI transports all messages, with the feature `mpi`. Every rank calls the same collective operations in the same order.
+//! A collective that takes longer than the time limit ends the process with an error: otherwise it would wait forever for a
+//! peer that died, or for a network that is down.
 
 use std::{
-    env, fmt,
+    env,
+    error::Error as StdError,
+    fmt,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -13,13 +15,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use crate::{Error, Result, exit::chain, units::duration_in};
 
-use crate::units::duration_in;
-
-/// How several processes work together; for flattening into a command line.
+/// Flags of programs that several processes run, for flattening into a command line.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct WorldArgs {
+pub struct CommunicatorArgs {
     /// Several processes (mpirun, srun): how long one waits for the others before it takes them for lost; seconds without a
     /// unit
     #[arg(long, global = true, value_name = "DURATION", default_value = "5min", value_parser =
@@ -30,32 +30,32 @@ pub struct WorldArgs {
 /// The rank that writes, logs and draws.
 pub const ROOT: usize = 0;
 
-/// The processes that work together.
-pub struct World {
+/// The processes that train together.
+pub struct Communicator {
     rank: usize,
     size: usize,
-    /// This process's number among those on this host, and how many they are.
+    /// The rank of this process among those on this host, and their number.
     local_rank: usize,
     local_size: usize,
-    /// Bytes that this rank gave into collectives.
+    /// Bytes that this rank passed to collectives.
     bytes: AtomicU64,
     #[cfg(feature = "mpi")]
-    link: Option<link::Link>,
+    mpi: Option<mpi_backend::MpiBackend>,
 }
 
-impl fmt::Debug for World {
+impl fmt::Debug for Communicator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "World({} of {})", self.rank, self.size)
+        write!(f, "Communicator({} of {})", self.rank, self.size)
     }
 }
 
-impl Default for World {
+impl Default for Communicator {
     fn default() -> Self {
         Self::alone()
     }
 }
 
-/// What launchers tell a process: its rank and the number of processes.
+/// The rank of this process and the number of processes, as launchers pass them.
 const LAUNCHERS: [(&str, &str, &str); 3] = [
     ("OpenMPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MPICH", "PMI_RANK", "PMI_SIZE"),
@@ -70,33 +70,33 @@ fn launched(get: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize
     })
 }
 
-static WORLD: OnceLock<World> = OnceLock::new();
+static COMMUNICATOR: OnceLock<Communicator> = OnceLock::new();
 
-/// The processes that this one [joined](join); itself alone before that.
-pub fn world() -> &'static World {
-    static ALONE: OnceLock<World> = OnceLock::new();
-    WORLD.get().unwrap_or_else(|| ALONE.get_or_init(World::alone))
+/// Returns the communicator that [`init`] opened; before that, one of this process alone.
+pub fn communicator() -> &'static Communicator {
+    static ALONE: OnceLock<Communicator> = OnceLock::new();
+    COMMUNICATOR.get().unwrap_or_else(|| ALONE.get_or_init(Communicator::alone))
 }
 
-/// Joins the processes that this one was started with. Collectives that last longer than `timeout` end the process.
-/// To be called once, before anything else works with others; [`leave`] is the end of it.
+/// Connects to the processes that this one was started with. Collectives that take longer than `timeout` end the process.
+/// To be called once, before any collective; [`finalize`] disconnects.
 ///
 /// # Errors
-/// Where there are several, and this program was built without the feature `mpi`, or MPI does not start.
-pub fn join(timeout: Duration) -> Result<&'static World> {
-    let joined = World::join(timeout)?;
-    Ok(WORLD.get_or_init(|| joined))
+/// Fails if there are several, and this program was built without the feature `mpi`, or MPI does not start.
+pub fn init(timeout: Duration) -> Result<&'static Communicator> {
+    let opened = Communicator::init(timeout)?;
+    Ok(COMMUNICATOR.get_or_init(|| opened))
 }
 
-/// Takes leave of the others. A process that ends without is taken for dead, and the others with it.
-pub fn leave() {
+/// Disconnects from the others. MPI treats a process that ends without this as failed, and ends the others.
+pub fn finalize() {
     #[cfg(feature = "mpi")]
-    if let Some(link) = WORLD.get().and_then(|world| world.link.as_ref()) {
-        link.leave();
+    if let Some(mpi) = COMMUNICATOR.get().and_then(|world| world.mpi.as_ref()) {
+        mpi.finalize();
     }
 }
 
-impl World {
+impl Communicator {
     /// This process alone.
     pub fn alone() -> Self {
         Self {
@@ -106,30 +106,31 @@ impl World {
             local_size: 1,
             bytes: AtomicU64::new(0),
             #[cfg(feature = "mpi")]
-            link: None,
+            mpi: None,
         }
     }
 
-    fn join(timeout: Duration) -> Result<Self> {
+    fn init(timeout: Duration) -> Result<Self> {
         let Some((launcher, rank, size)) = launched(|name| env::var(name).ok()) else { return Ok(Self::alone()) };
         #[cfg(not(feature = "mpi"))]
         {
             let _ = timeout;
-            anyhow::bail!(
+            Err(Error::Processes(format!(
                 "{launcher} started this program {size} times (this is number {rank}), and it was built without MPI: \
                  each would train on its own. Build it with `--features mpi`"
-            );
+            )))
         }
         #[cfg(feature = "mpi")]
         {
-            let (link, found_rank, found_size) = link::Link::new(timeout)?;
-            ensure!(
-                found_size == size,
-                "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was built \
-                 with sees {found_size}: start it with that MPI's own mpirun"
-            );
-            let (local_rank, local_size) = link.local();
-            Ok(Self { rank: found_rank, size, local_rank, local_size, bytes: AtomicU64::new(0), link: Some(link) })
+            let (mpi, found_rank, found_size) = mpi_backend::MpiBackend::new(timeout)?;
+            if found_size != size {
+                return Err(Error::Processes(format!(
+                    "{launcher} started {size} processes (this is number {rank}), and the MPI that this program was \
+                     built with sees {found_size}: start it with that MPI's own mpirun"
+                )));
+            }
+            let (local_rank, local_size) = mpi.local();
+            Ok(Self { rank: found_rank, size, local_rank, local_size, bytes: AtomicU64::new(0), mpi: Some(mpi) })
         }
     }
 
@@ -169,13 +170,15 @@ impl World {
     }
 
     /// # Errors
-    /// Where there are several processes, and `what` is the work of one.
+    /// Fails if there are several processes, and `what` is the work of one.
     pub fn require_alone(&self, what: &str) -> Result<()> {
-        ensure!(self.is_alone(), "{what} is the work of one process, and {} were started", self.size);
-        Ok(())
+        if self.is_alone() {
+            return Ok(());
+        }
+        Err(Error::Processes(format!("{what} is the work of one process, and {} were started", self.size)))
     }
 
-    /// This rank's part of `count` things: parts follow each other, and differ by one thing at the most.
+    /// Returns this rank's shard of `count` items. Shards are contiguous and differ in size by at most one.
     pub fn part(&self, count: usize) -> std::ops::Range<usize> {
         self.rank * count / self.size..(self.rank + 1) * count / self.size
     }
@@ -184,19 +187,19 @@ impl World {
     pub fn sum_floats(&self, values: &mut [f32]) {
         self.count(size_of_val(values));
         #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link {
-            link.sum_floats(values);
+        if let Some(mpi) = &self.mpi {
+            mpi.sum_floats(values);
         }
         #[cfg(not(feature = "mpi"))]
         let _ = values;
     }
 
-    /// The same in double precision.
+    /// Sums like the function above, in double precision.
     pub fn sum(&self, values: &mut [f64]) {
         self.count(size_of_val(values));
         #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link {
-            link.sum(values);
+        if let Some(mpi) = &self.mpi {
+            mpi.sum(values);
         }
         #[cfg(not(feature = "mpi"))]
         let _ = values;
@@ -206,8 +209,8 @@ impl World {
     pub fn broadcast(&self, bytes: Vec<u8>) -> Vec<u8> {
         self.count(bytes.len());
         #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link {
-            return link.broadcast(bytes, self.is_root());
+        if let Some(mpi) = &self.mpi {
+            return mpi.broadcast(bytes, self.is_root());
         }
         bytes
     }
@@ -216,8 +219,8 @@ impl World {
     pub fn gather(&self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
         self.count(bytes.len());
         #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link {
-            return link.gather(&bytes);
+        if let Some(mpi) = &self.mpi {
+            return mpi.gather(&bytes);
         }
         vec![bytes]
     }
@@ -226,28 +229,30 @@ impl World {
     ///
     /// # Errors
     /// The root's.
-    pub fn on_root<T>(
+    pub fn on_root<T, E: StdError + From<Error> + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T>,
+        work: impl FnOnce() -> Result<T, E>,
         to_bytes: impl FnOnce(&T) -> Vec<u8>,
-        from_bytes: impl FnOnce(Vec<u8>) -> Result<T>,
-    ) -> Result<T> {
+        from_bytes: impl FnOnce(Vec<u8>) -> Result<T, E>,
+    ) -> Result<T, E> {
         if self.is_alone() {
             return work();
         }
         let mine = self.is_root().then(work);
         let message = match &mine {
             Some(Ok(value)) => [vec![1], to_bytes(value)].concat(),
-            Some(Err(error)) => [vec![0], format!("{error:#}").into_bytes()].concat(),
+            Some(Err(error)) => [vec![0], chain(error).into_bytes()].concat(),
             None => Vec::new(),
         };
         let mut message = self.broadcast(message);
         if let Some(mine) = mine {
             return mine;
         }
-        let good = message.remove(0) == 1;
-        ensure!(good, "the first process failed: {}", String::from_utf8_lossy(&message));
-        from_bytes(message)
+        if message.remove(0) == 1 {
+            return from_bytes(message);
+        }
+        let cause = String::from_utf8_lossy(&message);
+        Err(Error::Processes(format!("the first process failed: {cause}")).into())
     }
 
     /// Takes leave of the others after a result that all ranks have, and passes it on. After an error, which others may
@@ -255,10 +260,10 @@ impl World {
     ///
     /// # Errors
     /// That of a process alone.
-    pub fn conclude<T>(&self, result: Result<T>) -> Result<T> {
+    pub fn conclude<T, E: AsRef<dyn StdError + Send + Sync>>(&self, result: Result<T, E>) -> Result<T, E> {
         match result {
             Err(error) if !self.is_alone() => {
-                crate::noteln!("error: process {} of {}: {error:#}", self.rank, self.size);
+                crate::noteln!("error: process {} of {}: {}", self.rank, self.size, chain(error.as_ref()));
                 if !self.is_root() {
                     // Where all know, the root writes down how the run ended.
                     std::thread::sleep(Duration::from_secs(2));
@@ -266,17 +271,17 @@ impl World {
                 self.abort()
             }
             result => {
-                leave();
+                finalize();
                 result
             }
         }
     }
 
-    /// Ends all processes; the cause should have been told.
+    /// Ends all processes. Report the cause before.
     pub fn abort(&self) -> ! {
         #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link {
-            link.abort();
+        if let Some(mpi) = &self.mpi {
+            mpi.abort();
         }
         std::process::exit(1)
     }
@@ -289,7 +294,7 @@ impl World {
 }
 
 #[cfg(feature = "mpi")]
-mod link {
+mod mpi_backend {
     use std::{
         sync::{
             Arc, Mutex, PoisonError,
@@ -298,7 +303,6 @@ mod link {
         time::{Duration, Instant},
     };
 
-    use anyhow::{Context, Result, ensure};
     use mpi::{
         Threading,
         collective::SystemOperation,
@@ -308,47 +312,50 @@ mod link {
         traits::{Communicator, CommunicatorCollectives, Equivalence, Root},
     };
 
+    use crate::{Error, Result};
+
     /// Values of a message: MPI counts in 32 bits, and a part that fits into a cache is summed the faster.
     const BUCKET: usize = 1 << 20;
 
     /// MPI, from its start to its end.
-    pub struct Link {
+    pub struct MpiBackend {
         /// Ends MPI when it is dropped.
         universe: Mutex<Option<Universe>>,
         /// Sums on their way, kept from call to call.
         sums: Mutex<Vec<f32>>,
-        watch: Arc<Watch>,
+        watch: Arc<Watchdog>,
     }
 
     /// Looks for collectives that last too long.
-    struct Watch {
+    struct Watchdog {
         started: Instant,
         /// Milliseconds after `started` when the current collective began, plus 1; 0 outside of any.
         since: AtomicU64,
     }
 
-    impl Link {
+    impl MpiBackend {
         /// MPI with this process's rank and the number of processes.
         pub fn new(timeout: Duration) -> Result<(Self, usize, usize)> {
             // One thread at a time: the training's.
-            let (universe, threading) =
-                mpi::initialize_with_threading(Threading::Serialized).context("MPI was started before")?;
-            ensure!(
-                threading >= Threading::Serialized,
-                "this MPI lets only a program's first thread speak; build it with thread support"
-            );
+            let failed = |cause: String| Error::Processes(cause);
+            let started = mpi::initialize_with_threading(Threading::Serialized);
+            let (universe, threading) = started.ok_or_else(|| failed("MPI was started before".into()))?;
+            if threading < Threading::Serialized {
+                let cause = "this MPI lets only a program's first thread speak; build it with thread support";
+                return Err(failed(cause.into()));
+            }
             let world = universe.world();
             let (rank, size) = (world.rank() as usize, world.size() as usize);
-            let watch = Arc::new(Watch { started: Instant::now(), since: AtomicU64::new(0) });
+            let watch = Arc::new(Watchdog { started: Instant::now(), since: AtomicU64::new(0) });
             let looked_at = watch.clone();
             std::thread::Builder::new()
                 .name("collectives".into())
                 .spawn(move || looked_at.look(rank, timeout))
-                .context("cannot start a thread")?;
+                .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
             Ok((Self { universe: Mutex::new(Some(universe)), sums: Mutex::default(), watch }, rank, size))
         }
 
-        pub fn leave(&self) {
+        pub fn finalize(&self) {
             drop(self.universe.lock().unwrap_or_else(PoisonError::into_inner).take());
         }
 
@@ -438,7 +445,7 @@ mod link {
         }
     }
 
-    impl Watch {
+    impl Watchdog {
         fn look(&self, rank: usize, timeout: Duration) {
             loop {
                 std::thread::sleep(Duration::from_millis(200).min(timeout));
@@ -494,7 +501,8 @@ mod tests {
     fn parts_follow_each_other() {
         for size in 1..7 {
             for count in 0..40 {
-                let parts: Vec<_> = (0..size).map(|rank| World { rank, size, ..World::alone() }.part(count)).collect();
+                let parts: Vec<_> =
+                    (0..size).map(|rank| Communicator { rank, size, ..Communicator::alone() }.part(count)).collect();
                 assert_eq!(parts.iter().cloned().flatten().collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
                 let (least, most) = (parts.iter().map(|p| p.len()).min(), parts.iter().map(|p| p.len()).max());
                 assert!(most <= least.map(|least| least + 1));
@@ -504,7 +512,7 @@ mod tests {
 
     #[test]
     fn one_alone_has_its_own_results() {
-        let world = World::alone();
+        let world = Communicator::alone();
         let mut values = [1.5, 2.0];
         world.sum(&mut values);
         assert_eq!(values, [1.5, 2.0]);
