@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 /// crash or a loss of power: a temporary file in the same folder is written, synced and renamed, then the folder is
 /// synced. Missing parent folders are created. Nothing is left behind on an error.
 pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<T>) -> Result<T> {
+    let folder = parent(path);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create folder {}", folder.display()))?;
     let written: Result<T> = write_atomic_at(path, |temporary| {
         let mut writer = BufWriter::new(OpenOptions::new().write(true).open(temporary)?);
         let value = write(&mut writer)?;
