@@ -24,6 +24,8 @@ impl AtomicFile {
     /// # Errors
     /// [`Error::Write`] if the folder or the file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
+        let folder = parent(path);
+        std::fs::create_dir_all(&folder).map_err(Error::write("create folder", &folder))?;
         let (file, temporary) = temporary(path).map_err(Error::write("write", path))?.into_parts();
         Ok(Self { writer: BufWriter::new(file), temporary, path: path.to_path_buf() })
     }

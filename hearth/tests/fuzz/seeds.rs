@@ -32,9 +32,13 @@ pub fn images(extension: &str) -> Vec<Vec<u8>> {
     };
     if extension == "ppm" {
         let text = [&b"P3\n# a comment\n2 2 255\n1 2 3 4 5 6 7 8 9 255 0 1\n"[..], b"P2 3 1\n65535 1 2 3\n"];
-        let packed =
-            [&b"P1\n3 2\n1 0 1 0 1 0\n"[..], b"P4\n9 2\n\x80\x80\x7f\0", b"P5 2 2 1000\n\0\x01\x03\xe7\0\0\x01\0"];
-        return text.into_iter().chain(packed).map(<[u8]>::to_vec).chain(encoded(ImageFormat::Pnm)).collect();
+        let packed = [
+            &b"P1\n3 2\n1 0 1 0 1 0\n"[..],
+            b"P4\n9 2\n\x80\x80\x7f\0",
+            b"P6 2 1 255\n\x01\x02\x03\xff\0\x80",
+            b"P5 2 2 1000\n\0\x01\x03\xe7\0\0\x01\0",
+        ];
+        return text.into_iter().chain(packed).map(<[u8]>::to_vec).collect();
     }
     let mut paths: Vec<_> = fs::read_dir(repository("datasets/tests/fixtures/decode")).unwrap().collect();
     paths.sort_by_key(|entry| entry.as_ref().unwrap().path());
@@ -101,7 +105,7 @@ pub fn shards() -> Vec<Vec<u8>> {
     ]);
     // A long name as GNU's tar writes it, and one as POSIX does.
     let long = tar(&[("././@LongLink", b"folder/name.jpg\0"), ("short.jpg", b"one")]);
-    let pax = tar(&[("PaxHeaders/a", b"24 path=folder/name.jpg\n11 size=3\n"), ("short.jpg", b"one")]);
+    let pax = tar(&[("PaxHeaders/a", b"24 path=folder/name.jpg\n10 size=3\n"), ("short.jpg", b"one")]);
     vec![numbers, names, of_kind(long, 0, b'L'), of_kind(pax, 0, b'x')]
 }
 
@@ -358,19 +362,21 @@ pub fn requests() -> Vec<Vec<u8>> {
     let photo = images("jpg").pop().unwrap();
     let post = |path: &str, headers: &str, body: &[u8]| {
         let length = body.len();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\n{headers}content-length: {length}\r\n\r\n");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-length: {length}\r\n\r\n"
+        );
         [head.as_bytes(), body].concat()
     };
     let part =
         b"--line\r\ncontent-disposition: form-data; name=\"f\"; filename=\"a.jpg\"\r\ncontent-type: image/jpeg\r\n\r\n";
     let form = [&part[..], &photo, b"\r\n", part, &photo, b"\r\n--line--\r\n"].concat();
     let chunked = format!(
-        "POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+        "POST /v1/classify HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
         photo.len()
     );
     vec![
         b"GET /v1/model HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".to_vec(),
-        b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET /healthz HTTP/1.1\r\nhost: [::1]\r\n\r\n".to_vec(),
+        b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET /healthz HTTP/1.1\r\nhost: [::1]\r\nconnection: close\r\n\r\n".to_vec(),
         post("/v1/classify?topk=2", "content-type: image/jpeg\r\n", &photo),
         post("/v1/explain?class=1", "", &photo),
         post("/v1/classify", "content-type: multipart/form-data; boundary=line\r\n", &form),
