@@ -19,12 +19,17 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 /// not similar.
 pub fn similar<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
     const SIMILAR: f64 = 0.8;
-    let similarity = |candidate| strsim::jaro_winkler(&name.to_ascii_lowercase(), candidate);
-    let mut scored: Vec<(f64, &str)> =
-        candidates.into_iter().map(|candidate| (similarity(candidate), candidate)).collect();
-    scored.retain(|(similarity, _)| *similarity >= SIMILAR);
-    scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    scored.into_iter().map(|(_, candidate)| candidate).take(count).collect()
+    let name = name.to_ascii_lowercase();
+    let mut similar: Vec<(usize, f64, &str)> = candidates
+        .into_iter()
+        .map(|candidate| {
+            let edits = strsim::damerau_levenshtein(&name, &candidate.to_ascii_lowercase());
+            (edits, strsim::jaro_winkler(&name, candidate), candidate)
+        })
+        .filter(|(_, similarity, _)| *similarity >= SIMILAR)
+        .collect();
+    similar.sort_by(|(edits, a, _), (others, b, _)| edits.cmp(others).then(b.total_cmp(a)));
+    similar.into_iter().map(|(.., candidate)| candidate).take(count).collect()
 }
 
 /// Returns the candidate most similar to `name`, as [`similar`] has it.

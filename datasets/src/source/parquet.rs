@@ -247,7 +247,7 @@ impl Part {
             let cause = format!("has no column image.bytes; its columns are {}", columns.join(", "));
             return Err(Error::layout(file.name(), cause));
         };
-        let mut starts = vec![0];
+        let mut starts = vec![0_u64];
         for group in reader.metadata().row_groups() {
             let rows = u64::try_from(group.num_rows()).unwrap_or_default();
             starts.push(starts[starts.len() - 1].saturating_add(rows));
