@@ -2,7 +2,7 @@
 //! compared with the images, and the classifier is trained on the features of the frozen network.
 
 use anyhow::{Context, Result};
-use burn::{module::Module, store::ModuleRecord};
+use burn::{module::Module, store::ModuleRecord, tensor::Device};
 use datasets::loader::BadSample;
 use models::ImageClassifier;
 
@@ -46,9 +46,9 @@ pub struct Warm {
 
 impl Warm {
     /// Replaces what a recipe leaves to the data by the decision.
-    pub fn new(recipe: &mut Recipe, data: &DataSet, devices: usize) -> Self {
+    pub fn new(recipe: &mut Recipe, data: &DataSet, devices: usize, device: &Device) -> Self {
         let devices = devices * runtime::world::world().size();
-        let decision = batchnorm::decide(recipe, data.train.len(), devices);
+        let decision = batchnorm::decide(recipe, data.train.len(), devices, device);
         Self { decisions: decision.into_iter().collect(), ..Self::default() }
     }
 }
