@@ -24,12 +24,12 @@ const MEAN_SHIFT: f64 = 2.0;
 
 /// Replaces `auto` by what fits the number of training images. Returns a sentence about it, for a network with batch
 /// normalization.
-pub fn decide(recipe: &mut Recipe, images: usize, devices: usize) -> Option<String> {
+pub fn decide(recipe: &mut Recipe, images: usize, devices: usize, device: &Device) -> Option<String> {
     let batch = recipe.batch_size / devices.max(1);
     let architecture = recipe.architecture;
     let transfer = recipe.transfer.as_mut().filter(|transfer| transfer.batchnorm == BatchNormMode::Auto)?;
     // Parameters are not drawn until they are used.
-    let mut network = NetworkConfig::new(architecture).init(&Device::default());
+    let mut network = NetworkConfig::new(architecture).init(device);
     let what = "running statistics of batch normalization";
     let (mode, text) = if images < FEW_IMAGES {
         (
@@ -231,7 +231,7 @@ mod tests {
         };
         let decide = |changes: &[&str], images, devices| {
             let mut recipe = recipe(changes);
-            let text = super::decide(&mut recipe, images, devices);
+            let text = super::decide(&mut recipe, images, devices, &Device::flex());
             (recipe.transfer.unwrap().batchnorm, text)
         };
         let (mode, text) = decide(&[], 244, 1);

@@ -1,7 +1,7 @@
 //! What comes between trained weights and the first step on new data: the running statistics of batch normalization are
 //! compared with the images, and the classifier is trained on the features of the frozen network.
 
-use burn::{module::Module, store::ModuleRecord};
+use burn::{module::Module, store::ModuleRecord, tensor::Device};
 use datasets::loader::BadSample;
 use models::{Execution, ImageClassifier};
 use runtime::exit::chain;
@@ -41,9 +41,9 @@ pub struct Warm {
 
 impl Warm {
     /// Replaces what a recipe leaves to the data by the decision.
-    pub fn new(recipe: &mut Recipe, data: &DataSet, devices: usize) -> Self {
+    pub fn new(recipe: &mut Recipe, data: &DataSet, devices: usize, device: &Device) -> Self {
         let devices = devices * runtime::communicator::communicator().size();
-        let decision = batchnorm::decide(recipe, data.train.len(), devices);
+        let decision = batchnorm::decide(recipe, data.train.len(), devices, device);
         Self { decisions: decision.into_iter().collect(), ..Self::default() }
     }
 }

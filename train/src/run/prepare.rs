@@ -119,7 +119,7 @@ pub(super) fn complete(
     let devices = parallel::Plan::new(&options.devices, &device, &recipe, communicator())?;
     let mut data = data::open(data.unwrap_or(&recipe.data), recipe.seed)?;
     data.notes.extend(data.small_images(&recipe));
-    let warm = Warm::new(&mut recipe, &data, options.devices.len());
+    let warm = Warm::new(&mut recipe, &data, options.devices.len(), &device);
     Ok(Prepared { recipe, data, start: start.map(Arc::new), device, devices, resumed: None, warm })
 }
 
