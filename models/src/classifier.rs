@@ -25,7 +25,7 @@ use crate::{
 ///
 /// An implementation provides [`features`](Self::features), [`pre_logits`](Self::pre_logits),
 /// [`classifier`](Self::classifier), [`reset_classifier`](Self::reset_classifier), [`head_key`](Self::head_key) and
-/// [`feature_info`](Self::feature_info); the example `custom_network` shows one.
+/// [`feature_info`](Self::feature_info); the example `network_from_blocks` shows one.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
