@@ -341,6 +341,11 @@ impl Optimizer {
                 self.buckets.push(Bucket { layout, decay, state, params: None });
             }
         }
+        // The order in which norms are summed must not depend on when parameters were unfrozen: a resumed run forms all
+        // buckets at once.
+        let positions: HashMap<ParamId, usize> =
+            members.iter().enumerate().map(|(position, member)| (member.id, position)).collect();
+        self.buckets.sort_by_key(|bucket| bucket.layout.members().first().map(|member| positions[&member.id]));
         self.members = members;
     }
 
