@@ -46,7 +46,7 @@ pub enum Error {
     Processes(String),
 
     /// A result that could not be printed.
-    #[error(transparent)]
+    #[error("{0}")]
     Stdout(#[from] StdoutError),
 }
 
