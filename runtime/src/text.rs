@@ -16,19 +16,20 @@ pub fn printable_lines(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns the candidates most similar to `name`, the best first, for "did you mean": at most `count`, and none that is
-/// not similar.
+/// not similar. Names that `name` begins come first, then those with the fewest edits.
 pub fn similar<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>, count: usize) -> Vec<&'a str> {
     const SIMILAR: f64 = 0.8;
     let name = name.to_ascii_lowercase();
-    let mut similar: Vec<(usize, f64, &str)> = candidates
+    let mut similar: Vec<((bool, usize), f64, &str)> = candidates
         .into_iter()
         .map(|candidate| {
-            let edits = strsim::damerau_levenshtein(&name, &candidate.to_ascii_lowercase());
-            (edits, strsim::jaro_winkler(&name, candidate), candidate)
+            let lower = candidate.to_ascii_lowercase();
+            let rank = (!lower.starts_with(&name), strsim::damerau_levenshtein(&name, &lower));
+            (rank, strsim::jaro_winkler(&name, &lower), candidate)
         })
         .filter(|(_, similarity, _)| *similarity >= SIMILAR)
         .collect();
-    similar.sort_by(|(edits, a, _), (others, b, _)| edits.cmp(others).then(b.total_cmp(a)));
+    similar.sort_by(|(rank, a, _), (other, b, _)| rank.cmp(other).then(b.total_cmp(a)));
     similar.into_iter().map(|(.., candidate)| candidate).take(count).collect()
 }
 

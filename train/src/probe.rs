@@ -1,6 +1,6 @@
 //! The linear probe: a linear classifier on the features of a frozen network.
 //!
-//! The [`features`] are computed once. What follows is a training of the head alone, in seconds.
+//! The features are computed once. What follows is a training of the head alone, in seconds.
 
 use std::{
     path::Path,
