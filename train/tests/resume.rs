@@ -184,9 +184,9 @@ fn one_process_at_a_time_trains_a_run() {
     assert!(error.contains("another process trains in run"), "{error}");
     let _ = first.kill();
     first.wait().unwrap();
-    // The lock is gone with the process, however it ended; what is too short is refused before it trains.
-    let error = fail(home.resume(&["run", "--epochs", "0"]));
-    assert!(error.contains("epochs is 0"), "{error}");
+    // The lock is gone with the process, however it ended; a recipe that is not valid is refused before it trains.
+    let error = fail(home.resume(&["run", "--epochs", "1000001"]));
+    assert!(error.contains("epochs is 1000001; the most is 1000000"), "{error}");
 }
 
 #[test]
