@@ -43,7 +43,7 @@ use crate::{
 /// otherwise the network.
 ///
 /// # Errors
-/// Fails like [`run::start`], and with [`Error::Stopped`] if a stop was asked for before the first step.
+/// Fails like [`run::start`], and with [`Error::Stopped`](crate::Error::Stopped) if a stop was asked for before the first step.
 pub fn finetune(mut prepared: Prepared, options: &Options) -> Result<Finished> {
     warm::start(&mut prepared, options)?;
     if is_probe(&prepared.recipe) { start(prepared, options) } else { run::start(prepared, RunKind::Finetune, options) }
