@@ -44,7 +44,7 @@ pub(super) const PARQUET: Format = Format {
     build: |tables, classes, labels| Ok(Arc::new(Table::new(tables, classes, labels)?)),
 };
 
-/// The number of recent blocks among which a repeated request counts as soon.
+/// How many blocks back a second request still counts as soon.
 const RECENT: usize = 64;
 
 /// A file as the `parquet` crate reads it.
@@ -60,13 +60,6 @@ impl ChunkReader for Chunks {
     type T = BufReader<Cursor>;
 
     fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        // The footer is read this way too, and nothing follows it.
-        if start.saturating_add(FOOTER) < self.0.len() {
-            let mut head = [0; PAGE_HEAD];
-            let count = (self.0.len() - start).min(PAGE_HEAD as u64) as usize;
-            self.0.read_exact_at(&mut head[..count], start)?;
-            check_page(&head[..count]).map_err(ParquetError::General)?;
-        }
         Ok(BufReader::new(Cursor { file: self.0.clone(), position: start }))
     }
 
@@ -79,130 +72,6 @@ impl ChunkReader for Chunks {
         let mut bytes = vec![0; length];
         self.0.read_exact_at(&mut bytes, start)?;
         Ok(bytes.into())
-    }
-}
-
-/// The bytes of a file's footer.
-const FOOTER: u64 = 8;
-
-/// The first bytes of a page that are inspected.
-const PAGE_HEAD: usize = 256;
-
-/// The largest page after decompression, in bytes, whatever its compressed size.
-const FREE_PAGE: i64 = 64 << 20;
-
-/// The largest ratio of compression of larger pages.
-const MAX_RATIO: i64 = 4096;
-
-/// Checks the sizes that the header of a page declares: the `parquet` crate allocates them.
-fn check_page(head: &[u8]) -> Result<(), String> {
-    const DICTIONARY: i64 = 2;
-    let mut page = PageHead::default();
-    let ended = Thrift(head).page_head(&mut page).is_some();
-    let (Some(kind), Some(plain), Some(stored)) = (page.kind, page.plain, page.stored) else {
-        return Err("a page without sizes".to_owned());
-    };
-    if plain > FREE_PAGE.max(stored.saturating_mul(MAX_RATIO)) {
-        return Err(format!("a page of {stored} bytes declares {plain} bytes after decompression"));
-    }
-    match page.dictionary_values {
-        Some(values) if values > plain => {
-            Err(format!("a dictionary declares {values} values in {plain} bytes after decompression"))
-        }
-        None if kind == DICTIONARY && !ended => Err("a dictionary with an unusual header".to_owned()),
-        _ => Ok(()),
-    }
-}
-
-/// What a page header declares, as far as it matters here.
-#[derive(Debug, Default, PartialEq)]
-struct PageHead {
-    kind: Option<i64>,
-    /// The size after decompression, and as stored.
-    plain: Option<i64>,
-    stored: Option<i64>,
-    dictionary_values: Option<i64>,
-}
-
-/// Reads Thrift's compact protocol. `None` where the bytes end.
-struct Thrift<'a>(&'a [u8]);
-
-impl Thrift<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (&byte, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(byte)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn integer(&mut self) -> Option<i64> {
-        let value = self.varint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
-    }
-
-    /// Reads a struct; `field` receives the number and the type of each field, and reads or [skips](Self::skip) its value.
-    fn fields(&mut self, mut field: impl FnMut(&mut Self, i64, u8) -> Option<()>) -> Option<()> {
-        let mut id = 0i64;
-        loop {
-            let byte = self.byte()?;
-            if byte == 0 {
-                return Some(());
-            }
-            id = match byte >> 4 {
-                0 => self.integer()?,
-                step => id.checked_add(i64::from(step))?,
-            };
-            field(self, id, byte & 15)?;
-        }
-    }
-
-    /// Skips a value of a type. Nested values of page headers are flat.
-    fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
-        match kind {
-            1 | 2 => {}
-            3 => drop(self.byte()?),
-            4..=6 => drop(self.varint()?),
-            7 => self.0 = self.0.get(8..)?,
-            8 => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                self.0 = self.0.get(length..)?;
-            }
-            12 if depth < 8 => self.fields(|input, _, kind| input.skip(kind, depth + 1))?,
-            _ => return None,
-        }
-        Some(())
-    }
-
-    fn page_head(&mut self, page: &mut PageHead) -> Option<()> {
-        const I32: u8 = 5;
-        const STRUCT: u8 = 12;
-        self.fields(|input, id, kind| {
-            match (id, kind) {
-                (1, I32) => page.kind = Some(input.integer()?),
-                (2, I32) => page.plain = Some(input.integer()?),
-                (3, I32) => page.stored = Some(input.integer()?),
-                (7, STRUCT) => input.fields(|input, id, kind| {
-                    match (id, kind) {
-                        (1, I32) => page.dictionary_values = Some(input.integer()?),
-                        _ => input.skip(kind, 0)?,
-                    }
-                    Some(())
-                })?,
-                _ => input.skip(kind, 0)?,
-            }
-            Some(())
-        })
     }
 }
 
@@ -250,19 +119,13 @@ impl Part {
         let mut starts = vec![0_u64];
         for group in reader.metadata().row_groups() {
             let rows = u64::try_from(group.num_rows()).unwrap_or_default();
-            starts.push(starts[starts.len() - 1].saturating_add(rows));
+            starts.push(starts[starts.len() - 1] + rows);
         }
         Ok(Self { file, reader, bytes, path, label, starts })
     }
 
     fn column(&self, group: usize, column: usize) -> Result<ColumnReader> {
         let failed = |error| corrupt(&self.file, None, error);
-        // The crate takes memory for a page that the column has room for.
-        let (start, length) = self.reader.metadata().row_group(group).column(column).byte_range();
-        if start.checked_add(length).is_none_or(|end| end > self.file.len()) {
-            let cause = format!("a column of {length} bytes at {start} in a file of {} bytes", self.file.len());
-            return Err(failed(ParquetError::EOF(cause)));
-        }
         self.reader.get_row_group(group).and_then(|group| group.get_column_reader(column)).map_err(failed)
     }
 
@@ -710,40 +573,6 @@ mod tests {
         assert_eq!(open_at(&root, Split::Val).unwrap().source.len(), 1);
         let one = open_at(&root.join("data/train-00001-of-00002.parquet"), Split::Train).unwrap();
         assert_eq!(one.source.len(), 20);
-    }
-
-    #[test]
-    fn pages_that_declare_more_than_they_can_hold_are_refused() {
-        // Kind, size after decompression, stored size; a dictionary header: values, encoding; the end.
-        let head = |kind: u64, plain: u64, stored: u64, values: Option<u64>| {
-            let mut bytes = Vec::new();
-            for number in [kind, plain, stored] {
-                bytes.push(0x15);
-                varint(&mut bytes, number << 1);
-            }
-            if let Some(values) = values {
-                bytes.extend([0x4c, 0x15]);
-                varint(&mut bytes, values << 1);
-                bytes.extend([0x15, 0, 0]);
-            }
-            bytes.push(0);
-            bytes
-        };
-        fn varint(bytes: &mut Vec<u8>, mut value: u64) {
-            while value >= 0x80 {
-                bytes.push(value as u8 | 0x80);
-                value >>= 7;
-            }
-            bytes.push(value as u8);
-        }
-        for good in [head(0, 1 << 20, 1000, None), head(2, 1000, 900, Some(100)), head(0, 1 << 30, 1 << 20, None)] {
-            assert_eq!(check_page(&good), Ok(()));
-        }
-        assert!(check_page(&head(0, i32::MAX as u64, 1000, None)).unwrap_err().contains("after decompression"));
-        assert!(check_page(&head(2, 1000, 900, Some(i32::MAX as u64))).unwrap_err().contains("values"));
-        let dictionary = head(2, 1000, 900, Some(100));
-        assert!(check_page(&dictionary[..dictionary.len() - 5]).is_err());
-        assert!(check_page(b"").is_err());
     }
 
     #[test]
