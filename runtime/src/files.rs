@@ -78,6 +78,7 @@ pub fn write_atomic<T>(path: &Path, write: impl FnOnce(&mut AtomicFile) -> io::R
 /// # Errors
 /// The writer's, and the system's.
 pub fn write_atomic_at<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
+    std::fs::create_dir_all(parent(path))?;
     let temporary = temporary(path)?.into_temp_path();
     let value = write(&temporary)?;
     // The writer may have put another file in its place. Windows syncs only what is open for writing.
@@ -86,10 +87,8 @@ pub fn write_atomic_at<T, E: From<io::Error>>(path: &Path, write: impl FnOnce(&P
     Ok(value)
 }
 
-/// Creates an empty file with a temporary name in the folder of `path`, and the folder.
+/// Creates an empty file with a temporary name in the folder of `path`.
 fn temporary(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = parent(path);
-    std::fs::create_dir_all(&folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".").suffix(".part");
     #[cfg(unix)]
@@ -98,7 +97,7 @@ fn temporary(path: &Path) -> io::Result<NamedTempFile> {
         // Temporary files are private by default; a result is readable as the umask says, like any other file.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(&folder)
+    builder.tempfile_in(parent(path))
 }
 
 /// Gives a synced file its own name, and syncs the folder.

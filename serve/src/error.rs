@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::RejectReason;
 
-/// The error of an engine that cannot run its network. It is logged; clients are told only that the network failed.
+/// The error of an engine that cannot run its network. It is logged; the response says only that the network failed.
 pub type EngineError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The error of a server that cannot run.

@@ -154,7 +154,7 @@ pub fn rates(prepared: &mut Prepared, explicit: &Explicit, options: &Options) ->
         return Ok(());
     }
     options.observer.on_note("testing learning rates of the stages before the classifier");
-    let test = lr_finder::test_body(prepared.share(), options)?.ok_or(Error::Stopped)?;
+    let test = lr_finder::test_body(prepared.clone(), options)?.ok_or(Error::Stopped)?;
     let recipe = &mut prepared.recipe;
     let body = test.rate.clamp(BODY.0, BODY.1);
     // Two digits: the recipe is read by people.

@@ -17,8 +17,8 @@ use crate::{
 const FEW_IN_A_BATCH: usize = 16;
 const FEW_IMAGES: usize = 2000;
 
-/// A layer's statistics do not fit if in the median channel the variance is by this factor another, or the mean by so many
-/// stored standard deviations.
+/// A layer's statistics do not fit if the median channel's variance differs by more than this factor, or its mean by more
+/// than this number of stored standard deviations.
 const VARIANCE_FACTOR: f64 = 4.0;
 const MEAN_SHIFT: f64 = 2.0;
 

@@ -105,6 +105,8 @@ pub fn features(
     let source = loader.source();
     let mut hash = Sha256::new();
     hash.update(identity);
+    let total = Some(source.len() as u64);
+    let reading = Progress::new(format!("{what} images"), Unit::Items("images"), total, options.progress);
     let mut bytes = Vec::new();
     for index in 0..source.len() {
         if options.stop.load(Ordering::Relaxed) {
@@ -114,7 +116,9 @@ pub fn features(
         // Features of a set with images that cannot be read are not kept.
         let read = source.read(index, &mut bytes);
         hash.update(if read.is_ok() { Sha256::digest(&bytes) } else { Sha256::digest(b"") });
+        reading.inc(1);
     }
+    reading.finish();
     let name = HEXLOWER.encode(&hash.finalize()[..16]);
     let cache = datasets::cache_folder("features").map(|folder| folder.join(format!("{name}.features")));
     if let Some(path) = &cache {
@@ -124,7 +128,6 @@ pub fn features(
             Err(error) => log::warn!("{error}; computing the features again"),
         }
     }
-    let total = Some(source.len() as u64);
     let progress = Progress::new(format!("{what} features"), Unit::Items("images"), total, options.progress);
     let (network, device) = (network.valid(), device.clone().without_autodiff());
     let mut features = Features { width: 0, values: Vec::new(), labels: Vec::new(), indices: Vec::new() };

@@ -30,8 +30,9 @@ const STEPS: usize = 400;
 /// Passes over the features, at least.
 const PASSES: usize = 10;
 
-/// Features beyond this number are split once; fewer are split into so many parts, each of which is held out in turn.
+/// More features than these are split once, into a part to train on and a part that is held out.
 const MANY: usize = 2000;
+/// The folds of the cross-validation of fewer features.
 const FOLDS: usize = 5;
 
 /// The settings that are tried.

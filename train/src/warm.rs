@@ -17,7 +17,7 @@ use crate::{
     transfer,
 };
 
-/// The classifier is trained on the features of so many images, at most.
+/// The largest number of images whose features the classifier is trained on.
 const MOST_FEATURES: usize = 20_000;
 
 /// Images on which stored statistics are checked, and over which they are recomputed, at most.

@@ -179,7 +179,7 @@ fn processor() -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks))
 }
 
-/// The words of an outcome, by which inputs are told apart: a message without its numbers and what it quotes.
+/// Reduces an outcome to its words, which distinguish inputs: a message without its numbers and quoted parts.
 fn words_of(outcome: Result<(), String>) -> String {
     let Err(message) = outcome else { return String::new() };
     let unquoted = message.split(['`', '"', '\'']).step_by(2);

@@ -667,7 +667,7 @@ fn http() -> Run {
         // A server that rejects a request may close the connection early.
         let _ = stream.write_all(bytes);
         let mut response = Vec::new();
-        // A server that waits for more is told that there is none.
+        // The end of the stream ends a server that waits for more.
         stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         if stream.read_to_end(&mut response).is_err() {
             let _ = stream.shutdown(Shutdown::Write);

@@ -20,6 +20,7 @@ use crate::{
 };
 
 /// A recipe with its data and weights, which have been opened and checked against each other.
+#[derive(Clone)]
 pub struct Prepared {
     /// The effective recipe.
     pub recipe: Recipe,
@@ -32,22 +33,6 @@ pub struct Prepared {
     pub(crate) resumed: Option<String>,
     /// What is done and decided before the first step of a transfer.
     pub(crate) warm: Warm,
-}
-
-impl Prepared {
-    /// The same for another run, such as a trial.
-    pub(crate) fn share(&self) -> Self {
-        let Self { recipe, data, start, device, devices, resumed, warm } = self;
-        Self {
-            recipe: recipe.clone(),
-            data: data.clone(),
-            start: start.clone(),
-            device: device.clone(),
-            devices: devices.clone(),
-            resumed: resumed.clone(),
-            warm: warm.clone(),
-        }
-    }
 }
 
 impl fmt::Debug for Prepared {
