@@ -55,6 +55,9 @@ fn shards_are_one_file_whichever_of_them_is_given() {
     let key = &whole[0].0;
     let first = Weights::open(at("whole.safetensors")).expect("opened").values(key).expect("read");
     assert_eq!(opened.values(key).expect("read"), first);
+    fs::copy(at(names[0]), at(names[1])).expect("copied");
+    let error = Weights::open(&index).expect_err("tensors are in both shards").to_string();
+    assert!(error.contains("in another of the files too"), "{error}");
     fs::remove_file(at(names[1])).expect("removed");
     let error = Weights::open(at(names[0])).expect_err("a shard is missing").to_string();
     assert!(error.contains(names[1]) && error.contains("is missing"), "{error}");

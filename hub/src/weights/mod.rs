@@ -105,7 +105,16 @@ impl Weights {
         for part in parts {
             let part = Self::read(&part)?;
             match &mut whole {
-                Some(whole) => whole.tensors.extend(part.tensors),
+                Some(whole) => {
+                    if let Some(twice) = part.tensors.keys().find(|key| whole.tensors.contains_key(*key)) {
+                        return Err(Error::Format {
+                            path: part.path,
+                            kind: "weights in several files",
+                            cause: format!("the tensor `{}` is in another of the files too", printable(twice)),
+                        });
+                    }
+                    whole.tensors.extend(part.tensors);
+                }
                 None => whole = Some(Self { path: path.to_path_buf(), ..part }),
             }
         }
