@@ -1,5 +1,10 @@
 //! Changes of a card's preprocessing, and how a network with one output is read.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use crate::{Card, Error, Interpolation, Preprocess, Resize, Result};
 
 /// Changes of a card's preprocessing. With the feature `clap` it is a group of command-line arguments.
@@ -59,14 +64,15 @@ impl PreprocessOverrides {
         card.check().map_err(Error::Override)
     }
 
-    /// Logs what is assumed for a file without a card.
+    /// Logs what is assumed for a file without a card, once for each file: `finetune --auto` opens it twice.
     pub(crate) fn warn_assumed(&self, path: &std::path::Path, card: &Card) {
+        static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
         if self.is_complete() {
             return;
         }
         let Preprocess { resize, input_size: [height, width], interpolation, mean, std, .. } = &card.preprocess;
         let interpolation = format!("{interpolation:?}").to_lowercase();
-        log::warn!(
+        let text = format!(
             "{} carries no model card: assumed that {} was trained on images resized to {} ({interpolation}), center crop \
              {height}x{width}, mean {mean:?}, deviation {std:?}. Another preprocessing gives wrong results: set it with \
              --resize, --crop, --interpolation, --mean and --std, or write a card with `infer card`",
@@ -74,6 +80,9 @@ impl PreprocessOverrides {
             card.architecture,
             resize_text(*resize),
         );
+        if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+            log::warn!("{text}");
+        }
     }
 }
 

@@ -61,6 +61,9 @@ pub struct RunInfo {
     pub backend: String,
     /// The devices.
     pub device: String,
+    /// The operations that the network ran on the CPU, `optimized` or `reference`; empty where it is not known.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kernels: String,
     /// The number of CPU threads.
     pub threads: usize,
     /// The operating system and processor architecture.

@@ -56,11 +56,15 @@ impl Default for Communicator {
 }
 
 /// The rank of this process and the number of processes, as launchers pass them.
-const LAUNCHERS: [(&str, &str, &str); 3] = [
+const LAUNCHERS: [(&str, &str, &str); 4] = [
     ("OpenMPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("MPICH", "PMI_RANK", "PMI_SIZE"),
     ("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    (TORCHRUN, "RANK", "WORLD_SIZE"),
 ];
+
+/// PyTorch's launcher, which does not start MPI.
+const TORCHRUN: &str = "torchrun";
 
 /// The launcher, this process's rank and the number of processes, where a launcher started several.
 fn launched(get: impl Fn(&str) -> Option<String>) -> Option<(&'static str, usize, usize)> {
@@ -112,6 +116,13 @@ impl Communicator {
 
     fn init(timeout: Duration) -> Result<Self> {
         let Some((launcher, rank, size)) = launched(|name| env::var(name).ok()) else { return Ok(Self::alone()) };
+        if launcher == TORCHRUN {
+            return Err(Error::Processes(format!(
+                "torchrun started this program {size} times (this is number {rank}; RANK and WORLD_SIZE are set), and \
+                 each would train on its own. Several processes train together by MPI: build with `--features mpi` and \
+                 start `mpirun -n {size}`; several GPUs of one machine need one process and `--devices`"
+            )));
+        }
         #[cfg(not(feature = "mpi"))]
         {
             let _ = timeout;
@@ -494,6 +505,7 @@ mod tests {
         assert_eq!(from(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]), Some(("MPICH", 0, 2)));
         assert_eq!(from(&[("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "4")]), Some(("Slurm", 1, 4)));
         assert_eq!(from(&[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")]), None, "one alone");
+        assert_eq!(from(&[("RANK", "1"), ("WORLD_SIZE", "4")]), Some(("torchrun", 1, 4)));
         assert_eq!(from(&[("PMI_RANK", "x"), ("PMI_SIZE", "2")]), None);
     }
 

@@ -16,7 +16,7 @@
 
 use std::{error::Error, io::Write};
 
-use crate::{output::StdoutError, signals, text::printable_lines};
+use crate::{noteln, output::StdoutError, signals, text::printable_lines};
 
 /// The exit code of a binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,10 +86,23 @@ where
     E: AsRef<dyn Error + Send + Sync>,
 {
     signals::ignore_file_size_limit();
+    limit_threads();
     let stderr = &mut std::io::stderr();
     match C::try_parse() {
         Ok(cli) => main(cli).unwrap_or_else(|error| report(error.as_ref(), stderr)),
         Err(message) => show(&message).unwrap_or_else(|error| report(&error, stderr)),
+    }
+}
+
+/// Keeps a `RAYON_NUM_THREADS` that is far too large from slowing everything down: threads that outnumber the cores many
+/// times mostly wait for each other.
+fn limit_threads() {
+    const MOST_PER_CORE: usize = 4;
+    let most = MOST_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from);
+    let wanted = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse::<usize>().ok());
+    let Some(wanted) = wanted.filter(|&wanted| wanted > most) else { return };
+    if rayon::ThreadPoolBuilder::new().num_threads(most).build_global().is_ok() {
+        noteln!("warning: RAYON_NUM_THREADS={wanted}: {most} threads are used, {MOST_PER_CORE} per core at most");
     }
 }
 

@@ -96,7 +96,13 @@ fn fingerprint(train: &dyn Source, valid: &dyn Source) -> String {
 /// Opens the training and the validation images, and notes which were held out.
 fn open_splits(data: &Data, seed: u64) -> Result<(Opened, Opened, Vec<String>)> {
     let part = |spec: &str, split: Split, val_fraction: Option<f64>| {
-        let options = OpenOptions { split, val_fraction, seed, ..OpenOptions::default() };
+        let options = OpenOptions {
+            split,
+            val_fraction,
+            seed,
+            allow_empty_classes: data.allow_empty_classes,
+            ..OpenOptions::default()
+        };
         datasets::open(spec, &options)
     };
     let mut notes = Vec::new();

@@ -914,7 +914,7 @@ fn wrong_input_is_told_with_its_cause_and_leaves_nothing_behind() {
         (vec!["--out".into(), at("full")], 1, &["not empty", "train resume"]),
         (vec!["--set".into(), "optimizer.momentun=1".into()], 1, &["did you mean `momentum`?"]),
         (vec!["--backend".into(), "cuda".into()], 1, &["cuda", "--features cuda"]),
-        (vec!["resume".into(), at("empty")], 1, &["no folder of a run"]),
+        (vec!["resume".into(), at("empty")], 1, &["is not the folder of a run"]),
         (vec!["finetune".into(), "--data".into(), at("two")], 1, &["--weights"]),
         (
             vec!["finetune".into(), "--weights".into(), at("nothing.pth"), "--data".into(), at("two")],

@@ -96,7 +96,10 @@ fn open_train(file: Arc<dyn ReadAt>, cache: &IndexCache, allow_empty: bool) -> R
     if let Some(&first) = empty.first() {
         let cause = format!("{} classes have no images, the first is {}", empty.len(), classes[first].id);
         if !allow_empty {
-            return Err(Error::layout(file.name(), format!("{cause}; fetch it again, or allow empty classes")));
+            return Err(Error::layout(
+                file.name(),
+                format!("{cause}; fetch it again, or accept it by allow_empty_classes"),
+            ));
         }
         notes.push(format!("{}: {cause}", file.name()));
     }

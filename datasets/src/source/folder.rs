@@ -22,7 +22,7 @@ mod tests;
 use std::{
     borrow::Cow,
     cmp::Ordering,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io::Read,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -53,6 +53,8 @@ pub struct Folder {
     /// The paths of the images whose keys are not their paths, because a name is not Unicode.
     odd_paths: HashMap<String, PathBuf>,
     left_out: LeftOut,
+    /// The classes with images in several subfolders, and some of these: `dogs (husky, pug)`.
+    merged: Vec<String>,
 }
 
 impl Folder {
@@ -68,6 +70,11 @@ impl Folder {
             match folders.get(id).filter(|path| path.is_dir()) {
                 Some(path) => {
                     let images = images_below(path, &mut folder.left_out)?;
+                    let subfolders: BTreeSet<&str> =
+                        images.iter().filter_map(|image| Some(image.key.split_once('/')?.0)).collect();
+                    if subfolders.len() > 1 {
+                        folder.merged.push(format!("{} ({})", printable(id), splits::named(subfolders)));
+                    }
                     folder.push(&base, path, images, str::cmp)?;
                 }
                 // Every class is a group of names.
@@ -139,6 +146,7 @@ impl Folder {
             labels: Labels::Absent,
             odd_paths: HashMap::new(),
             left_out: LeftOut::default(),
+            merged: Vec::new(),
         }
     }
 
@@ -188,6 +196,14 @@ impl Folder {
     /// Turns it into an opened part; what is left out is noted.
     pub(super) fn into_part(self, mut notes: Vec<String>) -> Part {
         let left_out = self.left_out.clone();
+        if let Some(first) = self.merged.first() {
+            let and = match self.merged.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            let root = self.root.display();
+            notes.push(format!("{root}: images in subfolders belong to the class folder above them: {first}{and}"));
+        }
         if !left_out.is_empty() {
             notes.push(format!("{}: left out: {left_out}", self.root.display()));
         }
@@ -291,7 +307,7 @@ fn check_classes(container: &Path, folder: &Folder, folders: &ClassFolders, allo
         images_below(path, &mut left_out)?;
     }
     match left_out.is_empty() {
-        true => refuse(format!("{finding}; remove the empty folders or allow empty classes")),
+        true => refuse(format!("{finding}; remove the empty folders, or accept them by allow_empty_classes")),
         false => refuse(format!("{finding} that can be read; its folder has: {left_out}")),
     }
 }

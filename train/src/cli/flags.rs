@@ -1,12 +1,14 @@
 //! The flags for what errors of the library name by its key in a recipe.
 
 /// Keys of a recipe and the flags that set them. Keys that are words of prose too are left out.
-const FLAGS: [(&str, &str); 22] = [
+const FLAGS: [(&str, &str); 23] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
     ("data.quarantine", "--exclude"),
     ("data.bad_samples", "--bad-samples"),
+    // As the errors of `datasets` name it.
+    ("allow_empty_classes", "--allow-empty-classes"),
     ("images.orientation", "--orientation"),
     ("images.max_pixels", "--max-pixels"),
     ("batch_size", "--batch-size"),

@@ -422,6 +422,10 @@ pub struct RunArgs {
     #[arg(help_heading = "Data", long, value_enum)]
     pub bad_samples: Option<BadSamplesArg>,
 
+    /// Accept classes without images
+    #[arg(help_heading = "Data", long)]
+    pub allow_empty_classes: bool,
+
     /// Orientation in the metadata of images: apply turns pixels upright, ignore uses them as stored
     #[arg(help_heading = "Data", long, value_name = "apply|ignore")]
     pub orientation: Option<OrientationPolicy>,
@@ -762,6 +766,7 @@ impl RunArgs {
         overrides.set("data.val_fraction", self.val_fraction);
         overrides.set("data.quarantine", self.quarantine.clone());
         overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
+        overrides.set("data.allow_empty_classes", self.allow_empty_classes.then_some(true));
         overrides.set("images.orientation", self.orientation.map(|policy| policy.to_string()));
         overrides.set("images.max_pixels", self.max_pixels);
         overrides.set("epochs", self.epochs);

@@ -128,6 +128,9 @@ pub struct Data {
     pub quarantine: Option<String>,
     /// The handling of an image that is damaged, or that cannot be read or decoded.
     pub bad_samples: BadSamples,
+    /// Whether classes without images are accepted.
+    #[serde(skip_serializing_if = "is_false")]
+    pub allow_empty_classes: bool,
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
     pub repeats: usize,
@@ -178,6 +181,7 @@ impl Default for Data {
             val_fraction: None,
             quarantine: None,
             bad_samples: BadSamples::default(),
+            allow_empty_classes: false,
             repeats: 1,
             balanced: false,
             order: DataOrder::Shuffled,

@@ -161,6 +161,11 @@ impl Store {
         sync_folder(&self.folder)
     }
 
+    /// Whether a checkpoint is there.
+    pub fn has_any(&self) -> bool {
+        self.steps().is_ok_and(|steps| !steps.is_empty())
+    }
+
     /// The steps of the checkpoints that are there, ascending.
     fn steps(&self) -> Result<Vec<u64>> {
         let failed = |error| Error::io("list the checkpoints in", &self.folder)(error);

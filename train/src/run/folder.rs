@@ -52,17 +52,22 @@ impl RunFolder {
         Self::lock(path.to_path_buf(), origin)
     }
 
-    /// The folder of a run that was begun before.
+    /// The folder of a run that was begun before. The error for another path inside or around a run names that run.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         if !path.exists() {
             return Err(refused(path, format!("there is no folder {shown}; give the folder that `train` named")));
         }
         if !path.join(RECIPE).is_file() {
-            return Err(refused(
-                path,
-                format!("{shown} is no folder of a run: it holds no {RECIPE}; give the folder that `train` named"),
-            ));
+            let cause = match path.is_dir() {
+                true => format!("{shown} is not the folder of a run: it has no {RECIPE}"),
+                false => format!("{shown} is a file and not the folder of a run"),
+            };
+            let remedy = match nearest_run(path) {
+                Some(run) => format!("did you mean {}?", run.display()),
+                None => "give the folder that `train` named".to_string(),
+            };
+            return Err(refused(path, format!("{cause}; {remedy}")));
         }
         Self::lock(path.to_path_buf(), Origin::Kept)
     }
@@ -102,6 +107,21 @@ impl RunFolder {
             Err(TryLockError::Error(error)) => Err(Error::io("lock", file)(error)),
         }
     }
+}
+
+/// The run that a file or folder belongs to, such as a checkpoint or weights; else the run in a folder that was changed
+/// last.
+fn nearest_run(path: &Path) -> Option<PathBuf> {
+    let is_run = |folder: &&Path| folder.join(RECIPE).is_file();
+    // `.` has no parent to be named by.
+    let absolute = std::path::absolute(path).ok()?;
+    let around = path.ancestors().skip(1).find(is_run).or_else(|| absolute.ancestors().skip(1).find(is_run));
+    if let Some(run) = around {
+        return Some(run.to_path_buf());
+    }
+    let changed = |run: &PathBuf| fs::metadata(run.join(RECIPE)).and_then(|file| file.modified()).ok();
+    let inside = fs::read_dir(path).ok()?.flatten().map(|entry| entry.path()).filter(|run| is_run(&run.as_path()));
+    inside.max_by_key(changed)
 }
 
 fn refused(path: &Path, cause: String) -> Error {
@@ -159,6 +179,26 @@ mod tests {
         drop(run);
         RunFolder::open(&path).unwrap();
         assert!(RunFolder::open(folder.path()).unwrap_err().to_string().contains("no recipe.toml"));
+    }
+
+    #[test]
+    fn a_path_beside_a_run_is_answered_with_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("digits-001");
+        fs::create_dir_all(run.join("checkpoints/step-00000001")).unwrap();
+        for file in [RECIPE, "weights.safetensors"] {
+            fs::write(run.join(file), "").unwrap();
+        }
+        let paths = [
+            run.join("checkpoints"),
+            run.join("checkpoints/step-00000001"),
+            run.join("weights.safetensors"),
+            folder.path().to_path_buf(),
+        ];
+        for path in paths {
+            let error = RunFolder::open(&path).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("did you mean {}?", run.display())), "{error}");
+        }
     }
 
     #[test]

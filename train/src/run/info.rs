@@ -2,13 +2,14 @@
 
 use std::{path::Path, time::SystemTime};
 
+use kernels::KernelMode;
 use report::format::{FORMAT, RUN, RunChange, RunInfo, RunKind, RunStatus, read_json, write_json};
 use runtime::environment;
 
 use crate::Result;
 
 /// The facts of a run that are known before training starts.
-pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String) -> RunInfo {
+pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String, kernels: KernelMode) -> RunInfo {
     RunInfo {
         format: FORMAT,
         name: run.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
@@ -20,6 +21,7 @@ pub fn describe(run: &Path, kind: RunKind, command: Vec<String>, backend: String
         burn: "0.22.1".to_string(),
         backend: backend.clone(),
         device: backend,
+        kernels: kernels.to_string(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         cpu: environment::cpu(),

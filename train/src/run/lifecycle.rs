@@ -126,7 +126,7 @@ fn describe(prepared: &Prepared, run: &Path, kind: RunKind, options: &Options) -
         transform_input: start.as_ref().is_some_and(|start| start.card.transform_input),
         ..Card::of(recipe.architecture, 1, origin(recipe, run))
     };
-    let mut info = info::describe(run, kind, options.command.clone(), options.device_names());
+    let mut info = info::describe(run, kind, options.command.clone(), options.device_names(), options.kernels);
     info.dtype = recipe.network.dtype.name().to_string();
     info.data = data_info(recipe, data);
     info.paths = changes::paths(recipe);

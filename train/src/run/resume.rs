@@ -197,12 +197,21 @@ impl Differences {
         self.records.push(Change { key, from, to }.at(self.step, self.epoch + 1));
     }
 
-    /// Adds other devices, another processor and another version of the program, which `info` has from now on.
+    /// Adds other devices, other kernels, another processor and another version of the program, which `info` has from now on.
     fn add_environment(&mut self, info: &mut RunInfo, options: &Options) {
         let devices = options.device_names();
         if let Some(last) = info::continue_on(info, &devices) {
             self.effects.push(format!("it was trained on {last} and continues on {devices}"));
             self.record("device", last, devices);
+        }
+        let kernels = options.kernels.to_string();
+        if info.kernels != kernels {
+            let last = std::mem::replace(&mut info.kernels, kernels.clone());
+            // Runs of earlier versions do not say.
+            if !last.is_empty() {
+                self.effects.push(format!("it was trained with {last} kernels and continues with {kernels} ones"));
+                self.record("kernels", last, kernels);
+            }
         }
         let (cpu, program) = (environment::cpu(), env!("CARGO_PKG_VERSION").to_string());
         if info.cpu != cpu {

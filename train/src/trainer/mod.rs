@@ -397,8 +397,11 @@ impl Trainer {
             Ok(path) if is_wanted => session.logger.info(&format!("saved on request: {}", path.display())),
             Ok(_) => {}
             Err(error) => {
-                let cause = chain(&error);
-                session.logger.warn(&format!("{cause}; training goes on, the checkpoint before it is whole"));
+                let rest = match self.store.has_any() {
+                    true => "the checkpoint before it is whole",
+                    false => "the run has no checkpoint yet",
+                };
+                session.logger.warn(&format!("{}; training goes on, {rest}", chain(&error)));
             }
         }
         (self.saved, self.saved_step) = (Instant::now(), session.state.step);

@@ -220,6 +220,16 @@ fn links_are_followed_and_loops_end() {
 
 #[cfg(unix)]
 #[test]
+fn images_in_subfolders_count_for_the_class_above_them_which_is_noted() {
+    let data = tree(&["cats/1.jpg", "dogs/pug/1.jpg", "dogs/husky/2.jpg", "frogs/all/1.jpg"]);
+    let opened = open_at(data.path(), &OpenOptions::default()).unwrap();
+    assert_eq!(labels(&*opened.source), [Some(0), Some(1), Some(1), Some(2)]);
+    let notes: Vec<_> = opened.notes.iter().filter(|note| note.contains("subfolders")).collect();
+    let [note] = notes[..] else { panic!("{:?}", opened.notes) };
+    assert!(note.ends_with("belong to the class folder above them: dogs (`husky`, `pug`)"), "{note}");
+}
+
+#[test]
 fn pipes_are_left_out_and_never_waited_for() {
     let root = tree(&["a/1.jpg", "a/2.jpg", "b/1.jpg"]);
     let pipe = root.path().join("a/pipe.jpg");
