@@ -2,7 +2,8 @@
 //! `cargo bench --profile dev --workspace --features kernels/internals --bench operations -- [IMAGES]`.
 //!
 //! A `*` marks what `winograd::select` picks in training and a `+` what it picks in evaluation. `selection` in place of the
-//! number of images sweeps channels, feature maps and batches, and counts how often the pick is the slower one.
+//! number of images sweeps channels, feature maps and batches, and counts how often the pick is the slower one; `accuracy`
+//! compares both ways with sums in double precision.
 //!
 //! Winograd's figures count the operations of the plain sum, so that they can be compared: they may exceed the
 //! arithmetic peak, which the first line estimates by one register tile over data that never leaves the L1 cache.
@@ -35,6 +36,35 @@ const SHAPES: [[usize; 5]; 16] = [
     [512, 2048, 7, 1, 1],
     [2048, 512, 7, 1, 1],
     [1024, 2048, 14, 1, 2],
+];
+
+/// The 3×3 convolutions with a stride of 1: channels in and out, size of the map.
+const THREES: [[usize; 3]; 20] = [
+    // ResNet-18 to 152.
+    [64, 64, 56],
+    [128, 128, 28],
+    [256, 256, 14],
+    [512, 512, 7],
+    // VGG.
+    [64, 64, 224],
+    [64, 128, 112],
+    [128, 256, 56],
+    [256, 512, 28],
+    [512, 512, 14],
+    // GoogLeNet.
+    [64, 192, 56],
+    [96, 128, 28],
+    [128, 192, 28],
+    [96, 208, 14],
+    [144, 288, 14],
+    [160, 320, 7],
+    [192, 384, 7],
+    // AlexNet.
+    [192, 384, 13],
+    [384, 256, 13],
+    // Inception v3.
+    [64, 96, 35],
+    [32, 64, 147],
 ];
 
 /// The median of some runs, in seconds.
@@ -298,7 +328,123 @@ fn selection() {
     }
 }
 
+/// The mean and the largest difference to exact values, relative to the largest of these.
+fn errors(found: impl IntoIterator<Item = f32>, exact: &[f64]) -> [f64; 2] {
+    let largest = exact.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+    let differences = found.into_iter().zip(exact).map(|(found, exact)| (f64::from(found) - exact).abs() / largest);
+    let (sum, most) = differences.fold((0.0, 0.0), |(sum, most): (f64, f64), d| (sum + d, most.max(d)));
+    [sum / exact.len() as f64, most]
+}
+
+/// Compares the direct sum (implicit GEMM) and Winograd with sums in double precision, on inputs as after a ReLU.
+fn accuracy() {
+    let mut ratios: [Vec<[f64; 2]>; 2] = Default::default();
+    println!("differences to sums in double precision, relative to the largest value: mean, largest");
+    for [c_in, c_out, size] in THREES {
+        let n = if size > 56 { 1 } else { 4 };
+        let shape = shape(n, [c_in, c_out, size, 3, 1]);
+        let (input, output, padding) = (shape.input, shape.input, [1, 1]);
+        let x: Vec<f32> = values(n * size * size * c_in, 1).into_iter().map(|value| value.max(0.0)).collect();
+        let (dy, weights) = (values(n * size * size * c_out, 2), values(c_out * c_in * 9, 3));
+        let [mut direct, mut fast] = [vec![0.0; dy.len()], vec![0.0; dy.len()]];
+        let [mut direct_gradient, mut fast_gradient] = [vec![0.0; weights.len()], vec![0.0; weights.len()]];
+        let order =
+            WeightOrder { base: 0, taps: 9, inputs: c_in, outputs: c_out, groups: 1, transposed: false, turned: false };
+        let (taps, packed, stride) = (forward_taps(&shape), Packed::new(&weights, order), [1, 1]);
+        let transformed = winograd::Weights::new(&packed);
+        let map = |data, pitch| Map { data, size: input, pitch, offset: 0 };
+        let (lattice, epilogue) = (Lattice::all(output), Epilogue::default());
+        let (out_pitch, out_offset) = (c_out, 0);
+        Product {
+            n,
+            x: map(&x, c_in),
+            stride,
+            taps: &taps,
+            weights: &packed,
+            lattice,
+            out_pitch,
+            out_offset,
+            epilogue,
+        }
+        .run(&mut direct);
+        let epilogue = Epilogue::default();
+        winograd::Convolution {
+            n,
+            x: &x,
+            input,
+            output,
+            padding,
+            weights: &transformed,
+            epilogue,
+            out_pitch,
+            out_offset,
+        }
+        .run(&mut fast);
+        WeightGradient { n, x: map(&x, c_in), k: c_in, stride, taps: &taps, dy: map(&dy, c_out), channels: c_out }
+            .run(order, &mut direct_gradient);
+        winograd::WeightGradient { n, x: &x, k: c_in, input, dy: &dy, channels: c_out, output, padding }
+            .run(&mut fast_gradient);
+
+        // Pixels of the feature map, spread over it; all channels of each.
+        let pixels: Vec<usize> = (0..97).map(|i| i * (n * size * size - 1) / 96).collect();
+        let at = |pixel: usize, tap: usize| {
+            let (image, row, column) = (pixel / (size * size), pixel / size % size + tap / 3, pixel % size + tap % 3);
+            let is_inside = (1..=size).contains(&row) && (1..=size).contains(&column);
+            is_inside.then(|| ((image * size + row - 1) * size + column - 1) * c_in)
+        };
+        let sum = |pixel: usize, o: usize| -> f64 {
+            let taps = (0..9).filter_map(|tap| Some((tap, at(pixel, tap)?)));
+            let of_tap = |(tap, from): (usize, usize)| -> f64 {
+                (0..c_in).map(|c| f64::from(x[from + c]) * f64::from(weights[(o * c_in + c) * 9 + tap])).sum()
+            };
+            taps.map(of_tap).sum()
+        };
+        let chosen: Vec<(usize, usize)> = pixels.iter().flat_map(|&p| (0..c_out).map(move |o| (p, o))).collect();
+        let exact: Vec<f64> = chosen.iter().map(|&(pixel, o)| sum(pixel, o)).collect();
+        let forward = [&direct, &fast].map(|y| errors(chosen.iter().map(|&(pixel, o)| y[pixel * c_out + o]), &exact));
+
+        // The weights of a few output channels.
+        let outputs = [0, c_out / 3, c_out - 1];
+        let mut exact = vec![0.0; outputs.len() * c_in * 9];
+        for (sums, &o) in exact.chunks_exact_mut(c_in * 9).zip(&outputs) {
+            for pixel in 0..n * size * size {
+                let slope = f64::from(dy[pixel * c_out + o]);
+                for (tap, from) in (0..9).filter_map(|tap| Some((tap, at(pixel, tap)?))) {
+                    (0..c_in).for_each(|c| sums[c * 9 + tap] += slope * f64::from(x[from + c]));
+                }
+            }
+        }
+        let of = |gradient: &[f32]| {
+            errors(outputs.iter().flat_map(|&o| gradient[o * c_in * 9..][..c_in * 9].iter().copied()), &exact)
+        };
+        let gradient = [of(&direct_gradient), of(&fast_gradient)];
+
+        print!("{c_in:4} → {c_out:4}, {size:3} px:");
+        let passes = [("forward", forward), ("weight gradient", gradient)];
+        for ((pass, [direct, fast]), ratios) in passes.into_iter().zip(&mut ratios) {
+            let ratio = [fast[0] / direct[0], fast[1] / direct[1]];
+            print!(
+                "  {pass}: direct {:.1e} {:.1e}  Winograd {:.1e} {:.1e} ({:.1} ×, {:.1} ×)",
+                direct[0], direct[1], fast[0], fast[1], ratio[0], ratio[1]
+            );
+            ratios.push(ratio);
+        }
+        println!();
+    }
+    for (pass, ratios) in ["forward", "weight gradient"].into_iter().zip(&ratios) {
+        let most = |at: usize| ratios.iter().map(|ratio| ratio[at]).fold(0.0, f64::max);
+        println!(
+            "{pass}: Winograd's mean error is at most {:.1} times the direct sum's, its largest {:.1} times",
+            most(0),
+            most(1)
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "accuracy") {
+        return accuracy();
+    }
     if std::env::args().any(|argument| argument == "selection") {
         return selection();
     }
