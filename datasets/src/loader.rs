@@ -215,7 +215,8 @@ impl LoaderBuilder {
     /// # Errors
     /// [`Error::InvalidLoader`] where settings contradict each other or the source.
     pub fn build(self) -> Result<ImageLoader> {
-        let sampler = Sampler::new(&self.source, self.sampler)?;
+        let batch = self.batch_size.max(1).saturating_mul(self.sampler.world);
+        let sampler = Sampler::new(&self.source, SamplerOptions { batch, ..self.sampler })?;
         let invalid = |what: String| Err(Error::InvalidLoader { what });
         if self.workers > MOST_WORKERS {
             return invalid(format!("{} workers; the most are {MOST_WORKERS}", self.workers));

@@ -32,8 +32,11 @@ pub struct SamplerOptions {
     pub order: Order,
     /// Repeated augmentation (Hoffer et al., 2020, <https://arxiv.org/abs/1901.09335>): how often each drawn sample
     /// occurs, transformed anew each time. An epoch keeps its length, so it sees a `repeats`-th of the samples, as with
-    /// torchvision's `RASampler`. Unlike there, the copies are neighbors in a batch.
+    /// torchvision's `RASampler`. The copies of a sample are spread over a batch of all ranks, so that as many processes as
+    /// there are copies get one each, and no image is beside a copy of itself.
     pub repeats: usize,
+    /// The size of a batch over all ranks, at least 1; only repeats depend on it.
+    pub batch: usize,
     /// Whether every class is drawn equally often: small classes repeat, large ones are seen in part. An epoch keeps
     /// its length.
     pub balanced: bool,
@@ -48,7 +51,16 @@ pub struct SamplerOptions {
 
 impl Default for SamplerOptions {
     fn default() -> Self {
-        Self { seed: 0, order: Order::Sequential, repeats: 1, balanced: false, rank: 0, world: 1, drop_last: false }
+        Self {
+            seed: 0,
+            order: Order::Sequential,
+            repeats: 1,
+            batch: 1,
+            balanced: false,
+            rank: 0,
+            world: 1,
+            drop_last: false,
+        }
     }
 }
 
@@ -89,6 +101,9 @@ impl Sampler {
         if repeats == 0 {
             return invalid("0 repeats would draw nothing; 1 means no repetition".into());
         }
+        if options.batch == 0 {
+            return invalid("a batch has at least 1 sample".into());
+        }
         if order != Order::Shuffled && (balanced || repeats > 1) {
             return invalid("repeats and class-balanced sampling need the shuffled order".into());
         }
@@ -110,6 +125,21 @@ impl Sampler {
     /// Whether this rank's shard is empty.
     pub fn is_empty(&self) -> bool {
         self.share == 0
+    }
+
+    /// The number of the draw at a position of the epoch, and which of its copies is there. A batch holds the first copies
+    /// of its samples, then the second copies in the same order, and so on.
+    fn copy(&self, position: usize) -> (usize, usize) {
+        let SamplerOptions { repeats, batch, .. } = self.options;
+        if repeats == 1 {
+            return (position, 0);
+        }
+        // Where a batch is too small for all copies of two samples, several make a block.
+        let block = batch.saturating_mul(repeats.saturating_mul(2).div_ceil(batch));
+        let (before, slot) = (position - position % block, position % block);
+        let draws = before / block * distinct(block, repeats, batch);
+        let samples = distinct(block.min(self.total - before), repeats, batch);
+        (draws + slot % samples, slot / samples)
     }
 
     /// The order of one epoch.
@@ -140,8 +170,7 @@ impl EpochOrder<'_> {
             Order::Windowed { .. } => options.rank * share + position,
             _ => position * options.world + options.rank,
         } % total;
-        let draw = global / options.repeats;
-        let repeat = global % options.repeats;
+        let (draw, repeat) = self.sampler.copy(global);
         if let Some(classes) = classes {
             let (index, round) = classes.draw(draw, self.key);
             return Draw { index, repeat: round * options.repeats + repeat };
@@ -172,6 +201,14 @@ impl EpochOrder<'_> {
         let rotation = hash(&[self.key, 3]) % total as u64;
         (shuffled + rotation as usize) % total
     }
+}
+
+/// The number of samples in a block of `size` positions, each of which occurs up to `repeats` times, in turn. It is such that
+/// the first and the last position of each batch have different samples, as neighbors have: mixing goes around.
+fn distinct(size: usize, repeats: usize, batch: usize) -> usize {
+    let differ = |length: usize, samples: usize| length <= 1 || !(length - 1).is_multiple_of(samples);
+    let least = size.div_ceil(repeats);
+    (least..size).find(|&samples| differ(batch.min(size), samples) && differ(size % batch, samples)).unwrap_or(size)
 }
 
 /// The samples of each class, one after the other.
@@ -372,13 +409,39 @@ mod tests {
 
     #[test]
     fn repeats_keep_the_epoch_s_length_and_count_up() {
-        let sampler = sampler(12, SamplerOptions { order: Order::Shuffled, repeats: 3, ..Default::default() });
+        let options = SamplerOptions { order: Order::Shuffled, repeats: 3, batch: 6, ..Default::default() };
+        let sampler = sampler(12, options);
         assert_eq!(sampler.len(), 12);
         let order = sampler.epoch(0);
         let draws: Vec<_> = (0..12).map(|position| order.at(position)).collect();
         assert_eq!(draws.iter().map(|draw| draw.index).collect::<HashSet<_>>().len(), 4);
-        for triple in draws.chunks(3) {
-            assert!(triple.iter().enumerate().all(|(i, draw)| draw.index == triple[0].index && draw.repeat == i));
+        for batch in draws.chunks(6) {
+            let [a, b] = [batch[0].index, batch[1].index];
+            assert_eq!(batch.iter().map(|draw| draw.index).collect::<Vec<_>>(), [a, b, a, b, a, b]);
+            assert_eq!(batch.iter().map(|draw| draw.repeat).collect::<Vec<_>>(), [0, 0, 1, 1, 2, 2]);
+        }
+    }
+
+    #[test]
+    fn copies_are_in_one_batch_and_never_neighbors_there() {
+        for (total, batch, repeats) in
+            (2..40).flat_map(|total| (2..14).flat_map(move |batch| (2..7).map(move |repeats| (total, batch, repeats))))
+        {
+            let what = format!("{total} samples, batches of {batch}, {repeats} repeats");
+            let options = SamplerOptions { order: Order::Shuffled, repeats, batch, ..Default::default() };
+            let sampler = sampler(total, options);
+            let order = sampler.epoch(3);
+            let draws: Vec<_> = (0..total).map(|position| order.at(position)).collect();
+            assert_eq!(draws.iter().collect::<HashSet<_>>().len(), total, "{what}: copies are numbered");
+            assert!(draws.iter().all(|draw| draw.repeat < repeats), "{what}");
+            for batch in draws.chunks(batch).filter(|batch| batch.len() > 1) {
+                for (at, draw) in batch.iter().enumerate() {
+                    assert_ne!(draw.index, batch[(at + 1) % batch.len()].index, "{what}: {batch:?}");
+                }
+            }
+            let images: HashSet<_> = draws.iter().map(|draw| draw.index).collect();
+            let is_whole = total.is_multiple_of(batch * (2 * repeats).div_ceil(batch));
+            assert!(!is_whole || images.len() * repeats <= 3 * total, "{what}: {} images", images.len());
         }
     }
 

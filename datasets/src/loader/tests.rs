@@ -181,11 +181,30 @@ fn drop_last_drops_the_incomplete_batch_and_progress_ends_complete() {
 
 #[test]
 fn repeats_are_transformed_anew() {
-    let loader = builder(Counting::new(8)).shuffle().repeats(4).build().unwrap();
+    let loader = builder(Counting::new(16)).batch_size(8).shuffle().repeats(4).build().unwrap();
     for batch in epoch(&loader) {
-        assert!(batch.indices.iter().all(|&index| index == batch.indices[0]));
-        let colors: HashSet<_> = batch.images.chunks_exact(18).map(|image| image[6]).collect();
-        assert!(colors.len() > 1, "{colors:?}");
+        let copies =
+            |index: usize| batch.indices.iter().zip(batch.images.chunks_exact(18)).filter(move |(i, _)| **i == index);
+        assert_eq!(batch.indices.iter().collect::<HashSet<_>>().len(), 2);
+        for &index in &batch.indices {
+            let colors: HashSet<_> = copies(index).map(|(_, image)| image[6]).collect();
+            assert!(copies(index).count() == 4 && colors.len() > 1, "{colors:?}");
+        }
+    }
+}
+
+#[test]
+fn no_image_is_mixed_with_a_copy_of_itself() {
+    use crate::transforms::batch::{BatchTransform, Mixup};
+    for (samples, batch_size, repeats) in [(64, 8, 4), (50, 7, 4), (9, 4, 3), (33, 16, 2), (21, 5, 4)] {
+        let mix = BatchTransforms::new(vec![BatchTransform::Mixup(Mixup::default())]).unwrap();
+        let builder = builder(Counting::new(samples)).batch_size(batch_size).shuffle().repeats(repeats).mix(mix);
+        for batch in epoch(&builder.build().unwrap()).iter().filter(|batch| batch.len() > 1) {
+            let mix = batch.mix.as_ref().unwrap();
+            for (index, &partner) in batch.indices.iter().zip(&mix.permutation) {
+                assert_ne!(*index, batch.indices[partner as usize], "{samples} samples, batches of {batch_size}");
+            }
+        }
     }
 }
 
