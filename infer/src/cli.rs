@@ -143,7 +143,7 @@ Examples:
 
     /// Measure inference speed and memory
     ///
-    /// StepTimes one batch of random images, from the images on the device to the logits on the host. Each row is measured in
+    /// Times one batch of random images, from the images on the device to the logits on the host. Each row is measured in
     /// a process of its own.
     #[command(
         after_long_help = "--format json prints one object per line: model, batch, size, threads, median_s, p99_s, min_s, max_s, images_per_s,

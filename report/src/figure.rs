@@ -37,7 +37,7 @@ impl Bars {
     pub(crate) fn to_figure(&self) -> Option<Markup> {
         let sum = |bar: &[f64]| bar.iter().sum::<f64>();
         let highest = self.bars.iter().map(|bar| sum(&bar.1)).fold(0.0, f64::max);
-        // StepTimes are written with three decimals.
+        // Times are written with three decimals.
         if highest <= if self.shares { 0.0 } else { 0.01 } {
             return None;
         }

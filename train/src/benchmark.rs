@@ -75,7 +75,7 @@ impl Measurement {
     }
 }
 
-/// StepTimes whole training steps: normalization, forward and backward pass, and SGD with momentum and weight decay.
+/// Times whole training steps: normalization, forward and backward pass, and SGD with momentum and weight decay.
 ///
 /// # Errors
 /// Fails if the device cannot be opened, if the images are too small for the network, or if the loss is not finite.
@@ -115,7 +115,7 @@ pub fn measure(subject: &Subject) -> Result<Measurement> {
     let mut last_value = f64::NAN;
     let mut time_step = |classifier: Classifier| {
         let start = Instant::now();
-        // MetricSums the loss waits for the device.
+        // Reading the loss waits for the device.
         let step = TrainStep::step(&classifier, images.clone());
         last_value = step.item.score().loss;
         let gradients = optimizer.pack(&classifier, step.grads, &RATE.into());

@@ -15,7 +15,7 @@ const STEPS: u64 = 4;
 /// Batches of the validation that are timed, after a warm-up.
 const VALID_BATCHES: usize = 2;
 
-/// The estimated cost of a run. StepTimes are in seconds.
+/// The estimated cost of a run. Times are in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimate {
     /// The network.

@@ -190,7 +190,7 @@ impl Command {
 
 /// Measure training speed and memory
 ///
-/// StepTimes whole training steps on random images and labels: normalization, forward, backward, and SGD with momentum and
+/// Times whole training steps on random images and labels: normalization, forward, backward, and SGD with momentum and
 /// weight decay. Each row is measured in a process of its own.
 #[derive(Debug, Args)]
 pub struct BenchArgs {

@@ -392,7 +392,7 @@ pub enum Decay {
     Constant,
     /// Half a cosine (Loshchilov and Hutter, 2017).
     Cosine,
-    /// StepTimes `gamma` at each milestone.
+    /// Multiplies by `gamma` at each milestone.
     Steps,
     /// `(1 - t)` to the power of `power`, with `t` from 0 to 1.
     Polynomial,
