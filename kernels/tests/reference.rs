@@ -585,7 +585,7 @@ fn convolutions_of_the_networks() {
     }
 }
 
-/// Winograd's result against sums in double precision: within 3e-5 of the largest output, where the plain sum in single
+/// Winograd's result against sums in double precision: within 8e-6 of the largest output, where the plain sum in single
 /// precision keeps within 2e-6.
 #[test]
 fn winograd_keeps_its_bound() {
@@ -610,7 +610,7 @@ fn winograd_keeps_its_bound() {
         }
         let largest = exact.iter().fold(0f64, |largest, value| largest.max(value.abs()));
         let difference = y.iter().zip(&exact).fold(0f64, |most, (&a, b)| most.max((f64::from(a) - b).abs()));
-        assert!(difference <= 3e-5 * largest, "{channels} channels: off by {difference} of {largest}");
+        assert!(difference <= 8e-6 * largest, "{channels} channels: off by {difference} of {largest}");
     }
 }
 
