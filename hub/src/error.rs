@@ -46,6 +46,16 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The network of a file is quantized, where its weights in f32 are needed.
+    #[error(
+        "the network of {} is quantized: it classifies, and nothing can be trained, explained by gradients or converted \
+         from its int8 weights; give the file that it was quantized from",
+        path.display()
+    )]
+    IsQuantized {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file has several networks, or none with the requested key.
     #[error("{}", ambiguous(path, asked.as_deref(), keys))]
     Ambiguous {

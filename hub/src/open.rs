@@ -6,7 +6,7 @@ use std::{
 };
 
 use burn::tensor::{Device, TensorData};
-use models::{Architecture, ImageClassifier, Network};
+use models::{Architecture, ImageClassifier, Network, QuantizedNetwork};
 use runtime::text::nearest;
 
 use crate::{
@@ -81,6 +81,9 @@ impl Opened {
     /// number of classes.
     pub fn network(&self, aux: bool, device: &Device) -> Result<Network> {
         let Self { weights, card, activation } = self;
+        if weights.is_quantized() {
+            return Err(Error::IsQuantized { path: weights.path().to_path_buf() });
+        }
         let config = weights.config(card.architecture, device)?.with_transform_input(card.transform_input);
         let config = if aux { config } else { config.with_aux_logits(false) };
         let network = config.init(device);
@@ -94,6 +97,25 @@ impl Opened {
         let (classes, layer) = (card.classes.len(), network.num_classes());
         match classes == layer {
             true => Ok(network),
+            false => Err(Error::OtherClasses { path: weights.path().to_path_buf(), card: classes, layer }),
+        }
+    }
+}
+
+impl Opened {
+    /// Reads a quantized network, or returns `None` for a file of floats.
+    ///
+    /// # Errors
+    /// Fails if the file contradicts itself or the card.
+    pub fn quantized(&self, device: &Device) -> Result<Option<QuantizedNetwork>> {
+        let Self { weights, card, activation } = self;
+        let Some(network) = weights.quantized(device)? else { return Ok(None) };
+        if *activation == Activation::Sigmoid {
+            return Err(Error::IsQuantized { path: weights.path().to_path_buf() });
+        }
+        let (classes, layer) = (card.classes.len(), network.num_classes());
+        match classes == layer {
+            true => Ok(Some(network)),
             false => Err(Error::OtherClasses { path: weights.path().to_path_buf(), card: classes, layer }),
         }
     }

@@ -123,6 +123,22 @@ Examples:
   infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
     Export(ExportArgs),
 
+    /// Quantize a network to int8: two to four times as fast on a CPU, a quarter of the size
+    ///
+    /// Finds the ranges of activations on calibration images, quantizes weights for each output channel, and compares the
+    /// result with f32 on images that were not used for it. Stages that cost too much accuracy stay in f32, the worst
+    /// first, until at most --max-drop points are lost. `classify`, `evaluate`, `serve`, `bench` and `export --to onnx` take
+    /// the file like any other weights. It computes on the CPU.
+    ///
+    /// Data with a training and a validation split is calibrated on the one and compared on the other; other data is divided.
+    /// Without labels, the class that f32 finds stands for the label.
+    #[command(after_long_help = "Examples:
+  infer quantize --weights resnet50 --data /data/imagenet                 # resnet50.int8.safetensors
+  infer quantize --weights artifacts/my-run --data photos/ --out small.safetensors
+  infer quantize --weights artifacts/my-run --data photos/ --images 500 --max-drop 0.2
+  infer classify dog.jpg --weights resnet50.int8.safetensors")]
+    Quantize(Box<QuantizeArgs>),
+
     /// Serve a network over HTTP, with a web page
     ///
     /// `POST /v1/classify` accepts an image as its body, or a form with several; `POST /v1/explain` returns a saliency map;
@@ -685,6 +701,51 @@ pub struct ExportArgs {
     /// Height and width of an ONNX file's images, as 224 or 320x256 [default: the card's]
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
+}
+
+/// `quantize`
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// Weights: a run folder, a file, or a published name
+    #[arg(short, long, value_name = "W")]
+    pub weights: String,
+    #[command(flatten, next_help_heading = "Weights")]
+    pub load: LoadArgs,
+    /// Images like those to be classified, with labels or without: class folders, ImageNet's archives, shards, a folder of
+    /// photographs
+    #[arg(long, value_name = "DATA")]
+    pub data: String,
+    /// Images to calibrate on
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole_in("a number of images", 1_u32..=100_000))]
+    pub images: u32,
+    /// Other images to compare int8 with f32 on; 0 omits the comparison
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = whole_in("a number of images", 0_u32..=100_000))]
+    pub held_out: u32,
+    /// Points of top-1 accuracy that int8 may lose; stages stay in f32 until it holds
+    #[arg(long, value_name = "POINTS", default_value_t = 0.5, value_parser = fraction_of_a_percent)]
+    pub max_drop: f64,
+    /// Output file [default: the architecture's name]
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace an existing file
+    #[arg(short, long)]
+    pub force: bool,
+    /// Print how the network was quantized as text or as JSON
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    #[command(flatten, next_help_heading = "Images")]
+    pub decoding: ImageArgs,
+    /// Images per forward pass
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole_in("a number of images", 1_u32..=4096))]
+    pub batch_size: u32,
+}
+
+/// Parses a number of points from 0 to 100.
+fn fraction_of_a_percent(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(points) if (0.0..=100.0).contains(&points) => Ok(points),
+        _ => Err("expected a number of points from 0 to 100".to_string()),
+    }
 }
 
 /// A file format.

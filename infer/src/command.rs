@@ -8,6 +8,7 @@ pub mod evaluate;
 pub mod explain;
 pub mod export;
 pub mod models;
+pub mod quantize;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod summary;

@@ -214,7 +214,8 @@ fn dense_pass(
                 number: 0,
             };
             let input = model.preprocess().normalize(&batch, model.device());
-            let logits = model.execution().run(|| model.network().forward_dense(model.typed(input)));
+            let network = model.network()?;
+            let logits = model.execution().run(|| network.forward_dense(model.typed(input)));
             let probabilities = finite(softmax(logits, 1))?;
             sum.iter_mut().zip(probabilities).for_each(|(sum, p)| *sum += p / crops.count() as f32);
         }
@@ -251,7 +252,7 @@ fn crop_probabilities(model: &Model, batch: &ImageBatch, crops: &CropStack) -> R
             epoch: 0,
             number: 0,
         };
-        all.extend(finite(softmax(model.logits(&part), 1))?);
+        all.extend(finite(softmax(model.logits(&part)?, 1))?);
     }
     let classes = model.card().classes.len();
     let mean = |crops: &[f32]| {

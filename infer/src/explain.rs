@@ -59,7 +59,7 @@ impl<'a> Explainer<'a> {
     /// Fails if the network has no such stage.
     pub fn new(model: &'a Model, method: Method, stage: Option<&str>, batch_size: usize) -> Result<Self> {
         let stage = match stage {
-            None => model.network().last_map(),
+            None => model.network()?.last_map(),
             Some(stage) => {
                 let known = stages(model)?;
                 if !known.iter().any(|(name, _)| name == stage) {
@@ -91,7 +91,7 @@ impl<'a> Explainer<'a> {
     /// class's gradient.
     fn cams(&self, input: Tensor<4>, classes: &[usize], size: (u32, u32)) -> Result<Vec<Heat>> {
         let mut leaf = Leaf { stage: &self.stage, copies: classes.len(), map: None };
-        let network = self.model.network();
+        let network = self.model.network()?;
         let run = || network.forward_with_hook(self.model.typed(input), &mut leaf);
         let logits = self.model.execution().run(run);
         let map = leaf.map.ok_or_else(|| Error::NoGradient(format!("the stage {}", self.stage)))?;
@@ -152,8 +152,7 @@ impl<'a> Explainer<'a> {
     }
 
     fn probabilities(&self, input: Tensor<4>) -> Result<Vec<Vec<f64>>> {
-        let logits = self.model.execution().run(|| self.model.network().forward(self.model.typed(input)));
-        self.model.probabilities_of(logits)
+        self.model.probabilities_of(self.model.forward(input)?)
     }
 
     /// SmoothGrad: the magnitude of the gradient of the class's logit with respect to the pixels, the largest of the
@@ -175,7 +174,8 @@ impl<'a> Explainer<'a> {
             let copies = copies.len();
             let noisy = (input.clone() + noise).autodiff().require_grad();
             let images = self.model.typed(noisy.clone());
-            let logits = self.model.execution().run(|| self.model.network().forward(images));
+            let network = self.model.network()?;
+            let logits = self.model.execution().run(|| network.forward(images));
             let gradients = chosen(logits, &vec![class; copies]).backward();
             let gradient = noisy.grad(&gradients).ok_or_else(|| Error::NoGradient("the image".into()))?;
             // [copies, 3, h, w] → [h, w]
@@ -202,7 +202,7 @@ pub fn stages(model: &Model) -> Result<Vec<(String, [usize; 3])>> {
     model.card().architecture.check_input([height, width])?;
     let mut found = Vec::new();
     let blank = Tensor::zeros([1, 3, height, width], model.device());
-    model.network().forward_with_hook(blank, &mut |name: &str, map: &Tensor<4>| {
+    model.network()?.forward_with_hook(blank, &mut |name: &str, map: &Tensor<4>| {
         let [_, channels, height, width] = map.dims();
         found.push((name.to_string(), [channels, height, width]));
     });
@@ -342,12 +342,12 @@ mod tests {
 
         let input = model.preprocess().normalize(&model.preprocess().batch(&[&image]), model.device());
         let mut map = None;
-        model.network().forward_with_hook(input, &mut |name: &str, x: &Tensor<4>| {
+        model.network().unwrap().forward_with_hook(input, &mut |name: &str, x: &Tensor<4>| {
             if name == "layer3" {
                 map = Some(x.clone());
             }
         });
-        let models::Network::CifarResNet(network) = model.network() else { panic!("another network") };
+        let models::Network::CifarResNet(network) = model.network().unwrap() else { panic!("another network") };
         let weights = network.linear.weight.val().slice([0..64, 2..3]).reshape([1, 64, 1, 1]);
         let cam: Vec<f32> = (map.unwrap() * weights).sum_dim(1).into_data().try_into_vec().unwrap();
         let expected = scaled(cam, 8, 8, image.dimensions());

@@ -25,7 +25,8 @@ impl Model {
     /// Fails if the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
         let input = self.preprocess().normalize(&self.preprocess().batch(images), self.device());
-        let features = self.execution().run(|| self.network().forward_pre_logits(self.typed(input)));
+        let network = self.network()?;
+        let features = self.execution().run(|| network.forward_pre_logits(self.typed(input)));
         let [_, length] = features.dims();
         let values = features.try_into_vec_as::<f32>()?;
         Ok(values.chunks_exact(length).map(<[f32]>::to_vec).collect())

@@ -26,6 +26,7 @@ pub mod model;
 pub mod onnx;
 pub mod picture;
 pub mod protocol;
+pub mod quantize;
 pub mod stream;
 
 pub use error::{Error, Result};

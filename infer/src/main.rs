@@ -17,7 +17,7 @@ use runtime::{
 
 use crate::{
     cli::{Cli, Command},
-    command::{bench, classify, diagram, evaluate, explain, export, models, summary, verify},
+    command::{bench, classify, diagram, evaluate, explain, export, models, quantize, summary, verify},
 };
 
 fn main() -> ExitCode {
@@ -41,6 +41,7 @@ fn run(cli: &Cli, progress: Output, world: &Communicator) -> anyhow::Result<Exit
         Command::Merge(args) => evaluate::merge(args),
         Command::Explain(args) => explain::run(args, kernels, progress),
         Command::Export(args) => export::run(args, progress),
+        Command::Quantize(args) => quantize::run(args, progress),
         Command::Bench(args) => bench::run(args, kernels, progress),
         #[cfg(feature = "serve")]
         Command::Serve(args) => command::serve::run(args, kernels, progress),

@@ -7,20 +7,27 @@ use burn::{
 use datasets::ImageBatch;
 use hub::{Card, Opened, Preprocessor};
 use kernels::KernelMode;
-use models::{Execution, ImageClassifier, Network};
+use models::{Execution, ImageClassifier, Network, QuantizedNetwork};
 
 use crate::{Error, Result};
 
 /// A network ready to classify.
 #[derive(Debug)]
 pub struct Model {
-    network: Network,
+    network: Kind,
     card: Card,
     preprocess: Preprocessor,
     device: Device,
     /// What the network computes in, where it is not f32.
     compute: Option<FloatDType>,
     execution: Execution,
+}
+
+/// What computes the logits.
+#[derive(Debug)]
+enum Kind {
+    Float(Box<Network>),
+    Quantized(Box<QuantizedNetwork>),
 }
 
 /// A predicted class.
@@ -43,6 +50,12 @@ impl Model {
     /// Fails like [`Opened::network`] and [`Preprocessor::new`].
     pub fn load(opened: &Opened, keep_batch_norm: bool, device: &Device) -> Result<Self> {
         let device = device.clone().without_autodiff();
+        if let Some(network) = opened.quantized(&device)? {
+            let model = Self::of(Kind::Quantized(Box::new(network)), opened.card.clone(), &device)?;
+            let [height, width] = model.preprocess.input_size();
+            model.forward(Tensor::zeros([1, 3, height, width], &device))?;
+            return Ok(model);
+        }
         let network = opened.network(false, &device)?;
         let network = if keep_batch_norm { network } else { network.fold_batch_norm() };
         Self::new(network, opened.card.clone(), &device)
@@ -53,6 +66,19 @@ impl Model {
     /// # Errors
     /// Fails like [`Preprocessor::new`], and for a network with one output.
     pub fn new(network: Network, card: Card, device: &Device) -> Result<Self> {
+        // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
+        Self::of(Kind::Float(Box::new(network.valid())), card, device)
+    }
+
+    /// Creates a model from a quantized network and its card.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn quantized(network: QuantizedNetwork, card: Card, device: &Device) -> Result<Self> {
+        Self::of(Kind::Quantized(Box::new(network)), card, device)
+    }
+
+    fn of(network: Kind, card: Card, device: &Device) -> Result<Self> {
         if card.classes.len() < 2 {
             return Err(Error::Unsupported(
                 "the network has one output, of which softmax would make a probability of 100 % for every image; read \
@@ -61,15 +87,7 @@ impl Model {
             ));
         }
         let preprocess = Preprocessor::new(&card)?;
-        // `valid` keeps the network in evaluation mode, also as a constant in an autodiff graph.
-        Ok(Self {
-            network: network.valid(),
-            card,
-            preprocess,
-            device: device.clone(),
-            compute: None,
-            execution: Execution::default(),
-        })
+        Ok(Self { network, card, preprocess, device: device.clone(), compute: None, execution: Execution::default() })
     }
 
     /// Has the network compute in `dtype`: mixed precision, see [`Network`].
@@ -78,6 +96,11 @@ impl Model {
     /// Fails if the device does not support it.
     pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Result<Self> {
         if let Some(dtype) = dtype {
+            if matches!(self.network, Kind::Quantized(_)) {
+                return Err(Error::Unsupported(format!(
+                    "the network is quantized: it computes in int8 and not in {dtype:?}; leave out --dtype"
+                )));
+            }
             runtime::dtype::check(format_args!("{:?}", self.device), &self.device, dtype)?;
         }
         self.compute = dtype;
@@ -105,8 +128,37 @@ impl Model {
     }
 
     /// Returns the network.
-    pub fn network(&self) -> &Network {
-        &self.network
+    ///
+    /// # Errors
+    /// Fails if it is quantized: then it computes [logits](Self::forward) alone.
+    pub fn network(&self) -> Result<&Network> {
+        match &self.network {
+            Kind::Float(network) => Ok(network),
+            Kind::Quantized(_) => Err(Error::Unsupported(
+                "the network is quantized: it has neither gradients nor feature maps in f32; give the file that it was \
+                 quantized from"
+                    .into(),
+            )),
+        }
+    }
+
+    /// Returns the number of weights and biases.
+    pub fn num_parameters(&self) -> usize {
+        match &self.network {
+            Kind::Float(network) => network.num_parameters(),
+            Kind::Quantized(network) => network.num_parameters(),
+        }
+    }
+
+    /// Computes the logits `[n, classes]` of normalized images `[n, 3, h, w]`.
+    ///
+    /// # Errors
+    /// Fails if a quantized network does not accept their size.
+    pub fn forward(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        match &self.network {
+            Kind::Float(network) => Ok(self.execution.run(|| network.forward(self.typed(images)))),
+            Kind::Quantized(network) => Ok(network.forward(images)?),
+        }
     }
 
     /// Returns how the network runs, for passes that the methods of this type do not have.
@@ -130,9 +182,11 @@ impl Model {
     }
 
     /// Computes the logits `[n, classes]` of a batch `[n, 3, h, w]` of RGB bytes.
-    pub fn logits(&self, batch: &ImageBatch) -> Tensor<2> {
-        let images = self.preprocess.normalize(batch, &self.device);
-        self.execution.run(|| self.network.forward(self.typed(images)))
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn logits(&self, batch: &ImageBatch) -> Result<Tensor<2>> {
+        self.forward(self.preprocess.normalize(batch, &self.device))
     }
 
     /// Computes the class probabilities of a batch `[n, 3, h, w]` of RGB bytes; one row per image.
@@ -140,7 +194,7 @@ impl Model {
     /// # Errors
     /// Fails if the device fails, or the logits are not finite.
     pub fn probabilities(&self, batch: &ImageBatch) -> Result<Vec<Vec<f64>>> {
-        self.probabilities_of(self.logits(batch))
+        self.probabilities_of(self.logits(batch)?)
     }
 
     /// Converts logits `[n, classes]` to probabilities, one row per image.

@@ -4,13 +4,15 @@
 //! message.
 #![allow(clippy::unwrap_used)]
 
+mod drawn;
+
 use std::{path::Path, process::Command};
 
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
-use datasets::SampleRng;
+use burn::tensor::{Device, Distribution, Tensor};
+use drawn::network;
 use hub::{Card, Strictness, Weights, weights};
 use infer::onnx;
-use models::{Architecture, Entry, Graph, ImageClassifier, Network, NetworkConfig};
+use models::{Architecture, Graph, ImageClassifier, NetworkConfig, QuantizedNetwork};
 
 fn python() -> Option<String> {
     let python = std::env::var("HEARTH_PYTHON").unwrap_or_else(|_| "python3".to_string());
@@ -22,47 +24,32 @@ fn python() -> Option<String> {
     None
 }
 
-/// A network with Kaiming-initialized weights, and norms and statistics like a trained network's: activations neither
-/// grow nor vanish with depth, so that differences show wrong operations and not the draw.
-fn network(architecture: Architecture, transform_input: bool) -> Network {
-    let device = Device::flex();
-    let config = NetworkConfig::new(architecture).with_num_classes(10).with_aux_logits(false);
-    let network = config.with_transform_input(transform_input).init(&device);
-    let draw = |(index, entry): (usize, Entry)| {
-        let (low, high) = match entry.shape[..] {
-            [_, ref inputs @ ..] if !inputs.is_empty() => {
-                let bound = (6.0 / inputs.iter().product::<usize>() as f64).sqrt();
-                (-bound, bound)
-            }
-            _ if entry.key.ends_with(".running_var") || entry.key.ends_with(".weight") => (0.5, 1.5),
-            _ => (-0.1, 0.1),
-        };
-        let mut rng = SampleRng::new(11, 0, index as u64);
-        let values: Vec<f32> = (0..entry.len()).map(|_| rng.uniform(low, high) as f32).collect();
-        (entry.key, TensorData::new(values, entry.shape))
-    };
-    let weights = Weights::from_tensors("drawn", network.entries().into_iter().enumerate().map(draw));
-    weights.load(network, architecture, Strictness::Exact).unwrap().0
-}
-
 /// Exports and runs a network. Returns the largest differences for three images and for one, relative to the largest
 /// logit.
 fn differences(python: &str, architecture: Architecture, side: usize, folder: &Path, options: [bool; 2]) -> Vec<f64> {
     let [fold, transform_input] = options;
     let network = network(architecture, transform_input);
     let images = Tensor::<4>::random([3, 3, side, side], Distribution::Normal(0.0, 1.0), &Device::flex());
-    let raw = |tensor: burn::tensor::TensorData| tensor.iter::<f32>().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
     let logits = network.forward(images.clone());
     let exported = if fold { network.fold_batch_norm() } else { network };
     let graph = Graph::of(architecture, &exported, [side, side]).unwrap();
-    let [onnx, input, output] = ["model.onnx", "input", "logits"].map(|name| folder.join(name));
-    std::fs::write(&onnx, onnx::encode(&graph, &Card::of(architecture, 10, "a test")).unwrap()).unwrap();
+    let onnx = onnx::encode(&graph, &Card::of(architecture, 10, "a test")).unwrap();
+    run(python, &onnx, images, logits, folder).unwrap_or_else(|error| panic!("{architecture}: {error}"))
+}
+
+/// Runs a file on the images. Returns the largest differences from the logits, of all images and of one.
+fn run(python: &str, onnx: &[u8], images: Tensor<4>, logits: Tensor<2>, folder: &Path) -> Result<Vec<f64>, String> {
+    let raw = |tensor: burn::tensor::TensorData| tensor.iter::<f32>().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    let [model, input, output] = ["model.onnx", "input", "logits"].map(|name| folder.join(name));
+    std::fs::write(&model, onnx).unwrap();
     std::fs::write(&input, raw(images.into_data())).unwrap();
     std::fs::write(&output, raw(logits.into_data())).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/check_onnx.py");
-    let ran = Command::new(python).arg(script).args([&onnx, &input, &output]).arg("3").output().unwrap();
-    assert!(ran.status.success(), "{architecture}: {}", String::from_utf8_lossy(&ran.stderr));
-    String::from_utf8_lossy(&ran.stdout).lines().map(|line| line.parse().unwrap()).collect()
+    let ran = Command::new(python).arg(script).args([&model, &input, &output]).arg("3").output().unwrap();
+    match ran.status.success() {
+        true => Ok(String::from_utf8_lossy(&ran.stdout).lines().map(|line| line.parse().unwrap()).collect()),
+        false => Err(String::from_utf8_lossy(&ran.stderr).into_owned()),
+    }
 }
 
 fn check(architectures: &[Architecture]) {
@@ -104,6 +91,43 @@ fn onnxruntime_matches_every_family() {
         Architecture::ResNet20,
         Architecture::Plain20,
     ]);
+}
+
+/// onnxruntime rounds to the same bytes, but for values that lie half-way between two of them (2 of 100,000 after the first
+/// convolution), whose differences grow with depth, to about what rounding itself costs.
+#[test]
+fn onnxruntime_matches_quantized_networks() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    for (architecture, side) in [
+        (Architecture::ResNet20, 32),
+        (Architecture::ResNet18, 64),
+        (Architecture::ResNeXt50, 64),
+        (Architecture::GoogLeNet, 64),
+        (Architecture::GoogLeNet2014, 64),
+        (Architecture::AlexNet, 64),
+    ] {
+        // Pixels, since a quantized network rounds its images to them.
+        device.seed(3);
+        let images = Tensor::<4>::random([3, 3, side, side], Distribution::Uniform(0.0, 255.0), &device).round();
+        let images = (images / 255.0 - 0.5) / 0.25;
+        let normalization = [[0.5; 3], [0.25; 3]];
+        let batches = std::slice::from_ref(&images);
+        let network = network(architecture, false);
+        let (float, quantized) = (
+            network.clone(),
+            QuantizedNetwork::calibrate(architecture, network, normalization, batches, &[]).unwrap().0,
+        );
+        let logits = quantized.forward(images.clone()).unwrap();
+        let lost = float.forward(images.clone()) - logits.clone();
+        let onnx = onnx::encode_quantized(&quantized, &Card::of(architecture, 10, "a test")).unwrap();
+        let found = run(&python, &onnx, images, logits.clone(), folder.path()).unwrap();
+        let largest = |tensor: Tensor<2>| f64::from(tensor.abs().max().into_scalar::<f32>());
+        let lost = largest(lost) / largest(logits);
+        eprintln!("{architecture:18} {found:?}, int8 itself {lost:.1e}");
+        assert!(found.iter().all(|difference| *difference < 2.0 * lost), "{architecture}: {found:?} {lost}");
+    }
 }
 
 #[test]

@@ -34,6 +34,7 @@
 //!                             ├─ conv, weight_gradient   implicit GEMM
 //!                             ├─ winograd/               F(4×4, 3×3)
 //!                             ├─ bf16, amx               GEMM in bf16
+//!                             ├─ int8                    GEMM of quantized maps, for the module `int8`
 //!                             ├─ linear, norm, pool, lrn, loss, cat, sgd
 //!                             └─ tile, simd, thread_pool, disjoint, buffer_pool
 //! ```
@@ -61,6 +62,7 @@ pub mod cpu;
 #[cfg(feature = "flex")]
 mod flex;
 mod functional;
+pub mod int8;
 // NdArray and LibTorch are deprecated and stay for as long as Burn ships them.
 #[allow(deprecated)]
 // Without a backend the dispatch that Burn's macro generates uses no argument.

@@ -428,3 +428,130 @@ fn gradients_of_empty_batches_are_zeros() {
     assert_eq!(total, 15.0, "what no output depends on has no gradient from there");
     assert_eq!(weight.grad(&gradients).expect("a gradient").dims(), [5, 0]);
 }
+
+/// A call on bytes, with what its panic must mention; nothing for a call that must succeed.
+fn check_int8(cases: &[(&str, &str, Box<dyn Fn() + '_>)]) {
+    let run = |work: &dyn Fn()| catch_unwind(AssertUnwindSafe(work)).err();
+    for (name, message, work) in cases {
+        let panic = run(work).map(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default());
+        match &panic {
+            None => assert!(message.is_empty(), "{name}: no panic"),
+            Some(panic) => assert!(!message.is_empty() && panic.contains(message), "{name}: {panic:?}, {message:?}"),
+        }
+    }
+}
+
+#[test]
+fn int8_operations_reject_maps_that_do_not_fit() {
+    use kernels::int8::{self, Average, Conv2d, Geometry, Map, MapMut, Quantization, Requantize};
+
+    const WINDOWS: Geometry =
+        Geometry { kernel: [3; 2], stride: [1; 2], padding: [[1; 2]; 2], dilation: [1; 2], groups: 2 };
+    const ONE: Quantization = Quantization { scale: 1.0, zero: 0 };
+    let weights = |count: usize, channels: [usize; 2], geometry: Geometry, zeros: usize| {
+        Conv2d::new(&vec![1; count], channels, geometry, &vec![0; zeros]).is_some()
+    };
+    fn map(bytes: &[u8], n: usize, channels: usize) -> Map<'_> {
+        Map { data: bytes, n, size: [5, 5], channels, pitch: 10, offset: 1 }
+    }
+    fn out(bytes: &mut [u8], size: [usize; 2], channels: usize) -> MapMut<'_> {
+        MapMut { data: bytes, n: 2, size, channels, pitch: 9, offset: 2 }
+    }
+    let conv = Conv2d::new(&[1; 6 * 4 * 9], [8, 6], WINDOWS, &[0]).unwrap();
+    // Bytes, images, channels of the input; size and channels of the output; scales; channels of the residual.
+    let run =
+        |bytes: usize, n: usize, channels: usize, size: [usize; 2], outputs: usize, scales: usize, residual: usize| {
+            let x = vec![1; bytes];
+            let requantize = Requantize {
+                scale: &vec![1.0; scales],
+                bias: &[0.0; 6],
+                residual: (residual > 0).then(|| (Map { size, ..map(&x, n, residual) }, 1.0)),
+                low: 0,
+            };
+            conv.run(map(&x, n, channels), &requantize, out(&mut vec![0; 2 * 5 * 5 * 9], size, outputs));
+        };
+    let pool = |bytes: usize, size: [usize; 2], geometry: Geometry, channels: usize| {
+        let x = vec![1; bytes];
+        let mut y = vec![0; 2 * 5 * 5 * 9];
+        int8::max_pool2d(map(&x, 2, 6), &geometry, None, out(&mut y, size, channels));
+        let average = Average::Windows { geometry, count_padding: true };
+        int8::avg_pool2d(map(&x, 2, 6), average, ONE, ONE, out(&mut y, size, channels));
+    };
+    let ungrouped = Geometry { groups: 1, ..WINDOWS };
+    check_int8(&[
+        ("weights", "", Box::new(|| assert!(weights(216, [8, 6], WINDOWS, 8)))),
+        ("fewer weights", "215 weights, expected 216", Box::new(|| _ = weights(215, [8, 6], WINDOWS, 1))),
+        ("groups", "2 groups do not divide", Box::new(|| _ = weights(216, [8, 5], WINDOWS, 1))),
+        ("zero points", "3 zero points", Box::new(|| _ = weights(216, [8, 6], WINDOWS, 3))),
+        (
+            "a size of zero",
+            "a size is zero",
+            Box::new(|| _ = weights(0, [8, 6], Geometry { stride: [0, 1], ..WINDOWS }, 1)),
+        ),
+        ("conv", "", Box::new(|| run(500, 2, 8, [5, 5], 6, 6, 6))),
+        ("a short map", "499 bytes are too few", Box::new(|| run(499, 2, 8, [5, 5], 6, 6, 0))),
+        ("wide channels", "10 channels from 1 on", Box::new(|| run(500, 2, 10, [5, 5], 6, 6, 0))),
+        ("other channels", "7 channels, expected 8", Box::new(|| run(500, 2, 7, [5, 5], 6, 6, 0))),
+        ("another batch", "an output of", Box::new(|| run(500, 1, 8, [5, 5], 6, 6, 0))),
+        ("another size", "an output of", Box::new(|| run(500, 2, 8, [4, 5], 6, 6, 0))),
+        ("other outputs", "an output of", Box::new(|| run(500, 2, 8, [5, 5], 5, 6, 0))),
+        ("fewer scales", "5 values per channel", Box::new(|| run(500, 2, 8, [5, 5], 6, 5, 0))),
+        ("another residual", "a residual of", Box::new(|| run(500, 2, 8, [5, 5], 6, 6, 5))),
+        (
+            "floats in groups",
+            "2 groups",
+            Box::new(|| {
+                let requantize = Requantize { scale: &[1.0; 6], bias: &[0.0; 6], residual: None, low: 0 };
+                conv.run_float(map(&[1; 500], 2, 8), &requantize, &mut [0.0; 300]);
+            }),
+        ),
+        ("pooling", "", Box::new(|| pool(500, [5, 5], ungrouped, 6))),
+        ("a pooling of a short map", "too few", Box::new(|| pool(499, [5, 5], ungrouped, 6))),
+        ("a pooling to other channels", "become", Box::new(|| pool(500, [5, 5], ungrouped, 5))),
+        ("an empty window", "is empty", Box::new(|| pool(500, [5, 5], Geometry { stride: [3; 2], ..ungrouped }, 6))),
+        (
+            "a dilated window",
+            "a dilation",
+            Box::new(|| pool(500, [5, 5], Geometry { dilation: [2, 1], ..ungrouped }, 6)),
+        ),
+        (
+            "a conversion to another size",
+            "become",
+            Box::new(|| {
+                int8::convert(map(&[1; 500], 2, 6), None, out(&mut [0; 450], [4, 5], 6));
+            }),
+        ),
+        (
+            "a sum of other channels",
+            "channels of",
+            Box::new(|| {
+                let terms = [(map(&[1; 500], 2, 6), ONE), (map(&[1; 500], 2, 5), ONE)];
+                int8::add(terms, ONE, 0, out(&mut [0; 450], [5, 5], 6));
+            }),
+        ),
+        (
+            "values",
+            "",
+            Box::new(|| int8::quantize(&[0.0; 300], [150, 25, 5, 1], &[[1.0, 0.0]; 6], out(&mut [0; 450], [5, 5], 6))),
+        ),
+        (
+            "fewer values",
+            "299 values are too few",
+            Box::new(|| {
+                int8::quantize(&[0.0; 299], [150, 25, 5, 1], &[[1.0, 0.0]; 6], out(&mut [0; 450], [5, 5], 6));
+            }),
+        ),
+        (
+            "fewer quantizations",
+            "5 quantizations",
+            Box::new(|| {
+                int8::quantize(&[0.0; 300], [150, 25, 5, 1], &[[1.0, 0.0]; 5], out(&mut [0; 450], [5, 5], 6));
+            }),
+        ),
+        (
+            "floats of another number",
+            "values",
+            Box::new(|| int8::dequantize(map(&[1; 500], 2, 6), ONE, &mut [0.0; 299])),
+        ),
+    ]);
+}

@@ -47,4 +47,7 @@ pub enum Error {
     /// A network could not be recorded as a graph.
     #[error("this network cannot be recorded as a graph: {0}")]
     Graph(String),
+    /// A network could not be quantized, or a quantized network is invalid.
+    #[error("the quantized network: {0}")]
+    Quantized(String),
 }

@@ -15,7 +15,7 @@ use burn_ir::{
     ActivationOperationIr as Activation, BaseOperationIr as Base, FloatOperationIr as Float,
     ModuleOperationIr as Modules, NumericOperationIr as Numeric, OperationIr, ScalarIr, TensorIr,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, Entry, Error, ImageClassifier, Network, Result, hook::ForwardHook};
 
@@ -53,7 +53,7 @@ pub struct Node {
 }
 
 /// The size of an axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Size {
     /// A number that does not depend on the batch size.
@@ -81,8 +81,8 @@ impl Constant {
 }
 
 /// What a node computes. Images are `[n, c, h, w]`; sizes of windows are `[height, width]`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[allow(missing_docs)] // The fields are called what torch.nn calls them.
 pub enum Op {
     /// Input, weight `[out, in / groups, kh, kw]`, perhaps bias.

@@ -5,9 +5,10 @@ mod checkpoint;
 
 use std::{fs, io::Cursor, path::Path};
 
+use burn::tensor::{Device, Distribution, Tensor as BurnTensor};
 use burn_pack::{Bytes, DType, Tensor as PackTensor, Writer};
 use datasets::{OpenOptions, Split, source::tar_header};
-use hearth::models::Architecture;
+use hearth::models::{Architecture, NetworkConfig, QuantizedNetwork};
 use hub::Card;
 use image::{DynamicImage, GrayImage, ImageFormat, Rgb, RgbImage};
 use train::recipe::{Overrides, SHIPPED};
@@ -289,6 +290,19 @@ pub fn caffemodel() -> Vec<Vec<u8>> {
 pub fn cards() -> Vec<Vec<u8>> {
     let card = |architecture, classes| Card::of(architecture, classes, "a test").to_json().into_bytes();
     vec![card(Architecture::ResNet20, 3), card(Architecture::GoogLeNet2014, 2), card(Architecture::InceptionV3, 2)]
+}
+
+/// A quantized ResNet-20, with operations in f32 in its shortcuts.
+pub fn quantized() -> QuantizedNetwork {
+    let device = Device::flex();
+    let network = NetworkConfig::new(Architecture::ResNet20).init(&device);
+    let images = BurnTensor::random([1, 3, 32, 32], Distribution::Normal(0.0, 1.0), &device);
+    let normalization = [[0.5; 3], [0.25; 3]];
+    QuantizedNetwork::calibrate(Architecture::ResNet20, network, normalization, &[images], &[]).unwrap().0
+}
+
+pub fn programs() -> Vec<Vec<u8>> {
+    vec![serde_json::to_vec(quantized().program()).unwrap()]
 }
 
 pub fn recipes() -> Vec<Vec<u8>> {

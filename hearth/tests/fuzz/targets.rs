@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use datasets::{
     DecodeError, DecodeOptions, Limits, OpenOptions, OrientationPolicy, Quarantine, Split, decode,
     decode::decode_region, probe, transforms::Rect,
 };
-use hearth::models::Architecture;
+use hearth::models::{Architecture, QuantizedNetwork, quantized::Program};
 use hub::{Card, Preprocessor, Weights};
 use image::RgbImage;
 use infer::{evaluation::Evaluation, features, labels::ClassMapFile};
@@ -228,6 +228,7 @@ pub const TARGETS: &[Target] = &[
         ],
     ),
     target("card", |_| Box::new(card), |_| seeds::cards(), JSON),
+    target("quantized", |_| quantized(), |_| seeds::programs(), JSON),
     target(
         "recipe",
         |_| Box::new(recipe),
@@ -509,6 +510,24 @@ fn card(bytes: &[u8]) -> Result<(), String> {
     assert_eq!([prepared.height() as usize, prepared.width() as usize], card.preprocess.input_size);
     assert_eq!(Card::from_json(&card.to_json(), Path::new("card.json")).unwrap(), card, "a card as it is written");
     Ok(())
+}
+
+/// Reads the program of a quantized network, with the layers of the seed's, and runs it on a small image.
+fn quantized() -> Run {
+    let device = Device::flex();
+    let layers = seeds::quantized().layers().clone();
+    Box::new(move |bytes| {
+        let program: Program = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let [height, width] = program.input_size;
+        let network = QuantizedNetwork::new(program, layers.clone(), &device).map_err(|error| error.to_string())?;
+        for size in [[height, width], [32, 32]] {
+            if size[0].saturating_mul(size[1]) <= 1 << 12 {
+                let images = Tensor::zeros([1, 3, size[0], size[1]], &device);
+                network.forward(images).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Reads and checks a recipe; one that is right is written and read the same.

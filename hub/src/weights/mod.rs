@@ -22,6 +22,7 @@ mod mismatch;
 mod names;
 mod pickle;
 mod pytorch;
+mod quantized;
 mod safetensors;
 mod shards;
 mod zip;
@@ -42,6 +43,7 @@ use burn_store::{
 
 pub use limits::MAX_CLASSES;
 pub use mismatch::{Difference, Mismatch, WrongShape};
+pub use quantized::save_quantized;
 
 use models::{Architecture, Entry, ImageClassifier, Network, NetworkConfig};
 
@@ -60,6 +62,9 @@ pub struct Weights {
     card: Option<Card>,
     /// Which network of the file, where it has several.
     key: Option<String>,
+    /// The program of a quantized network as JSON, and how it was found.
+    program: Option<String>,
+    record: Option<String>,
 }
 
 /// How strictly a file must match a network.
@@ -160,7 +165,8 @@ impl Weights {
         };
         limits::check_tensors(tensors.values(), limits::expanded(len)).map_err(format("a file of weights"))?;
         let card = metadata.get(CARD).map(|json| Card::from_json(json, path)).transpose()?;
-        Ok(Self { path: path.to_path_buf(), tensors, burn_record, card, key: None })
+        let [program, record] = [quantized::PROGRAM, quantized::RECORD].map(|key| metadata.get(key).cloned());
+        Ok(Self { path: path.to_path_buf(), tensors, burn_record, card, key: None, program, record })
     }
 
     /// Brings names into torchvision's form and removes counters.
@@ -180,7 +186,8 @@ impl Weights {
                 remedy: "give the file of the network's weights, which is usually beside it",
             });
         }
-        if !self.burn_record {
+        // A quantized network's names are those of its program.
+        if !self.burn_record && self.program.is_none() {
             self.tensors = names::normalize(caffe_names::to_torchvision(self.tensors));
         }
         Ok(self)
@@ -199,7 +206,8 @@ impl Weights {
         let pack = |(key, data): (String, TensorData)| (key.clone(), bridge::from_data(data, key, None));
         let tensors = tensors.into_iter().map(pack).collect();
         let tensors = names::normalize(tensors);
-        Self { path: origin.as_ref().to_path_buf(), tensors, burn_record: false, card: None, key: None }
+        let path = origin.as_ref().to_path_buf();
+        Self { path, tensors, burn_record: false, card: None, key: None, program: None, record: None }
     }
 
     /// The card that the file carries.
@@ -294,7 +302,7 @@ impl Weights {
 
     /// Checks that the file has one network, or the one that was [selected](Self::with_key), and logs what was assumed.
     pub(crate) fn announce(&self, architecture: Architecture, device: &Device) -> Result<()> {
-        if self.burn_record {
+        if self.burn_record || self.is_quantized() {
             return Ok(());
         }
         let choice = self.choice(&NetworkConfig::new(architecture).init(device).entries(), architecture)?;

@@ -13,7 +13,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use datasets::SampleRng;
 use hub::{Activation, Resize};
 use kernels::KernelMode;
-use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig};
+use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig, QuantizedNetwork};
 use runtime::{
     backend::{self, BackendChoice, BackendSpec, Selected},
     environment,
@@ -214,7 +214,8 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
     let import_rss_mb = environment::peak_rss_mb();
     let (architecture, network, usual_size) = subject(args, &device, output)?;
     let params = network.num_parameters();
-    let network = if args.keep_batchnorm { network } else { network.fold_batch_norm() };
+    let is_quantized = matches!(network, Subject::Quantized(_));
+    ensure!(!is_quantized || dtype.is_none(), "the network is quantized: it computes in int8; leave out --dtype");
     let [height, width] = args.size.unwrap_or(usual_size);
     architecture.check_input([height, width])?;
     let batch = *batch as usize;
@@ -228,8 +229,11 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
     let time_batch = || -> Result<f64> {
         let start = Instant::now();
         // Reading the logits synchronizes with the device.
-        let logits =
-            execution.run(|| network.forward(images.clone())).try_into_data().context("running the network failed")?;
+        let logits = match &network {
+            Subject::Float(network) => execution.run(|| network.forward(images.clone())),
+            Subject::Quantized(network) => network.forward(images.clone())?,
+        };
+        let logits = logits.try_into_data().context("running the network failed")?;
         let seconds = start.elapsed().as_secs_f64();
         ensure!(logits.iter::<f32>().all(f32::is_finite), "the logits are not finite");
         Ok(seconds)
@@ -254,8 +258,8 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
         device: backend.to_string(),
         threads: threads(args),
         kernels: kernels.to_string(),
-        dtype: args.dtype.name().into(),
-        folded: !args.keep_batchnorm,
+        dtype: if is_quantized { "int8" } else { args.dtype.name() }.into(),
+        folded: is_quantized || !args.keep_batchnorm,
         params,
         iters,
         warmup: warmup.steps(),
@@ -276,14 +280,39 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
 }
 
 /// Returns the architecture, the network and its default input size.
-fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Architecture, Network, [usize; 2])> {
+fn subject(args: &BenchArgs, device: &Device, output: Output) -> Result<(Architecture, Subject, [usize; 2])> {
+    let float = |network: Network| {
+        Subject::Float(Box::new(match args.keep_batchnorm {
+            true => network,
+            false => network.fold_batch_norm(),
+        }))
+    };
     if let Some(weights) = &args.weights {
         let opened = open_weights(weights, &args.load, device, output)?;
-        return Ok((opened.card.architecture, opened.network(false, device)?, opened.card.preprocess.input_size));
+        let network = match opened.quantized(device)? {
+            Some(network) => Subject::Quantized(Box::new(network)),
+            None => float(opened.network(false, device)?),
+        };
+        return Ok((opened.card.architecture, network, opened.card.preprocess.input_size));
     }
     let [architecture] = args.architectures[..] else { bail!("--in-process takes one architecture") };
     let network = NetworkConfig::new(architecture).with_aux_logits(false).init(device);
-    Ok((architecture, network, [architecture.default_size(); 2]))
+    Ok((architecture, float(network), [architecture.default_size(); 2]))
+}
+
+/// What is measured.
+enum Subject {
+    Float(Box<Network>),
+    Quantized(Box<QuantizedNetwork>),
+}
+
+impl Subject {
+    fn num_parameters(&self) -> usize {
+        match self {
+            Self::Float(network) => network.num_parameters(),
+            Self::Quantized(network) => network.num_parameters(),
+        }
+    }
 }
 
 impl Row {

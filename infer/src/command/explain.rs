@@ -186,7 +186,8 @@ fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
             maps.push((format!("{stage}  {channels} × {height} × {width}"), map.clone()));
         }
     };
-    model.execution().run(|| model.network().forward_with_hook(input, &mut observe));
+    let network = model.network()?;
+    model.execution().run(|| network.forward_with_hook(input, &mut observe));
     let mut rows = Vec::with_capacity(maps.len());
     for (number, (title, map)) in maps.into_iter().enumerate() {
         let [_, _, height, width] = map.dims();
@@ -209,7 +210,7 @@ fn stages(model: &Model, image: &RgbImage, name: &str) -> Result<RgbImage> {
 }
 
 fn filters(args: &ExplainArgs, model: &Model) -> Result<()> {
-    let (mut weights, shape) = features::first_filters(model.network())?;
+    let (mut weights, shape) = features::first_filters(model.network()?)?;
     if model.card().preprocess.channel_order == hub::ChannelOrder::Bgr {
         let [_, height, width] = shape;
         for filter in weights.chunks_exact_mut(3 * height * width) {

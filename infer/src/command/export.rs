@@ -32,6 +32,24 @@ pub fn run(args: &ExportArgs, output: Output) -> Result<ExitCode> {
     if out.exists() && !args.force {
         bail!("{shown} exists already; replace it with --force, or choose another --out");
     }
+    if let Some(network) = opened.quantized(&device)? {
+        ensure!(
+            args.to == ExportFormat::Onnx,
+            "the network is quantized: it is exported as ONNX alone; give the file that it was quantized from"
+        );
+        let [height, width] = network.program().input_size;
+        ensure!(
+            args.size.is_none_or(|size| size == [height, width]),
+            "the network was quantized for images of {height} × {width} pixels; leave out --size"
+        );
+        write_atomic_bytes(&out, &onnx::encode_quantized(&network, &card)?)?;
+        noteln!("input: float32 [batch, 3, {height}, {width}], normalized as the card says (metadata hearth.card)");
+        noteln!("logits: float32 [batch, {}]; opset {}; QDQ int8", card.classes.len(), onnx::OPSET);
+        let bytes = std::fs::metadata(&out).with_context(|| format!("cannot read the size of {shown}"))?.len();
+        let parameters = thousands(network.num_parameters() as u64);
+        outln!("{}, {parameters} parameters, {} bytes: {shown}", card.architecture, thousands(bytes))?;
+        return Ok(ExitCode::Success);
+    }
     // ONNX files are for inference; others keep the auxiliary classifiers, so that training can continue.
     let network = opened.network(args.to != ExportFormat::Onnx, &device)?;
     let network = match args.fold_batchnorm {

@@ -1,6 +1,5 @@
 //! `infer serve`: serves a network over HTTP.
 
-use models::ImageClassifier;
 use std::sync::{Arc, atomic::AtomicBool};
 
 use anyhow::{Result, ensure};
@@ -72,7 +71,7 @@ impl Engine for Served {
         card.origin = without_folders(&card.origin);
         json!({
             "name": self.name(),
-            "parameters": self.model.network().num_parameters(),
+            "parameters": self.model.num_parameters(),
             "backend": self.backend,
             "hearth": env!("CARGO_PKG_VERSION"),
             "card": card,

@@ -5,13 +5,16 @@
 //! out as padding, so that no runtime has to interpret it.
 
 mod proto;
+mod quantized;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use burn::tensor::DType;
 use hub::Card;
 use models::{
-    Graph,
+    Graph, QuantizedNetwork,
     graph::{Constant, Node, Op, Size, Value},
+    quantized::Quantization,
 };
 use prost::Message;
 
@@ -25,10 +28,40 @@ pub const OPSET: i64 = 17;
 /// # Errors
 /// Fails if an operation has no counterpart in ONNX, or if the file would exceed the 2 GiB limit of protocol buffers.
 pub fn encode(graph: &Graph, card: &Card) -> Result<Vec<u8>> {
-    let mut writer = Writer::new(graph);
+    write(Writer::new(graph, None), card)
+}
+
+/// Encodes a quantized network: bytes are `QuantizeLinear` and `DequantizeLinear` around the operations, weights int8 with
+/// a scale for each output channel (the QDQ form).
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_quantized(network: &QuantizedNetwork, card: &Card) -> Result<Vec<u8>> {
+    let quantized = quantized::Quantized::new(network).map_err(Error::Onnx)?;
+    let mut writer = Writer::new(&quantized.graph, Some(&quantized));
+    writer.quantize_images(&quantized);
+    write(writer, card)
+}
+
+fn write(mut writer: Writer<'_>, card: &Card) -> Result<Vec<u8>> {
+    let graph = writer.graph;
     for node in &graph.nodes {
+        for &input in &node.inputs {
+            let rounded = writer.quantized.and_then(|quantized| quantized.rounded.get(&input));
+            if let Some(&(value, to)) = rounded.filter(|_| !writer.names.contains_key(&input)) {
+                let name = writer.name(value);
+                writer.quantize(name, input, to, &node.stage);
+                if let Some(&shape) = writer.shapes.get(&value) {
+                    writer.shapes.insert(input, shape);
+                }
+            }
+        }
         let failed = |cause| format!("cannot write {} of stage {}: {cause}", name_of(&node.op), node.stage);
         writer.node(node).map_err(|cause| Error::Onnx(failed(cause)))?;
+        if let Some(&to) = writer.quantized.and_then(|quantized| quantized.values.get(&node.output)) {
+            let name = writer.name(node.output);
+            writer.quantize(name, node.output, to, &node.stage);
+        }
     }
     let output = writer.name(graph.output);
     if output != LOGITS {
@@ -86,6 +119,7 @@ fn name_of(op: &Op) -> String {
 /// Collects nodes and constants.
 struct Writer<'a> {
     graph: &'a Graph,
+    quantized: Option<&'a quantized::Quantized>,
     shapes: HashMap<Value, &'a [Size]>,
     /// The names of computed values.
     names: HashMap<Value, String>,
@@ -95,10 +129,40 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(graph: &'a Graph) -> Self {
+    fn new(graph: &'a Graph, quantized: Option<&'a quantized::Quantized>) -> Self {
         let shapes = graph.nodes.iter().map(|node| (node.output, node.shape.as_slice())).collect();
         let names = HashMap::from([(graph.input, INPUT.to_string())]);
-        Self { graph, shapes, names, taken: BTreeSet::new(), nodes: vec![], initializers: BTreeMap::new() }
+        let (taken, initializers) = (BTreeSet::new(), BTreeMap::new());
+        Self { graph, quantized, shapes, names, taken, nodes: vec![], initializers }
+    }
+
+    /// Rounds the images to the bytes of their pixels. What one byte more adds is in the weights.
+    fn quantize_images(&mut self, quantized: &quantized::Quantized) {
+        let pixels = &quantized.pixels;
+        let scales: Vec<f32> = pixels.iter().map(|channel| channel.scale).collect();
+        let zeros: Vec<u8> = pixels.iter().map(|channel| channel.zero).collect();
+        let length = [pixels.len()];
+        let scales = self.initialize("input.scale", &length, bytes(&scales));
+        let ones = self.initialize("input.one", &length, bytes(&vec![1.0; pixels.len()]));
+        let zeros = self.initialize_typed("input.zero", &length, proto::UINT8, zeros);
+        let shift = self.initialize("input.shift", &[1, pixels.len(), 1, 1], bytes(&quantized.shift));
+        let [shifted, quantized, pixels] = ["input.shifted", "input.quantized", "input.pixels"].map(str::to_string);
+        self.push("Add", vec![INPUT.to_string(), shift], shifted.clone(), vec![], "input");
+        let inputs = vec![shifted, scales, zeros.clone()];
+        self.push("QuantizeLinear", inputs, quantized.clone(), vec![int("axis", 1)], "input");
+        self.push("DequantizeLinear", vec![quantized, ones, zeros], pixels.clone(), vec![int("axis", 1)], "input");
+        self.names.insert(self.graph.input, pixels);
+    }
+
+    /// Rounds what is called `name` to its bytes; `value` is the result.
+    fn quantize(&mut self, name: String, value: Value, to: Quantization, stage: &str) {
+        let scale = self.initialize(&format!("{name}.scale"), &[], bytes(&[to.scale]));
+        let zero = self.initialize_typed(&format!("{name}.zero"), &[], proto::UINT8, vec![to.zero]);
+        let [quantized, back] = ["quantized", "dequantized"].map(|suffix| format!("{name}.{suffix}"));
+        let inputs = vec![name, scale.clone(), zero.clone()];
+        self.push("QuantizeLinear", inputs, quantized.clone(), vec![], stage);
+        self.push("DequantizeLinear", vec![quantized, scale, zero], back.clone(), vec![], stage);
+        self.names.insert(value, back);
     }
 
     /// Writes a node, or returns why it has no counterpart.
@@ -113,9 +177,9 @@ impl<'a> Writer<'a> {
                     ints("dilations", dilation),
                     int("group", *groups),
                 ];
-                (("Conv", attributes), self.inputs(node))
+                (("Conv", attributes), self.inputs(node)?)
             }
-            Op::BatchNorm { epsilon } => (("BatchNormalization", vec![float("epsilon", *epsilon)]), self.inputs(node)),
+            Op::BatchNorm { epsilon } => (("BatchNormalization", vec![float("epsilon", *epsilon)]), self.inputs(node)?),
             Op::MaxPool2d { kernel, stride, padding, dilation, .. } => {
                 let spans = [0, 1].map(|axis| (kernel[axis] - 1) * dilation[axis] + 1);
                 let pads = self.pads(node, &spans, stride, padding)?;
@@ -125,7 +189,7 @@ impl<'a> Writer<'a> {
                     ints("pads", &pads),
                     ints("dilations", dilation),
                 ];
-                (("MaxPool", attributes), self.inputs(node))
+                (("MaxPool", attributes), self.inputs(node)?)
             }
             Op::AvgPool { kernel, stride, padding, count_include_pad, .. } => {
                 let pads = self.pads(node, kernel, stride, padding)?;
@@ -140,10 +204,10 @@ impl<'a> Writer<'a> {
                     ints("pads", &pads),
                     int("count_include_pad", usize::from(*count_include_pad)),
                 ];
-                (("AveragePool", attributes), self.inputs(node))
+                (("AveragePool", attributes), self.inputs(node)?)
             }
             Op::AdaptiveAvgPool2d { output } => return self.adaptive_pool(node, *output),
-            Op::Relu => (("Relu", vec![]), self.inputs(node)),
+            Op::Relu => (("Relu", vec![]), self.inputs(node)?),
             Op::Linear => {
                 let mut inputs = vec![self.name(node.inputs[0]), self.linear_weight(node.inputs[1])?];
                 if let Some(&bias) = node.inputs.get(2) {
@@ -153,14 +217,14 @@ impl<'a> Writer<'a> {
                 }
                 (("Gemm", vec![int("transB", 1)]), inputs)
             }
-            Op::Add => (("Add", vec![]), self.inputs(node)),
-            Op::Mul => (("Mul", vec![]), self.inputs(node)),
-            Op::Div => (("Div", vec![]), self.inputs(node)),
+            Op::Add => (("Add", vec![]), self.inputs(node)?),
+            Op::Mul => (("Mul", vec![]), self.inputs(node)?),
+            Op::Div => (("Div", vec![]), self.inputs(node)?),
             Op::AddScalar(by) => (("Add", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
             Op::MulScalar(by) => (("Mul", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
             Op::PowScalar(by) => (("Pow", vec![]), vec![self.name(node.inputs[0]), self.scalar(*by)]),
-            Op::Concat { axis } => (("Concat", vec![int("axis", *axis)]), self.inputs(node)),
-            Op::Transpose { permutation } => (("Transpose", vec![ints("perm", permutation)]), self.inputs(node)),
+            Op::Concat { axis } => (("Concat", vec![int("axis", *axis)]), self.inputs(node)?),
+            Op::Transpose { permutation } => (("Transpose", vec![ints("perm", permutation)]), self.inputs(node)?),
             Op::Reshape => {
                 let shape = self.reshape(node)?;
                 (("Reshape", vec![]), vec![self.name(node.inputs[0]), self.integers(&shape)])
@@ -181,6 +245,19 @@ impl<'a> Writer<'a> {
         let output = self.output(node);
         self.push(op.0, inputs, output, op.1, &node.stage);
         Ok(())
+    }
+
+    /// Returns the name of weights in int8 behind their `DequantizeLinear`; their outputs are the first axis.
+    fn int8(&mut self, value: Value, shape: &[usize], values: &[i8]) -> Result<String, String> {
+        let name = &self.constant(value)?.name;
+        let scales =
+            self.quantized.and_then(|quantized| quantized.scales.get(&value)).ok_or("weights without scales")?;
+        let raw = values.iter().map(|value| value.cast_unsigned()).collect();
+        let weight = self.initialize_typed(&format!("{name}.int8"), shape, proto::INT8, raw);
+        let scale = self.initialize(&format!("{name}.scale"), &[scales.len()], bytes(scales));
+        let zero = self.initialize_typed(&format!("{name}.zero"), &[scales.len()], proto::INT8, vec![0; scales.len()]);
+        self.push("DequantizeLinear", vec![weight, scale, zero], name.clone(), vec![int("axis", 0)], "");
+        Ok(name.clone())
     }
 
     /// Adaptive pooling becomes a mean, an identity, windows of one size, or two matrix products with weights.
@@ -275,18 +352,29 @@ impl<'a> Writer<'a> {
     }
 
     /// Returns the names of a node's inputs; constants become initializers.
-    fn inputs(&mut self, node: &Node) -> Vec<String> {
-        let input = |&value: &Value| match self.graph.constants.get(&value) {
-            Some(constant) => self.initialize(&constant.name, &constant.shape, floats(constant)),
-            None => self.name(value),
-        };
-        node.inputs.iter().map(input).collect()
+    fn inputs(&mut self, node: &Node) -> Result<Vec<String>, String> {
+        let mut names = Vec::with_capacity(node.inputs.len());
+        for &value in &node.inputs {
+            names.push(match self.graph.constants.get(&value) {
+                Some(constant) if constant.data.dtype() == DType::I8 => {
+                    let values: Vec<i8> = constant.data.iter::<i8>().collect();
+                    self.int8(value, &constant.shape, &values)?
+                }
+                Some(constant) => self.initialize(&constant.name, &constant.shape, floats(constant)),
+                None => self.name(value),
+            });
+        }
+        Ok(names)
     }
 
     /// Returns a linear layer's weight in PyTorch's layout, `[out, in]`.
     fn linear_weight(&mut self, value: Value) -> Result<String, String> {
         let Constant { name, shape, data } = self.constant(value)?;
         let [inputs, outputs] = shape[..] else { return Err(format!("{name} is no matrix")) };
+        if data.dtype() == DType::I8 {
+            let values: Vec<i8> = data.iter::<i8>().collect();
+            return self.int8(value, &[outputs, inputs], &transposed(&values, outputs));
+        }
         let values: Vec<f32> = data.iter::<f32>().collect();
         Ok(self.initialize(name, &[outputs, inputs], bytes(&transposed(&values, outputs))))
     }
@@ -328,8 +416,12 @@ impl<'a> Writer<'a> {
     }
 
     fn initialize(&mut self, name: &str, shape: &[usize], raw_data: Vec<u8>) -> String {
+        self.initialize_typed(name, shape, proto::FLOAT, raw_data)
+    }
+
+    fn initialize_typed(&mut self, name: &str, shape: &[usize], data_type: i32, raw_data: Vec<u8>) -> String {
         let dims = shape.iter().map(|&size| size as i64).collect();
-        let tensor = proto::Tensor { dims, data_type: proto::FLOAT, name: name.to_string(), raw_data };
+        let tensor = proto::Tensor { dims, data_type, name: name.to_string(), raw_data };
         self.initializers.insert(name.to_string(), tensor);
         name.to_string()
     }
@@ -360,7 +452,7 @@ fn averaging(input: usize, output: usize) -> Vec<f32> {
 }
 
 /// Transposes a matrix with `columns` columns.
-fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
+fn transposed<T: Copy>(matrix: &[T], columns: usize) -> Vec<T> {
     (0..columns).flat_map(|column| matrix.iter().skip(column).step_by(columns).copied()).collect()
 }
 

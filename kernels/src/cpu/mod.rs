@@ -18,6 +18,7 @@ pub mod buffer_pool;
 pub mod cat;
 pub mod conv;
 pub mod disjoint;
+pub mod int8;
 pub mod linear;
 pub mod loss;
 pub mod lrn;
