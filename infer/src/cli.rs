@@ -888,7 +888,7 @@ pub struct VerifyArgs {
     /// A pass to compare (may be repeated); both by default
     #[arg(long = "pass", value_name = "forward|training", value_enum)]
     pub passes: Vec<Pass>,
-    /// Height and width of the input in pixels, as 96 or 96x128; 64 by default, or what the network needs
+    /// Height and width of the input in pixels, as 96 or 96x128; 64 by default, or what the network and the pass need
     #[arg(long, value_name = "H[xW]", value_parser = image_size)]
     pub size: Option<[usize; 2]>,
     /// The largest relative difference of a stage's output, the logits or the loss that counts as equal

@@ -7,7 +7,7 @@
 use burn::backend::DispatchTensorKind;
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Tensor, ops::ConvOptions},
+    tensor::{DType, Gradients, Tensor, ops::ConvOptions},
 };
 
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         linear::LinearLayer,
         local_response_norm::LocalResponseNormalization,
         pool2d::Pooling2d,
+        seed_gradient::SeedGradient,
         sgd::SgdStep,
         sync_batch_norm::AllReduceSum,
     },
@@ -285,6 +286,22 @@ pub fn fan_out<const N: usize>(x: Tensor<4>) -> [Tensor<4>; N] {
     std::array::from_fn(|_| {
         Tensor::from_dispatch(<Dispatch as FanOut>::fan_out_branch(root.clone(), accumulator.clone()))
     })
+}
+
+/// Computes gradients by backpropagating `gradient` from `output`: those of `(output * gradient).sum().backward()`, without
+/// the tensors of the output's size that the product, the sum and their backward passes allocate.
+///
+/// # Panics
+///
+/// If the shapes or data types differ, or the output is not part of an autodiff graph.
+pub fn backward_from<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Gradients {
+    const NAME: &str = "backward_from";
+    check_shape(NAME, "the gradient", gradient.dims(), output.dims());
+    check_dtype(NAME, "the gradient", gradient.dtype(), output.dtype());
+    assert!(output.is_tracked(), "{NAME}: the output is not part of an autodiff graph");
+    let gradient = Tensor::from_inner(gradient);
+    let seed = <Dispatch as SeedGradient>::seed_gradient(output.into_dispatch(), gradient.into_dispatch());
+    Tensor::<1>::from_dispatch(seed).backward()
 }
 
 /// Applies 2D max pooling. NaN is larger than any number.

@@ -400,6 +400,12 @@ fn the_rest_checks_its_arguments() {
         case("sgd, a gradient of one row", "the gradient", step([1, 4], None)),
         case("sgd, another velocity", "the velocity", step([3, 4], Some([4, 3]))),
         case("fan out of nothing", "", |on| drop(kernels::fan_out::<3>(ones([0, 2, 3, 4], on)))),
+        case("backward from, outside of a graph", "not part of an autodiff graph", |on| {
+            drop(kernels::backward_from(ones([2, 3], on), ones([2, 3], on)));
+        }),
+        case("backward from, another shape", "the gradient", |on| {
+            drop(kernels::backward_from(ones([2, 3], on), ones([1, 3], on)));
+        }),
     ]);
 }
 

@@ -4,7 +4,7 @@
 use burn::{
     nn::LocalResponseNormConfig,
     tensor::{
-        DType, Device, Tensor, TensorData,
+        DType, Device, Gradients, Tensor, TensorData,
         activation::{log_softmax, relu},
         module,
         ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions},
@@ -696,4 +696,32 @@ fn any_subset_of_branches_gives_the_gradient_of_clones() {
     let (x, y) = (random([1, 1, 2, 2], 1), random([1, 1, 2, 2], 2));
     let [_a, _b] = kernels::fan_out(x.clone());
     assert!(x.grad(&y.sum().backward()).is_none());
+}
+
+/// In both layouts, and where the output is a leaf.
+#[test]
+fn a_backward_pass_from_a_gradient_is_that_of_the_sum_of_products() {
+    let factor = random([2, 6, 5, 4], 2).inner();
+    let gradient = |start: &dyn Fn(Tensor<4>) -> Gradients| {
+        let x = random([2, 6, 5, 4], 1);
+        let weight = random([6, 6, 3, 3], 5);
+        let y = kernels::conv2d(
+            x.clone(),
+            weight.clone(),
+            ConvOptions::new([1, 1], [1, 1], [1, 1], 1),
+            Epilogue { relu: true, ..Epilogue::default() },
+            Precision::F32,
+        );
+        let gradients = start(y * Tensor::from_inner(factor.clone()));
+        [floats(x.grad(&gradients).expect("of x")), floats(weight.grad(&gradients).expect("of the weight"))]
+    };
+    // The second gradient is channels last by its strides.
+    for seed in [random([2, 6, 5, 4], 3), random([2, 5, 4, 6], 4).permute([0, 3, 1, 2])].map(Tensor::inner) {
+        let product = gradient(&|y| (y * Tensor::from_inner(seed.clone())).sum().backward());
+        assert_eq!(gradient(&|y| kernels::backward_from(y, seed.clone())), product);
+    }
+    let leaf = random([3, 4], 7);
+    let seed = random([3, 4], 8).inner();
+    let gradients = kernels::backward_from(leaf.clone(), seed.clone());
+    assert_eq!(floats(leaf.grad(&gradients).expect("of the leaf")), floats(seed));
 }

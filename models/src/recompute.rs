@@ -57,7 +57,7 @@ pub(crate) fn gradients(
         if !output.is_tracked() {
             break;
         }
-        let mut gradients = (output * Tensor::from_inner(output_gradient)).sum().backward();
+        let mut gradients = kernels::backward_from(output, output_gradient);
         found.collect(network, &mut gradients);
         gradient = input.gradient(&mut gradients);
     }

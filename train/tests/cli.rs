@@ -597,6 +597,10 @@ fn bench_measures_steps_with_either_kernels() {
         .collect();
     // The same weights, images and labels: the same loss, but for rounding.
     assert!((losses[0] - losses[1]).abs() < 1e-3 * losses[0].abs(), "{losses:?}");
+    let row =
+        succeed(home.path(), &[&args[..args.len() - 1], &["--gradient-checkpointing", "--format", "json"]].concat());
+    let row: serde_json::Value = serde_json::from_str(&row).unwrap();
+    assert!(row["gradient_checkpointing"] == true && row["last_value"] == losses[1], "the same gradients: {row}");
     assert!(fs::read_dir(home.path()).unwrap().next().is_none(), "a measurement leaves nothing");
 }
 

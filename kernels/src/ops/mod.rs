@@ -36,6 +36,7 @@ pub mod fan_out;
 pub mod linear;
 pub mod local_response_norm;
 pub mod pool2d;
+pub mod seed_gradient;
 pub mod sgd;
 pub mod sync_batch_norm;
 

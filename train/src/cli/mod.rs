@@ -229,6 +229,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = whole_in("a number of iterations", 1_u32..))]
     pub warmup: Option<u32>,
 
+    /// Recompute activations in the backward pass, as the recipe's `network.gradient_checkpointing` does
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
+
     /// Measure with the optimized kernels and with Burn's reference operations, a row each
     #[arg(long = "compare-kernels", alias = "both")]
     pub compare_kernels: bool,

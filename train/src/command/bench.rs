@@ -45,6 +45,7 @@ struct Row {
     device: String,
     threads: usize,
     kernels: String,
+    gradient_checkpointing: bool,
     dtype: String,
     params: usize,
     iters: usize,
@@ -53,7 +54,7 @@ struct Row {
     settled: bool,
     /// Why the timed steps may be no measure of later ones.
     warning: Option<String>,
-    /// The time of the first step, for which weights are initialized and kernels compiled and tuned.
+    /// The time of the first step, for which kernels are compiled and tuned.
     first_step_s: f64,
     median_s: f64,
     min_s: f64,
@@ -141,6 +142,9 @@ fn in_child(
         command.args(["--warmup", &warmup.to_string()]);
     }
     command.args(["--dtype", &args.dtype, "--kernels", &choice.to_string()]);
+    if args.gradient_checkpointing {
+        command.arg("--gradient-checkpointing");
+    }
     if let Some(size) = args.size {
         command.args(["--size", &size.to_string()]);
     }
@@ -179,6 +183,7 @@ fn in_process(args: &BenchArgs, kernels: KernelMode) -> Result<ExitCode> {
         size: args.size.map(|size| size as usize),
         dtype: Dtype::from_name(&args.dtype).with_context(|| format!("unknown type `{}`", args.dtype))?,
         kernels,
+        gradient_checkpointing: args.gradient_checkpointing,
         iters: args.iters as usize,
         warmup: args.warmup,
     };
@@ -195,6 +200,7 @@ fn in_process(args: &BenchArgs, kernels: KernelMode) -> Result<ExitCode> {
         device: backend.to_string(),
         threads: threads(args),
         kernels: kernels.to_string(),
+        gradient_checkpointing: subject.gradient_checkpointing,
         dtype: args.dtype.clone(),
         params,
         iters: timed.len(),
