@@ -17,8 +17,17 @@
 //! assert_eq!(y, [5, 7, 9, 11]);
 //! ```
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{Mutex, PoisonError},
+};
 
+#[cfg(feature = "flex")]
+use burn::{backend::Flex, tensor::DType};
+use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+use crate::accelerates;
 use crate::cpu::{
     conv::{Shape, Tap, forward_taps, reads_rows},
     disjoint::DisjointSlice,
@@ -170,6 +179,8 @@ pub struct Conv2d {
     taps: Vec<Tap>,
     /// What padding reads, and the slack.
     zeros: Vec<u8>,
+    /// Memory of padded copies.
+    scratch: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Conv2d {
@@ -233,7 +244,7 @@ impl Conv2d {
             true => (0..kernel_h).map(|row| Tap { down: (row * dilation[0]) as isize, right: 0, index: row }).collect(),
             false => forward_taps(&shape),
         };
-        Some(Self { geometry, channels_in, channels_out, parts, rows, taps, zeros })
+        Some(Self { geometry, channels_in, channels_out, parts, rows, taps, zeros, scratch: Mutex::default() })
     }
 
     /// Returns the windows.
@@ -267,6 +278,7 @@ impl Conv2d {
             let out = Out::Quantized { data: &mut *data, pitch, offset: offset + first, low: requantize.low };
             self.product(part, first, &input, requantize, output).run(instructions, out);
         }
+        self.keep(input);
     }
 
     /// Computes an output that is not quantized, `[n, height, width, c_out]`, such as logits.
@@ -289,6 +301,7 @@ impl Conv2d {
         assert!(self.geometry.groups == 1, "{NAME}: {} groups", self.geometry.groups);
         let input = self.input(&x);
         self.product(&self.parts[0], 0, &input, requantize, output).run(instructions, Out::Float(out));
+        self.keep(input);
     }
 
     fn check(&self, name: &str, x: &Map<'_>, requantize: &Requantize<'_>) -> [usize; 2] {
@@ -307,6 +320,13 @@ impl Conv2d {
         output
     }
 
+    /// Keeps the memory of a copy for the next one: page faults would cost more than the copy.
+    fn keep(&self, input: Input<'_>) {
+        if let Cow::Owned(data) = input.data {
+            self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(data);
+        }
+    }
+
     /// The map that is read: with its padding, if kernel rows are read at once, and [`SLACK`] bytes after the last pixel.
     fn input<'a>(&self, x: &Map<'a>) -> Input<'a> {
         if !self.rows {
@@ -319,7 +339,8 @@ impl Conv2d {
         let ([height, width], channels) = (x.size, x.channels);
         let size = [height + top + bottom, width + left + right];
         let row = size[1] * channels;
-        let mut data = vec![0; x.n * size[0] * row + SLACK];
+        let mut data = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        data.resize(x.n * size[0] * row + SLACK, 0);
         let rows = DisjointSlice::new(&mut data);
         let zeros = &self.zeros[..channels];
         tasks(x.n * size[0], |index| {
@@ -652,6 +673,39 @@ pub fn quantize(x: &[f32], strides: [usize; 4], channels: &[[f32; 2]], out: MapM
             }
         }
     });
+}
+
+/// Quantizes a tensor `[n, c, h, w]` as [`quantize`] does, without a copy of its values on `flex`.
+///
+/// # Errors
+/// If the values cannot be read from the device.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn quantize_tensor(
+    x: &Tensor<4>,
+    channels: &[[f32; 2]],
+    out: MapMut<'_>,
+) -> Result<(), burn::tensor::TensorReadError> {
+    const NAME: &str = "int8::quantize_tensor";
+    let [n, c, height, width] = x.dims();
+    let fits = (n, c, [height, width]) == (out.n, out.channels, out.size);
+    assert!(fits, "{NAME}: a tensor of {n} × {c} channels of {:?} pixels", [height, width]);
+    #[cfg(feature = "flex")]
+    if accelerates(x)
+        && x.dtype() == DType::F32
+        && let Ok(x) = x.clone().try_into_primitive::<Flex>()
+    {
+        let strides: Vec<Option<usize>> =
+            x.layout().strides().iter().map(|&stride| usize::try_from(stride).ok()).collect();
+        if let [Some(a), Some(b), Some(c), Some(d)] = strides[..] {
+            quantize(&x.storage::<f32>()[x.layout().start_offset()..], [a, b, c, d], channels, out);
+            return Ok(());
+        }
+    }
+    let values = x.clone().try_into_vec_as::<f32>()?;
+    quantize(&values, [c * height * width, height * width, width, 1], channels, out);
+    Ok(())
 }
 
 /// Converts a map to `[n, h, w, c]` values.

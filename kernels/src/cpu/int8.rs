@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! line 0: k0 k1 k2 k3 of channel 0 │ k0 k1 k2 k3 of channel 1 │ … of channel 15
-//! line 1: the same rows of channels 16 to 31
+//! line 1: the same rows of channels 16 to 31          1 to 4 lines are a panel
 //! line 2: k4 k5 k6 k7 of channel 0 │ …
 //! ```
 //!
@@ -30,10 +30,8 @@ use super::{
 
 /// Channels of a line.
 const LANES: usize = 16;
-/// Lines of a panel along its channels.
-const WIDTH: usize = 2;
-/// Channels of a panel.
-const PANEL: usize = WIDTH * LANES;
+/// The most lines of a panel along its channels.
+const MOST_LINES: usize = 4;
 /// Values along `k` of a line.
 const QUAD: usize = 4;
 /// The largest number of values in a sum: 255 · 128 times as many still fit into an i32.
@@ -46,9 +44,11 @@ pub const SLACK: usize = QUAD - 1;
 #[repr(C, align(64))]
 struct Line([i8; QUAD * LANES]);
 
-/// Packed weights, `[panel][tap][quad][WIDTH]` lines; the last panel and the last quad are padded with zeros.
+/// Packed weights, `[panel][tap][quad][width]` lines; the last panel and the last quad are padded with zeros.
 pub struct Packed {
     data: Vec<Line>,
+    /// Lines of a panel. As many as leave no part of a panel empty: a tile of few lines loads its pixels for few sums.
+    width: usize,
     /// Where the sums of each channel begin: minus the sum of its weights, each times the zero point that it meets.
     start: Vec<i32>,
     taps: usize,
@@ -67,15 +67,18 @@ impl Packed {
     ) -> Self {
         assert!(taps.checked_mul(k).is_some_and(|depth| depth <= MAX_DEPTH), "{taps} × {k} values in a sum");
         let quads = k.div_ceil(QUAD);
-        let panels = channels.div_ceil(PANEL);
-        let mut data = vec![Line([0; QUAD * LANES]); panels * taps * quads * WIDTH];
+        let all = channels.div_ceil(LANES);
+        let width = [4, 3, 2, 1].into_iter().find(|width| all.is_multiple_of(*width)).unwrap_or(1);
+        let width = if width < 3 && all > MOST_LINES { MOST_LINES } else { width };
+        let panels = all.div_ceil(width);
+        let mut data = vec![Line([0; QUAD * LANES]); panels * taps * quads * width];
         let lines = DisjointSlice::new(&mut data);
         tasks(panels * taps, |task| {
             let (panel, tap) = (task / taps, task % taps);
             // SAFETY: each task accesses its own lines only.
-            let lines = unsafe { lines.range(task * quads * WIDTH..(task + 1) * quads * WIDTH) };
+            let lines = unsafe { lines.range(task * quads * width..(task + 1) * quads * width) };
             for (index, line) in lines.iter_mut().enumerate() {
-                let (quad, first) = (index / WIDTH, panel * PANEL + index % WIDTH * LANES);
+                let (quad, first) = (index / width, (panel * width + index % width) * LANES);
                 for (byte, value) in line.0.iter_mut().enumerate() {
                     let (channel, k_index) = (first + byte / QUAD, quad * QUAD + byte % QUAD);
                     if channel < channels && k_index < k {
@@ -84,7 +87,7 @@ impl Packed {
                 }
             }
         });
-        let mut start = vec![0; panels * PANEL];
+        let mut start = vec![0; panels * width * LANES];
         for (channel, start) in start.iter_mut().enumerate().take(channels) {
             for tap in 0..taps {
                 for k_index in 0..k {
@@ -92,7 +95,7 @@ impl Packed {
                 }
             }
         }
-        Self { data, start, taps, k, channels }
+        Self { data, width, start, taps, k, channels }
     }
 
     fn quads(&self) -> usize {
@@ -186,8 +189,8 @@ struct Task<'a> {
     out: Target<'a>,
     pixels: Range<usize>,
     panels: Range<usize>,
-    /// Pixels of a tile.
-    most: usize,
+    /// Pixels and lines of a tile.
+    most: [usize; 2],
 }
 
 impl Product<'_> {
@@ -212,11 +215,13 @@ impl Product<'_> {
         // From the pixel at an output's own position to the one that a tap reads.
         let steps: Vec<isize> =
             taps.iter().map(|tap| (tap.down * x.size[1] as isize + tap.right) * x.pitch as isize).collect();
-        let rows_of_tile = instructions.rows();
-        let panels = weights.channels.div_ceil(PANEL);
+        // A few pixels, as of a linear layer, are one tile, so that the weights are read once.
+        let lines_of_tile = if (7..=12).contains(&pixels) { weights.width.min(2) } else { weights.width };
+        let rows_of_tile = instructions.rows(lines_of_tile);
+        let panels = weights.channels.div_ceil(weights.width * LANES);
         let bytes = weights.k.max(16) * stride[0] * stride[1];
         let few = weights.data.len() * size_of::<Line>() <= CHUNK;
-        let chunk = if few { 4 * rows_of_tile } else { (CHUNK / bytes).clamp(4 * rows_of_tile, 64 * rows_of_tile) };
+        let chunk = if few { 56 } else { (CHUNK / bytes).clamp(56, 896) };
         let chunk = chunk.min(pixels.div_ceil(threads())).next_multiple_of(rows_of_tile);
         let chunks = pixels.div_ceil(chunk);
         let groups = (4 * threads()).div_ceil(chunks).clamp(1, panels);
@@ -251,7 +256,7 @@ impl Product<'_> {
                 }
                 start += count;
             }
-            let task = Task { product: self, rows: &rows, out, pixels, panels, most };
+            let task = Task { product: self, rows: &rows, out, pixels, panels, most: [most, lines_of_tile] };
             // SAFETY: `check` has asserted that rows inside of the map have `k` bytes and the slack; `Instructions`
             // exist only for what the processor has.
             unsafe { instructions.run(&task) };
@@ -345,12 +350,15 @@ impl Instructions {
         })
     }
 
-    /// Pixels of a tile: as many as keep all sums in registers.
-    fn rows(self) -> usize {
-        match self {
-            Self::Avx512Vnni => MOST_ROWS,
-            Self::AvxVnni | Self::Avx2 => 3,
-            Self::Portable => 4,
+    /// Pixels of a tile of `lines` lines: as many as keep all sums in registers.
+    fn rows(self, lines: usize) -> usize {
+        match (self, lines) {
+            (Self::Avx512Vnni, 1) => MOST_ROWS,
+            (Self::Avx512Vnni, 2) => 12,
+            (Self::Avx512Vnni, 3) => 8,
+            (Self::Avx512Vnni, _) => 6,
+            (Self::AvxVnni | Self::Avx2, _) => 3,
+            (Self::Portable, _) => 4,
         }
     }
 
@@ -366,7 +374,7 @@ impl Instructions {
                 Self::AvxVnni => x86::run_avx_vnni(task),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => x86::run_avx2(task),
-                _ => run::<Portable, 4, 1>(task),
+                _ => run::<Portable, 1>(task),
             }
         }
     }
@@ -399,31 +407,38 @@ enum To {
     Float(*mut f32),
 }
 
-/// All panels and pixels of a task, in tiles of at most `M` pixels by `N` lines.
+/// All panels and pixels of a task, in tiles of at most `N` lines.
 #[inline(always)]
-unsafe fn run<S: Sums, const M: usize, const N: usize>(task: &Task<'_>) {
-    let lines = task.product.weights.channels.div_ceil(LANES);
-    for first in (task.panels.start * WIDTH..(task.panels.end * WIDTH).min(lines)).step_by(N) {
-        let count = N.min(lines - first);
+unsafe fn run<S: Sums, const N: usize>(task: &Task<'_>) {
+    let weights = task.product.weights;
+    let lines = weights.channels.div_ceil(LANES);
+    let [most, lines_of_tile] = task.most;
+    let together = N.min(lines_of_tile);
+    for first in (task.panels.start * weights.width..(task.panels.end * weights.width).min(lines)).step_by(together) {
+        let count = together.min(lines - first);
         let mut start = task.pixels.start;
         let mut rows = 0;
         while start < task.pixels.end {
-            let pixels = task.most.min(task.pixels.end - start);
+            let pixels = most.min(task.pixels.end - start);
             let taps = task.product.taps.len();
             let tile = &task.rows[rows..rows + pixels * taps];
             macro_rules! tiles {
-                ($($m:literal)*) => {
-                    match (pixels, count) {
-                        $(
-                            ($m, 1) if $m <= M => tile_of::<S, $m, 1>(task, tile, start, first),
-                            ($m, 2) if $m <= M && N > 1 => tile_of::<S, $m, 2>(task, tile, start, first),
-                        )*
-                        _ => unreachable!("a tile has 1 to {M} rows"),
+                ($($n:literal: $($m:literal)*;)*) => {
+                    match (count, pixels) {
+                        $($(($n, $m) if $n <= N => tile_of::<S, $m, $n>(task, tile, start, first),)*)*
+                        _ => unreachable!("no tile has {pixels} pixels of {count} lines"),
                     }
                 };
             }
             // SAFETY: the caller's promise.
-            unsafe { tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14) };
+            unsafe {
+                tiles! {
+                    1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+                    2: 1 2 3 4 5 6 7 8 9 10 11 12;
+                    3: 1 2 3 4 5 6 7 8;
+                    4: 1 2 3 4 5 6;
+                }
+            }
             rows += pixels * taps;
             start += pixels;
         }
@@ -440,7 +455,8 @@ unsafe fn tile_of<S: Sums, const M: usize, const N: usize>(
     let product = task.product;
     let weights = product.weights;
     let quads = weights.quads();
-    let (panel, line) = (first / WIDTH, first % WIDTH);
+    let width = weights.width;
+    let (panel, line) = (first / width, first % width);
     // SAFETY: rows of `k` bytes and the slack; the panel has `quads` rows of lines for each tap.
     unsafe {
         let mut start_of = [S::start(weights.start.as_ptr().add(first * LANES)); N];
@@ -451,11 +467,11 @@ unsafe fn tile_of<S: Sums, const M: usize, const N: usize>(
         for (tap, rows) in product.taps.iter().zip(rows.chunks_exact(M)) {
             let mut left = [std::ptr::null::<u8>(); M];
             left.copy_from_slice(rows);
-            let lines = weights.data.as_ptr().add((panel * weights.taps + tap.index) * quads * WIDTH + line);
+            let lines = weights.data.as_ptr().add((panel * weights.taps + tap.index) * quads * width + line);
             for quad in 0..quads {
-                let mut right = [S::weights(lines.add(quad * WIDTH)); N];
+                let mut right = [S::weights(lines.add(quad * width)); N];
                 for n in 1..N {
-                    right[n] = S::weights(lines.add(quad * WIDTH + n));
+                    right[n] = S::weights(lines.add(quad * width + n));
                 }
                 for m in 0..M {
                     for n in 0..N {
@@ -561,7 +577,7 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     pub unsafe fn run_avx512(task: &Task<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { run::<Avx512, 14, 2>(task) }
+        unsafe { run::<Avx512, 4>(task) }
     }
 
     /// # Safety
@@ -569,7 +585,7 @@ mod x86 {
     #[target_feature(enable = "avx2,avxvnni")]
     pub unsafe fn run_avx_vnni(task: &Task<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { run::<Avx<true>, 3, 1>(task) }
+        unsafe { run::<Avx<true>, 1>(task) }
     }
 
     /// # Safety
@@ -577,7 +593,7 @@ mod x86 {
     #[target_feature(enable = "avx2")]
     pub unsafe fn run_avx2(task: &Task<'_>) {
         // SAFETY: the caller's promise.
-        unsafe { run::<Avx<false>, 3, 1>(task) }
+        unsafe { run::<Avx<false>, 1>(task) }
     }
 
     #[derive(Clone, Copy)]

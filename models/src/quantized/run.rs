@@ -504,6 +504,10 @@ impl Pass<'_> {
             true => self.runner.input.clone(),
             false => vec![self.quantization(value).affine(); channels],
         };
+        if let Values::D4(x) = values {
+            let x = x.clone();
+            return self.write(value, |_, out| int8::quantize_tensor(&x, &scales, out)).map_err(|error| error.to_string());
+        }
         let data = values.to_vec()?;
         let [height, width] = size;
         let strides = [channels * height * width, height * width, width, 1];
