@@ -628,11 +628,18 @@ mod x86 {
             let mask = ((1u32 << count) - 1) as __mmask16;
             // SAFETY: masked reads and writes touch `count` values.
             unsafe {
-                let scale = _mm512_maskz_loadu_ps(mask, epilogue.scale);
-                let bias = _mm512_maskz_loadu_ps(mask, epilogue.bias);
+                let full = count == LANES;
+                let load = |from: *const f32| match full {
+                    true => _mm512_loadu_ps(from),
+                    false => _mm512_maskz_loadu_ps(mask, from),
+                };
+                let (scale, bias) = (load(epilogue.scale), load(epilogue.bias));
                 let mut value = _mm512_mul_ps(_mm512_cvtepi32_ps(self.0), scale);
                 if let Some((residual, scale)) = epilogue.residual {
-                    let residual = _mm_maskz_loadu_epi8(mask, residual.cast());
+                    let residual = match full {
+                        true => _mm_loadu_si128(residual.cast()),
+                        false => _mm_maskz_loadu_epi8(mask, residual.cast()),
+                    };
                     let residual = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(residual));
                     value = _mm512_add_ps(value, _mm512_mul_ps(residual, _mm512_set1_ps(scale)));
                 }
@@ -641,8 +648,14 @@ mod x86 {
                     To::Quantized(to, low) => {
                         let value = _mm512_max_ps(value, _mm512_set1_ps(low));
                         let value = _mm512_cvtps_epi32(_mm512_min_ps(value, _mm512_set1_ps(255.0)));
-                        _mm512_mask_cvtepi32_storeu_epi8(to.cast(), mask, value);
+                        let bytes = _mm512_cvtepi32_epi8(value);
+                        // A masked store takes AMD's processors tens of cycles.
+                        match full {
+                            true => _mm_storeu_si128(to.cast(), bytes),
+                            false => _mm_mask_storeu_epi8(to.cast(), mask, bytes),
+                        }
                     }
+                    To::Float(to) if full => _mm512_storeu_ps(to, value),
                     To::Float(to) => _mm512_mask_storeu_ps(to, mask, value),
                 }
             }
