@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::OrientationPolicy;
+use datasets::{OrientationPolicy, source::TableOptions};
 use hub::{Activation, Card, LoadOptions, PreprocessOverrides, parse_architecture};
 use models::Architecture;
 use runtime::{
@@ -88,6 +88,7 @@ Examples:
     #[command(after_long_help = "Examples:
   infer evaluate --data /data/imagenet --weights resnet50
   infer evaluate --data photos/ --weights artifacts/my-run --out results/
+  infer evaluate --data labels.csv --label-column breed --weights artifacts/my-run
   infer evaluate --data /data/imagenet --weights bvlc_googlenet --crops 144
   infer evaluate --data /data/imagenet --weights vgg16 --dense --scales 256,384,512 --flip
   infer evaluate --data /data/imagenet --weights resnet50 --ensemble resnet101 resnext50_32x4d
@@ -352,9 +353,11 @@ pub struct ClassifyArgs {
 /// `evaluate`
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// Labeled images: class folders, ImageNet's archives, shards, Parquet files
+    /// Labeled images: class folders, a table (CSV, TSV, JSON lines), ImageNet's archives, shards, Parquet files
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    #[command(flatten)]
+    pub table: TableOptions,
     /// Split to evaluate
     #[arg(long, value_enum, default_value_t = SplitArg::Val)]
     pub split: SplitArg,
@@ -774,6 +777,8 @@ pub struct CardArgs {
     /// Labeled images whose classes are the network's, in the order that training sorts them
     #[arg(long, value_name = "DATA")]
     pub classes_from: Option<String>,
+    #[command(flatten)]
+    pub table: TableOptions,
     /// Output file [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,

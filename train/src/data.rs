@@ -72,7 +72,7 @@ pub fn open(data: &Data, seed: u64) -> Result<DataSet> {
         valid_source = source;
         notes.push(format!("{path} leaves out {from_train} training and {from_valid} validation images"));
     }
-    check(&*train_source, &*valid_source, &data.train, valid_spec)?;
+    check(&*train_source, &*valid_source, &data.train, valid_spec, &notes)?;
     Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes, unfiltered })
 }
 
@@ -101,6 +101,7 @@ fn open_splits(data: &Data, seed: u64) -> Result<(Opened, Opened, Vec<String>)> 
             val_fraction,
             seed,
             allow_empty_classes: data.allow_empty_classes,
+            table: data.table_options(spec),
             ..OpenOptions::default()
         };
         datasets::open(spec, &options)
@@ -184,13 +185,14 @@ fn some_of(names: &[&str]) -> String {
     }
 }
 
-fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> Result<()> {
+fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str, notes: &[String]) -> Result<()> {
     let unsuitable = |cause: String| Err(Error::Unsuitable(cause));
     let classes = match train.classes() {
         [] => {
+            let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
             return unsuitable(format!(
-                "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a \
-                 Parquet table with labels; CSV files with labels are not read"
+                "{train_spec} has no classes: training needs images in one folder per class, a table with labels (CSV, JSON \
+                 lines, Parquet), labels in the names of files (label_from), an archive or shards{notes}"
             ));
         }
         [one] => {
@@ -432,8 +434,8 @@ mod tests {
     #[test]
     fn data_that_cannot_be_trained_on_is_refused() {
         let good = Labelled::new(2, [Some(0), Some(1)]);
-        let error = |train: &dyn Source| check(train, &good, "train", "val").unwrap_err().to_string();
-        check(&good, &good, "train", "val").unwrap();
+        let error = |train: &dyn Source| check(train, &good, "train", "val", &[]).unwrap_err().to_string();
+        check(&good, &good, "train", "val", &[]).unwrap();
         assert!(error(&Labelled::new(0, [None, None])).contains("no classes"));
         assert!(error(&Labelled::new(1, [Some(0), Some(0)])).contains("one class"));
         let message = error(&Labelled::new(2, [Some(0), Some(7)]));

@@ -202,8 +202,10 @@ fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
         SplitArg::Train => Split::Train,
         SplitArg::All => Split::All,
     };
-    let open =
-        |split| datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, ..OpenOptions::split(split) });
+    let open = |split| {
+        let table = args.table.clone();
+        datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, table, ..OpenOptions::split(split) })
+    };
     let (opened, split) = match open(split) {
         // Data without splits is evaluated as a whole.
         Err(datasets::Error::MissingSplit { .. }) if split == Split::Val => (open(Split::All)?, Split::All),

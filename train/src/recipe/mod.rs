@@ -11,8 +11,14 @@ mod read;
 mod reference;
 mod shipped;
 
+use std::path::PathBuf;
+
 use burn::tensor::FloatDType;
-use datasets::{BadSamples, sampler::Order};
+use datasets::{
+    BadSamples,
+    sampler::Order,
+    source::{TableOptions, is_table_name},
+};
 use models::Architecture;
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +126,21 @@ pub struct Data {
     /// The same for the validation images; by default the `val` part of `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<String>,
+    /// The column of the images in a table, by name, or by number where there is no header; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
+    /// The column of the labels in a table; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// The column of the splits in a table; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_column: Option<String>,
+    /// The folder that the images of a table are in; by default the table's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_root: Option<String>,
+    /// A regular expression that finds the label in the name of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_from: Option<String>,
     /// The fraction of each class that is held out where the data has no `val` split; 0.2 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
@@ -173,11 +194,36 @@ impl DataOrder {
     }
 }
 
+impl Data {
+    /// The options of tables for one of the data's specifications. Where training and validation images are a table and
+    /// something else, columns are those of the table.
+    pub fn table_options(&self, spec: &str) -> TableOptions {
+        let is_table = |spec: &str| is_table_name(spec) || spec.ends_with(".parquet");
+        let has_table = [Some(&self.train), self.valid.as_ref()].into_iter().flatten().any(|spec| is_table(spec));
+        let label_from = self.label_from.clone();
+        if has_table && !is_table(spec) {
+            return TableOptions { label_from, ..TableOptions::default() };
+        }
+        TableOptions {
+            image_column: self.image_column.clone(),
+            label_column: self.label_column.clone(),
+            split_column: self.split_column.clone(),
+            images_root: self.images_root.as_ref().map(PathBuf::from),
+            label_from,
+        }
+    }
+}
+
 impl Default for Data {
     fn default() -> Self {
         Self {
             train: "digits".into(),
             valid: None,
+            image_column: None,
+            label_column: None,
+            split_column: None,
+            images_root: None,
+            label_from: None,
             val_fraction: None,
             quarantine: None,
             bad_samples: BadSamples::default(),
