@@ -16,6 +16,8 @@ use super::{
     walk::holds_image,
     webdataset::{self, WEBDATASET},
 };
+#[cfg(feature = "parquet")]
+use super::{index::IndexCache, layout::Role};
 use crate::{Digits, Error, Result};
 
 /// Opens the data set `spec`.
@@ -59,7 +61,7 @@ pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
 /// Refuses options of tables for other data: they would have no effect.
 fn check_table_options(spec: &str, kind: SourceKind, options: &TableOptions) -> Result<()> {
     let labels_in_names = options.label_from.is_some() && !matches!(kind, SourceKind::Table | SourceKind::Images);
-    let is_table = matches!(kind, SourceKind::Table | SourceKind::Parquet);
+    let is_table = kind == SourceKind::Table || (kind == SourceKind::Parquet && options.images_root.is_none());
     let unused = match (options.is_of_table() && !is_table, labels_in_names) {
         (true, _) => {
             "a column or the folder of a table's images (image_column, label_column, split_column, images_root)"
@@ -253,9 +255,7 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
     }
     #[cfg(feature = "parquet")]
     if wanted(SourceKind::Parquet) && all_end(".parquet") {
-        let shards = super::parquet::with_classes(webdataset::Shards { files, classes })?;
-        let found = webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options);
-        return Ok((SourceKind::Parquet, found));
+        return Ok((SourceKind::Parquet, find_tables(spec, webdataset::Shards { files, classes }, options)?));
     }
     #[cfg(not(feature = "parquet"))]
     if wanted(SourceKind::Parquet) && all_end(".parquet") {
@@ -266,8 +266,47 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
 
 #[cfg(feature = "parquet")]
 fn find_parquet<'a>(spec: &str, files: &[PathBuf], options: &'a OpenOptions) -> Result<Found<'a>> {
-    let shards = super::parquet::with_classes(webdataset::local_shards(files)?)?;
-    Ok(webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options))
+    find_tables(spec, webdataset::local_shards(files)?, options)
+}
+
+/// The splits of Parquet tables: those of a column if one is given, else those in the names of the files.
+#[cfg(feature = "parquet")]
+fn find_tables<'a>(spec: &str, shards: webdataset::Shards, options: &'a OpenOptions) -> Result<Found<'a>> {
+    use super::parquet::{PARQUET, splits, with_classes};
+    let shards = with_classes(shards, &options.table)?;
+    let Some(column) = &options.table.split_column else {
+        return Ok(webdataset::find(spec.to_owned(), shards, PARQUET, options));
+    };
+    let cells = splits(&shards.files, &options.table)?;
+    let roles = table::roles_of_cells(&cells, column).map_err(|cause| Error::layout(spec, cause))?;
+    let cache = IndexCache::new(options.index_cache.as_deref());
+    let whole = webdataset::open_part(spec, shards.files, &[], shards.classes, PARQUET, &options.table, &cache)?;
+    let part = |role: Role| -> Result<Option<OpenPart<'a>>> {
+        let indices: Vec<u32> = (0..).zip(&roles).filter(|(_, of)| **of == role).map(|(index, _)| index).collect();
+        if indices.is_empty() {
+            return Ok(None);
+        }
+        let (source, notes) = (Subset::new(whole.source.clone(), indices)?, whole.notes.clone());
+        Ok(Some(Box::new(move || Ok(Part::new(source, notes)))))
+    };
+    let (train, val, test) = (part(Role::Train)?, part(Role::Val)?, part(Role::Test)?);
+    let notes_of_test = match (&val, &test) {
+        (Some(_), Some(_)) => Some("the rows of the test split are left out; `val` is the other split"),
+        (None, Some(_)) if train.is_some() => {
+            Some("`test` is the validation split, which selects the best epoch in training: there is no `val`")
+        }
+        _ => None,
+    };
+    let note = notes_of_test.map(|note| format!("{spec}: {note}"));
+    let noted = |open: OpenPart<'a>| {
+        let note = note.clone();
+        Box::new(move || {
+            let mut part = open()?;
+            part.notes.extend(note);
+            Ok(part)
+        }) as OpenPart<'a>
+    };
+    Ok(Found::Divided { container: spec.to_owned(), train: train.map(noted), val: val.or(test).map(noted) })
 }
 
 #[cfg(not(feature = "parquet"))]

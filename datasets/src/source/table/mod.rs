@@ -557,6 +557,19 @@ fn roles_of(splits: &Texts, column: &str, lines: &[u32]) -> Result<Vec<Role>, St
     ))
 }
 
+/// The split that each cell of a column names.
+///
+/// # Errors
+/// Returns the cells that name none, with their rows, from 1.
+#[cfg(feature = "parquet")]
+pub(super) fn roles_of_cells(cells: &[String], column: &str) -> Result<Vec<Role>, String> {
+    let mut texts = Texts::default();
+    cells.iter().for_each(|cell| texts.push(cell));
+    let rows: Vec<u32> = (1..=cells.len() as u32).collect();
+    let roles = roles_of(&texts, column, &rows)?;
+    Ok(texts.rows.iter().map(|&text| roles[text as usize]).collect())
+}
+
 /// Makes the splits of what was listed; the classes are those of the training split if there is one.
 fn assemble<'a>(root: &Path, listed: Listed) -> Result<Found<'a>> {
     let Listed { mut portions, mut notes, left_out } = listed;
