@@ -100,6 +100,14 @@ Examples:
     /// Merge the shards of an evaluation into the exact whole
     Merge(MergeArgs),
 
+    /// Compare two evaluations of the same images: McNemar's test
+    ///
+    /// Pairs the predictions of two folders of `infer evaluate --out`, or of runs, by the keys of their images. The test
+    /// tells whether the classifiers err equally often: exactly, by the binomial distribution, up to 1000 images that only
+    /// one of them classifies correctly, and by χ² with continuity correction beyond.
+    #[command(after_long_help = "Examples:\n  infer compare results-a results-b")]
+    Compare(CompareArgs),
+
     /// Explain predictions: saliency maps, activations, features, nearest neighbors
     ///
     /// Writes a picture for each image: the network's input, and beside it the saliency map of each of the most probable
@@ -412,6 +420,9 @@ pub struct EvaluateArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
+    /// Print precision, recall and F1 of every class and their averages, as scikit-learn's `classification_report` does
+    #[arg(long)]
+    pub classification_report: bool,
     /// New or empty folder for tables, pictures, predictions and a report page
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -440,6 +451,20 @@ pub struct MergeArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
+}
+
+/// `compare`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Folder of the first evaluation or run
+    #[arg(value_name = "FOLDER")]
+    pub first: PathBuf,
+    /// Folder of the second
+    #[arg(value_name = "FOLDER")]
+    pub second: PathBuf,
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
 }
 
 /// `explain`

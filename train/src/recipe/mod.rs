@@ -11,7 +11,7 @@ mod read;
 mod reference;
 mod shipped;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use burn::tensor::FloatDType;
 use datasets::{
@@ -20,7 +20,10 @@ use datasets::{
     source::{TableOptions, is_table_name},
 };
 use models::Architecture;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
 pub use self::{
     error::Error,
@@ -155,7 +158,10 @@ pub struct Data {
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
     pub repeats: usize,
-    /// Every class equally often.
+    /// How far classes are balanced, from 0 (each image once) to 1 (each class equally often).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub balance: f64,
+    /// Every class equally often: a balance of 1.
     #[serde(skip_serializing_if = "is_false")]
     pub balanced: bool,
     /// The order of an epoch's samples.
@@ -195,6 +201,11 @@ impl DataOrder {
 }
 
 impl Data {
+    /// How far classes are balanced, from 0 to 1.
+    pub fn balance(&self) -> f64 {
+        if self.balanced { 1.0 } else { self.balance }
+    }
+
     /// The options of tables for one of the data's specifications. Where training and validation images are a table and
     /// something else, columns are those of the table.
     pub fn table_options(&self, spec: &str) -> TableOptions {
@@ -229,10 +240,15 @@ impl Default for Data {
             bad_samples: BadSamples::default(),
             allow_empty_classes: false,
             repeats: 1,
+            balance: 0.0,
             balanced: false,
             order: DataOrder::Shuffled,
         }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn is_false(value: &bool) -> bool {
@@ -309,6 +325,9 @@ pub struct Loss {
     pub name: LossName,
     /// The part of the target that is spread over all classes.
     pub label_smoothing: f32,
+    /// `focal`: how much less images count that are classified well; 2 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f32>,
     /// Weights of the classes.
     #[serde(skip_serializing_if = "ClassWeights::is_equal")]
     pub class_weights: ClassWeights,
@@ -330,10 +349,13 @@ pub enum LossName {
     CrossEntropy,
     /// Binary cross entropy of each class by itself, averaged over images and classes.
     Bce,
+    /// The focal loss over softmax probabilities: cross entropy times `(1 - p)` to the power of `gamma` (Lin et al., 2017,
+    /// <https://arxiv.org/abs/1708.02002>).
+    Focal,
 }
 
-/// The weights of the classes in the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// The weights of the classes in the loss: `equal`, `balanced`, a table by class, or a list in the order of the classes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassWeights {
     /// All the same.
@@ -341,11 +363,53 @@ pub enum ClassWeights {
     Equal,
     /// A class's weight is (images) / (classes · its images): rare classes count as much as frequent ones.
     Balanced,
+    /// The weights of some classes, by identifier or name; the others have 1.
+    #[serde(untagged)]
+    ByClass(BTreeMap<String, f32>),
+    /// The weights of all classes, in their order.
+    #[serde(untagged)]
+    List(Vec<f32>),
 }
 
 impl ClassWeights {
     fn is_equal(&self) -> bool {
         *self == Self::Equal
+    }
+
+    /// The weights that are given.
+    pub fn given(&self) -> Vec<f32> {
+        match self {
+            Self::Equal | Self::Balanced => Vec::new(),
+            Self::ByClass(by_class) => by_class.values().copied().collect(),
+            Self::List(list) => list.clone(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ClassWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyForm;
+        impl<'de> Visitor<'de> for AnyForm {
+            type Value = ClassWeights;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"equal\", \"balanced\", a table of weights by class, or a list of weights")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<ClassWeights, E> {
+                match name {
+                    "equal" => Ok(ClassWeights::Equal),
+                    "balanced" => Ok(ClassWeights::Balanced),
+                    other => Err(E::unknown_variant(other, &["equal", "balanced"])),
+                }
+            }
+            fn visit_seq<S: de::SeqAccess<'de>>(self, list: S) -> Result<ClassWeights, S::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(ClassWeights::List)
+            }
+            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<ClassWeights, M::Error> {
+                BTreeMap::deserialize(de::value::MapAccessDeserializer::new(map)).map(ClassWeights::ByClass)
+            }
+        }
+        deserializer.deserialize_any(AnyForm)
     }
 }
 
