@@ -223,6 +223,19 @@ mod tests {
     const LABELS: [usize; 12] = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2];
     const PREDICTED: [usize; 12] = [0, 0, 1, 2, 1, 1, 0, 2, 2, 2, 1, 3];
 
+    const REPORT: &str = concat!(
+        "                        precision    recall  f1-score   support\n",
+        "\n",
+        "                   cat       0.67      0.50      0.57         4\n",
+        "                   dog       0.50      0.67      0.57         3\n",
+        "a long name of a class       0.75      0.60      0.67         5\n",
+        "                     d       0.00      0.00      0.00         0\n",
+        "\n",
+        "              accuracy                           0.58        12\n",
+        "             macro avg       0.48      0.44      0.45        12\n",
+        "          weighted avg       0.66      0.58      0.61        12\n",
+    );
+
     /// Expected: precision_recall_fscore_support, balanced_accuracy_score and cohen_kappa_score of scikit-learn.
     #[test]
     fn scores_are_those_of_scikit_learn() {
@@ -233,10 +246,10 @@ mod tests {
             close(of.f1, f1);
         };
         expect(scores.micro, [7.0 / 12.0; 3]);
-        expect(scores.macro_average, EXPECTED_MACRO);
-        expect(scores.weighted, EXPECTED_WEIGHTED);
-        close(scores.balanced_accuracy, EXPECTED_BALANCED);
-        close(scores.kappa.unwrap(), EXPECTED_KAPPA);
+        expect(scores.macro_average, [0.479_166_666_667, 0.441_666_666_667, 0.452_380_952_381]);
+        expect(scores.weighted, [0.659_722_222_222, 0.583_333_333_333, 0.611_111_111_111]);
+        close(scores.balanced_accuracy, 0.588_888_888_889);
+        close(scores.kappa.unwrap(), 0.4);
         assert_eq!(super::scores(&[]), None);
         assert_eq!(super::scores(&rows(&[1, 1], &[1, 1])).unwrap().kappa, None);
     }
@@ -245,7 +258,7 @@ mod tests {
     fn the_report_is_printed_as_scikit_learn_prints_it() {
         let names: Vec<String> = ["cat", "dog", "a long name of a class", "d"].map(str::to_owned).to_vec();
         let text = classification_report(&rows(&LABELS, &PREDICTED), &names);
-        assert_eq!(text, EXPECTED_REPORT);
+        assert_eq!(text, REPORT);
         assert_eq!(classification_report(&[], &names), "");
     }
 
