@@ -159,7 +159,9 @@ pub fn read_delimited(text: &str, is_tabbed: bool, options: &TableOptions) -> Re
         return Err(explain_width(text, delimiter, width, has_header, skipped, &odd));
     }
     if rows.images.is_empty() {
-        return Err("has a header and no rows".to_owned());
+        return Err(
+            "has a header and no rows; a table has a row for each image, with its path and its label".to_owned()
+        );
     }
     if !has_header && !rows.guess.is_empty() {
         rows.guess += " (it has no header)";
