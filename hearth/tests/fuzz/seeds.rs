@@ -161,7 +161,7 @@ pub fn kaggle() -> Vec<Vec<u8>> {
 
 /// Tables of the images `a.jpg`, `b.jpg` and `images/c.jpg`.
 pub fn tables_of_files() -> Vec<Vec<u8>> {
-    let text = "image,label,split\na.jpg,x,train\n\"b.jpg\",\"y, z\",val\nc,x,train\n";
+    let text = "image,label,split\na.jpg,x,train\n\"b.jpg\",\"x\",val\nc,\"y, z\",train\n";
     let wide = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
     let crlf = text.replace('\n', "\r\n");
     vec![
