@@ -103,6 +103,9 @@ def data(scratch):
                     shutil.copy(image, scratch / folder / split / name / f"{i}.jpg")
     for i in range(3):
         shutil.copy(images[i], scratch / "photos" / f"{i}.jpg")
+    rows = [image.relative_to(scratch / "photos") for image in sorted((scratch / "photos").glob("*/*/*.jpg"))]
+    cells = [f"{row},{row.parent.name},{row.parts[0]}\n" for row in rows]
+    (scratch / "labels.csv").write_text("image,breed,split\n" + "".join(cells))
     (scratch / "flowers").symlink_to("photos")
     for name in ("dog.jpg", "cat.jpg", "rose.jpg"):
         shutil.copy(images[0], scratch / name)

@@ -3,7 +3,7 @@
 use std::{ops::Bound, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::{DecodeOptions, OrientationPolicy, SourceKind, Split};
+use datasets::{DecodeOptions, OrientationPolicy, SourceKind, Split, source::TableOptions};
 use runtime::{
     environment::{parse_threads, parse_workers},
     logging::Verbosity,
@@ -16,8 +16,8 @@ const BETWEEN_0_AND_1: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bound::
 
 /// Inspect, check, preview, shard and benchmark image data
 ///
-/// DATA is read in place: ImageNet's official archives, a folder of classes, WebDataset shards, Parquet files. Nothing is
-/// unpacked or converted.
+/// DATA is read in place: ImageNet's official archives, a folder of classes, a table of images and labels, WebDataset
+/// shards, Parquet files. Nothing is unpacked or converted.
 ///
 /// Results go to standard output; progress and warnings go to standard error.
 #[derive(Debug, Parser)]
@@ -102,7 +102,7 @@ pub enum Command {
 /// The data and how to open it.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// Data: a folder, an archive, a pattern of shards, or a URL
+    /// Data: a folder, an archive, a table (CSV, TSV, JSON lines), a pattern of shards, or a URL
     #[arg(value_name = "DATA", required_unless_present = "data_flag")]
     data: Option<String>,
     /// The same as DATA, as in `train` and `infer`
@@ -120,6 +120,8 @@ pub struct DataArgs {
     /// Accept classes without images
     #[arg(long, help_heading = "Data")]
     pub allow_empty_classes: bool,
+    #[command(flatten)]
+    pub table: TableOptions,
 }
 
 impl DataArgs {

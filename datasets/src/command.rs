@@ -39,6 +39,7 @@ fn open_split(data: &DataArgs, split: Split) -> datasets::Result<Opened> {
         val_fraction: data.val_fraction,
         seed: data.seed,
         allow_empty_classes: data.allow_empty_classes,
+        table: data.table.clone(),
         ..OpenOptions::default()
     };
     open(data.data(), &options)

@@ -170,10 +170,15 @@ impl LoaderBuilder {
         self
     }
 
-    /// Sets class-balanced sampling: see [`SamplerOptions::balanced`]. Default: `false`.
-    pub fn balanced(mut self, balanced: bool) -> Self {
-        self.sampler.balanced = balanced;
+    /// Sets how far classes are balanced, from 0 to 1: see [`SamplerOptions::balance`]. Default: 0.
+    pub fn balance(mut self, balance: f64) -> Self {
+        self.sampler.balance = balance;
         self
+    }
+
+    /// Sets class-balanced sampling: a [`balance`](LoaderBuilder::balance) of 1. Default: `false`.
+    pub fn balanced(self, balanced: bool) -> Self {
+        self.balance(if balanced { 1.0 } else { 0.0 })
     }
 
     /// Loads shard `rank` of `world` equal shards of each epoch; see [`SamplerOptions::drop_last`] for the remainder.

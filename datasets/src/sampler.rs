@@ -24,7 +24,7 @@ pub enum Order {
 }
 
 /// The sampling of an epoch from a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerOptions {
     /// The seed of all orders.
     pub seed: u64,
@@ -37,9 +37,11 @@ pub struct SamplerOptions {
     pub repeats: usize,
     /// The size of a batch over all ranks, at least 1; only repeats depend on it.
     pub batch: usize,
-    /// Whether every class is drawn equally often: small classes repeat, large ones are seen in part. An epoch keeps
-    /// its length.
-    pub balanced: bool,
+    /// How far classes are balanced, from 0 to 1: a class of `n` samples is drawn in proportion to `n` to the power of
+    /// `1 - balance`. At 0 every sample occurs once; at 0.5 classes go by the square roots of their sizes (Mahajan et al.,
+    /// 2018, <https://arxiv.org/abs/1805.00932>); at 1 every class is drawn equally often. Small classes repeat, large ones
+    /// are seen in part. An epoch keeps its length.
+    pub balance: f64,
     /// The index of this process's shard of an epoch.
     pub rank: usize,
     /// The number of shards.
@@ -56,7 +58,7 @@ impl Default for SamplerOptions {
             order: Order::Sequential,
             repeats: 1,
             batch: 1,
-            balanced: false,
+            balance: 0.0,
             rank: 0,
             world: 1,
             drop_last: false,
@@ -89,7 +91,7 @@ impl Sampler {
     /// # Errors
     /// [`Error::InvalidLoader`] for options that contradict each other or the source.
     pub fn new(source: &dyn Source, options: SamplerOptions) -> Result<Self> {
-        let SamplerOptions { order, repeats, balanced, rank, world, drop_last, .. } = options;
+        let SamplerOptions { order, repeats, balance, rank, world, drop_last, .. } = options;
         let invalid = |what: String| Err(Error::InvalidLoader { what });
         let total = source.len();
         if total == 0 {
@@ -104,7 +106,10 @@ impl Sampler {
         if options.batch == 0 {
             return invalid("a batch has at least 1 sample".into());
         }
-        if order != Order::Shuffled && (balanced || repeats > 1) {
+        if !(0.0..=1.0).contains(&balance) {
+            return invalid(format!("balance is {balance}; it goes from 0 to 1"));
+        }
+        if order != Order::Shuffled && (balance > 0.0 || repeats > 1) {
             return invalid("repeats and class-balanced sampling need the shuffled order".into());
         }
         if let Order::Windowed { run, window } = order
@@ -113,7 +118,7 @@ impl Sampler {
             return invalid("a windowed shuffle needs a run and a window of at least 1".into());
         }
         let share = if drop_last { total / world } else { total.div_ceil(world) };
-        let classes = if balanced { Some(ClassIndex::new(source)?) } else { None };
+        let classes = if balance > 0.0 { Some(ClassIndex::new(source, balance)?) } else { None };
         Ok(Self { options, total, share, classes })
     }
 
@@ -172,7 +177,10 @@ impl EpochOrder<'_> {
         } % total;
         let (draw, repeat) = self.sampler.copy(global);
         if let Some(classes) = classes {
-            let (index, round) = classes.draw(draw, self.key);
+            let (index, round) = match classes.quotas {
+                None => classes.draw(draw, self.key),
+                Some(_) => classes.draw_by_quota(self.permutation.at(draw), self.key),
+            };
             return Draw { index, repeat: round * options.repeats + repeat };
         }
         let index = match options.order {
@@ -218,10 +226,12 @@ struct ClassIndex {
     samples: Vec<u32>,
     /// The non-empty classes' ranges in `samples`.
     ranges: Vec<(u32, u32)>,
+    /// The end of each class's draws among those of an epoch; `None` where all have equally many.
+    quotas: Option<Vec<u32>>,
 }
 
 impl ClassIndex {
-    fn new(source: &dyn Source) -> Result<Self> {
+    fn new(source: &dyn Source, balance: f64) -> Result<Self> {
         let count = u32::try_from(source.len()).map_err(|_| Error::InvalidLoader {
             what: format!("class-balanced sampling holds up to {} samples, not {}", u32::MAX, source.len()),
         })?;
@@ -248,8 +258,10 @@ impl ClassIndex {
             samples[*next_slot as usize] = index;
             *next_slot += 1;
         }
-        let ranges = starts.windows(2).map(|pair| (pair[0], pair[1])).filter(|(start, end)| start < end).collect();
-        Ok(Self { samples, ranges })
+        let ranges: Vec<(u32, u32)> =
+            starts.windows(2).map(|pair| (pair[0], pair[1])).filter(|(start, end)| start < end).collect();
+        let quotas = (balance < 1.0).then(|| quotas(&ranges, balance));
+        Ok(Self { samples, ranges, quotas })
     }
 
     /// Returns the `position`-th draw and how often its sample was drawn before: each stretch of `classes` draws has
@@ -264,6 +276,41 @@ impl ClassIndex {
         let member = Permutation::new(size, hash(&[key, 5, class as u64, round as u64])).at(offset);
         (self.samples[start as usize + member] as usize, round)
     }
+}
+
+impl ClassIndex {
+    /// Returns the draw of a slot of the epoch, and how often its sample was drawn before. Each class has a stretch of slots,
+    /// and repeats no sample in it before all of its samples were drawn.
+    fn draw_by_quota(&self, slot: usize, key: u64) -> (usize, usize) {
+        let ends = self.quotas.as_deref().unwrap_or_default();
+        let class = ends.partition_point(|&end| end as usize <= slot);
+        let first = class.checked_sub(1).map_or(0, |before| ends[before] as usize);
+        let (start, end) = self.ranges[class];
+        let size = (end - start) as usize;
+        let (round, offset) = ((slot - first) / size, (slot - first) % size);
+        let member = Permutation::new(size, hash(&[key, 5, class as u64, round as u64])).at(offset);
+        (self.samples[start as usize + member] as usize, round)
+    }
+}
+
+/// The ends of the classes' draws: as many in all as there are samples, by largest remainders.
+fn quotas(ranges: &[(u32, u32)], balance: f64) -> Vec<u32> {
+    let sizes = || ranges.iter().map(|(start, end)| end - start);
+    let total: u32 = sizes().sum();
+    let weights: Vec<f64> = sizes().map(|size| libm::pow(f64::from(size), 1.0 - balance)).collect();
+    let sum: f64 = weights.iter().sum();
+    let exact = |class: usize| weights[class] / sum * f64::from(total);
+    let mut draws: Vec<u32> = (0..ranges.len()).map(|class| exact(class) as u32).collect();
+    let mut by_remainder: Vec<usize> = (0..ranges.len()).collect();
+    by_remainder.sort_by(|&a, &b| (exact(b) % 1.0).total_cmp(&(exact(a) % 1.0)).then(a.cmp(&b)));
+    let missing = total.saturating_sub(draws.iter().sum());
+    by_remainder.iter().cycle().take(missing as usize).for_each(|&class| draws[class] += 1);
+    let mut end = 0;
+    draws.iter_mut().for_each(|draws| {
+        end += *draws;
+        *draws = end;
+    });
+    draws
 }
 
 /// A random permutation of `0..len` in constant memory: the swap-or-not shuffle (Hoang, Morris and Rogaway, 2012,
@@ -460,7 +507,7 @@ mod tests {
             })
             .collect();
         let source = Counting::with_labels(labels.clone());
-        let options = SamplerOptions { order: Order::Shuffled, balanced: true, ..Default::default() };
+        let options = SamplerOptions { order: Order::Shuffled, balance: 1.0, ..Default::default() };
         let sampler = Sampler::new(&source, options).unwrap();
         let order = sampler.epoch(0);
         let mut per_class = [0; 4];
@@ -479,12 +526,48 @@ mod tests {
     }
 
     #[test]
+    fn partly_balanced_epochs_show_classes_by_powers_of_their_sizes() {
+        // Classes of 4, 16 and 100 samples, and an empty one: their square roots are 2, 4 and 10.
+        let labels: Vec<u32> = (0..120).map(|i| if i < 4 { 0 } else { 1 + 2 * u32::from(i >= 20) }).collect();
+        let source = Counting::with_labels(labels.clone());
+        for (balance, expected) in [(0.5, [15, 30, 0, 75]), (0.25, [8, 23, 0, 89]), (1e-9, [4, 16, 0, 100])] {
+            let options = SamplerOptions { order: Order::Shuffled, balance, seed: 3, ..Default::default() };
+            let sampler = Sampler::new(&source, options).unwrap();
+            for epoch in 0..3 {
+                let order = sampler.epoch(epoch);
+                let draws: Vec<Draw> = (0..120).map(|position| order.at(position)).collect();
+                let mut per_class = [0; 4];
+                draws.iter().for_each(|draw| per_class[labels[draw.index] as usize] += 1);
+                assert_eq!(per_class, expected, "{balance}");
+                assert_eq!(draws.iter().collect::<HashSet<_>>().len(), 120, "a sample came again with the same repeat");
+                // No sample comes a second time before all of its class came once.
+                let first: HashSet<usize> = draws.iter().map(|draw| draw.index).collect();
+                for (class, size) in [(0, 4), (1, 16), (3, 100)] {
+                    let seen = first.iter().filter(|index| labels[**index] == class).count();
+                    assert_eq!(seen, size.min(expected[class as usize]), "{balance}: class {class}");
+                }
+                // Classes are spread over the epoch.
+                let early = draws[..60].iter().filter(|draw| labels[draw.index] == 3).count();
+                assert!((expected[3] / 2 - 15..=expected[3] / 2 + 15).contains(&early), "{early} of {}", expected[3]);
+            }
+            // Ranks share the epoch out.
+            let whole: Vec<usize> = indices(&sampler, 0);
+            let of_rank = |rank| Sampler::new(&source, SamplerOptions { rank, world: 2, ..options }).unwrap();
+            let (even, odd) = (indices(&of_rank(0), 0), indices(&of_rank(1), 0));
+            assert_eq!(whole, (0..60).flat_map(|at| [even[at], odd[at]]).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn contradictions_are_named() {
         let cases = [
             (SamplerOptions { rank: 2, world: 2, ..Default::default() }, "rank 2 of 2"),
             (SamplerOptions { repeats: 0, ..Default::default() }, "0 repeats"),
             (SamplerOptions { repeats: 2, ..Default::default() }, "shuffled"),
-            (SamplerOptions { balanced: true, ..Default::default() }, "shuffled"),
+            (SamplerOptions { balance: 1.0, ..Default::default() }, "shuffled"),
+            (SamplerOptions { balance: 0.5, ..Default::default() }, "shuffled"),
+            (SamplerOptions { balance: 1.5, ..Default::default() }, "from 0 to 1"),
+            (SamplerOptions { balance: f64::NAN, ..Default::default() }, "from 0 to 1"),
             (SamplerOptions { order: Order::Windowed { run: 0, window: 1 }, ..Default::default() }, "at least 1"),
         ];
         for (options, part) in cases {

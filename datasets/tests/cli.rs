@@ -451,3 +451,36 @@ fn doctor_counts_orientations_of_every_format_damage_and_unused_bits() {
         [("damaged", "early.jpg"), ("narrow-range", "dim.png"), ("odd-exif", "turned.jpg"), ("odd-exif", "turned.png")];
     assert_eq!(found, expected.map(|(kind, key)| (kind.to_string(), key.to_string())));
 }
+
+#[test]
+fn every_command_reads_a_table() {
+    let root = data();
+    let mut rows = String::from("file\tkind\n");
+    for class in ["cat", "dog"] {
+        (0..4).for_each(|i| rows += &format!("{class}/{i}\t{class}\n"));
+    }
+    fs::write(root.path().join("labels.tsv"), rows + "cat/9.jpg\tcat\n").expect("written");
+    let (table, images) = (root.path().join("labels.tsv"), root.path().join("train"));
+    let options = [path(&table), "--images-root", path(&images)];
+    let run = |command: &str, more: &[&str]| datasets(&[&[command], &options[..], more].concat());
+    let inspected = run("inspect", &["--format", "json"]);
+    assert!(inspected.status.success(), "{}", stderr(&inspected));
+    assert!(stderr(&inspected).contains("images from the column `file`, labels from `kind`"), "{}", stderr(&inspected));
+    let inspection: serde_json::Value = serde_json::from_str(&stdout(&inspected)).expect("JSON");
+    assert_eq!((&inspection["kind"], &inspection["samples"]), (&"table".into(), &8.into()));
+    assert_eq!(inspection["left_out"][0]["reason"], "missing");
+    assert!(run("doctor", &[]).status.success());
+    let (grid, shards) = (root.path().join("grid.png"), root.path().join("shards"));
+    assert!(run("preview", &["--out", path(&grid), "--size", "32"]).status.success() && grid.is_file());
+    let sharded = run("shard", &["--out", path(&shards), "--val-fraction", "0.25"]);
+    assert!(sharded.status.success(), "{}", stderr(&sharded));
+    let manifest = datasets(&["inspect", path(&shards), "--format", "json"]);
+    assert!(stdout(&manifest).contains("\"samples\": 6"), "{}", stdout(&manifest));
+    assert!(run("bench", &["--images", "8", "--passes", "1", "--size", "32"]).status.success());
+
+    let folder = datasets(&["inspect", path(&images), "--label-column", "kind"]);
+    assert!(!folder.status.success() && stderr(&folder).contains("no effect"), "{}", stderr(&folder));
+    let by_name = datasets(&["inspect", path(&images), "--label-from", r"^([01])\.jpg$", "--format", "json"]);
+    assert!(by_name.status.success(), "{}", stderr(&by_name));
+    assert!(stdout(&by_name).contains("\"samples\": 4") && stderr(&by_name).contains("4 of 8 images are left out"));
+}

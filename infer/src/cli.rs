@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use burn::tensor::FloatDType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::OrientationPolicy;
+use datasets::{OrientationPolicy, source::TableOptions};
 use hub::{Activation, Card, LoadOptions, PreprocessOverrides, parse_architecture};
 use models::Architecture;
 use runtime::{
@@ -88,6 +88,7 @@ Examples:
     #[command(after_long_help = "Examples:
   infer evaluate --data /data/imagenet --weights resnet50
   infer evaluate --data photos/ --weights artifacts/my-run --out results/
+  infer evaluate --data labels.csv --label-column breed --weights artifacts/my-run
   infer evaluate --data /data/imagenet --weights bvlc_googlenet --crops 144
   infer evaluate --data /data/imagenet --weights vgg16 --dense --scales 256,384,512 --flip
   infer evaluate --data /data/imagenet --weights resnet50 --ensemble resnet101 resnext50_32x4d
@@ -98,6 +99,14 @@ Examples:
 
     /// Merge the shards of an evaluation into the exact whole
     Merge(MergeArgs),
+
+    /// Compare two evaluations of the same images: McNemar's test
+    ///
+    /// Pairs the predictions of two folders of `infer evaluate --out`, or of runs, by the keys of their images. The test
+    /// tells whether the classifiers err equally often: exactly, by the binomial distribution, up to 1000 images that only
+    /// one of them classifies correctly, and by χ² with continuity correction beyond.
+    #[command(after_long_help = "Examples:\n  infer compare results-a results-b")]
+    Compare(CompareArgs),
 
     /// Explain predictions: saliency maps, activations, features, nearest neighbors
     ///
@@ -368,9 +377,11 @@ pub struct ClassifyArgs {
 /// `evaluate`
 #[derive(Debug, Args)]
 pub struct EvaluateArgs {
-    /// Labeled images: class folders, ImageNet's archives, shards, Parquet files
+    /// Labeled images: class folders, a table (CSV, TSV, JSON lines), ImageNet's archives, shards, Parquet files
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    #[command(flatten)]
+    pub table: TableOptions,
     /// Split to evaluate
     #[arg(long, value_enum, default_value_t = SplitArg::Val)]
     pub split: SplitArg,
@@ -425,6 +436,9 @@ pub struct EvaluateArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
+    /// Print precision, recall and F1 of every class and their averages, as scikit-learn's `classification_report` does
+    #[arg(long)]
+    pub classification_report: bool,
     /// New or empty folder for tables, pictures, predictions and a report page
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -453,6 +467,20 @@ pub struct MergeArgs {
     /// Output format
     #[arg(long, value_enum, default_value_t = AnswerFormat::Text)]
     pub format: AnswerFormat,
+}
+
+/// `compare`
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Folder of the first evaluation or run
+    #[arg(value_name = "FOLDER")]
+    pub first: PathBuf,
+    /// Folder of the second
+    #[arg(value_name = "FOLDER")]
+    pub second: PathBuf,
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
 }
 
 /// `explain`
@@ -835,6 +863,8 @@ pub struct CardArgs {
     /// Labeled images whose classes are the network's, in the order that training sorts them
     #[arg(long, value_name = "DATA")]
     pub classes_from: Option<String>,
+    #[command(flatten)]
+    pub table: TableOptions,
     /// Output file [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,

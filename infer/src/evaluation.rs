@@ -14,8 +14,9 @@ use datasets::{BadSamples, DecodeError, ImageBatch, ImageLoader, Source, decode,
 use report::{
     format::{
         BAD_SAMPLES, EVALUATION, EvaluationSpec, EvaluationSummary, FORMAT, Mean, PREDICTIONS, PredictionRow,
-        Proportion, read_csv, read_json, write_csv, write_json,
+        Proportion, Scores, read_csv, read_json, write_csv, write_json,
     },
+    scores,
     stats::{self, Count},
 };
 use runtime::{exit::chain, progress::Progress};
@@ -47,6 +48,10 @@ pub struct Evaluation {
     pub rows: Vec<PredictionRow>,
     pub bad: Vec<BadSample>,
     pub seconds: f64,
+    /// The mean area under the ROC curve over the data's classes, one against the rest; `None` for shards, and for data
+    /// whose probabilities would take too much memory.
+    #[serde(default)]
+    pub auroc: Option<f64>,
 }
 
 /// Settings of an evaluation.
@@ -101,6 +106,7 @@ pub fn evaluate(
     let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
     let mut bad: BTreeMap<String, BadSample> = BTreeMap::new();
     let mut rows = Vec::new();
+    let mut curves = Curves::new(&map, shard.len(), count);
     for (nth, model) in models.iter().enumerate() {
         // Each network has its own card and therefore its own crops.
         let crops = crops_of(model, settings)?;
@@ -114,6 +120,7 @@ pub fn evaluate(
             } else {
                 probabilities.iter_mut().for_each(|p| *p /= models.len() as f32);
                 rows.push(score_image(&probabilities, &*shard, index, &map)?);
+                curves.add(&probabilities, shard.label(index));
             }
             progress.inc(crops.count() as u64);
             Ok(())
@@ -130,6 +137,7 @@ pub fn evaluate(
         shard: settings.shard,
         rows,
         bad: bad.into_values().collect(),
+        auroc: curves.mean_area(),
         seconds: began.elapsed().as_secs_f64(),
     })
 }
@@ -309,6 +317,45 @@ fn score_image(probabilities: &[f32], source: &dyn Source, index: usize, map: &C
     })
 }
 
+/// The probabilities of the data's classes, for the areas under their ROC curves.
+struct Curves {
+    /// The network's class of each class of the data.
+    classes: Vec<u32>,
+    /// `classes` for each image, and the image's label; `None` if they are not kept.
+    kept: Option<(Vec<f32>, Vec<u32>)>,
+}
+
+impl Curves {
+    /// The most probabilities that are kept: 256 MiB of them, enough for ImageNet's validation images.
+    const MOST: usize = 1 << 26;
+
+    fn new(map: &ClassMap, images: usize, shards: usize) -> Self {
+        let is_kept = shards == 1 && images.saturating_mul(map.0.len()) <= Self::MOST;
+        Self { classes: map.0.clone(), kept: is_kept.then(Default::default) }
+    }
+
+    fn add(&mut self, probabilities: &[f32], label: Option<u32>) {
+        if let (Some((kept, labels)), Some(label)) = (&mut self.kept, label) {
+            kept.extend(self.classes.iter().map(|&class| probabilities[class as usize]));
+            labels.push(label);
+        }
+    }
+
+    /// The mean area over the classes that have images.
+    fn mean_area(&self) -> Option<f64> {
+        let (kept, labels) = self.kept.as_ref()?;
+        let classes = self.classes.len();
+        let area = |class: usize| {
+            let own = kept.iter().skip(class).step_by(classes);
+            let cases: Vec<(f32, bool)> =
+                own.zip(labels).map(|(&score, &label)| (score, label as usize == class)).collect();
+            scores::area_under_roc(&cases)
+        };
+        let areas: Vec<f64> = (0..classes).filter_map(area).collect();
+        (!areas.is_empty()).then(|| areas.iter().sum::<f64>() / areas.len() as f64)
+    }
+}
+
 /// One shard of a source: every `count`-th sample, starting at `index`.
 struct Shard {
     source: Arc<dyn Source>,
@@ -372,6 +419,7 @@ impl Evaluation {
             top5_among_data_classes: among(5),
             top1_real: count(&|row| row.real),
             ece: stats::calibration(&self.rows).map(|calibration| calibration.ece),
+            scores: scores::scores(&self.rows).map(|scores| Scores { auroc: self.auroc, ..scores }),
             bad_samples: self.bad.len(),
             seconds: self.seconds,
             images_per_second: self.rows.len() as f64 / self.seconds.max(1e-9),
@@ -410,7 +458,8 @@ impl Evaluation {
             )));
         }
         let shard = (summary.shard_index, summary.num_shards);
-        Ok(Self { spec: summary.spec, class_names, shard, rows, bad, seconds: summary.seconds })
+        let auroc = summary.scores.and_then(|scores| scores.auroc);
+        Ok(Self { spec: summary.spec, class_names, shard, rows, bad, seconds: summary.seconds, auroc })
     }
 }
 
@@ -450,7 +499,10 @@ pub fn merge(mut parts: Vec<(String, Evaluation)>) -> Result<Evaluation> {
             spec.images
         )));
     }
-    let mut merged = Evaluation { spec, class_names, shard: (0, 1), rows: Vec::new(), bad: Vec::new(), seconds: 0.0 };
+    // Areas under curves do not add up.
+    let auroc = first.auroc.filter(|_| of == 1);
+    let (shard, rows, bad, seconds) = ((0, 1), Vec::new(), Vec::new(), 0.0);
+    let mut merged = Evaluation { spec, class_names, shard, rows, bad, seconds, auroc };
     // Shard i has the images i, i + n, i + 2n, …, some of which may be unreadable.
     let mut rows = BTreeMap::new();
     for (_, part) in parts {

@@ -39,6 +39,7 @@ fn run(cli: &Cli, progress: Output, world: &Communicator) -> anyhow::Result<Exit
         Command::Classify(args) => classify::run(args, kernels, progress),
         Command::Evaluate(args) => evaluate::evaluate(args, kernels, progress, world),
         Command::Merge(args) => evaluate::merge(args),
+        Command::Compare(args) => evaluate::compare(args),
         Command::Explain(args) => explain::run(args, kernels, progress),
         Command::Export(args) => export::run(args, progress),
         Command::Quantize(args) => quantize::run(args, progress),

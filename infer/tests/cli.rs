@@ -525,3 +525,34 @@ fn folders_named_by_index_and_by_a_file_are_evaluated() {
     assert_eq!(top1(&evaluate("letters", &["--class-map", "map.csv"]).ends_with(0)), top1(&named));
     evaluate("data", &["--class-map", "map.csv"]).ends_with(1).says("lacks 3 of the data's 3 classes");
 }
+
+#[test]
+fn tables_are_evaluated_with_scores_and_compared() {
+    let fixture = Fixture::new();
+    labeled(&fixture);
+    let mut table = csv::Writer::from_path(fixture.path("labels.csv")).expect("a table");
+    table.write_record(["path", "name"]).expect("written");
+    for class in ["ant", "bee, \"honey\"", "cat"] {
+        for image in fs::read_dir(fixture.path("data/val").join(class)).expect("a folder") {
+            let image = image.expect("an image").file_name().into_string().expect("a name");
+            table.write_record([format!("val/{class}/{image}"), class.to_string()]).expect("written");
+        }
+    }
+    table.flush().expect("written");
+    let of_folders = fixture.infer(&["evaluate", "--data", "data", "--weights", "run", "--out", "a"]).ends_with(0);
+    let more = ["--data", "labels.csv", "--images-root", "data", "--classification-report", "--out", "b"];
+    let of_table = fixture.infer(&[&["evaluate", "--weights", "run"], &more[..]].concat()).ends_with(0);
+    for shown in ["balanced accuracy", "macro P, R, F1", "Cohen's kappa", "AUROC"] {
+        assert!(of_folders.stdout.contains(shown) && of_table.stdout.contains(shown), "{}", of_table.stdout);
+    }
+    assert!(of_table.stdout.contains("f1-score   support") && of_table.stdout.contains("weighted avg"));
+    let read = |name: &str| fs::read_to_string(fixture.path(name)).expect("written");
+    assert_eq!(read("a/classification_report.txt"), read("b/classification_report.txt"));
+    let scores = |name: &str| serde_json::from_str::<Value>(&read(name)).expect("JSON")["scores"].clone();
+    assert_eq!(scores("a/result.json"), scores("b/result.json"));
+    let auroc = scores("a/result.json")["auroc"].as_f64().expect("a number");
+    assert!((0.0..=1.0).contains(&auroc), "{auroc}");
+    let compared = fixture.infer(&["compare", "a", "b"]).ends_with(0);
+    assert!(compared.stdout.contains("McNemar's test (exact): p = 1.0000"), "{}", compared.stdout);
+    fixture.infer(&["compare", "a", "data"]).ends_with(1).says("has no predictions.csv");
+}

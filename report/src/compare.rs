@@ -10,6 +10,7 @@ use super::{
     format::MetricRow,
     page::{Page, duration, interval, percent, plural, significant, thousands},
     run::{Run, by_epoch, by_step, flatten},
+    scores::McNemar,
     sections::{Outcome, notices, outcome, status},
     stats::Count,
 };
@@ -20,6 +21,7 @@ pub(crate) fn page(runs: &[Run]) -> String {
     let title = plural(runs.len(), "run") + " compared";
     let mut page = Page::new(&title, html! { h1 { (title) } (notices(runs)) });
     page.section("results", "Results", Some(results(runs, &names)));
+    page.section("paired", "Paired test", paired(runs, &names));
     page.section("curves", "Curves", curves(runs, &names));
     page.section("recipes", "Differences", differences(runs, &names));
     page.finish()
@@ -103,6 +105,50 @@ fn accuracy(outcome: Option<&Outcome>, index: usize) -> Markup {
             None => { "–" }
         }
     }
+}
+
+/// Returns McNemar's test of each run against the first, on the images that both have predictions of.
+fn paired(runs: &[Run], names: &[String]) -> Option<Markup> {
+    let (first, others) = runs.split_first()?;
+    let test = |run: &Run| McNemar::new(&first.predictions, &run.predictions);
+    let tests: Vec<(&String, McNemar)> =
+        others.iter().zip(&names[1..]).filter_map(|(run, name)| Some((name, test(run)?))).collect();
+    if tests.is_empty() {
+        return None;
+    }
+    Some(html! {
+        p {
+            "McNemar’s test compares each run with " bdi { (names[0]) } " on the images that both predict: whether they "
+            "err equally often. Only the images that one of them alone classifies correctly tell them apart."
+        }
+        div.scroll {
+            table {
+                tr {
+                    th { "Run" }
+                    th.number { "Images" }
+                    th.number { "Right in the first alone" }
+                    th.number { "Right in this run alone" }
+                    th.rate { "Difference" }
+                    th.number { "p" }
+                }
+                @for (name, test) in &tests {
+                    @let (difference, low, high) = test.difference();
+                    "\n" tr {
+                        td { bdi { (name) } }
+                        td.number { (thousands(test.images)) }
+                        td.number { (thousands(test.only_first)) }
+                        td.number { (thousands(test.only_second)) }
+                        td.rate { (format_args!("{difference:+.2}")) " " span.sub { (format_args!("{low:+.2} to {high:+.2}")) } }
+                        td.number { (significant(test.p, 3)) }
+                    }
+                }
+            }
+        }
+        p.sub {
+            "Differences of the accuracies are in percentage points, with 95\u{202f}% intervals for paired proportions. p is "
+            "two-sided, of the binomial distribution up to 1000 discordant images, else of χ² with continuity correction."
+        }
+    })
 }
 
 fn curves(runs: &[Run], names: &[String]) -> Option<Markup> {

@@ -446,6 +446,37 @@ pub struct Mean {
     pub high: f64,
 }
 
+/// Precision, recall and F1, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct PrecisionRecall {
+    /// Of the images that are predicted as a class, the part that is of it; 0 if there are none.
+    pub precision: f64,
+    /// Of a class's images, the part that is predicted as it; 0 if there are none.
+    pub recall: f64,
+    /// The harmonic mean of both; 0 if both are.
+    pub f1: f64,
+}
+
+/// The scores of predictions over the classes that occur among labels or predictions.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Scores {
+    /// Over all images; precision, recall and F1 are the accuracy where an image has one label.
+    pub micro: PrecisionRecall,
+    /// The mean over classes.
+    #[serde(rename = "macro")]
+    pub macro_average: PrecisionRecall,
+    /// The mean over classes, weighted by their images.
+    pub weighted: PrecisionRecall,
+    /// The mean recall of the classes that have images.
+    pub balanced_accuracy: f64,
+    /// Cohen's κ: agreement of labels and predictions beyond chance; absent where both are always one class.
+    pub kappa: Option<f64>,
+    /// The mean over classes of the area under the ROC curve, one class against the rest; absent where the probabilities
+    /// of all classes were not kept.
+    #[serde(default)]
+    pub auroc: Option<f64>,
+}
+
 /// The result of an evaluation: `result.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationSummary {
@@ -475,6 +506,9 @@ pub struct EvaluationSummary {
     pub top1_real: Option<Proportion>,
     /// The expected calibration error in percentage points.
     pub ece: Option<f64>,
+    /// Precision, recall, F1 and what follows from them.
+    #[serde(default)]
+    pub scores: Option<Scores>,
     /// The number of images that could not be read or decoded.
     pub bad_samples: usize,
     /// The duration.

@@ -14,6 +14,7 @@ pub mod format;
 pub mod markup;
 mod page;
 mod run;
+pub mod scores;
 mod sections;
 pub mod stats;
 pub mod study;

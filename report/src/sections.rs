@@ -1,6 +1,9 @@
 //! The sections of one run's report.
 
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use maud::{Markup, html};
@@ -9,9 +12,13 @@ use serde_json::Value;
 use super::{
     chart::{Chart, PAGE, Px, Series},
     figure::{self, Bars, Part},
-    format::{DataInfo, EpochRow, MetricRow, Metrics, PredictionRow, RUN, RunChange, RunKind, RunResult, RunStatus},
+    format::{
+        DataInfo, EpochRow, MetricRow, Metrics, PrecisionRecall, PredictionRow, RUN, RunChange, RunKind, RunResult,
+        RunStatus,
+    },
     page::{Page, duration, interval, moment, percent, plural, significant, thousands},
     run::{Mistake, Run, by_epoch, by_step, flatten},
+    scores,
     stats::{self, Class, Count},
 };
 
@@ -435,6 +442,7 @@ fn classes(run: &Run) -> Option<Markup> {
             })
             " an accuracy of 100\u{202f}%. The bars show Wilson’s 95\u{202f}% intervals."
         }
+        @if let Some(averages) = averages(run) { (averages) }
         @if count > MANY_CLASSES {
             (class_table(run, &classes[..classes.len().min(10)]))
             (details(&format!("All {} classes", thousands(classes.len())), class_table(run, &classes)))
@@ -446,8 +454,45 @@ fn classes(run: &Run) -> Option<Markup> {
     })
 }
 
+/// Returns the scores over all classes: precision, recall, F1, balanced accuracy, Cohen's κ.
+fn averages(run: &Run) -> Option<Markup> {
+    let scores = scores::scores(&run.predictions)?;
+    let number = |value: f64| format!("{value:.4}");
+    let rows = [("Macro (mean over classes)", scores.macro_average), ("Weighted by images", scores.weighted)];
+    Some(html! {
+        div.scroll {
+            table {
+                tr {
+                    th { "Average" }
+                    th.number { "Precision" }
+                    th.number { "Recall" }
+                    th.number { "F1" }
+                }
+                @for (name, average) in rows {
+                    "\n" tr {
+                        td { (name) }
+                        td.number { (number(average.precision)) }
+                        td.number { (number(average.recall)) }
+                        td.number { (number(average.f1)) }
+                    }
+                }
+            }
+        }
+        p {
+            "Balanced accuracy " (percent(100.0 * scores.balanced_accuracy, 2))
+            @if let Some(kappa) = scores.kappa { "; Cohen’s κ " (number(kappa)) }
+            ". Micro averages equal the accuracy."
+        }
+    })
+}
+
 fn class_table(run: &Run, classes: &[Class]) -> Markup {
     let five = run.class_count() > 5;
+    let of_class: BTreeMap<usize, PrecisionRecall> =
+        scores::classes(&run.predictions).into_iter().map(|class| (class.class, class.scores)).collect();
+    let score = |label: usize, of: fn(&PrecisionRecall) -> f64| {
+        of_class.get(&label).map_or_else(|| "–".to_string(), |scores| format!("{:.3}", of(scores)))
+    };
     html! {
         div.scroll {
             table {
@@ -456,6 +501,8 @@ fn class_table(run: &Run, classes: &[Class]) -> Markup {
                     th.number { "Images" }
                     th.rate { "Top-1" }
                     @if five { th.rate { "Top-5" } }
+                    th.number { "Precision" }
+                    th.number { "F1" }
                     th { "Most often mistaken for" }
                 }
                 @for class in classes {
@@ -464,6 +511,8 @@ fn class_table(run: &Run, classes: &[Class]) -> Markup {
                         td.number { (thousands(class.top1.of)) }
                         (rate(class.top1))
                         @if five { (rate(class.top5)) }
+                        td.number { (score(class.label, |scores| scores.precision)) }
+                        td.number { (score(class.label, |scores| scores.f1)) }
                         td.name {
                             @if let Some((other, count)) = class.taken_for {
                                 bdi { (run.class(other)) } " " span.sub { (thousands(count)) "×" }

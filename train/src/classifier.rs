@@ -21,6 +21,12 @@ use crate::{
     recipe::{LossName, Recipe},
 };
 
+/// The exponent of the focal loss by default, the paper's.
+const FOCAL_GAMMA: f32 = 2.0;
+
+/// The least `1 - p` in the focal loss: its power has no finite derivative at 0 for exponents below 1.
+const FOCAL_FLOOR: f32 = 1e-7;
+
 /// A network and its task.
 #[derive(Module, Debug)]
 pub struct Classifier {
@@ -37,6 +43,8 @@ pub struct Objective {
     bgr: bool,
     classes: usize,
     loss: LossName,
+    /// Of the focal loss.
+    gamma: f32,
     label_smoothing: f32,
     /// With binary cross entropy: soft targets above it become 1, others 0.
     target_threshold: Option<f32>,
@@ -65,6 +73,7 @@ impl Objective {
             bgr,
             classes,
             loss: recipe.loss.name,
+            gamma: recipe.loss.gamma.unwrap_or(FOCAL_GAMMA),
             label_smoothing: recipe.loss.label_smoothing,
             target_threshold: recipe.loss.target_threshold,
             weights,
@@ -160,6 +169,11 @@ impl Objective {
         }
         let (losses, divisor) = match self.loss {
             LossName::CrossEntropy => (targets.clone() * log_softmax(logits, 1), n as f32),
+            LossName::Focal => {
+                let log_p = log_softmax(logits, 1);
+                let unsure = (-log_p.clone().exp() + 1.0).clamp_min(FOCAL_FLOOR);
+                (targets.clone() * unsure.powf_scalar(self.gamma) * log_p, n as f32)
+            }
             LossName::Bce => {
                 let positive = targets.clone() * log_sigmoid(logits.clone());
                 let negative = (-targets.clone() + 1.0) * log_sigmoid(-logits);
@@ -309,6 +323,38 @@ mod tests {
         close(loss(&task(&[], Some(vec![1.0, 2.0, 3.0]))), 2.4897475);
         close(loss(&task(&["loss.label_smoothing=0.1"], Some(vec![1.0, 2.0, 3.0]))), 2.3964520);
         close(loss(&task(&["loss.name=bce"], None)), 1.4948773);
+    }
+
+    /// Of the two images in the tests of losses, computed in f64 from the formula: the probability of the label, its cross
+    /// entropy, and its focal loss with the exponent 2.
+    const FIRST: (f64, f64, f64) = (0.140_244_383, 1.964_368_784, 1.452_021_569);
+    const SECOND: (f64, f64, f64) = (0.017_147_826, 4.065_883_904, 3.927_637_333);
+
+    #[test]
+    fn the_focal_loss_is_that_of_its_formula() {
+        let close = |loss: f32, expected: f64| assert!((f64::from(loss) - expected).abs() < 1e-5, "{loss} {expected}");
+        let focal = |changes: &[&str], weights| loss(&task(&[&["loss.name=focal"], changes].concat(), weights));
+        let (first, second) = (FIRST.2, SECOND.2);
+        close(focal(&[], None), (first + second) / 2.0);
+        // Class 2 has the weight 3, class 0 the weight 1.
+        close(focal(&[], Some(vec![1.0, 2.0, 3.0])), (3.0 * first + second) / 4.0);
+        close(focal(&["loss.gamma=0"], None), f64::from(loss(&task(&[], None))));
+        let smoothed = ["loss.gamma=0", "loss.label_smoothing=0.1"];
+        close(focal(&smoothed, None), f64::from(loss(&task(&["loss.label_smoothing=0.1"], None))));
+        let half = |(p, entropy, _): (f64, f64, f64)| (1.0 - p).sqrt() * entropy;
+        close(focal(&["loss.gamma=0.5"], None), (half(FIRST) + half(SECOND)) / 2.0);
+    }
+
+    #[test]
+    fn the_focal_loss_has_finite_gradients_where_an_image_is_certain() {
+        let device = Device::flex().autodiff();
+        for gamma in ["loss.gamma=0", "loss.gamma=0.5", "loss.gamma=1", "loss.gamma=2"] {
+            let task = task(&["loss.name=focal", gamma], None);
+            let logits = Tensor::<2>::from_floats([[0.0, -90.0, 90.0], [90.0, 0.0, -90.0]], &device).require_grad();
+            let loss = task.loss_of(logits.clone(), &batch(), &device);
+            let gradient = logits.grad(&loss.backward()).unwrap();
+            assert!(gradient.into_data().iter::<f32>().all(|value| value.is_finite()), "{gamma}");
+        }
     }
 
     #[test]

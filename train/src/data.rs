@@ -4,13 +4,13 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 
 use data_encoding::HEXLOWER;
 use datasets::{
-    ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, SampleRng, Source, Split,
+    Class, ImageLoader, OpenOptions, Opened, PipelinePreprocess, Quarantine, SampleRng, Source, Split,
     source::{Relabeled, Subset, split_beside},
     transforms::{Pipeline, Transform, batch::BatchTransforms},
 };
 use runtime::{
     communicator::communicator,
-    text::{canonical, printable},
+    text::{canonical, nearest, printable},
 };
 use sha2::{Digest, Sha256};
 
@@ -72,7 +72,7 @@ pub fn open(data: &Data, seed: u64) -> Result<DataSet> {
         valid_source = source;
         notes.push(format!("{path} leaves out {from_train} training and {from_valid} validation images"));
     }
-    check(&*train_source, &*valid_source, &data.train, valid_spec)?;
+    check(&*train_source, &*valid_source, &data.train, valid_spec, &notes)?;
     Ok(DataSet { train: train_source, valid: valid_source, kind: train.kind.name(), notes, unfiltered })
 }
 
@@ -101,6 +101,7 @@ fn open_splits(data: &Data, seed: u64) -> Result<(Opened, Opened, Vec<String>)> 
             val_fraction,
             seed,
             allow_empty_classes: data.allow_empty_classes,
+            table: data.table_options(spec),
             ..OpenOptions::default()
         };
         datasets::open(spec, &options)
@@ -184,13 +185,14 @@ fn some_of(names: &[&str]) -> String {
     }
 }
 
-fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str) -> Result<()> {
+fn check(train: &dyn Source, valid: &dyn Source, train_spec: &str, valid_spec: &str, notes: &[String]) -> Result<()> {
     let unsuitable = |cause: String| Err(Error::Unsuitable(cause));
     let classes = match train.classes() {
         [] => {
+            let notes: String = notes.iter().map(|note| format!("; {note}")).collect();
             return unsuitable(format!(
-                "{train_spec} has no classes: training needs images in one folder per class, or an archive, shards or a \
-                 Parquet table with labels; CSV files with labels are not read"
+                "{train_spec} has no classes: training needs images in one folder per class, a table with labels (CSV, JSON \
+                 lines, Parquet), labels in the names of files (label_from), an archive or shards{notes}"
             ));
         }
         [one] => {
@@ -289,19 +291,50 @@ impl DataSet {
     }
 
     /// The weight of each class in the loss, where the recipe weighs them.
-    pub fn class_weights(&self, weights: ClassWeights) -> Option<Vec<f32>> {
-        if weights == ClassWeights::Equal {
-            return None;
-        }
-        let classes = self.train.classes().len();
-        let mut counts = vec![0usize; classes];
-        for index in 0..self.train.len() {
-            if let Some(label) = self.train.label(index) {
-                counts[label as usize] += 1;
+    ///
+    /// # Errors
+    /// [`Error::Unsuitable`] for weights of classes that the data does not have.
+    pub fn class_weights(&self, weights: &ClassWeights) -> Result<Option<Vec<f32>>> {
+        let classes = self.train.classes();
+        match weights {
+            ClassWeights::Equal => Ok(None),
+            ClassWeights::Balanced => {
+                let mut counts = vec![0usize; classes.len()];
+                for index in 0..self.train.len() {
+                    if let Some(label) = self.train.label(index) {
+                        counts[label as usize] += 1;
+                    }
+                }
+                let weight = |count: usize| self.train.len() as f32 / (classes.len() * count.max(1)) as f32;
+                Ok(Some(counts.into_iter().map(weight).collect()))
+            }
+            ClassWeights::List(list) if list.len() == classes.len() => Ok(Some(list.clone())),
+            ClassWeights::List(list) => Err(Error::Unsuitable(format!(
+                "loss.class_weights has {} weights, and the data has {} classes: {}",
+                list.len(),
+                classes.len(),
+                some_of(&classes.iter().map(|class| class.name.as_str()).collect::<Vec<_>>())
+            ))),
+            ClassWeights::ByClass(by_class) => {
+                let is = |class: &Class, name: &str| class.id == *name || class.name == *name;
+                if let Some(unknown) = by_class.keys().find(|name| !classes.iter().any(|class| is(class, name))) {
+                    let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
+                    let meant = nearest(unknown, names.iter().copied());
+                    let meant = meant.map_or(String::new(), |name| format!("; did you mean `{}`?", printable(name)));
+                    return Err(Error::Unsuitable(format!(
+                        "loss.class_weights names the class `{}`, which the data does not have{meant}; its classes are {}",
+                        printable(unknown),
+                        some_of(&names)
+                    )));
+                }
+                // A name that several classes have is the weight of each.
+                let weight = |class: &Class| {
+                    let by_id = by_class.get(&class.id).or_else(|| by_class.get(&class.name));
+                    by_id.copied().unwrap_or(1.0)
+                };
+                Ok(Some(classes.iter().map(weight).collect()))
             }
         }
-        let weight = |count: usize| self.train.len() as f32 / (classes * count.max(1)) as f32;
-        Some(counts.into_iter().map(weight).collect())
     }
 
     /// The loaders of a recipe. An epoch of fewer images than a batch is one smaller batch.
@@ -318,7 +351,7 @@ impl DataSet {
                 .mix(recipe.images.mix.clone())
                 .order(recipe.data.order.order())
                 .repeats(recipe.data.repeats)
-                .balanced(recipe.data.balanced)
+                .balance(recipe.data.balance())
                 // A last batch of a few images would unsettle the batch statistics, unless there is no other.
                 .drop_last(count >= batch_size);
             Ok::<_, Error>((epoch, builder.build()?))
@@ -432,8 +465,8 @@ mod tests {
     #[test]
     fn data_that_cannot_be_trained_on_is_refused() {
         let good = Labelled::new(2, [Some(0), Some(1)]);
-        let error = |train: &dyn Source| check(train, &good, "train", "val").unwrap_err().to_string();
-        check(&good, &good, "train", "val").unwrap();
+        let error = |train: &dyn Source| check(train, &good, "train", "val", &[]).unwrap_err().to_string();
+        check(&good, &good, "train", "val", &[]).unwrap();
         assert!(error(&Labelled::new(0, [None, None])).contains("no classes"));
         assert!(error(&Labelled::new(1, [Some(0), Some(0)])).contains("one class"));
         let message = error(&Labelled::new(2, [Some(0), Some(7)]));

@@ -64,7 +64,7 @@ fn start(prepared: Prepared, options: &Options) -> Result<Finished> {
     let Prepared { data, start, device, devices, warm, .. } = &prepared;
     let mut recipe = prepared.recipe.clone();
     let classes = data.class_names();
-    let weights = data.class_weights(recipe.loss.class_weights);
+    let weights = data.class_weights(&recipe.loss.class_weights)?;
     let task = Arc::new(Objective::new(&recipe, classes.len(), weights, Execution::new(options.kernels)));
     let mut network = transfer::network(&recipe, start.as_deref(), &classes, device)?;
     if let Some(record) = &warm.network {

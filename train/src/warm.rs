@@ -70,7 +70,7 @@ pub fn start(prepared: &mut Prepared, options: &Options) -> Result<()> {
     // Smoothed targets cost a classifier of few images several points.
     let mut plain = recipe.clone();
     plain.loss.label_smoothing = 0.0;
-    let weights = data.class_weights(recipe.loss.class_weights);
+    let weights = data.class_weights(&recipe.loss.class_weights)?;
     let task = Objective::new(&plain, classes.len(), weights, Execution::new(options.kernels));
     let (mut decisions, mut notes, mut changes) = (Vec::new(), Vec::new(), false);
 

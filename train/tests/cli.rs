@@ -454,13 +454,15 @@ fn everything_that_a_recipe_can_say_trains() {
         line.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap()
     };
     let plain = best("plain", &[]);
-    let cases: [(&str, &[&str]); 13] = [
+    let cases: [(&str, &[&str]); 15] = [
         ("windowed", &["data.order=windowed"]),
         ("bf16", &["network.dtype=bf16"]),
         ("f16", &["network.dtype=f16"]),
         ("checkpointing", &["network.gradient_checkpointing=true"]),
         ("sizes", &["images.sizes=[{ epoch = 1, size = 12 }, { epoch = 4, size = 16 }]"]),
         ("balanced", &["loss.class_weights=balanced", "data.balanced=true"]),
+        ("balance", &["data.balance=0.5", "loss.class_weights={ digit-0 = 2.0, digit-7 = 0.5 }"]),
+        ("focal", &["loss.name=focal", "loss.gamma=1.5", "loss.class_weights=[1.0, 2.0, 1.0]"]),
         ("repeats", &["data.repeats=2"]),
         ("bce", &["loss.name=bce"]),
         ("adamw", &["optimizer={ name = \"adamw\", weight_decay = 0.01 }", "schedule.learning_rate=0.003"]),
@@ -473,6 +475,8 @@ fn everything_that_a_recipe_can_say_trains() {
         let top1 = best(name, sets);
         assert!(top1 > 60.0, "{name}: {top1} %; plain {plain} %");
     }
+    let recipe = text(&fs::read(home.path().join("balance/recipe.toml")).unwrap());
+    assert!(recipe.contains("balance = 0.5") && recipe.contains("digit-7 = 0.5"), "{recipe}");
     // Three classes are always among the first five: no epoch is better than the first.
     best("patience", &["checkpoints.patience=2", "checkpoints.best=top5"]);
     let epochs = fs::read_to_string(home.path().join("patience/epochs.csv")).unwrap();

@@ -117,6 +117,47 @@ fn a_run_resumes_from_another_folder_and_with_its_data_elsewhere_to_the_same_bit
 }
 
 #[test]
+fn a_run_on_a_table_resumes_with_table_and_images_elsewhere_to_the_same_bits() {
+    let home = Home::new();
+    let mut rows = String::from("name;kind;part\r\n");
+    for split in ["train", "val"] {
+        for class in ["digit-0", "digit-1", "digit-7"] {
+            for image in fs::read_dir(home.at("data").join(split).join(class)).unwrap() {
+                let name = image.unwrap().file_name().into_string().unwrap();
+                let stem = name.strip_suffix(".png").unwrap();
+                rows += &format!("{split}/{class}/{stem};{class};{}\r\n", split.to_uppercase());
+            }
+        }
+    }
+    fs::write(home.at("table.csv"), &rows).unwrap();
+    let columns = ["--data=table.csv", "--images-root=data", "--split-column=part"];
+    let training = |out: &str| {
+        let args = ["pretrain", "--recipe=digits", "--epochs=10", "--batch-size=8", "--seed=3", "--out", out];
+        let mut command = home.command(&args);
+        command.args(["--set", "checkpoints.every_steps=1"]).args(columns);
+        command
+    };
+    let said = succeed(training("undisturbed").output().unwrap());
+    assert!(said.contains("images from the column `name`, labels from `kind`"), "{said}");
+    home.kill(training("run"), "run");
+    fs::create_dir(home.at("moved")).unwrap();
+    fs::rename(home.at("data"), home.at("moved/digits")).unwrap();
+    fs::rename(home.at("table.csv"), home.at("moved/labels.csv")).unwrap();
+    let error = fail(home.resume(&["run"]));
+    assert!(error.contains("--data sets data.train"), "{error}");
+    let said = succeed(home.resume(&["run", "--data", "moved/labels.csv", "--images-root", "moved/digits"]));
+    assert!(said.contains(SAME_BITS) && !said.contains(OTHER_BITS), "{said}");
+    assert!(weights(&home.at("run")) == weights(&home.at("undisturbed")));
+    assert_eq!(changed(&home.at("run")), ["data.train", "data.images_root"]);
+    // Another label is other data.
+    let other = rows.replacen("digit-0;TRAIN", "digit-1;TRAIN", 1);
+    assert_ne!(other, rows);
+    fs::write(home.at("moved/labels.csv"), other).unwrap();
+    let error = fail(home.resume(&["run", "--epochs", "11"]));
+    assert!(error.contains("is not what this run began with"), "{error}");
+}
+
+#[test]
 fn a_relative_path_is_found_from_another_folder() {
     let home = Home::new();
     home.kill(home.training("run", 10, &[]), "run");

@@ -9,14 +9,18 @@ use runtime::text::{canonical, printable};
 
 use super::Class;
 
+/// What to do with class folders that are the same class.
+pub(super) const MERGE: &str = "merge the folders";
+
 /// What all names that look alike have in common.
 pub(super) fn folded(name: &str) -> String {
     // Windows drops spaces and dots at the end of a name.
     canonical(name).trim().trim_end_matches('.').to_lowercase()
 }
 
-/// A note of classes in one split whose names look alike: one class more than is meant, usually.
-pub(super) fn note(container: &Path, ids: &[String]) -> Option<String> {
+/// A note of classes in one split whose names look alike: one class more than is meant, usually. `remedy` is what to do
+/// "if they are the same".
+pub(super) fn note(container: &Path, ids: &[String], remedy: &str) -> Option<String> {
     let mut by_look: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for id in ids {
         by_look.entry(folded(id)).or_default().push(id);
@@ -29,7 +33,7 @@ pub(super) fn note(container: &Path, ids: &[String]) -> Option<String> {
         count => format!(", as do the names of {} more", count - 1),
     };
     let what = "differ in case, spaces or Unicode form only, and are classes of their own";
-    Some(format!("{}: {names} {what}{more}; merge the folders if they are the same", container.display()))
+    Some(format!("{}: {names} {what}{more}; {remedy} if they are the same", container.display()))
 }
 
 /// Gives the folders of another split the names of the known classes whose text is the same in another Unicode form:
@@ -74,12 +78,12 @@ mod tests {
 
     #[test]
     fn classes_that_look_alike_are_noted() {
-        assert_eq!(note(Path::new("d"), &owned(&["cat", "dog", "catfish"])), None);
+        assert_eq!(note(Path::new("d"), &owned(&["cat", "dog", "catfish"]), "x"), None);
         for names in [["Cat", "cat"], ["cat ", "cat"], ["cat.", "cat"], ["caf\u{e9}", "cafe\u{301}"]] {
-            let note = note(Path::new("d"), &owned(&[names[0], "dog", names[1]])).unwrap_or_default();
+            let note = note(Path::new("d"), &owned(&[names[0], "dog", names[1]]), "x").unwrap_or_default();
             assert!(note.contains(&format!("`{}` and `{}`", names[0], names[1])), "{note}");
         }
-        let note = note(Path::new("d"), &owned(&["A", "B", "a", "b"])).unwrap_or_default();
+        let note = note(Path::new("d"), &owned(&["A", "B", "a", "b"]), "x").unwrap_or_default();
         assert!(note.contains("`A` and `a`") && note.contains("1 more"), "{note}");
     }
 

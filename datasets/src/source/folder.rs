@@ -23,22 +23,22 @@ use std::{
     borrow::Cow,
     cmp::Ordering,
     collections::{BTreeSet, HashMap},
-    io::Read,
     ops::ControlFlow,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use runtime::{files::open_regular, text::printable};
+use runtime::text::printable;
 
 pub(super) use self::{
     classes::find_classes,
     kaggle::{find_kaggle, kaggle_root},
 };
 use super::{
-    Class, LeftOut, LeftOutReason, Location, MAX_SAMPLE_BYTES, Source, check_index,
+    Class, LeftOut, LeftOutReason, Location, Source, check_index,
     names::{Labels, Names, natural_order},
     options::Part,
+    read_at::read_file,
     walk::{ImageFile, Listing, Unreadable, readable, walk},
 };
 use crate::{Error, Result, imagenet};
@@ -232,22 +232,6 @@ impl Source for Folder {
         let path = self.path(index);
         read_file(&path, buffer).map_err(|source| Error::io(path, source))
     }
-}
-
-/// Replaces the content of `buffer` by a file's, up to [`MAX_SAMPLE_BYTES`] of it.
-fn read_file(path: &Path, buffer: &mut Vec<u8>) -> std::io::Result<()> {
-    buffer.clear();
-    let file = open_regular(path)?;
-    let size = file.metadata()?.len();
-    if size > MAX_SAMPLE_BYTES {
-        return Err(std::io::Error::other(format!(
-            "{size} bytes are more than an image may have ({MAX_SAMPLE_BYTES})"
-        )));
-    }
-    // One byte beyond the size lets the end be found without growing the buffer.
-    buffer.reserve(size as usize + 1);
-    file.take(MAX_SAMPLE_BYTES).read_to_end(buffer)?;
-    Ok(())
 }
 
 /// Class folders by the classes' identifiers.

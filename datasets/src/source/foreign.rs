@@ -27,8 +27,8 @@ const CONTAINERS: [(&[&str], &str); 9] = [
     (&["-ubyte", "-ubyte.gz"], "the IDX format of MNIST"),
 ];
 
-/// Tables and lists by the ends of their names.
-const TABLES: [&str; 9] = [".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".xlsx"];
+/// Tables and lists that are not read, by the ends of their names.
+const TABLES: [&str; 7] = [".json", ".xml", ".yaml", ".yml", ".xlsx", ".xls", ".ods"];
 
 /// What a file is by its name, and what to do; `None` for one that could be anything.
 pub(super) fn file(name: &str) -> Option<String> {
@@ -45,7 +45,9 @@ pub(super) fn file(name: &str) -> Option<String> {
         return Some(format!("is {what}, which is not read: unpack it ({command}) and give the folder"));
     }
     ends(&TABLES).then(|| {
-        "is a table or list, and labels in these are not read: sort the images into one folder per class".to_owned()
+        "is a table or list that is not read: save it as CSV, with a column of the images' paths and one of the labels, or \
+         sort the images into one folder per class"
+            .to_owned()
     })
 }
 
@@ -69,7 +71,7 @@ pub(super) fn folder(path: &Path) -> Option<String> {
         if !is(&TABLES) {
             return Some(found);
         }
-        if is(&[".csv", ".tsv", ".jsonl", ".xlsx"]) {
+        if is(&[".xlsx", ".xls", ".ods"]) {
             table.get_or_insert(found);
         }
     }
@@ -89,13 +91,13 @@ mod tests {
             ("train-00000-of-00010.tfrecord", "TFRecord"),
             ("x.npz", "NumPy"),
             ("data_batch_1", "CIFAR"),
-            ("labels.csv", "one folder per class"),
-            ("data.yaml", "a table or list"),
+            ("labels.xlsx", "save it as CSV"),
+            ("data.yaml", "one folder per class"),
         ] {
             let found = file(name).unwrap_or_default();
             assert!(found.contains(what), "{name}: {found}");
         }
-        for name in ["photos", "cat.jpg", "shard-000.tar", "csv"] {
+        for name in ["photos", "cat.jpg", "shard-000.tar", "labels.csv"] {
             assert_eq!(file(name), None, "{name}");
         }
     }
@@ -105,8 +107,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join("readme.txt"), "").unwrap();
         assert_eq!(folder(root.path()), None);
-        std::fs::write(root.path().join("a.csv"), "").unwrap();
-        assert!(folder(root.path()).unwrap().contains("a.csv is a table"));
+        std::fs::write(root.path().join("a.xlsx"), "").unwrap();
+        assert!(folder(root.path()).unwrap().contains("a.xlsx is a table"));
         std::fs::create_dir(root.path().join("batches")).unwrap();
         std::fs::write(root.path().join("batches/data_batch_1"), "").unwrap();
         let found = folder(root.path()).unwrap();

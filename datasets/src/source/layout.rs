@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The split that a name denotes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Role {
     Train,
     Val,
@@ -74,6 +74,11 @@ pub fn split_beside(folder: &Path) -> Option<PathBuf> {
 /// Returns the first split in a name: of `imagenet-train-0000.tar`, the training split.
 pub(super) fn role_in(name: &str) -> Option<Role> {
     words(name).iter().find_map(|word| role_of(word))
+}
+
+/// Whether a name has a generic word for data or the name of a split in it: `HAM10000_images_part_1`, `train-jpg`.
+pub(super) fn names_data(name: &str) -> bool {
+    words(name).iter().any(|word| role_of(word).is_some() || FILLERS.contains(&word.as_str()))
 }
 
 /// Whether a name is a generic word for data, such as `images` or `data_2017`. A number alone can be a class.
@@ -156,5 +161,6 @@ mod tests {
         assert!(
             is_filler_name("Images") && is_filler_name("data_2017") && !is_filler_name("cats") && !is_filler_name("7")
         );
+        assert!(names_data("HAM10000_images_part_1") && names_data("train-jpg") && !names_data("cats_2"));
     }
 }

@@ -27,6 +27,10 @@ pub enum LeftOutReason {
     Hidden,
     /// A file without an image's extension.
     NoImage,
+    /// An image of a table that is not there.
+    Missing,
+    /// An image whose name has no label, where labels are in the names.
+    NoLabel,
 }
 
 impl LeftOutReason {
@@ -40,6 +44,8 @@ impl LeftOutReason {
             Self::AmbiguousName => "name that is not Unicode and equals another one",
             Self::Hidden => "hidden",
             Self::NoImage => "no image by its name",
+            Self::Missing => "in the table and missing",
+            Self::NoLabel => "no label in its name",
         }
     }
 }

@@ -21,6 +21,7 @@ mod read_at;
 #[cfg(feature = "remote")]
 mod remote;
 mod subset;
+mod table;
 mod tar;
 mod walk;
 mod webdataset;
@@ -30,7 +31,7 @@ pub use layout::split_beside;
 pub use left_out::{LeftOut, LeftOutGroup, LeftOutReason};
 pub use names::natural_order;
 pub use open::open;
-pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split};
+pub use options::{OpenOptions, Opened, RemoteOptions, SourceKind, Split, TableOptions};
 pub use packed::Packed;
 #[cfg(feature = "parquet")]
 pub use parquet::Table as ParquetTable;
@@ -40,6 +41,7 @@ pub use read_at::{LocalFile, ReadAt};
 pub use remote::RemoteFile;
 pub(crate) use subset::draw;
 pub use subset::{Relabeled, Subset};
+pub use table::{TableSource, is_table_name};
 pub(crate) use tar::seal as seal_tar_header;
 pub use tar::tar_header;
 pub use walk::{ImagesInFolder, images_in_folder};

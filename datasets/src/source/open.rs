@@ -9,12 +9,15 @@ use runtime::text::printable;
 
 use super::{
     LocalFile, ReadAt, Source, Subset, archive, folder, foreign, is_image_name,
-    options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split},
+    options::{Found, OpenOptions, OpenPart, Opened, Part, SourceKind, Split, TableOptions},
     pattern,
     subset::Chain,
+    table::{self, is_table_name},
     walk::holds_image,
     webdataset::{self, WEBDATASET},
 };
+#[cfg(feature = "parquet")]
+use super::{index::IndexCache, layout::Role};
 use crate::{Digits, Error, Result};
 
 /// Opens the data set `spec`.
@@ -29,7 +32,11 @@ use crate::{Digits, Error, Result};
 /// | `parquet` | a folder of `.parquet` files or one whose `data` folder has them, one of them, or a pattern |
 /// | `kaggle` | a folder with `ILSVRC/Data/CLS-LOC/{train,val}`, or one of the folders on the way down |
 /// | `folder` | a folder with `train/CLASS/…`, `val/CLASS/…` (in any case and usual variant: `Training`, `test_set`), or with `CLASS/…` |
+/// | `table` | a file `.csv`, `.tsv`, `.txt` or `.jsonl` with a row for each image, or a folder with one, or with one for each split |
 /// | `images` | an image file, a folder of images, a pattern (`photos/*.jpg`, `{a,b}.png`) |
+///
+/// Images get labels from their names by `options.table.label_from`. The other options of tables are refused where the
+/// data is none.
 ///
 /// A URL (`http://`, `https://`, `s3://`, `gs://`, `az://`; cargo feature `remote`) is one `.tar` or `.parquet`, a
 /// pattern of them, or a folder: of any of these where the store can list it, of the official archives elsewhere.
@@ -44,10 +51,25 @@ use crate::{Digits, Error, Result};
 pub fn open(spec: &str, options: &OpenOptions) -> Result<Opened> {
     let path = Path::new(spec);
     let (kind, found) = recognize(spec, path, options)?;
+    check_table_options(spec, kind, &options.table)?;
     let part = select(spec, found, options, kind)?;
     log::debug!("{spec}: {kind}, {} samples of {} classes", part.source.len(), part.source.classes().len());
     let notes = part.notes.iter().map(|note| printable(note).into_owned()).collect();
     Ok(Opened { source: part.source, kind, split: options.split, notes, left_out: part.left_out })
+}
+
+/// Refuses options of tables for other data: they would have no effect.
+fn check_table_options(spec: &str, kind: SourceKind, options: &TableOptions) -> Result<()> {
+    let labels_in_names = options.label_from.is_some() && !matches!(kind, SourceKind::Table | SourceKind::Images);
+    let is_table = kind == SourceKind::Table || (kind == SourceKind::Parquet && options.images_root.is_none());
+    let unused = match (options.is_of_table() && !is_table, labels_in_names) {
+        (true, _) => {
+            "a column or the folder of a table's images (image_column, label_column, split_column, images_root)"
+        }
+        (_, true) => "an expression for labels in names of files (label_from)",
+        _ => return Ok(()),
+    };
+    Err(Error::layout(spec, format!("is of the kind {kind}, for which {unused} has no effect; leave it out")))
 }
 
 fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result<(SourceKind, Found<'a>)> {
@@ -67,6 +89,11 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
     }
     if !path.exists() && pattern::is_pattern(spec) {
         let files = pattern::local_files(spec)?;
+        if let Some(pattern) = label_pattern(spec, options)? {
+            let is_image = |path: &PathBuf| path.file_name().is_some_and(|name| is_image_name(&name.to_string_lossy()));
+            let images = files.into_iter().filter(is_image).collect();
+            return Ok((SourceKind::Images, table::find_labeled(spec, pattern, Some(images))?));
+        }
         if wanted(SourceKind::WebDataset) && files.iter().all(|path| path.extension().is_some_and(|e| e == "tar")) {
             let shards = webdataset::local_shards(&files)?;
             return Ok((SourceKind::WebDataset, webdataset::find(spec.to_owned(), shards, WEBDATASET, options)));
@@ -79,7 +106,7 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         let is_image = |path: &PathBuf| path.to_string_lossy().rsplit('/').next().is_some_and(is_image_name);
         if wanted(SourceKind::Images) && files.iter().any(is_image) {
             let files: Vec<_> = files.into_iter().filter(is_image).collect();
-            return Ok((SourceKind::Images, images(move || folder::Folder::files(&files))));
+            return Ok((SourceKind::Images, images(move || folder::Folder::files(&files), Vec::new())));
         }
         looked_for.push("images among the files that match the pattern");
         return Err(unrecognized(spec, &looked_for));
@@ -87,6 +114,10 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
 
     let metadata = std::fs::metadata(path).map_err(|source| Error::io(path, explained(spec, source)))?;
     if metadata.is_file() {
+        if wanted(SourceKind::Table) && (is_table_name(spec) || options.kind == Some(SourceKind::Table)) {
+            return Ok((SourceKind::Table, table::find(path, &options.table)?));
+        }
+        looked_for.push("*.csv, *.tsv, *.txt, *.jsonl");
         if wanted(SourceKind::Archive) && spec.ends_with(".tar") {
             let file: Arc<dyn ReadAt> = Arc::new(LocalFile::open(path)?);
             if let Some(archives) = archive::recognize(&file)? {
@@ -103,7 +134,7 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         }
         looked_for.push("*.tar, *.parquet");
         if wanted(SourceKind::Images) && is_image_name(spec) {
-            return Ok((SourceKind::Images, images(move || folder::Folder::files(&[path.to_owned()]))));
+            return Ok((SourceKind::Images, images(move || folder::Folder::files(&[path.to_owned()]), Vec::new())));
         }
         looked_for.push("an image file (jpg, png, webp, bmp, gif, tif, ppm)");
         let what = path.file_name().and_then(|name| foreign::file(&name.to_string_lossy()));
@@ -114,6 +145,15 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         return Err(Error::io(path, kind));
     }
 
+    if let Some(pattern) = label_pattern(spec, options)? {
+        return Ok((SourceKind::Images, table::find_labeled(spec, pattern, None)?));
+    }
+    if options.kind == Some(SourceKind::Table) || (options.kind.is_none() && options.table.is_of_table()) {
+        if let Some(found) = table::find_in_folder(path, &options.table)? {
+            return Ok((SourceKind::Table, found));
+        }
+        looked_for.push("tables (*.csv, *.tsv, *.jsonl)");
+    }
     if wanted(SourceKind::Archive) {
         if let Some(archives) = archive::local_archives(path)? {
             return Ok((SourceKind::Archive, archive::find(spec.to_owned(), archives, options)));
@@ -144,14 +184,34 @@ fn recognize<'a>(spec: &str, path: &'a Path, options: &'a OpenOptions) -> Result
         looked_for.push("Kaggle's ILSVRC/Data/CLS-LOC");
     }
     if wanted(SourceKind::Folder) {
-        if let Some(found) = folder::find_classes(path, options)? {
-            return Ok((SourceKind::Folder, found));
+        match folder::find_classes(path, options) {
+            Ok(Some(found)) => return Ok((SourceKind::Folder, found)),
+            Ok(None) => {}
+            // Tables beside folders of images say which are which.
+            Err(error) => match table::find_in_folder(path, &options.table) {
+                Ok(Some(found)) if wanted(SourceKind::Table) => return Ok((SourceKind::Table, found)),
+                Err(of_table) if wanted(SourceKind::Table) => return Err(of_table),
+                _ => return Err(error),
+            },
         }
         looked_for.push("train/CLASS/IMAGE and val/CLASS/IMAGE, CLASS/IMAGE");
     }
+    if wanted(SourceKind::Table) {
+        match table::find_in_folder(path, &options.table) {
+            Ok(Some(found)) => return Ok((SourceKind::Table, found)),
+            Ok(None) => {}
+            // A table beside images may be about something else.
+            Err(Error::Layout { container, cause }) if wanted(SourceKind::Images) && holds_image(path)? => {
+                let note = format!("{container} gives the images no labels: it {cause}");
+                return Ok((SourceKind::Images, images(move || folder::Folder::images(path), vec![note])));
+            }
+            Err(error) => return Err(error),
+        }
+        looked_for.push("a table (*.csv, *.tsv, *.jsonl)");
+    }
     if wanted(SourceKind::Images) {
         if holds_image(path)? {
-            return Ok((SourceKind::Images, images(move || folder::Folder::images(path))));
+            return Ok((SourceKind::Images, images(move || folder::Folder::images(path), Vec::new())));
         }
         looked_for.push("images (jpg, png, webp, bmp, gif, tif, ppm)");
     }
@@ -195,9 +255,7 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
     }
     #[cfg(feature = "parquet")]
     if wanted(SourceKind::Parquet) && all_end(".parquet") {
-        let shards = super::parquet::with_classes(webdataset::Shards { files, classes })?;
-        let found = webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options);
-        return Ok((SourceKind::Parquet, found));
+        return Ok((SourceKind::Parquet, find_tables(spec, webdataset::Shards { files, classes }, options)?));
     }
     #[cfg(not(feature = "parquet"))]
     if wanted(SourceKind::Parquet) && all_end(".parquet") {
@@ -208,8 +266,47 @@ fn find_remote<'a>(spec: &str, options: &'a OpenOptions) -> Result<(SourceKind, 
 
 #[cfg(feature = "parquet")]
 fn find_parquet<'a>(spec: &str, files: &[PathBuf], options: &'a OpenOptions) -> Result<Found<'a>> {
-    let shards = super::parquet::with_classes(webdataset::local_shards(files)?)?;
-    Ok(webdataset::find(spec.to_owned(), shards, super::parquet::PARQUET, options))
+    find_tables(spec, webdataset::local_shards(files)?, options)
+}
+
+/// The splits of Parquet tables: those of a column if one is given, else those in the names of the files.
+#[cfg(feature = "parquet")]
+fn find_tables<'a>(spec: &str, shards: webdataset::Shards, options: &'a OpenOptions) -> Result<Found<'a>> {
+    use super::parquet::{PARQUET, splits, with_classes};
+    let shards = with_classes(shards, &options.table)?;
+    let Some(column) = &options.table.split_column else {
+        return Ok(webdataset::find(spec.to_owned(), shards, PARQUET, options));
+    };
+    let cells = splits(&shards.files, &options.table)?;
+    let roles = table::roles_of_cells(&cells, column).map_err(|cause| Error::layout(spec, cause))?;
+    let cache = IndexCache::new(options.index_cache.as_deref());
+    let whole = webdataset::open_part(spec, shards.files, &[], shards.classes, PARQUET, &options.table, &cache)?;
+    let part = |role: Role| -> Result<Option<OpenPart<'a>>> {
+        let indices: Vec<u32> = (0..).zip(&roles).filter(|(_, of)| **of == role).map(|(index, _)| index).collect();
+        if indices.is_empty() {
+            return Ok(None);
+        }
+        let (source, notes) = (Subset::new(whole.source.clone(), indices)?, whole.notes.clone());
+        Ok(Some(Box::new(move || Ok(Part::new(source, notes)))))
+    };
+    let (train, val, test) = (part(Role::Train)?, part(Role::Val)?, part(Role::Test)?);
+    let notes_of_test = match (&val, &test) {
+        (Some(_), Some(_)) => Some("the rows of the test split are left out; `val` is the other split"),
+        (None, Some(_)) if train.is_some() => {
+            Some("`test` is the validation split, which selects the best epoch in training: there is no `val`")
+        }
+        _ => None,
+    };
+    let note = notes_of_test.map(|note| format!("{spec}: {note}"));
+    let noted = |open: OpenPart<'a>| {
+        let note = note.clone();
+        Box::new(move || {
+            let mut part = open()?;
+            part.notes.extend(note);
+            Ok(part)
+        }) as OpenPart<'a>
+    };
+    Ok(Found::Divided { container: spec.to_owned(), train: train.map(noted), val: val.or(test).map(noted) })
 }
 
 #[cfg(not(feature = "parquet"))]
@@ -250,12 +347,24 @@ const KNOWN_SETS: [&str; 16] = [
     "oxfordpets",
 ];
 
+/// The expression that finds labels in names of files, where the data may be such files.
+fn label_pattern<'a>(spec: &str, options: &'a OpenOptions) -> Result<Option<&'a str>> {
+    let Some(pattern) = &options.table.label_from else { return Ok(None) };
+    match options.kind {
+        None | Some(SourceKind::Images) => Ok(Some(pattern)),
+        Some(SourceKind::Table) => Ok(None),
+        Some(kind) => {
+            Err(Error::layout(spec, format!("labels in names of files (label_from) are not of the kind {kind}")))
+        }
+    }
+}
+
 fn unrecognized(spec: &str, looked_for: &[&str]) -> Error {
     Error::Unrecognized { spec: spec.to_owned(), looked_for: looked_for.join("; ") }
 }
 
-fn images<'a>(open: impl FnOnce() -> Result<folder::Folder> + 'a) -> Found<'a> {
-    Found::Whole(Box::new(move || Ok(open()?.into_part(Vec::new()))))
+fn images<'a>(open: impl FnOnce() -> Result<folder::Folder> + 'a, notes: Vec<String>) -> Found<'a> {
+    Found::Whole(Box::new(move || Ok(open()?.into_part(notes))))
 }
 
 /// Opens the requested split.
@@ -263,7 +372,7 @@ fn select(spec: &str, found: Found<'_>, options: &OpenOptions, kind: SourceKind)
     let (container, train, val) = match found {
         Found::Whole(open) => {
             let part = open()?;
-            if kind == SourceKind::Images {
+            if kind == SourceKind::Images && part.source.classes().is_empty() {
                 return Ok(part);
             }
             return draw_split(spec, part, options);

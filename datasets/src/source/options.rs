@@ -61,19 +61,22 @@ pub enum SourceKind {
     Kaggle,
     /// The handwritten digits that are built in.
     Digits,
-    /// Images without labels: one file, a folder of files, a pattern.
+    /// A table of images and labels: CSV, TSV, JSON lines.
+    Table,
+    /// Images without labels, or with labels in their names: one file, a folder of files, a pattern.
     Images,
 }
 
 impl SourceKind {
     /// All kinds, in the order in which a path is tried.
-    pub const ALL: [SourceKind; 7] = [
+    pub const ALL: [SourceKind; 8] = [
         SourceKind::Digits,
         SourceKind::Archive,
         SourceKind::WebDataset,
         SourceKind::Parquet,
         SourceKind::Kaggle,
         SourceKind::Folder,
+        SourceKind::Table,
         SourceKind::Images,
     ];
 
@@ -86,6 +89,7 @@ impl SourceKind {
             SourceKind::Folder => "folder",
             SourceKind::Kaggle => "kaggle",
             SourceKind::Digits => "digits",
+            SourceKind::Table => "table",
             SourceKind::Images => "images",
         }
     }
@@ -124,8 +128,38 @@ pub struct OpenOptions {
     pub allow_empty_classes: bool,
     /// The folder of archive indices; `None` is `$XDG_CACHE_HOME/hearth/index` or `~/.cache/hearth/index`.
     pub index_cache: Option<PathBuf>,
+    /// The columns of a table, and labels in names of files.
+    pub table: TableOptions,
     /// Options for files on servers; used with the cargo feature `remote`.
     pub remote: RemoteOptions,
+}
+
+/// The columns and files of a table, and labels in names of files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct TableOptions {
+    /// Column of the images in a table, by its name, or its number if there is no header [default: guessed from the names]
+    #[arg(help_heading = "Data", long, value_name = "COLUMN")]
+    pub image_column: Option<String>,
+    /// Column of the labels in a table [default: guessed from the names]
+    #[arg(help_heading = "Data", long, value_name = "COLUMN")]
+    pub label_column: Option<String>,
+    /// Column of the splits in a table (train, val, test, or true and false in a column `is_valid`) [default: guessed]
+    #[arg(help_heading = "Data", long, value_name = "COLUMN")]
+    pub split_column: Option<String>,
+    /// Folder that the images of a table are in [default: the table's folder, and its subfolders such as images/]
+    #[arg(help_heading = "Data", long, value_name = "DIR")]
+    pub images_root: Option<PathBuf>,
+    /// Regular expression that finds the label in the name of a file, in its group or the group `label`: '^(.+)_[0-9]+'
+    #[arg(help_heading = "Data", long, value_name = "REGEX", conflicts_with = "label_column")]
+    pub label_from: Option<String>,
+}
+
+impl TableOptions {
+    /// Whether a column or the folder of a table's images is given.
+    pub fn is_of_table(&self) -> bool {
+        let columns = [&self.image_column, &self.label_column, &self.split_column];
+        columns.into_iter().any(Option::is_some) || self.images_root.is_some()
+    }
 }
 
 /// Options for files on servers.

@@ -1,5 +1,5 @@
 //! Parquet tables as the Hugging Face hub publishes image sets: a column `image` (or `img`) with `bytes` and, perhaps,
-//! `path`, and a column `label` of numbers or names.
+//! `path`, and a column `label` of numbers or names. Columns of other names are given, or guessed and noted.
 //!
 //! The labels and paths of all rows are read when a table is opened, and kept like an archive's index. A sample's bytes
 //! are read from its row group: at first from the pages that hold the row; a block of rows that is requested again soon,
@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use parquet::{
-    basic::Type as PhysicalType,
+    basic::{ConvertedType, Type as PhysicalType},
     column::reader::ColumnReader,
     data_type::ByteArray,
     errors::ParquetError,
@@ -32,6 +32,7 @@ use parquet::{
 use super::{
     Class, Location, ReadAt, Source, check_index, index,
     names::{Labels, Names},
+    options::TableOptions,
     packed::sample_size,
     webdataset::{Format, Shards},
 };
@@ -40,9 +41,14 @@ use crate::{Error, Result, imagenet};
 /// Tables of Parquet as shards.
 pub(super) const PARQUET: Format = Format {
     layout: "parquet",
-    index: |file| guarded(file, || index(file)),
-    build: |tables, classes, labels| Ok(Arc::new(Table::new(tables, classes, labels)?)),
+    index: |file, columns| guarded(file, || index(file, columns)),
+    build: |tables, classes, labels, columns| Ok(Arc::new(Table::new(tables, classes, labels, columns)?)),
 };
+
+/// Names of columns of images and labels, the most usual ones first.
+const IMAGES: [&str; 5] = ["image", "img", "picture", "photo", "jpg"];
+const LABELS: [&str; 10] =
+    ["label", "labels", "fine_label", "class", "category", "target", "class_label", "cls", "species", "breed"];
 
 /// How many blocks back a second request still counts as soon.
 const RECENT: usize = 64;
@@ -97,31 +103,85 @@ struct Part {
     bytes: usize,
     path: Option<usize>,
     label: Option<usize>,
+    label_name: Option<String>,
+    split: Option<usize>,
+    /// What was guessed of the columns.
+    guess: Option<String>,
     /// The first row of each row group, and the number of all.
     starts: Vec<u64>,
 }
 
 impl Part {
-    fn open(file: Arc<dyn ReadAt>) -> Result<Self> {
+    fn open(file: Arc<dyn ReadAt>, columns: &TableOptions) -> Result<Self> {
         let failed = |error| corrupt(&file, None, error);
         let reader = SerializedFileReader::new(Chunks(file.clone())).map_err(failed)?;
         let schema = reader.metadata().file_metadata().schema_descr();
-        let column = |names: &[&str]| {
-            schema.columns().iter().position(|column| names.contains(&column.path().string().as_str()))
+        let paths: Vec<String> = schema.columns().iter().map(|column| column.path().string()).collect();
+        let at = |path: &str| paths.iter().position(|known| known == path);
+        let refuse = |cause: String| Err(Error::layout(file.name(), cause));
+        let holds_bytes = |at: usize| schema.column(at).physical_type() == PhysicalType::BYTE_ARRAY;
+        let is_text = |at: usize| schema.column(at).converted_type() == ConvertedType::UTF8;
+        // As the hub has them, or bytes alone.
+        let images_of = |name: &str| {
+            let of_group = at(&format!("{name}.bytes")).filter(|&at| holds_bytes(at));
+            of_group.or_else(|| at(name).filter(|&at| holds_bytes(at) && !is_text(at)))
         };
-        let bytes = column(&["image.bytes", "img.bytes"]);
-        let (path, label) = (column(&["image.path", "img.path"]), column(&["label"]));
-        let Some(bytes) = bytes.filter(|&at| schema.column(at).physical_type() == PhysicalType::BYTE_ARRAY) else {
-            let columns: Vec<_> = schema.columns().iter().map(|column| column.path().string()).collect();
-            let cause = format!("has no column image.bytes; its columns are {}", columns.join(", "));
-            return Err(Error::layout(file.name(), cause));
+        let listed = || paths.join(", ");
+        let (image, is_guess) = match &columns.image_column {
+            Some(name) if images_of(name).is_some() => (name.clone(), false),
+            Some(name) => {
+                let why = if at(name).is_some() { "holds no encoded images" } else { "is not there" };
+                return refuse(format!("the column {name} {why}; its columns are {}", listed()));
+            }
+            None => {
+                let tops: Vec<&str> = paths.iter().map(|path| path.strip_suffix(".bytes").unwrap_or(path)).collect();
+                let groups: Vec<&str> =
+                    tops.iter().zip(&paths).filter(|(top, path)| **top != path.as_str()).map(|(top, _)| *top).collect();
+                let usual = IMAGES.iter().find(|name| images_of(name).is_some()).copied();
+                let only = || match &groups[..] {
+                    [one] if images_of(one).is_some() => Some(*one),
+                    _ => None,
+                };
+                match usual.or_else(only) {
+                    Some(name) => (name.to_owned(), !IMAGES[..2].contains(&name)),
+                    None => {
+                        let cause =
+                            "has no column of encoded images that can be guessed (image.bytes); its columns are";
+                        return refuse(format!("{cause} {}; name it (image_column)", listed()));
+                    }
+                }
+            }
         };
+        let Some(bytes) = images_of(&image) else { return refuse(format!("has no column {image}")) };
+        let path = at(&format!("{image}.path"));
+        let (label, label_is_guess) = match &columns.label_column {
+            Some(name) => match at(name) {
+                Some(at) => (Some(at), false),
+                None => return refuse(format!("has no column {name}; its columns are {}", listed())),
+            },
+            None => {
+                let usual = LABELS.iter().find_map(|name| at(name));
+                (usual, usual.is_some_and(|at| paths[at] != LABELS[0]))
+            }
+        };
+        let split = match &columns.split_column {
+            Some(name) => match at(name) {
+                Some(at) => Some(at),
+                None => return refuse(format!("has no column {name}; its columns are {}", listed())),
+            },
+            None => None,
+        };
+        let guess = (is_guess || label_is_guess).then(|| {
+            let labels = label.map_or_else(String::new, |at| format!(", labels from `{}`", paths[at]));
+            format!("{}: images from the column `{image}`{labels}", file.name())
+        });
+        let label_name = label.map(|at| paths[at].clone());
         let mut starts = vec![0_u64];
         for group in reader.metadata().row_groups() {
             let rows = u64::try_from(group.num_rows()).unwrap_or_default();
             starts.push(starts[starts.len() - 1] + rows);
         }
-        Ok(Self { file, reader, bytes, path, label, starts })
+        Ok(Self { file, reader, bytes, path, label, label_name, split, guess, starts })
     }
 
     fn column(&self, group: usize, column: usize) -> Result<ColumnReader> {
@@ -170,7 +230,12 @@ impl Part {
                     values.extend(narrow.into_iter().map(i64::from));
                     rows
                 }
-                _ => return Err(Error::layout(self.file.name(), "column label holds neither whole numbers nor names")),
+                _ => {
+                    return Err(Error::layout(
+                        self.file.name(),
+                        format!("column {column} holds neither whole numbers nor names"),
+                    ));
+                }
             };
             let (rows, ..) = rows.map_err(failed)?;
             if rows == 0 {
@@ -187,7 +252,7 @@ impl Part {
         let notes = self.reader.metadata().file_metadata().key_value_metadata()?;
         let json = notes.iter().find(|note| note.key == "huggingface")?.value.as_ref()?;
         let json: serde_json::Value = serde_json::from_str(json).ok()?;
-        let names = json.pointer("/info/features/label/names")?.as_array()?;
+        let names = json.pointer("/info/features")?.get(self.label_name.as_ref()?)?.get("names")?.as_array()?;
         let names: Vec<&str> = names.iter().map(|name| name.as_str()).collect::<Option<_>>()?;
         // ImageNet's are the hub's names, all synonyms of each; its wnids are better identifiers.
         let agrees = |(name, class): (&&str, &Class)| name.split(',').next() == Some(class.name.as_str());
@@ -227,23 +292,46 @@ fn guarded<T>(file: &Arc<dyn ReadAt>, work: impl FnOnce() -> Result<T>) -> Resul
 }
 
 /// Adds the classes that the first table notes.
-pub(super) fn with_classes(mut shards: Shards) -> Result<Shards> {
+pub(super) fn with_classes(mut shards: Shards, columns: &TableOptions) -> Result<Shards> {
     if let (None, Some(first)) = (&shards.classes, shards.files.first()) {
-        shards.classes = guarded(first, || Ok(Part::open(first.clone())?.classes()))?;
+        shards.classes = guarded(first, || Ok(Part::open(first.clone(), columns)?.classes()))?;
     }
     Ok(shards)
 }
 
+/// Returns the cells of the column of splits, file after file.
+pub(super) fn splits(files: &[Arc<dyn ReadAt>], columns: &TableOptions) -> Result<Vec<String>> {
+    let of_file = |file: &Arc<dyn ReadAt>| {
+        let part = Part::open(file.clone(), columns)?;
+        let Some(column) = part.split else { return Ok(Vec::new()) };
+        let kind = part.reader.metadata().file_metadata().schema_descr().column(column).physical_type();
+        let mut cells = Vec::new();
+        for group in 0..part.starts.len() - 1 {
+            if kind == PhysicalType::BYTE_ARRAY {
+                let texts = part.texts(group, column, 0, part.rows(group))?;
+                let text = |text: Option<ByteArray>| text.and_then(|text| text.as_utf8().ok().map(str::to_owned));
+                cells.extend(texts.into_iter().map(|cell| text(cell).unwrap_or_default()));
+            } else {
+                let numbers = part.numbers(group, column)?.into_iter();
+                cells.extend(numbers.map(|number| number.map_or_else(String::new, |number| number.to_string())));
+            }
+        }
+        Ok(cells)
+    };
+    let parts = files.iter().map(|file| guarded(file, || of_file(file))).collect::<Result<Vec<_>>>()?;
+    Ok(parts.into_iter().flatten().collect())
+}
+
 /// Reads the labels and paths of a file. Offsets are row numbers.
-fn index(file: &Arc<dyn ReadAt>) -> Result<index::Table> {
-    let part = Part::open(file.clone())?;
+fn index(file: &Arc<dyn ReadAt>, columns: &TableOptions) -> Result<index::Table> {
+    let part = Part::open(file.clone(), columns)?;
     let name = file.name().rsplit(['/', '\\']).next().unwrap_or_default();
     let base = format!("{}/", name.strip_suffix(".parquet").unwrap_or(name));
     let rows = part.starts[part.starts.len() - 1];
     if rows > file.len() {
         return Err(Error::layout(file.name(), format!("declares {rows} rows, more than it has bytes")));
     }
-    let mut table = index::Table::default();
+    let mut table = index::Table { notes: part.guess.iter().cloned().collect(), ..index::Table::default() };
     let (mut paths, mut labels, mut names): (Vec<String>, Vec<Option<u32>>, Vec<String>) = Default::default();
     let mut numbers: HashMap<String, u32> = HashMap::new();
     for group in 0..part.starts.len() - 1 {
@@ -373,12 +461,17 @@ impl Table {
     /// The size of a block: several fit into the cache, so that a thread that is ahead frees none that others read.
     const BLOCK_BYTES: usize = Self::CACHE_BYTES / 4;
 
-    fn new(tables: Vec<(Arc<dyn ReadAt>, index::Table)>, classes: Vec<Class>, labels: Labels) -> Result<Self> {
+    fn new(
+        tables: Vec<(Arc<dyn ReadAt>, index::Table)>,
+        classes: Vec<Class>,
+        labels: Labels,
+        columns: &TableOptions,
+    ) -> Result<Self> {
         let (mut parts, mut names, mut starts) = (Vec::new(), Names::default(), Vec::new());
         for (file, table) in tables {
             starts.push(names.len());
             names.append(&table.names)?;
-            parts.push(guarded(&file, || Part::open(file.clone()))?);
+            parts.push(guarded(&file, || Part::open(file.clone(), columns))?);
         }
         names.shrink_to_fit();
         let (block_bytes, cache_bytes) = (Self::BLOCK_BYTES, Self::CACHE_BYTES);
@@ -575,6 +668,70 @@ mod tests {
         assert_eq!(one.source.len(), 20);
     }
 
+    /// Writes the columns of CIFAR-100: `img`, `fine_label` of numbers, and a column `part` of names.
+    fn write_other_columns(path: &Path, count: usize) {
+        let schema = "message schema { optional group photo_a { optional binary bytes; } optional int64 coarse_label; \
+                      optional int64 fine_label; optional binary part (UTF8); }";
+        let note = r#"{"info":{"features":{"fine_label":{"names":["ant","bee","cow"]}}}}"#;
+        let note = vec![KeyValue::new("huggingface".to_owned(), note.to_owned())];
+        let properties = WriterProperties::builder().set_key_value_metadata(Some(note)).build();
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer =
+            SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, Arc::new(properties)).unwrap();
+        let mut out = writer.next_row_group().unwrap();
+        let rows = rows(count);
+        let mut column = out.next_column().unwrap().unwrap();
+        let bytes: Vec<ByteArray> = rows.iter().map(|row| row.0.clone().into()).collect();
+        column.typed::<ByteArrayType>().write_batch(&bytes, Some(&vec![2; count]), None).unwrap();
+        column.close().unwrap();
+        for factor in [0, 1] {
+            let mut column = out.next_column().unwrap().unwrap();
+            let labels: Vec<i64> = rows.iter().map(|row| row.2.unwrap() * factor).collect();
+            column.typed::<Int64Type>().write_batch(&labels, Some(&vec![1; count]), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = out.next_column().unwrap().unwrap();
+        let parts: Vec<ByteArray> = (0..count).map(|row| if row < 6 { "Train" } else { "valid" }.into()).collect();
+        column.typed::<ByteArrayType>().write_batch(&parts, Some(&vec![1; count]), None).unwrap();
+        column.close().unwrap();
+        out.close().unwrap();
+        writer.close().unwrap();
+    }
+
+    #[test]
+    fn columns_of_any_name_are_guessed_or_given() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.parquet");
+        write_other_columns(&path, 9);
+        let open_with = |split, table| {
+            let index_cache = Some(folder.path().join("cache"));
+            open(path.to_str().unwrap(), &OpenOptions { split, index_cache, table, ..Default::default() })
+        };
+        let guessed = open_with(Split::Train, TableOptions::default()).unwrap();
+        assert_eq!((guessed.source.len(), guessed.source.classes()[2].id.as_str()), (9, "cow"));
+        assert!(guessed.notes[0].contains("`photo_a`, labels from `fine_label`"), "{:?}", guessed.notes);
+        let some = |name: &str| Some(name.to_owned());
+        let given = TableOptions { label_column: some("coarse_label"), ..TableOptions::default() };
+        let coarse = open_with(Split::Train, given).unwrap();
+        assert_eq!(coarse.source.classes().len(), 1, "another column has another index");
+        let given = TableOptions { split_column: some("part"), ..TableOptions::default() };
+        let mut bytes = Vec::new();
+        let val = open_with(Split::Val, given.clone()).unwrap().source;
+        val.read(0, &mut bytes).unwrap();
+        assert_eq!((val.len(), val.label(0), &bytes), (3, Some(0), &rows(9)[6].0));
+        assert_eq!(open_with(Split::Train, given).unwrap().source.len(), 6);
+        for (wrong, what) in [
+            (TableOptions { image_column: some("part"), ..Default::default() }, "part holds no encoded images"),
+            (TableOptions { image_column: some("x"), ..Default::default() }, "x is not there"),
+            (TableOptions { label_column: some("x"), ..Default::default() }, "no column x"),
+            (TableOptions { split_column: some("fine_label"), ..Default::default() }, "is no split"),
+            (TableOptions { images_root: Some("x".into()), ..Default::default() }, "no effect"),
+        ] {
+            let error = open_with(Split::Train, wrong).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
     #[test]
     fn rows_without_path_label_or_image_are_seen() {
         let folder = tempfile::tempdir().unwrap();
@@ -623,8 +780,9 @@ mod tests {
         write(&path, &all, 400, None, Compression::UNCOMPRESSED);
         let file = Arc::new(Counting(LocalFile::open(&path).unwrap(), AtomicU64::new(0)));
         let shared: Arc<dyn ReadAt> = file.clone();
-        let index = (PARQUET.index)(&shared).unwrap();
-        let mut table = Table::new(vec![(shared, index)], Vec::new(), Labels::Absent).unwrap();
+        let index = (PARQUET.index)(&shared, &TableOptions::default()).unwrap();
+        let mut table =
+            Table::new(vec![(shared, index)], Vec::new(), Labels::Absent, &TableOptions::default()).unwrap();
         (table.block_bytes, table.cache_bytes) = (200_000, 500_000);
         file.1.store(0, Ordering::Relaxed);
         // In order, as for sharding; the group of 2 MB is four times the cache.
@@ -663,11 +821,14 @@ mod tests {
             let mut bytes = good.clone();
             bytes[at] ^= 0x55;
             let file: Arc<dyn ReadAt> = Arc::new(Memory(bytes));
-            let Ok(table) = (PARQUET.index)(&file) else {
+            let Ok(table) = (PARQUET.index)(&file, &TableOptions::default()) else {
                 refused += 1;
                 continue;
             };
-            let Ok(table) = Table::new(vec![(file, table)], Vec::new(), Labels::Absent) else { continue };
+            let Ok(table) = Table::new(vec![(file, table)], Vec::new(), Labels::Absent, &TableOptions::default())
+            else {
+                continue;
+            };
             let mut buffer = Vec::new();
             refused += (0..table.len()).filter(|&row| table.read(row, &mut buffer).is_err()).count();
         }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     fs::{self, File},
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -12,6 +12,7 @@ use std::{
 
 use runtime::files::open_regular;
 
+use super::MAX_SAMPLE_BYTES;
 use crate::{Error, Result};
 
 /// A file of fixed length that many threads read at any offset.
@@ -155,5 +156,18 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Res
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+/// Replaces the content of `buffer` by a file's, up to [`MAX_SAMPLE_BYTES`] of it.
+pub(super) fn read_file(path: &Path, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    let file = open_regular(path)?;
+    let size = file.metadata()?.len();
+    if size > MAX_SAMPLE_BYTES {
+        return Err(io::Error::other(format!("{size} bytes are more than an image may have ({MAX_SAMPLE_BYTES})")));
+    }
+    // One byte beyond the size lets the end be found without growing the buffer.
+    buffer.reserve(size as usize + 1);
+    file.take(MAX_SAMPLE_BYTES).read_to_end(buffer)?;
     Ok(())
 }

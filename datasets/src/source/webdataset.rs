@@ -29,7 +29,7 @@ use super::{
     index::{IndexCache, Table},
     layout::{Role, role_in},
     names::Labels,
-    options::{Found, OpenOptions, OpenPart, Part},
+    options::{Found, OpenOptions, OpenPart, Part, TableOptions},
     packed::{Packed, sample_size},
     parallel,
     tar::{Member, Tar},
@@ -130,15 +130,15 @@ fn role_of(file: &dyn ReadAt) -> Option<Role> {
 /// Shards with their tables.
 pub(super) type Indexed = Vec<(Arc<dyn ReadAt>, Table)>;
 
-type BuildSource = fn(Indexed, Vec<Class>, Labels) -> Result<Arc<dyn Source>>;
+type BuildSource = fn(Indexed, Vec<Class>, Labels, &TableOptions) -> Result<Arc<dyn Source>>;
 
 /// A kind of shard.
 #[derive(Clone, Copy)]
 pub(super) struct Format {
     /// The layout of its tables in the index cache.
     pub layout: &'static str,
-    /// Makes the table of one shard.
-    pub index: fn(&Arc<dyn ReadAt>) -> Result<Table>,
+    /// Makes the table of one shard; columns are those of the options.
+    pub index: fn(&Arc<dyn ReadAt>, &TableOptions) -> Result<Table>,
     /// Makes the source of indexed shards.
     pub build: BuildSource,
 }
@@ -146,9 +146,18 @@ pub(super) struct Format {
 /// Shards in tar archives.
 pub(super) const WEBDATASET: Format = Format {
     layout: "webdataset",
-    index,
-    build: |tables, classes, labels| Ok(Arc::new(Packed::new(tables, classes, labels)?)),
+    index: |file, _| index(file),
+    build: |tables, classes, labels, _| Ok(Arc::new(Packed::new(tables, classes, labels)?)),
 };
+
+impl Format {
+    /// The layout of its tables in the index cache, which have the labels of the chosen columns.
+    fn cached_layout(&self, columns: &TableOptions) -> String {
+        let chosen = [("image", &columns.image_column), ("label", &columns.label_column)];
+        let chosen = chosen.into_iter().filter_map(|(what, name)| Some(format!("\n{what}={}", name.as_ref()?)));
+        format!("{}{}", self.layout, chosen.collect::<String>())
+    }
+}
 
 /// Returns the splits of a set of shards by their names; shards without a split in their names are whole. Those named
 /// `test` are the validation split if there is no other.
@@ -157,9 +166,10 @@ pub(super) fn find<'a>(container: String, shards: Shards, format: Format, option
     let parts: [Vec<_>; 4] = [Some(Role::Train), Some(Role::Val), Some(Role::Test), None].map(named);
     let [train, mut val, mut test, other] = parts;
     let cache = IndexCache::new(options.index_cache.as_deref());
+    let columns = &options.table;
     if train.is_empty() && val.is_empty() && test.is_empty() {
         let name = container.clone();
-        return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, format, &cache)));
+        return Found::Whole(Box::new(move || open_part(&name, other, &[], shards.classes, format, columns, &cache)));
     }
     let mut notes = Vec::new();
     if val.is_empty() && !test.is_empty() {
@@ -180,7 +190,7 @@ pub(super) fn find<'a>(container: String, shards: Shards, format: Format, option
     let part = |mine: Vec<Arc<dyn ReadAt>>, others: Vec<Arc<dyn ReadAt>>| {
         let (name, cache, classes, notes) = (container.clone(), cache.clone(), shards.classes.clone(), notes.clone());
         let open = move || {
-            let mut part = open_part(&name, mine, &others, classes, format, &cache)?;
+            let mut part = open_part(&name, mine, &others, classes, format, columns, &cache)?;
             part.notes.extend(notes);
             Ok(part)
         };
@@ -192,15 +202,16 @@ pub(super) fn find<'a>(container: String, shards: Shards, format: Format, option
 }
 
 /// Opens some shards. If only the labels define the classes, those of the `others` count too.
-fn open_part(
+pub(super) fn open_part(
     container: &str,
     files: Vec<Arc<dyn ReadAt>>,
     others: &[Arc<dyn ReadAt>],
     known: Option<Vec<Class>>,
     format: Format,
+    columns: &TableOptions,
     cache: &IndexCache,
 ) -> Result<Part> {
-    let mut tables = index_all(&files, format, cache)?;
+    let mut tables = index_all(&files, format, columns, cache)?;
     if tables.iter().all(|table| table.names.len() == 0) {
         return Err(Error::layout(container, format!("no images in {} shards", files.len())));
     }
@@ -217,20 +228,26 @@ fn open_part(
         let classes = match known {
             Some(classes) => classes,
             None if are_numbers && are_of_imagenet(&tables) => imagenet::classes().to_vec(),
-            None => classes_of(container, tables.iter().chain(&index_all(others, format, cache)?))?,
+            None => classes_of(container, tables.iter().chain(&index_all(others, format, columns, cache)?))?,
         };
         let labels = label_all(&files, &tables, &classes)?;
         (classes, labels)
     };
-    let source = (format.build)(files.into_iter().zip(tables).collect(), classes, labels)?;
+    let source = (format.build)(files.into_iter().zip(tables).collect(), classes, labels, columns)?;
     Ok(Part { source, notes, left_out: LeftOut::default() })
 }
 
-fn index_all(files: &[Arc<dyn ReadAt>], format: Format, cache: &IndexCache) -> Result<Vec<Table>> {
+fn index_all(
+    files: &[Arc<dyn ReadAt>],
+    format: Format,
+    columns: &TableOptions,
+    cache: &IndexCache,
+) -> Result<Vec<Table>> {
+    let layout = format.cached_layout(columns);
     let threads = files.iter().map(|file| file.parallel_reads()).max().unwrap_or(1);
     parallel(files.len(), threads, |shard| {
         let file = &files[shard];
-        cache.get(file, format.layout, || (format.index)(file))
+        cache.get(&**file, &layout, || (format.index)(file, columns))
     })
 }
 

@@ -160,6 +160,26 @@ pub fn kaggle() -> Vec<Vec<u8>> {
     vec![rows.into(), rows.replace('\n', "\r\n").into_bytes(), Vec::new()]
 }
 
+/// Tables of the images `a.jpg`, `b.jpg` and `images/c.jpg`.
+pub fn tables_of_files() -> Vec<Vec<u8>> {
+    let text = "image,label,split\na.jpg,x,train\n\"b.jpg\",\"x\",val\nc,\"y, z\",train\n";
+    let wide = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let crlf = text.replace('\n', "\r\n");
+    vec![
+        text.into(),
+        crlf.into_bytes(),
+        wide,
+        b"a.jpg;1\nb.jpg;2\n".to_vec(),
+        b"a.jpg 1\nb.jpg 2\n".to_vec(),
+        b"sep=;\npath;is_valid;breed\na.jpg;0;cat\nb.jpg;1;cat\n".to_vec(),
+    ]
+}
+
+pub fn json_lines() -> Vec<Vec<u8>> {
+    let text = "{\"file_name\":\"a.jpg\",\"label\":3,\"box\":[1,2]}\n{\"label\":null,\"file_name\":\"b\"}\n";
+    vec![text.replace("null", "4").into_bytes(), text.replace("\"label\":3,", "\"label\":null,").into_bytes()]
+}
+
 pub fn quarantine() -> Vec<Vec<u8>> {
     vec![b"# a comment\na/b.jpg\tit is damaged\n\\#c\\td.jpg\t\n\\\\e\\n\\r\n".to_vec(), b"\n".to_vec()]
 }

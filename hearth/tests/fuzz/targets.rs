@@ -177,6 +177,8 @@ pub const TARGETS: &[Target] = &[
     Target { seal: seeds::seal_index, ..target("index_cache", index, seeds::index, &[b"\xff\xff\xff\xff"]) },
     target("manifest", manifest, |_| seeds::manifests(), JSON),
     target("kaggle_csv", kaggle, |_| seeds::kaggle(), &[b"ImageId,PredictionString\n", b"\"", b",", b"\r\n"]),
+    target("table_csv", |work| table(work, "t.csv"), |_| seeds::tables_of_files(), TABLE),
+    target("table_jsonl", |work| table(work, "t.jsonl"), |_| seeds::json_lines(), JSON),
     target(
         "quarantine",
         |work| quarantine(&work.join("x.txt")),
@@ -450,6 +452,35 @@ fn manifest(work: &Path) -> Run {
         let options = OpenOptions { index_cache: Some(cache.clone()), ..OpenOptions::split(Split::All) };
         read_samples(&folder, &options)
     })
+}
+
+/// What tables are made of.
+const TABLE: &[&[u8]] = &[
+    b"image,label,split\n",
+    b",",
+    b";",
+    b"\t",
+    b"\"",
+    b"\r\n",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"sep=;\n",
+    b"../",
+    b"a.jpg",
+    b"train",
+    b"is_valid",
+];
+
+/// Opens a table of the images beside it.
+fn table(work: &Path, name: &'static str) -> Run {
+    let photo = seeds::images("jpg").remove(0);
+    for image in ["a.jpg", "b.jpg", "images/c.jpg"] {
+        let path = work.join(image);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, &photo).unwrap();
+    }
+    opened(work, name)
 }
 
 /// Opens Kaggle's layout of ImageNet with the input as `LOC_val_solution.csv`.

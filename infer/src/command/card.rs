@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use datasets::{OpenOptions, Split};
+use datasets::{OpenOptions, Split, source::TableOptions};
 use runtime::{backend::BackendSpec, exit::ExitCode, files, outln, progress::Output};
 
 use super::open_weights;
@@ -28,7 +28,7 @@ pub fn run(args: &CardArgs, output: Output) -> Result<ExitCode> {
     let outputs = opened.card.classes.len();
     let given = match (&args.classes, &args.classes_from) {
         (Some(file), _) => Some((read_names(file)?, file.display().to_string())),
-        (None, Some(data)) => Some((names_of(data)?, data.clone())),
+        (None, Some(data)) => Some((names_of(data, &args.table)?, data.clone())),
         (None, None) => None,
     };
     if let Some((names, from)) = given {
@@ -69,8 +69,9 @@ fn parse_names(text: &str) -> Result<Vec<String>> {
 }
 
 /// Returns the class names of a data set, in its order.
-fn names_of(data: &str) -> Result<Vec<String>> {
-    let options = OpenOptions { split: Split::Train, allow_empty_classes: true, ..OpenOptions::default() };
+fn names_of(data: &str, table: &TableOptions) -> Result<Vec<String>> {
+    let table = table.clone();
+    let options = OpenOptions { allow_empty_classes: true, table, ..OpenOptions::split(Split::Train) };
     let opened = datasets::open(data, &options).with_context(|| format!("cannot take the classes from {data}"))?;
     let names: Vec<String> = opened.source.classes().iter().map(|class| class.name.clone()).collect();
     ensure!(!names.is_empty(), "{data} has no classes; give a folder with a folder for each class, or --classes");

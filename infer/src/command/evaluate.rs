@@ -1,7 +1,7 @@
 //! `infer evaluate` and `infer merge`: accuracy on labeled images.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,9 +20,10 @@ use kernels::KernelMode;
 use report::{
     chart::{Chart, Scale, Series},
     format::{
-        CARD, DataInfo, EvaluationSpec, EvaluationSummary, FORMAT, Mean, Metrics, PredictionRow, Proportion, RUN,
-        RunInfo, RunKind, RunResult, RunStatus, write_json,
+        CARD, DataInfo, EvaluationSpec, EvaluationSummary, FORMAT, Mean, Metrics, PREDICTIONS, PrecisionRecall,
+        PredictionRow, Proportion, RUN, RunInfo, RunKind, RunResult, RunStatus, read_csv, write_json,
     },
+    scores::{self, McNemar},
     stats,
 };
 use runtime::{
@@ -36,7 +37,7 @@ use runtime::{
 };
 
 use super::{announce, open_weights, print_json, select};
-use crate::cli::{AnswerFormat, BadSamplesArg, CropsArg, EvaluateArgs, MergeArgs, SplitArg};
+use crate::cli::{AnswerFormat, BadSamplesArg, CompareArgs, CropsArg, EvaluateArgs, Format, MergeArgs, SplitArg};
 
 /// The largest number of classes printed; the worst are printed first.
 const PRINTED_CLASSES: usize = 20;
@@ -46,6 +47,10 @@ pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world:
         world.is_alone() || args.num_shards == 1,
         "{} processes divide the work: omit --shard-index and --num-shards",
         world.size()
+    );
+    ensure!(
+        !args.classification_report || args.format == AnswerFormat::Text,
+        "--classification-report is text: omit --format, or --out DIR writes it to classification_report.txt"
     );
     if let Some(out) = args.out.as_ref().filter(|_| world.is_root()) {
         ensure_empty(out)?;
@@ -116,7 +121,61 @@ pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world:
     if !world.is_root() {
         return Ok(if evaluation.bad.is_empty() { ExitCode::Success } else { ExitCode::SomeInputsFailed });
     }
-    conclude(&evaluation, args.format, args.out.as_deref(), models.first().map(|model| model.card().to_json()))
+    let card = models.first().map(|model| model.card().to_json());
+    let code = conclude(&evaluation, args.format, args.out.as_deref(), card)?;
+    if args.classification_report {
+        out!("\n{}", scores::classification_report(&evaluation.rows, &evaluation.class_names))?;
+    }
+    Ok(code)
+}
+
+/// Compares two evaluations of the same images by McNemar's test.
+pub fn compare(args: &CompareArgs) -> Result<ExitCode> {
+    let read = |folder: &PathBuf| -> Result<Vec<PredictionRow>> {
+        let path = folder.join(PREDICTIONS);
+        ensure!(
+            path.is_file(),
+            "{} has no {PREDICTIONS}; give folders of `infer evaluate --out` or runs",
+            printable(&folder.display().to_string())
+        );
+        let rows: Vec<PredictionRow> = read_csv(&path)?;
+        let mut keys = HashSet::new();
+        if let Some(row) = rows.iter().find(|row| !keys.insert(row.key.as_str())) {
+            bail!("{} has `{}` twice: its images cannot be paired", path.display(), printable(&row.key));
+        }
+        Ok(rows)
+    };
+    let (first, second) = (read(&args.first)?, read(&args.second)?);
+    let test = McNemar::new(&first, &second).with_context(|| {
+        format!(
+            "{} and {} have no image in common: evaluate both on the same data",
+            args.first.display(),
+            args.second.display()
+        )
+    })?;
+    if test.unpaired > 0 {
+        log::warn!("{} images are in one of the evaluations alone and do not count", test.unpaired);
+    }
+    if args.format == Format::Json {
+        print_json(&test)?;
+        return Ok(ExitCode::Success);
+    }
+    let McNemar { images, both_right, only_first, only_second, p, exact, .. } = test;
+    let (difference, low, high) = test.difference();
+    let name = |folder: &PathBuf| printable(&folder.display().to_string()).into_owned();
+    let (first, second) = (name(&args.first), name(&args.second));
+    let accuracy = |right: usize| 100.0 * right as f64 / images as f64;
+    out!(
+        "{} images\n{:6.2} %  {first}\n{:6.2} %  {second}\n{difference:+6.2} points  {low:+.2} to {high:+.2}\n\nboth right {both_right}, \
+         only {first} {only_first}, only {second} {only_second}, neither {}\nMcNemar's test ({}): p = {}\n",
+        thousands(images as u64),
+        accuracy(both_right + only_first),
+        accuracy(both_right + only_second),
+        images - both_right - only_first - only_second,
+        if exact { "exact" } else { "χ² with continuity correction" },
+        if p < 1e-4 { format!("{p:.2e}") } else { format!("{p:.4}") },
+    )?;
+    Ok(ExitCode::Success)
 }
 
 /// Matches the data's classes to the network's: by --class-map, else by name, else by index. Returns the map, and what it
@@ -202,8 +261,10 @@ fn open(args: &EvaluateArgs) -> Result<(Arc<dyn Source>, Split)> {
         SplitArg::Train => Split::Train,
         SplitArg::All => Split::All,
     };
-    let open =
-        |split| datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, ..OpenOptions::split(split) });
+    let open = |split| {
+        let table = args.table.clone();
+        datasets::open(&args.data, &OpenOptions { allow_empty_classes: true, table, ..OpenOptions::split(split) })
+    };
     let (opened, split) = match open(split) {
         // Data without splits is evaluated as a whole.
         Err(datasets::Error::MissingSplit { .. }) if split == Split::Val => (open(Split::All)?, Split::All),
@@ -291,6 +352,20 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
     if let Some(ece) = summary.ece {
         text += &format!("{:26} {ece:6.2} points\n", "calibration error");
     }
+    if let Some(scores) = &summary.scores {
+        text += &format!("{:26} {:6.2} %\n", "balanced accuracy", 100.0 * scores.balanced_accuracy);
+        for (name, PrecisionRecall { precision, recall, f1 }) in
+            [("macro", scores.macro_average), ("weighted", scores.weighted)]
+        {
+            text += &format!("{:26} {precision:6.4}   {recall:.4}   {f1:.4}\n", format!("{name} P, R, F1"));
+        }
+        if let Some(kappa) = scores.kappa {
+            text += &format!("{:26} {kappa:6.4}\n", "Cohen's kappa");
+        }
+        if let Some(auroc) = scores.auroc {
+            text += &format!("{:26} {auroc:6.4}\n", "AUROC (mean, one vs rest)");
+        }
+    }
     text += &format!("{:26} {:6.1} images/s\n", "throughput", summary.images_per_second);
     let classes = stats::classes(&evaluation.rows);
     if classes.len() > 1 {
@@ -321,6 +396,7 @@ fn text(evaluation: &Evaluation, summary: &EvaluationSummary) -> String {
 fn csv_line(summary: &EvaluationSummary) -> Result<String> {
     let EvaluationSummary { spec, top1, top5, loss, .. } = summary;
     let cell = |rate: &Option<Proportion>| rate.as_ref().map_or(String::new(), |rate| format!("{:.3}", rate.percent));
+    let number = |value: f64| format!("{value:.4}");
     let mut table = csv::Writer::from_writer(Vec::new());
     table.write_record([
         "weights",
@@ -344,8 +420,19 @@ fn csv_line(summary: &EvaluationSummary) -> Result<String> {
         "ece",
         "bad_samples",
         "images_per_second",
+        "precision_macro",
+        "recall_macro",
+        "f1_macro",
+        "f1_micro",
+        "precision_weighted",
+        "recall_weighted",
+        "f1_weighted",
+        "balanced_accuracy",
+        "kappa",
+        "auroc",
     ])?;
-    let number = |value: f64| format!("{value:.4}");
+    let scores = summary.scores.unwrap_or_default();
+    let some = |value: Option<f64>| value.map_or(String::new(), number);
     table.write_record([
         escape_cell(&spec.weights.join(" ")).into_owned(),
         spec.architectures.join(" "),
@@ -368,6 +455,16 @@ fn csv_line(summary: &EvaluationSummary) -> Result<String> {
         summary.ece.map_or(String::new(), number),
         summary.bad_samples.to_string(),
         format!("{:.1}", summary.images_per_second),
+        number(scores.macro_average.precision),
+        number(scores.macro_average.recall),
+        number(scores.macro_average.f1),
+        number(scores.micro.f1),
+        number(scores.weighted.precision),
+        number(scores.weighted.recall),
+        number(scores.weighted.f1),
+        number(scores.balanced_accuracy),
+        some(scores.kappa),
+        some(scores.auroc),
     ])?;
     Ok(String::from_utf8(table.into_inner()?)?)
 }
@@ -385,8 +482,12 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
         Ok(table.into_inner()?)
     };
     let per_class = bytes(&|table| {
-        table.write_record(["class", "name", "images", "top1", "top5", "most_often_taken_for", "times"])?;
+        let header = ["class", "name", "images", "top1", "top5", "most_often_taken_for", "times", "precision", "f1"];
+        table.write_record(header)?;
+        let scores: BTreeMap<usize, PrecisionRecall> =
+            scores::classes(predictions).into_iter().map(|class| (class.class, class.scores)).collect();
         for class in stats::classes(predictions) {
+            let PrecisionRecall { precision, f1, .. } = scores.get(&class.label).copied().unwrap_or_default();
             let (other, count) = class.taken_for.unzip();
             table.write_record([
                 class.label.to_string(),
@@ -396,11 +497,15 @@ fn write(evaluation: &Evaluation, summary: &EvaluationSummary, out: &Path, card:
                 format!("{:.3}", class.top5.percent()),
                 other.map_or(String::new(), cell),
                 count.map_or(String::new(), |count| count.to_string()),
+                format!("{precision:.6}"),
+                format!("{f1:.6}"),
             ])?;
         }
         Ok(())
     })?;
     write_atomic_bytes(&out.join("per_class.csv"), &per_class)?;
+    let table = scores::classification_report(predictions, names);
+    write_atomic_bytes(&out.join("classification_report.txt"), table.as_bytes())?;
     let pairs = bytes(&|table| {
         table.write_record(["class", "name", "predicted", "predicted_name", "count"])?;
         for (&(label, predicted), count) in &confusion {

@@ -1,14 +1,19 @@
 //! The flags for what errors of the library name by its key in a recipe.
 
 /// Keys of a recipe and the flags that set them. Keys that are words of prose too are left out.
-const FLAGS: [(&str, &str); 23] = [
+const FLAGS: [(&str, &str); 28] = [
     ("data.train", "--data"),
     ("data.valid", "--val"),
     ("data.val_fraction", "--val-fraction"),
     ("data.quarantine", "--exclude"),
     ("data.bad_samples", "--bad-samples"),
-    // As the errors of `datasets` name it.
+    // As the errors of `datasets` name them.
     ("allow_empty_classes", "--allow-empty-classes"),
+    ("image_column", "--image-column"),
+    ("label_column", "--label-column"),
+    ("split_column", "--split-column"),
+    ("images_root", "--images-root"),
+    ("label_from", "--label-from"),
     ("images.orientation", "--orientation"),
     ("images.max_pixels", "--max-pixels"),
     ("batch_size", "--batch-size"),

@@ -7,12 +7,12 @@ pub mod lines;
 use std::{
     io::{IsTerminal, stderr, stdout},
     ops::Bound,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use datasets::{BadSamples, OrientationPolicy};
+use datasets::{BadSamples, OrientationPolicy, source::TableOptions};
 use hub::LoadOptions;
 use kernels::KernelMode;
 use models::Architecture;
@@ -100,6 +100,7 @@ pub enum Command {
   train pretrain                                               # ResNet-20 on the embedded digits
   train pretrain --data photos/ --arch resnet18 --epochs 30
   train pretrain --data photos/ --arch resnet18 --dry-run      # time and memory first
+  train pretrain --data labels.csv --label-column breed --images-root photos/ --arch resnet18
   train pretrain --data /data/imagenet --recipe imagenet-classic --arch resnet50 --devices cuda:0-7")]
     Pretrain(Box<PretrainArgs>),
     /// Fine-tune trained weights on new data and new classes
@@ -406,13 +407,17 @@ pub struct FinetuneArgs {
 /// The arguments of a training run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Training data: class folders, ImageNet's archives, WebDataset shards, Parquet files, or `digits`
+    /// Training data: class folders, a table (CSV, TSV, JSON lines), ImageNet's archives, WebDataset shards, Parquet files,
+    /// or `digits`
     #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub data: Option<String>,
 
     /// Validation data, in place of the `val` split of --data
     #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub val: Option<String>,
+
+    #[command(flatten)]
+    pub table: TableOptions,
 
     /// Fraction of each class to hold out if there is no validation data [default: 0.2]
     #[arg(help_heading = "Data", long, value_name = "FRACTION", value_parser = number_in("a fraction above 0 and below 1", ..))]
@@ -586,6 +591,10 @@ pub struct ResumeArgs {
     #[arg(help_heading = "Data", long, value_name = "DATA")]
     pub val: Option<String>,
 
+    /// Folder of the images of a table, if it was moved
+    #[arg(help_heading = "Data", long, value_name = "DIR")]
+    pub images_root: Option<PathBuf>,
+
     /// Exclude the samples listed in this file from here on
     #[arg(help_heading = "Data", long = "exclude", alias = "quarantine", value_name = "FILE")]
     pub quarantine: Option<String>,
@@ -673,6 +682,9 @@ pub struct ShortcutsArgs {
     #[arg(long, value_name = "DATA")]
     pub data: Option<String>,
 
+    #[command(flatten)]
+    pub table: TableOptions,
+
     /// Recipe: a shipped one or a file [default: digits, or cifar with --data]
     #[arg(long, value_name = "NAME|FILE.toml")]
     pub recipe: Option<String>,
@@ -748,12 +760,27 @@ impl HowArgs {
     }
 }
 
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Sets the keys of tables.
+pub fn set_table(overrides: &mut Overrides, table: &TableOptions) {
+    let TableOptions { image_column, label_column, split_column, images_root, label_from } = table.clone();
+    overrides.set("data.image_column", image_column);
+    overrides.set("data.label_column", label_column);
+    overrides.set("data.split_column", split_column);
+    overrides.set("data.images_root", images_root.as_deref().map(path_text));
+    overrides.set("data.label_from", label_from);
+}
+
 impl ResumeArgs {
     /// What the flags change in the recipe.
     pub fn overrides(&self) -> Overrides {
         let mut overrides = Overrides::default();
         overrides.set("data.train", self.data.clone());
         overrides.set("data.valid", self.val.clone());
+        overrides.set("data.images_root", self.images_root.as_deref().map(path_text));
         overrides.set("data.quarantine", self.quarantine.clone());
         overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));
         overrides.set("epochs", self.epochs);
@@ -767,6 +794,7 @@ impl RunArgs {
         let mut overrides = Overrides::default();
         overrides.set("data.train", self.data.clone());
         overrides.set("data.valid", self.val.clone());
+        set_table(&mut overrides, &self.table);
         overrides.set("data.val_fraction", self.val_fraction);
         overrides.set("data.quarantine", self.quarantine.clone());
         overrides.set("data.bad_samples", self.bad_samples.map(<&'static str>::from));

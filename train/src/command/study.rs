@@ -8,7 +8,7 @@ use train::{
     study,
 };
 
-use crate::cli::{Global, ShortcutsArgs, Study, StudyArgs};
+use crate::cli::{Global, ShortcutsArgs, Study, StudyArgs, set_table};
 
 pub fn run(args: &StudyArgs, global: Global) -> Result<ExitCode> {
     match &args.study {
@@ -34,6 +34,7 @@ fn recipe(args: &ShortcutsArgs, architecture: Architecture) -> Result<Recipe, re
     let default = if args.data.is_some() { "cifar" } else { "digits" };
     let mut overrides = Overrides::default();
     overrides.set("data.train", args.data.clone());
+    set_table(&mut overrides, &args.table);
     overrides.set("epochs", args.epochs);
     overrides.set("architecture", Some(architecture.name()));
     for set in &args.set {

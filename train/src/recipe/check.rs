@@ -55,8 +55,18 @@ impl Recipe {
         ensure!(data.repeats > 0, "data.repeats is 0; 1 means no repetition");
         at_most("data.repeats", data.repeats, MOST_REPEATS)?;
         ensure!(
-            data.order == super::DataOrder::Shuffled || (data.repeats == 1 && !data.balanced),
-            "data.order is \"windowed\", which goes with neither data.repeats nor data.balanced"
+            (0.0..=1.0).contains(&data.balance),
+            "data.balance is {}; it goes from 0 (each image once) to 1 (each class equally often)",
+            data.balance
+        );
+        ensure!(
+            !data.balanced || data.balance == 0.0 || data.balance == 1.0,
+            "data.balanced is a data.balance of 1, not {}; leave one of them out",
+            data.balance
+        );
+        ensure!(
+            data.order == super::DataOrder::Shuffled || (data.repeats == 1 && data.balance() == 0.0),
+            "data.order is \"windowed\", which goes with neither data.repeats nor data.balance"
         );
         if let Some(fraction) = data.val_fraction {
             ensure!(
@@ -110,6 +120,13 @@ impl Recipe {
         let loss = &self.loss;
         let smoothing = loss.label_smoothing;
         ensure!((0.0..1.0).contains(&smoothing), "loss.label_smoothing is {smoothing}; it goes from 0 to below 1");
+        if let Some(gamma) = loss.gamma {
+            ensure!(loss.name == super::LossName::Focal, "loss.gamma goes with loss.name = \"focal\" alone");
+            ensure!((0.0..=100.0).contains(&gamma), "loss.gamma is {gamma}; it goes from 0 to 100");
+        }
+        for weight in loss.class_weights.given() {
+            ensure!(weight.is_finite() && weight > 0.0, "loss.class_weights has {weight}; weights are positive");
+        }
         if let Some(weight) = loss.aux_weight {
             ensure!(weight.is_finite() && weight >= 0.0, "loss.aux_weight is {weight}; it is not negative");
         }
@@ -262,7 +279,7 @@ mod tests {
     #[test]
     fn numbers_that_make_no_sense_are_refused() {
         type Break = fn(&mut Recipe);
-        let broken: [(&str, Break); 20] = [
+        let broken: [(&str, Break); 26] = [
             ("epochs is 9223372036854775807", |recipe| recipe.epochs = i64::MAX as usize),
             ("batch_size is 9223372036854775807", |recipe| recipe.batch_size = i64::MAX as usize),
             ("accumulate", |recipe| recipe.accumulate = usize::MAX),
@@ -288,6 +305,20 @@ mod tests {
             ("milestones", |recipe| recipe.schedule.decay = Decay::Steps),
             ("ema.decay", |recipe| recipe.ema = Some(Ema { decay: 1.0, every: 1 })),
             ("label_smoothing", |recipe| recipe.loss.label_smoothing = 1.0),
+            ("data.balance is 1.5", |recipe| recipe.data.balance = 1.5),
+            ("leave one of them out", |recipe| {
+                (recipe.data.balance, recipe.data.balanced) = (0.5, true);
+            }),
+            ("windowed", |recipe| {
+                (recipe.data.balance, recipe.data.order) = (0.5, super::super::DataOrder::Windowed);
+            }),
+            ("loss.gamma goes with", |recipe| recipe.loss.gamma = Some(2.0)),
+            ("loss.gamma is -1", |recipe| {
+                (recipe.loss.name, recipe.loss.gamma) = (super::super::LossName::Focal, Some(-1.0));
+            }),
+            ("weights are positive", |recipe| {
+                recipe.loss.class_weights = super::super::ClassWeights::List(vec![1.0, 0.0]);
+            }),
             ("keep", |recipe| recipe.checkpoints.keep = 0),
         ];
         for (named, break_it) in broken {

@@ -11,10 +11,19 @@ mod read;
 mod reference;
 mod shipped;
 
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
 use burn::tensor::FloatDType;
-use datasets::{BadSamples, sampler::Order};
+use datasets::{
+    BadSamples,
+    sampler::Order,
+    source::{TableOptions, is_table_name},
+};
 use models::Architecture;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
 pub use self::{
     error::Error,
@@ -120,6 +129,21 @@ pub struct Data {
     /// The same for the validation images; by default the `val` part of `train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<String>,
+    /// The column of the images in a table, by name, or by number where there is no header; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_column: Option<String>,
+    /// The column of the labels in a table; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// The column of the splits in a table; by default guessed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_column: Option<String>,
+    /// The folder that the images of a table are in; by default the table's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_root: Option<String>,
+    /// A regular expression that finds the label in the name of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_from: Option<String>,
     /// The fraction of each class that is held out where the data has no `val` split; 0.2 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_fraction: Option<f64>,
@@ -134,7 +158,10 @@ pub struct Data {
     /// Repeated augmentation: each drawn sample comes so often, transformed anew; an epoch keeps its length.
     #[serde(skip_serializing_if = "is_one")]
     pub repeats: usize,
-    /// Every class equally often.
+    /// How far classes are balanced, from 0 (each image once) to 1 (each class equally often).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub balance: f64,
+    /// Every class equally often: a balance of 1.
     #[serde(skip_serializing_if = "is_false")]
     pub balanced: bool,
     /// The order of an epoch's samples.
@@ -173,20 +200,55 @@ impl DataOrder {
     }
 }
 
+impl Data {
+    /// How far classes are balanced, from 0 to 1.
+    pub fn balance(&self) -> f64 {
+        if self.balanced { 1.0 } else { self.balance }
+    }
+
+    /// The options of tables for one of the data's specifications. Where training and validation images are a table and
+    /// something else, columns are those of the table.
+    pub fn table_options(&self, spec: &str) -> TableOptions {
+        let is_table = |spec: &str| is_table_name(spec) || spec.ends_with(".parquet");
+        let has_table = [Some(&self.train), self.valid.as_ref()].into_iter().flatten().any(|spec| is_table(spec));
+        let label_from = self.label_from.clone();
+        if has_table && !is_table(spec) {
+            return TableOptions { label_from, ..TableOptions::default() };
+        }
+        TableOptions {
+            image_column: self.image_column.clone(),
+            label_column: self.label_column.clone(),
+            split_column: self.split_column.clone(),
+            images_root: self.images_root.as_ref().map(PathBuf::from),
+            label_from,
+        }
+    }
+}
+
 impl Default for Data {
     fn default() -> Self {
         Self {
             train: "digits".into(),
             valid: None,
+            image_column: None,
+            label_column: None,
+            split_column: None,
+            images_root: None,
+            label_from: None,
             val_fraction: None,
             quarantine: None,
             bad_samples: BadSamples::default(),
             allow_empty_classes: false,
             repeats: 1,
+            balance: 0.0,
             balanced: false,
             order: DataOrder::Shuffled,
         }
     }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 fn is_false(value: &bool) -> bool {
@@ -263,6 +325,9 @@ pub struct Loss {
     pub name: LossName,
     /// The part of the target that is spread over all classes.
     pub label_smoothing: f32,
+    /// `focal`: how much less images count that are classified well; 2 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f32>,
     /// Weights of the classes.
     #[serde(skip_serializing_if = "ClassWeights::is_equal")]
     pub class_weights: ClassWeights,
@@ -284,10 +349,13 @@ pub enum LossName {
     CrossEntropy,
     /// Binary cross entropy of each class by itself, averaged over images and classes.
     Bce,
+    /// The focal loss over softmax probabilities: cross entropy times `(1 - p)` to the power of `gamma` (Lin et al., 2017,
+    /// <https://arxiv.org/abs/1708.02002>).
+    Focal,
 }
 
-/// The weights of the classes in the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// The weights of the classes in the loss: `equal`, `balanced`, a table by class, or a list in the order of the classes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassWeights {
     /// All the same.
@@ -295,11 +363,53 @@ pub enum ClassWeights {
     Equal,
     /// A class's weight is (images) / (classes · its images): rare classes count as much as frequent ones.
     Balanced,
+    /// The weights of some classes, by identifier or name; the others have 1.
+    #[serde(untagged)]
+    ByClass(BTreeMap<String, f32>),
+    /// The weights of all classes, in their order.
+    #[serde(untagged)]
+    List(Vec<f32>),
 }
 
 impl ClassWeights {
     fn is_equal(&self) -> bool {
         *self == Self::Equal
+    }
+
+    /// The weights that are given.
+    pub fn given(&self) -> Vec<f32> {
+        match self {
+            Self::Equal | Self::Balanced => Vec::new(),
+            Self::ByClass(by_class) => by_class.values().copied().collect(),
+            Self::List(list) => list.clone(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ClassWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyForm;
+        impl<'de> Visitor<'de> for AnyForm {
+            type Value = ClassWeights;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"equal\", \"balanced\", a table of weights by class, or a list of weights")
+            }
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<ClassWeights, E> {
+                match name {
+                    "equal" => Ok(ClassWeights::Equal),
+                    "balanced" => Ok(ClassWeights::Balanced),
+                    other => Err(E::unknown_variant(other, &["equal", "balanced"])),
+                }
+            }
+            fn visit_seq<S: de::SeqAccess<'de>>(self, list: S) -> Result<ClassWeights, S::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(list)).map(ClassWeights::List)
+            }
+            fn visit_map<M: de::MapAccess<'de>>(self, map: M) -> Result<ClassWeights, M::Error> {
+                BTreeMap::deserialize(de::value::MapAccessDeserializer::new(map)).map(ClassWeights::ByClass)
+            }
+        }
+        deserializer.deserialize_any(AnyForm)
     }
 }
 

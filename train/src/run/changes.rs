@@ -9,6 +9,7 @@ use crate::recipe::{Data, Decay, Recipe};
 
 pub const TRAIN: &str = "data.train";
 const VALID: &str = "data.valid";
+const IMAGES_ROOT: &str = "data.images_root";
 pub const QUARANTINE: &str = "data.quarantine";
 const BAD_SAMPLES: &str = "data.bad_samples";
 const WEIGHTS: &str = "transfer.weights";
@@ -38,8 +39,8 @@ impl Change {
 pub fn between(before: &Recipe, after: &Recipe) -> Result<Vec<Change>, String> {
     let mut allowed = before.clone();
     allowed.epochs = after.epochs;
-    let Data { train, valid, quarantine, bad_samples, .. } = after.data.clone();
-    allowed.data = Data { train, valid, quarantine, bad_samples, ..allowed.data };
+    let Data { train, valid, images_root, quarantine, bad_samples, .. } = after.data.clone();
+    allowed.data = Data { train, valid, images_root, quarantine, bad_samples, ..allowed.data };
     if allowed != *after {
         return Err(line_difference(&allowed.to_toml(), &after.to_toml()));
     }
@@ -57,6 +58,7 @@ pub fn between(before: &Recipe, after: &Recipe) -> Result<Vec<Change>, String> {
     let all = [
         (TRAIN, old.train.clone(), new.train.clone()),
         (VALID, shown(&old.valid), shown(&new.valid)),
+        (IMAGES_ROOT, shown(&old.images_root), shown(&new.images_root)),
         (QUARANTINE, shown(&old.quarantine), shown(&new.quarantine)),
         (BAD_SAMPLES, policy(old.bad_samples), policy(new.bad_samples)),
         (EPOCHS, before.epochs.to_string(), after.epochs.to_string()),
@@ -94,6 +96,7 @@ pub fn paths(recipe: &Recipe) -> BTreeMap<String, String> {
     let named = [
         (TRAIN, Some(&data.train)),
         (VALID, data.valid.as_ref()),
+        (IMAGES_ROOT, data.images_root.as_ref()),
         (QUARANTINE, data.quarantine.as_ref()),
         (WEIGHTS, recipe.transfer.as_ref().map(|transfer| &transfer.weights)),
     ];
@@ -127,6 +130,7 @@ pub fn located(recipe: &Recipe, paths: &BTreeMap<String, String>, changes: &[Cha
     let specs = [
         (TRAIN, Some(&mut data.train)),
         (VALID, data.valid.as_mut()),
+        (IMAGES_ROOT, data.images_root.as_mut()),
         (QUARANTINE, data.quarantine.as_mut()),
         (WEIGHTS, recipe.transfer.as_mut().map(|transfer| &mut transfer.weights)),
     ];
@@ -156,6 +160,10 @@ mod tests {
         let mut after = before.clone();
         after.data.train = "moved".into();
         assert!(effects(&between(&before, &after).unwrap(), &after).is_empty(), "a place changes no bit");
+        after.data.images_root = Some("elsewhere".into());
+        let changed = between(&before, &after).unwrap();
+        assert!(effects(&changed, &after).is_empty() && changed[1].key == IMAGES_ROOT, "nor does another");
+        after.data.images_root = None;
         after.data.bad_samples = BadSamples::Skip;
         after.data.quarantine = Some("bad.txt".into());
         after.epochs += 1;

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use datasets::source::is_table_name;
 use hub::{Card, weights};
 use models::ImageClassifier;
 use report::format::{DataInfo, EXPERIMENT_LOG, RECIPE, RunInfo, RunKind, RunResult, RunStatus};
@@ -159,7 +160,14 @@ fn origin(recipe: &Recipe, run: &Path) -> String {
 fn run_name(recipe: &Recipe) -> String {
     let data = recipe.data.train.trim_end_matches(['/', '\\']);
     let last = data.rsplit(['/', '\\']).next().unwrap_or(data);
-    let last = if last == "train" { data.rsplit(['/', '\\']).nth(1).unwrap_or(last) } else { last };
+    // `pets/train` and `pets/labels.csv` are about pets.
+    let (last, is_table) = match last.rsplit_once('.') {
+        Some((stem, _)) if is_table_name(last) => (stem, true),
+        _ => (last, false),
+    };
+    let says_nothing = last == "train" || (is_table && ["labels", "data", "metadata", "annotations"].contains(&last));
+    let above = data.rsplit(['/', '\\']).nth(1).filter(|above| says_nothing && !matches!(*above, "" | "." | ".."));
+    let last = above.unwrap_or(last);
     let plain: String = last
         .chars()
         .take_while(|c| *c != '{' && *c != '*')

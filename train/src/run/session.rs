@@ -88,7 +88,7 @@ impl Parts {
             let head = network.stage_params(network.head_key());
             scheduler = scheduler.with_group(ParamGroup::from_ids(head), rates.scaled(0.0));
         }
-        let weights = data.class_weights(recipe.loss.class_weights);
+        let weights = data.class_weights(&recipe.loss.class_weights)?;
         let task = Arc::new(Objective::new(recipe, card.classes.len(), weights, execution(recipe, options)));
         let classifier = Classifier::new(network, task);
         let (is_asynchronous, warms_up) = (is_asynchronous(main), autotunes(main.backend()));

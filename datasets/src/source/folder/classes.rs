@@ -56,7 +56,7 @@ pub fn find_classes<'a>(given: &Path, options: &'a OpenOptions) -> Result<Option
     let allow_empty = options.allow_empty_classes;
     Ok(Some(Found::Whole(Box::new(move || {
         let (ids, folders) = classes_in(&listing);
-        notes.extend(alike::note(&root, &ids));
+        notes.extend(alike::note(&root, &ids, alike::MERGE));
         let classes = ids.iter().map(|id| imagenet::named_class(id)).collect();
         let mut folder = Folder::of_classes(&root, &root, classes, &folders)?;
         folder.left_out.merge(&listing.left_out);
@@ -199,7 +199,7 @@ fn divided<'a>(root: PathBuf, splits: Splits, notes: Vec<String>, options: &'a O
         let (root, classes, mut notes) = (root.clone(), classes.clone(), notes.clone());
         Box::new(move || {
             let (ids, folders) = classes_in(&split.listing);
-            notes.extend(alike::note(&split.path, &ids));
+            notes.extend(alike::note(&split.path, &ids, alike::MERGE));
             let mut folder = Folder::of_classes(&root, &split.path, classes, &folders)?;
             folder.left_out.merge(&split.listing.left_out);
             notes.extend(images_beside(&split.path, &split.listing));

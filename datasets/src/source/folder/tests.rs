@@ -98,7 +98,8 @@ fn images_without_classes_come_in_natural_order() {
     let table = tree(&["images/1.jpg", "images/2.jpg", "labels.csv"]);
     let unlabeled = open_at(table.path(), &OpenOptions::default()).unwrap();
     assert_eq!((unlabeled.kind, unlabeled.source.len()), (SourceKind::Images, 2));
-    assert!(unlabeled.notes[0].contains("1 .csv"), "{:?}", unlabeled.notes);
+    assert!(unlabeled.notes[0].contains("labels.csv gives the images no labels"), "{:?}", unlabeled.notes);
+    assert!(unlabeled.notes[1].contains("1 .csv"), "{:?}", unlabeled.notes);
 
     let one = open_at(&root.path().join("9.jpg"), &OpenOptions::split(Split::Val)).unwrap();
     let mut bytes = Vec::new();
