@@ -739,10 +739,12 @@ pub struct QuantizeArgs {
     pub weights: String,
     #[command(flatten, next_help_heading = "Weights")]
     pub load: LoadArgs,
-    /// Images like those to be classified, with labels or without: class folders, ImageNet's archives, shards, a folder of
-    /// photographs
+    /// Images like those to be classified, with labels or without: class folders, a table (CSV, TSV, JSON lines), ImageNet's
+    /// archives, shards, a folder of photographs
     #[arg(long, value_name = "DATA")]
     pub data: String,
+    #[command(flatten)]
+    pub table: TableOptions,
     /// Images to calibrate on
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = whole_in("a number of images", 1_u32..=100_000))]
     pub images: u32,

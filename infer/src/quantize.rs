@@ -76,7 +76,7 @@ pub struct Gate {
     pub gained: usize,
     /// The images of which both find the same class.
     pub agreement: usize,
-    /// McNemar's exact p: how probable a difference at least as large is if neither is better.
+    /// McNemar's p: how probable a difference at least as large is if neither is better.
     pub p: f64,
     /// The points that may be lost.
     pub max_drop: f64,
@@ -258,21 +258,8 @@ fn compare(f32s: &[usize], int8s: &[usize], held_out: &[Labeled], max_drop: f64)
         gate.gained += usize::from(right == [false, true]);
         gate.agreement += usize::from(f32 == int8);
     }
-    gate.p = mcnemar(gate.lost, gate.gained);
+    (gate.p, _) = report::scores::mcnemar(gate.lost, gate.gained);
     gate
-}
-
-/// McNemar's exact test: the two-sided binomial probability of `a` against `b` discordant pairs.
-fn mcnemar(a: usize, b: usize) -> f64 {
-    let n = a + b;
-    // ln of n! / (k! (n - k)!) / 2ⁿ, term by term.
-    let mut ln = -(n as f64) * std::f64::consts::LN_2;
-    let mut tail = 0.0;
-    for k in 0..=a.min(b) {
-        tail += ln.exp();
-        ln += ((n - k) as f64).ln() - ((k + 1) as f64).ln();
-    }
-    (2.0 * tail).min(1.0)
 }
 
 #[cfg(test)]
@@ -280,18 +267,6 @@ mod tests {
     use models::Architecture;
 
     use super::*;
-
-    #[test]
-    fn mcnemar_is_the_exact_binomial_test() {
-        // scipy.stats.binomtest(1, 9).pvalue, (0, 5), (10, 30)
-        for ((a, b), p) in
-            [((1, 8), 0.0390625), ((0, 5), 0.0625), ((10, 20), 0.09873714670538902), ((3, 3), 1.0), ((0, 0), 1.0)]
-        {
-            assert!((mcnemar(a, b) - p).abs() < 1e-12, "{a} {b}: {}", mcnemar(a, b));
-            assert_eq!(mcnemar(a, b), mcnemar(b, a));
-        }
-        assert!(mcnemar(2000, 2100) > 0.1);
-    }
 
     #[test]
     fn the_transform_moves_into_the_card() {

@@ -22,9 +22,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use burn::tensor::Tensor;
 #[cfg(feature = "flex")]
 use burn::{backend::Flex, tensor::DType};
-use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
 use crate::accelerates;

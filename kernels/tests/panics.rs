@@ -436,7 +436,9 @@ fn gradients_of_empty_batches_are_zeros() {
 }
 
 /// A call on bytes, with what its panic must mention; nothing for a call that must succeed.
-fn check_int8(cases: &[(&str, &str, Box<dyn Fn() + '_>)]) {
+type Int8Case<'a> = (&'a str, &'a str, Box<dyn Fn() + 'a>);
+
+fn check_int8(cases: &[Int8Case<'_>]) {
     let run = |work: &dyn Fn()| catch_unwind(AssertUnwindSafe(work)).err();
     for (name, message, work) in cases {
         let panic = run(work).map(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default());

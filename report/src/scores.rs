@@ -173,8 +173,7 @@ impl McNemar {
         if images == 0 {
             return None;
         }
-        let exact = only_first + only_second <= EXACT_PAIRS;
-        let p = if exact { binomial(only_first, only_second) } else { chi_squared(only_first, only_second) };
+        let (p, exact) = mcnemar(only_first, only_second);
         let unpaired = first.len() + second.len() - 2 * images;
         Some(Self { images, both_right, only_first, only_second, p, exact, unpaired })
     }
@@ -187,6 +186,14 @@ impl McNemar {
         let difference = (c - b) / n;
         let half = 1.959_964 * ((b + c) - (c - b).powi(2) / n).max(0.0).sqrt() / n;
         (100.0 * difference, 100.0 * (difference - half), 100.0 * (difference + half))
+    }
+}
+
+/// Returns the p-value of McNemar's test for the images that only one of two classifiers has right, and whether it is exact.
+pub fn mcnemar(only_first: usize, only_second: usize) -> (f64, bool) {
+    match only_first + only_second <= EXACT_PAIRS {
+        true => (binomial(only_first, only_second), true),
+        false => (chi_squared(only_first, only_second), false),
     }
 }
 

@@ -250,8 +250,9 @@ fn other_backends_train_together_too() {
             rate,
             "--epochs",
             "1",
+            // All of them in one step.
             "--batch-size",
-            "8",
+            "32",
         ]);
         arguments.extend(network);
         let output = train(processes, &arguments).output().unwrap();

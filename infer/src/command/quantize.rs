@@ -89,7 +89,8 @@ enum Data {
 impl Data {
     fn open(args: &QuantizeArgs, card: &hub::Card) -> Result<Self> {
         let open = |split| {
-            let options = OpenOptions { allow_empty_classes: true, ..OpenOptions::split(split) };
+            let table = args.table.clone();
+            let options = OpenOptions { allow_empty_classes: true, table, ..OpenOptions::split(split) };
             datasets::open(&args.data, &options)
         };
         let opened = match open(Split::Val) {

@@ -506,7 +506,9 @@ impl Pass<'_> {
         };
         if let Values::D4(x) = values {
             let x = x.clone();
-            return self.write(value, |_, out| int8::quantize_tensor(&x, &scales, out)).map_err(|error| error.to_string());
+            return self
+                .write(value, |_, out| int8::quantize_tensor(&x, &scales, out))
+                .map_err(|error| error.to_string());
         }
         let data = values.to_vec()?;
         let [height, width] = size;
