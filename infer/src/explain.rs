@@ -59,6 +59,8 @@ impl<'a> Explainer<'a> {
     /// Fails if the network has no such stage.
     pub fn new(model: &'a Model, method: Method, stage: Option<&str>, batch_size: usize) -> Result<Self> {
         let stage = match stage {
+            // Occlusion reads no stage, and works for quantized networks.
+            None if method == Method::Occlusion => String::new(),
             None => model.network()?.last_map(),
             Some(stage) => {
                 let known = stages(model)?;

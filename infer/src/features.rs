@@ -10,7 +10,7 @@ use burn::{
     tensor::Tensor,
 };
 use image::RgbImage;
-use models::{ImageClassifier, Network};
+use models::Network;
 use runtime::{
     files::{AtomicFile, open_regular, write_atomic_bytes},
     text::{escape_cell, unescape_cell},
@@ -25,8 +25,7 @@ impl Model {
     /// Fails if the device fails.
     pub fn features(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
         let input = self.preprocess().normalize(&self.preprocess().batch(images), self.device());
-        let network = self.network()?;
-        let features = self.execution().run(|| network.forward_pre_logits(self.typed(input)));
+        let features = self.forward_pre_logits(input)?;
         let [_, length] = features.dims();
         let values = features.try_into_vec_as::<f32>()?;
         Ok(values.chunks_exact(length).map(<[f32]>::to_vec).collect())

@@ -51,6 +51,9 @@ impl Model {
     pub fn load(opened: &Opened, keep_batch_norm: bool, device: &Device) -> Result<Self> {
         let device = device.clone().without_autodiff();
         if let Some(network) = opened.quantized(&device)? {
+            if keep_batch_norm {
+                log::warn!("the network is quantized: its batch normalization is folded");
+            }
             let model = Self::of(Kind::Quantized(Box::new(network)), opened.card.clone(), &device)?;
             let [height, width] = model.preprocess.input_size();
             model.forward(Tensor::zeros([1, 3, height, width], &device))?;
@@ -109,6 +112,9 @@ impl Model {
 
     /// Selects the operations that the network runs, where the device has optimized ones; these are the default.
     pub fn with_kernels(mut self, kernels: KernelMode) -> Self {
+        if kernels == KernelMode::Reference && matches!(self.network, Kind::Quantized(_)) {
+            log::warn!("the network is quantized: there are no reference operations for int8");
+        }
         self.execution = Execution::new(kernels);
         self
     }
@@ -179,6 +185,17 @@ impl Model {
     /// Returns the device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Computes the input `[n, d]` of the last linear layer for normalized images `[n, 3, h, w]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_pre_logits(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        match &self.network {
+            Kind::Float(network) => Ok(self.execution.run(|| network.forward_pre_logits(self.typed(images)))),
+            Kind::Quantized(network) => Ok(network.forward_pre_logits(images)?),
+        }
     }
 
     /// Computes the logits `[n, classes]` of a batch `[n, 3, h, w]` of RGB bytes.

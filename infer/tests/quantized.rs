@@ -135,6 +135,13 @@ fn a_quantized_file_classifies_and_refuses_the_rest() {
     let refs: Vec<&RgbImage> = images[8..].iter().collect();
     assert_eq!(values(model.logits(&model.preprocess().batch(&refs)).unwrap()), expected);
     assert_eq!(model.num_parameters(), network.num_parameters());
+    let [vector] = &model.features(&refs[..1]).unwrap()[..] else { panic!("one image has one vector") };
+    let float = Model::load(&open(&float).unwrap(), false, &device).unwrap();
+    let [exact] = &float.features(&refs[..1]).unwrap()[..] else { panic!("one image has one vector") };
+    let power = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>();
+    let noise = power(&mut vector.iter().zip(exact).map(|(a, b)| a - b));
+    assert_eq!(vector.len(), 64);
+    assert!(noise < 0.01 * power(&mut exact.iter().copied()), "{vector:?} {exact:?}");
     for error in [
         opened.network(false, &device).unwrap_err().to_string(),
         model.network().unwrap_err().to_string(),

@@ -94,6 +94,7 @@ impl<'a> Map<'a> {
     }
 
     /// The channels of a pixel, counted over all images.
+    #[inline(always)]
     fn pixel(&self, index: usize) -> &'a [u8] {
         &self.data[index * self.pitch + self.offset..][..self.channels]
     }
@@ -110,18 +111,39 @@ impl<'a> MapMut<'a> {
         Map { data: self.data, n, size, channels, pitch, offset }.check(name);
     }
 
-    /// Runs `work` for every row of pixels, `n · height` of them, with a function that gives the channels of a pixel.
-    fn rows(self, work: impl Fn(usize, &mut dyn FnMut(usize) -> &'a mut [u8]) + Sync + Send) {
+    /// Runs `work` for every row of pixels, `n · height` of them, with the vector instructions of this processor, for which
+    /// it must be `#[inline(always)]`.
+    fn rows(self, work: impl Fn(usize, Row<'_>) + Sync + Send) {
         let [height, width] = self.size;
         let Self { channels, pitch, offset, .. } = self;
-        let data = DisjointSlice::new(self.data);
+        if channels == 0 || width == 0 {
+            return;
+        }
+        let (data, row_bytes) = (DisjointSlice::new(self.data), width * pitch);
         tasks(self.n * height, |row| {
-            work(row, &mut |column| {
-                let start = (row * width + column) * pitch + offset;
-                // SAFETY: each row belongs to one task, which holds one pixel at a time.
-                unsafe { data.range(start..start + channels) }
-            });
+            // SAFETY: each row belongs to one task.
+            let bytes = unsafe { data.range(row * row_bytes..(row + 1) * row_bytes) };
+            let pixels = Row { bytes, channels, pitch, offset };
+            pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || work(row, pixels),
+            );
         });
+    }
+}
+
+/// A row of pixels that one task writes.
+struct Row<'a> {
+    bytes: &'a mut [u8],
+    channels: usize,
+    pitch: usize,
+    offset: usize,
+}
+
+impl Row<'_> {
+    #[inline(always)]
+    fn pixel(&mut self, column: usize) -> &mut [u8] {
+        &mut self.bytes[column * self.pitch + self.offset..][..self.channels]
     }
 }
 
@@ -457,12 +479,6 @@ pub struct Quantization {
     pub zero: u8,
 }
 
-/// Runs a loop with the vector instructions of this processor.
-#[inline(always)]
-fn simd(work: impl FnOnce()) {
-    pulp::Arch::new().dispatch(work);
-}
-
 /// Applies a table to a map.
 ///
 /// # Panics
@@ -484,33 +500,46 @@ pub fn max_pool2d(x: Map<'_>, geometry: &Geometry, table: Option<&Table>, out: M
     let down = windows(geometry, 0, x.size[0], out.size[0]);
     let right = windows(geometry, 1, x.size[1], out.size[1]);
     check_pool(NAME, &x, &out, [&down, &right]);
-    let ([height, width], rows) = (x.size, out.size[0]);
-    out.rows(|row, pixel| {
-        let (image, down) = (row / rows, down[row % rows]);
-        for (column, right) in right.iter().enumerate() {
-            let out = pixel(column);
-            simd(
-                #[inline(always)]
-                || {
-                    for y in down.start..down.end {
-                        for at in right.start..right.end {
-                            let values = x.pixel((image * height + y) * width + at);
-                            if (y, at) == (down.start, right.start) {
-                                out.copy_from_slice(values);
-                            } else {
-                                for (out, value) in out.iter_mut().zip(values) {
-                                    *out = (*out).max(*value);
-                                }
-                            }
-                        }
-                    }
-                },
-            );
-            if let Some(Table(table)) = table {
-                out.iter_mut().for_each(|byte| *byte = table[usize::from(*byte)]);
+    let ([height, width], rows, channels) = (x.size, out.size[0], x.channels);
+    out.rows(
+        #[inline(always)]
+        |row, mut pixels| {
+            let (image, down) = (row / rows, down[row % rows]);
+            // Down the columns first: the largest of some rows, then of its neighbors.
+            let mut largest = vec![0; width * channels];
+            for (column, largest) in largest.chunks_exact_mut(channels).enumerate() {
+                largest.copy_from_slice(x.pixel((image * height + down.start) * width + column));
             }
-        }
-    });
+            for y in down.start + 1..down.end {
+                let start = (image * height + y) * width;
+                if x.pitch == channels {
+                    raise(&mut largest, &x.data[start * channels..][..width * channels]);
+                } else {
+                    for (column, largest) in largest.chunks_exact_mut(channels).enumerate() {
+                        raise(largest, x.pixel(start + column));
+                    }
+                }
+            }
+            for (column, right) in right.iter().enumerate() {
+                let out = pixels.pixel(column);
+                out.copy_from_slice(&largest[right.start * channels..][..channels]);
+                for at in right.start + 1..right.end {
+                    raise(out, &largest[at * channels..][..channels]);
+                }
+                if let Some(Table(table)) = table {
+                    out.iter_mut().for_each(|byte| *byte = table[usize::from(*byte)]);
+                }
+            }
+        },
+    );
+}
+
+/// The larger one of each pair of bytes.
+#[inline(always)]
+fn raise(bytes: &mut [u8], others: &[u8]) {
+    for (byte, other) in bytes.iter_mut().zip(others) {
+        *byte = (*byte).max(*other);
+    }
 }
 
 /// The windows of an average.
@@ -555,33 +584,30 @@ pub fn avg_pool2d(x: Map<'_>, average: Average, from: Quantization, to: Quantiza
     check_pool(NAME, &x, &out, [&down, &right]);
     let ([height, width], rows) = (x.size, out.size[0]);
     let zero = i32::from(from.zero);
-    out.rows(|row, pixel| {
-        let mut sums = vec![0i32; x.channels];
-        let (image, down) = (row / rows, down[row % rows]);
-        for (column, right) in right.iter().enumerate() {
-            let covered = (down.end - down.start) * (right.end - right.start);
-            let count = if count_padding { down.padded * right.padded } else { covered };
-            let scale = from.scale / to.scale / count as f32;
-            let out = pixel(column);
-            simd(
-                #[inline(always)]
-                || {
-                    sums.fill(-zero * covered as i32);
-                    for y in down.start..down.end {
-                        for at in right.start..right.end {
-                            let values = x.pixel((image * height + y) * width + at);
-                            for (sum, value) in sums.iter_mut().zip(values) {
-                                *sum += i32::from(*value);
-                            }
+    out.rows(
+        #[inline(always)]
+        |row, mut pixels| {
+            let mut sums = vec![0i32; x.channels];
+            let (image, down) = (row / rows, down[row % rows]);
+            for (column, right) in right.iter().enumerate() {
+                let covered = (down.end - down.start) * (right.end - right.start);
+                let count = if count_padding { down.padded * right.padded } else { covered };
+                let scale = from.scale / to.scale / count as f32;
+                sums.fill(-zero * covered as i32);
+                for y in down.start..down.end {
+                    for at in right.start..right.end {
+                        let values = x.pixel((image * height + y) * width + at);
+                        for (sum, value) in sums.iter_mut().zip(values) {
+                            *sum += i32::from(*value);
                         }
                     }
-                    for (out, sum) in out.iter_mut().zip(&sums) {
-                        *out = gemm::quantize(*sum as f32 * scale + f32::from(to.zero), 0.0);
-                    }
-                },
-            );
-        }
-    });
+                }
+                for (out, sum) in pixels.pixel(column).iter_mut().zip(&sums) {
+                    *out = gemm::quantize(*sum as f32 * scale + f32::from(to.zero), 0.0);
+                }
+            }
+        },
+    );
 }
 
 fn check_pool(name: &str, x: &Map<'_>, out: &MapMut<'_>, windows: [&[Window]; 2]) {
@@ -611,21 +637,18 @@ pub fn add(terms: [(Map<'_>, Quantization); 2], to: Quantization, low: u8, out: 
     let [scale_a, scale_b] = [from_a, from_b].map(|from| from.scale / to.scale);
     let bias = f32::from(to.zero) - f32::from(from_a.zero) * scale_a - f32::from(from_b.zero) * scale_b;
     let width = out.size[1];
-    out.rows(|row, pixel| {
-        for column in 0..width {
-            let (a, b) = (a.pixel(row * width + column), b.pixel(row * width + column));
-            let out = pixel(column);
-            simd(
-                #[inline(always)]
-                || {
-                    for (out, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
-                        let value = f32::from(*a) * scale_a + f32::from(*b) * scale_b + bias;
-                        *out = gemm::quantize(value, f32::from(low));
-                    }
-                },
-            );
-        }
-    });
+    out.rows(
+        #[inline(always)]
+        |row, mut pixels| {
+            for column in 0..width {
+                let (a, b) = (a.pixel(row * width + column), b.pixel(row * width + column));
+                for (out, (a, b)) in pixels.pixel(column).iter_mut().zip(a.iter().zip(b)) {
+                    let value = f32::from(*a) * scale_a + f32::from(*b) * scale_b + bias;
+                    *out = gemm::quantize(value, f32::from(low));
+                }
+            }
+        },
+    );
 }
 
 /// Quantizes `[n, c, h, w]` values: the byte of a channel is `value / scale + offset`, for `[scale, offset]`, rounded. Pixels
@@ -642,37 +665,35 @@ pub fn quantize(x: &[f32], strides: [usize; 4], channels: &[[f32; 2]], out: MapM
     let last = ends.map(|(size, stride)| size.saturating_sub(1).saturating_mul(stride)).fold(0, usize::saturating_add);
     let empty = out.n * height * width == 0;
     assert!(empty || last < x.len(), "{NAME}: {} values are too few", x.len());
-    out.rows(|row, pixel| {
-        let start = row / height * strides[0] + row % height * strides[2];
-        // A row of each channel at a time, which a vector's worth of values is read from at once.
-        let mut bytes = vec![0; width * channels.len()];
-        for (channel, (bytes, &[scale, offset])) in bytes.chunks_exact_mut(width).zip(channels).enumerate() {
-            let values = &x[start + channel * strides[1]..];
-            simd(
-                #[inline(always)]
-                || {
-                    let factor = 1.0 / scale;
-                    match strides[3] {
-                        1 => {
-                            for (byte, value) in bytes.iter_mut().zip(&values[..width]) {
-                                *byte = gemm::quantize(value * factor + offset, 0.0);
-                            }
-                        }
-                        stride => {
-                            for (column, byte) in bytes.iter_mut().enumerate() {
-                                *byte = gemm::quantize(values[column * stride] * factor + offset, 0.0);
-                            }
+    out.rows(
+        #[inline(always)]
+        |row, mut pixels| {
+            let start = row / height * strides[0] + row % height * strides[2];
+            // A row of each channel at a time, so that a vector of neighbors is read at once.
+            let mut bytes = vec![0; width * channels.len()];
+            for (channel, (bytes, &[scale, offset])) in bytes.chunks_exact_mut(width).zip(channels).enumerate() {
+                let values = &x[start + channel * strides[1]..];
+                let factor = 1.0 / scale;
+                match strides[3] {
+                    1 => {
+                        for (byte, value) in bytes.iter_mut().zip(&values[..width]) {
+                            *byte = gemm::quantize(value * factor + offset, 0.0);
                         }
                     }
-                },
-            );
-        }
-        for column in 0..width {
-            for (channel, out) in pixel(column).iter_mut().enumerate() {
-                *out = bytes[channel * width + column];
+                    stride => {
+                        for (column, byte) in bytes.iter_mut().enumerate() {
+                            *byte = gemm::quantize(values[column * stride] * factor + offset, 0.0);
+                        }
+                    }
+                }
             }
-        }
-    });
+            for column in 0..width {
+                for (channel, out) in pixels.pixel(column).iter_mut().enumerate() {
+                    *out = bytes[channel * width + column];
+                }
+            }
+        },
+    );
 }
 
 /// Quantizes a tensor `[n, c, h, w]` as [`quantize`] does, without a copy of its values on `flex`.

@@ -89,7 +89,11 @@ pub fn run(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<Exit
     let subjects: Vec<Vec<String>> = match &args.weights {
         Some(weights) => {
             // An error in the weights fails the command, not each row.
-            open_weights(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
+            let opened = open_weights(weights, &args.load, &BackendSpec::host()?.device()?, output)?;
+            ensure!(
+                !opened.weights.is_quantized() || !args.keep_batchnorm && !args.compare_folding,
+                "the network is quantized: its batch normalization is folded"
+            );
             vec![[vec!["--weights".to_string(), weights.clone()], load_arguments(args)].concat()]
         }
         None => architectures.iter().map(|architecture| vec![architecture.name().to_string()]).collect(),

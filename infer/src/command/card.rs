@@ -24,7 +24,9 @@ pub fn run(args: &CardArgs, output: Output) -> Result<ExitCode> {
     let device = BackendSpec::host()?.device()?;
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     // The weights must be those of the architecture, and their outputs as many as the card's classes were so far.
-    opened.network(false, &device)?;
+    if opened.quantized(&device)?.is_none() {
+        opened.network(false, &device)?;
+    }
     let outputs = opened.card.classes.len();
     let given = match (&args.classes, &args.classes_from) {
         (Some(file), _) => Some((read_names(file)?, file.display().to_string())),

@@ -136,6 +136,30 @@ impl QuantizedNetwork {
     }
 }
 
+impl QuantizedNetwork {
+    /// Computes the input of the last linear layer.
+    ///
+    /// # Shapes
+    /// - images: `[n, 3, h, w]`, normalized
+    /// - output: `[n, d]`
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and for a network whose last step is no linear layer.
+    pub fn forward_pre_logits(&self, images: Tensor<4>) -> Result<Tensor<2>> {
+        let last = self.program.steps.iter().find(|step| step.output == self.program.output);
+        let read = last.filter(|step| matches!(step.operation, Operation::Linear { .. })).map(|step| step.inputs[0]);
+        let read = read.ok_or_else(|| Error::Quantized("its last step is no linear layer".into()))?;
+        let mut features = None;
+        let run = self.runner.run(&self.program, &self.layers, images, &mut |step, output| {
+            if step.output == read {
+                features = Some(output().and_then(|output| output.matrix()));
+            }
+        });
+        run.map_err(Error::Quantized)?;
+        features.unwrap_or_else(|| Err("its last layer reads the images".into())).map_err(Error::Quantized)
+    }
+}
+
 /// The float side of a quantization: the lowered network and the images that it is calibrated on. Several quantizations
 /// with other layers in f32 start from it.
 pub struct Calibrator {

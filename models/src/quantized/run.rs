@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use burn::tensor::{Device, Tensor, TensorData, activation, ops::ConvOptions};
@@ -41,7 +41,12 @@ pub(super) struct Runner {
     device: Device,
     /// Memory of passes that have ended.
     scratch: Mutex<Vec<Vec<Vec<u8>>>>,
+    /// The shapes of the last pass: most passes have the same.
+    shapes: Mutex<Option<([usize; 3], Arc<Shapes>)>>,
 }
+
+/// The shape of every value.
+type Shapes = HashMap<Value, Vec<usize>>;
 
 /// Where the bytes of a value are: a part of the pixels of a slot's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -396,7 +401,20 @@ impl Runner {
                 .collect(),
             device: device.clone(),
             scratch: Mutex::default(),
+            shapes: Mutex::default(),
         })
+    }
+
+    fn shapes(&self, program: &Program, layers: &Layers, of @ [n, height, width]: [usize; 3]) -> Outcome<Arc<Shapes>> {
+        let mut last = self.shapes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((key, shapes)) = &*last
+            && *key == of
+        {
+            return Ok(shapes.clone());
+        }
+        let shapes = Arc::new(program.shapes(layers, n, [height, width])?);
+        *last = Some((of, shapes.clone()));
+        Ok(shapes)
     }
 
     /// Computes the logits of normalized images. `observe` is given each step with its output.
@@ -411,7 +429,7 @@ impl Runner {
         if channels != 3 {
             return Err(format!("images of {channels} channels, expected 3"));
         }
-        let shapes = program.shapes(layers, n, [height, width])?;
+        let shapes = self.shapes(program, layers, [n, height, width])?;
         let mut pass = Pass {
             runner: self,
             program,
@@ -443,7 +461,7 @@ impl Runner {
 struct Pass<'a> {
     runner: &'a Runner,
     program: &'a Program,
-    shapes: &'a HashMap<Value, Vec<usize>>,
+    shapes: &'a Shapes,
     n: usize,
     /// Bytes between the pixels of each root.
     pitches: HashMap<Value, usize>,

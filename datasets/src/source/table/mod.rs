@@ -266,6 +266,8 @@ pub(super) fn find_labeled<'a>(spec: &str, pattern: &str, files: Option<Vec<Path
     let has_train = images.iter().any(|(key, _)| role_of(key) == Some(Role::Train));
     let (mut others, mut unlabeled, mut found) = (0, 0, 0);
     let mut first_unlabeled = None;
+    // Of each split, how many images have no label, and the first of them.
+    let mut unlabeled_of: BTreeMap<Option<Role>, (usize, String)> = BTreeMap::new();
     let mut texts = Texts::default();
     let mut samples: BTreeMap<Option<Role>, Vec<Sample>> = BTreeMap::new();
     let mut odd_paths = HashMap::new();
@@ -279,6 +281,7 @@ pub(super) fn find_labeled<'a>(spec: &str, pattern: &str, files: Option<Vec<Path
         let Some(label) = pattern.label(&key) else {
             unlabeled += 1;
             left_out.file(LeftOutReason::NoLabel, &base.join(&key));
+            unlabeled_of.entry(role).or_insert_with(|| (0, key.clone())).0 += 1;
             first_unlabeled.get_or_insert(key);
             continue;
         };
@@ -298,6 +301,14 @@ pub(super) fn find_labeled<'a>(spec: &str, pattern: &str, files: Option<Vec<Path
             ),
             None => format!("no images; looked for {}", super::IMAGE_EXTENSIONS.join(", ")),
         };
+        return Err(Error::layout(spec, cause));
+    }
+    if let Some((Some(role), (count, first))) = unlabeled_of.iter().find(|(role, _)| !samples.contains_key(role)) {
+        let cause = format!(
+            "the expression of the labels fits none of the {count} images of the split {}, `{}` for instance",
+            role.name(),
+            printable(first)
+        );
         return Err(Error::layout(spec, cause));
     }
     let mut notes = Vec::new();

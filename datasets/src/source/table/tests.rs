@@ -235,6 +235,12 @@ fn labels_are_taken_from_names_of_files() {
     assert_eq!(samples(&val), ["val/dog.1.jpg=dog"]);
     assert!(has(&val.notes, "1 images belong to no split"), "{:?}", val.notes);
 
+    let elsewhere = folder(&["train/cat.0.jpg", "val/val_1.jpg", "val/val_2.jpg"]);
+    for split in [Split::Train, Split::Val] {
+        let error = super::tests::opened(elsewhere.path(), "", split, from(pattern)).unwrap_err();
+        assert!(error.contains("none of the 2 images of the split val, `val/val_1.jpg`"), "{error}");
+    }
+
     // The images of a table, too.
     write(root.path(), "t.csv", "image,width\ncat.0.jpg,3\ndog.1.jpg,4\n");
     let of_table = super::tests::opened(root.path(), "t.csv", Split::Train, from(pattern)).unwrap();
