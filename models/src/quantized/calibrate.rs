@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{
-    program::{Layer, Layers, Operation, Program, Quantization, Step, Weights},
-    run::{Reference, pixels},
+    program::{Layer, Layers, Operation, Program, Quantization, Step, Weights, pixels},
+    reference::Reference,
     values::Values,
 };
 use crate::graph::Value;

@@ -18,7 +18,10 @@
 //! ```
 
 mod calibrate;
+mod memory;
+mod prepare;
 mod program;
+mod reference;
 mod run;
 mod values;
 
@@ -97,17 +100,17 @@ impl QuantizedNetwork {
 
     /// Whether a step computes in f32 and its result is not quantized.
     pub fn is_float(&self, step: &Step) -> bool {
-        run::is_float(&self.program, &self.layers, step)
+        memory::is_float(&self.program, &self.layers, step)
     }
 
     /// Whether a step reads bytes: values in f32 are rounded to them first.
     pub fn reads_bytes(&self, step: &Step) -> bool {
-        run::reads_bytes(&self.program, &self.layers, step)
+        memory::reads_bytes(&self.program, &self.layers, step)
     }
 
     /// Returns the bytes of images: the scale and zero point of each channel.
     pub fn pixels(&self) -> Vec<Quantization> {
-        run::pixels(&self.program)
+        program::pixels(&self.program)
     }
 
     /// Returns the number of classes.
@@ -224,7 +227,7 @@ impl Calibrator {
     /// # Errors
     /// As [`QuantizedNetwork::forward`].
     pub fn reference(&self, images: Tensor<4>) -> Result<Tensor<2>> {
-        let reference = run::Reference::new(&self.layers, &self.device).map_err(Error::Quantized)?;
+        let reference = reference::Reference::new(&self.layers, &self.device).map_err(Error::Quantized)?;
         let run = reference.run(&self.program, &self.layers, images, &mut |_, _, _| Ok(()));
         run.map_err(Error::Quantized)
     }
@@ -235,7 +238,7 @@ impl Calibrator {
     /// As [`QuantizedNetwork::forward`].
     pub fn signal_to_noise(&self, network: &QuantizedNetwork, images: Tensor<4>) -> Result<Vec<(String, f64)>> {
         let failed = Error::Quantized;
-        let reference = run::Reference::new(&self.layers, &self.device).map_err(failed)?;
+        let reference = reference::Reference::new(&self.layers, &self.device).map_err(failed)?;
         let mut exact = Vec::new();
         let run = reference.run(&self.program, &self.layers, images.clone(), &mut |step, _, output| {
             exact.push((step.output, output.to_vec()?));

@@ -179,7 +179,25 @@ pub(super) fn pooling(kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2
     Geometry { kernel, stride, padding: padding.map(|padding| [padding; 2]), dilation: [1, 1], groups: 1 }
 }
 
+/// How the pixels of images are quantized: a byte for each byte.
+pub(super) fn pixels(program: &Program) -> Vec<Quantization> {
+    let channel = |(mean, std): (&f32, &f32)| Quantization {
+        scale: 1.0 / (255.0 * std),
+        zero: (255.0 * mean).round().clamp(0.0, 255.0) as u8,
+    };
+    program.mean.iter().zip(&program.std).map(channel).collect()
+}
+
 impl Program {
+    /// The scale and zero point of a value.
+    pub(super) fn scale_of(&self, value: Value) -> Outcome<Quantization> {
+        let found = self.quantization.get(&value).ok_or_else(|| format!("the value {value} has no scale"))?;
+        match found.scale.is_finite() && found.scale > 0.0 {
+            true => Ok(*found),
+            false => Err(format!("the scale {} is not positive", found.scale)),
+        }
+    }
+
     /// Lowers a graph whose batch normalizations are folded, for images that are normalized by `mean` and `std`. Values
     /// have no quantization yet, and weights are in f32.
     pub(super) fn of(graph: &Graph, [mean, std]: [[f32; 3]; 2]) -> Outcome<(Self, Layers)> {
