@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::FloatDType;
+use burn::tensor::{Device, FloatDType};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use datasets::{OrientationPolicy, source::TableOptions};
 use hub::{Activation, Card, LoadOptions, PreprocessOverrides, parse_architecture};
+use infer::model::fastest_dtype;
 use models::Architecture;
 use runtime::{
     backend::{BackendArgs, BackendChoice, BackendSpec, Devices, DevicesArgs, KernelArgs},
@@ -287,9 +288,9 @@ pub struct RunOptions {
     /// By default it is folded into the preceding convolutions, which is faster and equal up to rounding.
     #[arg(long)]
     pub keep_batchnorm: bool,
-    /// Compute in this type (mixed precision: the arithmetic of norms and the logits stay f32). On the CPU bf16 is faster
-    /// with AVX512-BF16 or AMX
-    #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
+    /// Compute in this type (mixed precision: the arithmetic of norms and the logits stay f32); auto measures for some
+    /// milliseconds whether the CPU is faster in bf16, for which it needs AVX512-BF16 or AMX
+    #[arg(long, value_name = "f32|bf16|f16|auto", value_enum, default_value_t)]
     pub dtype: Dtype,
     #[command(flatten)]
     pub backend: BackendArgs,
@@ -321,15 +322,22 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
+    /// The fastest on this processor, by a measurement of milliseconds
+    Auto,
 }
 
 impl Dtype {
     /// Returns the compute type, unless it is f32.
-    pub fn compute_dtype(self) -> Option<FloatDType> {
+    pub fn compute_dtype(self, device: &Device) -> Option<FloatDType> {
         match self {
             Self::F32 => None,
             Self::Bf16 => Some(FloatDType::BF16),
             Self::F16 => Some(FloatDType::F16),
+            Self::Auto => {
+                let dtype = fastest_dtype(device);
+                log::info!("dtype: {}", if dtype.is_some() { "bf16" } else { "f32" });
+                dtype
+            }
         }
     }
 
@@ -338,6 +346,7 @@ impl Dtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Auto => "auto",
         }
     }
 }
@@ -669,9 +678,9 @@ pub struct BenchArgs {
     /// Run batch normalization as separate layers
     #[arg(long)]
     pub keep_batchnorm: bool,
-    /// Compute type of convolutions and linear layers; everything else is f32. On the CPU, bf16 is faster with
-    /// AVX512-BF16; with AMX, activations are bf16 too
-    #[arg(long, value_name = "f32|bf16|f16", value_enum, default_value_t)]
+    /// Compute type of convolutions and linear layers; everything else is f32. On the CPU, bf16 is usually faster with
+    /// AVX512-BF16, which auto measures; with AMX, activations are bf16 too
+    #[arg(long, value_name = "f32|bf16|f16|auto", value_enum, default_value_t)]
     pub dtype: Dtype,
     /// Measure with batch normalization folded and kept, a row each
     #[arg(long, alias = "both", conflicts_with = "keep_batchnorm")]

@@ -19,6 +19,7 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use hub::Opened;
+use infer::Model;
 use kernels::KernelMode;
 use runtime::{
     backend::{self, BackendArgs, Selected},
@@ -28,7 +29,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use crate::cli::LoadArgs;
+use crate::cli::{Dtype, LoadArgs};
 
 /// Opens the weights that `--weights` names, with the progress of a download shown on `output`.
 fn open_weights(name: &str, args: &LoadArgs, device: &Device, output: Output) -> Result<Opened> {
@@ -56,6 +57,15 @@ fn announce(selected: &[Selected], kernels: KernelMode) {
     if let Some(warning) = selected.first().and_then(Selected::warning) {
         log::warn!("{warning}");
     }
+}
+
+/// Has a network compute in the type of `--dtype`; `auto` leaves int8 as it is.
+fn with_dtype(model: Model, dtype: Dtype) -> Result<Model> {
+    if dtype == Dtype::Auto && model.is_quantized() {
+        return Ok(model);
+    }
+    let dtype = dtype.compute_dtype(model.device());
+    Ok(model.with_dtype(dtype)?)
 }
 
 /// Prints a result as indented JSON to standard output.

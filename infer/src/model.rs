@@ -99,12 +99,13 @@ impl Model {
     /// Fails if the device does not support it.
     pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Result<Self> {
         if let Some(dtype) = dtype {
-            if matches!(self.network, Kind::Quantized(_)) {
+            if self.is_quantized() {
                 return Err(Error::Unsupported(format!(
                     "the network is quantized: it computes in int8 and not in {dtype:?}; leave out --dtype"
                 )));
             }
             runtime::dtype::check(format_args!("{:?}", self.device), &self.device, dtype)?;
+            warn_of_slow(dtype, &self.device);
         }
         self.compute = dtype;
         Ok(self)
@@ -112,7 +113,7 @@ impl Model {
 
     /// Selects the operations that the network runs, where the device has optimized ones; these are the default.
     pub fn with_kernels(mut self, kernels: KernelMode) -> Self {
-        if kernels == KernelMode::Reference && matches!(self.network, Kind::Quantized(_)) {
+        if kernels == KernelMode::Reference && self.is_quantized() {
             log::warn!("the network is quantized: there are no reference operations for int8");
         }
         self.execution = Execution::new(kernels);
@@ -146,6 +147,11 @@ impl Model {
                     .into(),
             )),
         }
+    }
+
+    /// Whether the network is quantized.
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.network, Kind::Quantized(_))
     }
 
     /// Returns the number of weights and biases.
@@ -270,6 +276,24 @@ impl Model {
             probability: probabilities[index],
         };
         order.into_iter().take(k).map(prediction).collect()
+    }
+}
+
+/// Returns the type in which networks run fastest on `device`: on the CPU by a measurement, elsewhere f32, which `None`
+/// stands for.
+pub fn fastest_dtype(device: &Device) -> Option<FloatDType> {
+    let on_cpu = kernels::runs_on_device_of(&Tensor::<1>::zeros([1], device));
+    (on_cpu && kernels::is_faster_in_bf16()).then_some(FloatDType::BF16)
+}
+
+/// Warns of a type that the CPU is slower in than in f32.
+pub fn warn_of_slow(dtype: FloatDType, device: &Device) {
+    let name = if dtype == FloatDType::BF16 { "bf16" } else { "f16" };
+    if dtype != FloatDType::F32
+        && kernels::runs_on_device_of(&Tensor::<1>::zeros([1], device))
+        && !(dtype == FloatDType::BF16 && kernels::is_faster_in_bf16())
+    {
+        log::warn!("{name} is slower than f32 on this processor; --dtype auto picks the faster type");
     }
 }
 

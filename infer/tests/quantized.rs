@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod drawn;
+mod fixture;
 
 use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use drawn::network;
+use fixture::Fixture;
 use hub::{Card, LoadOptions, Strictness, Weights, weights};
 use image::RgbImage;
 use infer::{Model, quantize};
@@ -192,4 +194,70 @@ fn stages_that_lose_too_much_stay_in_f32() {
         network.layers().values().any(|layer| matches!(layer.weights, LayerWeights::F32(_)))
     };
     assert!(has_float(&result.network));
+}
+
+/// The commands, as a user runs them.
+#[test]
+fn the_binary_quantizes_and_runs_quantized_files() {
+    let fixture = Fixture::new();
+    for index in 0..30 {
+        fixture.image(&format!("photos/{}/{index}.png", ["ant", "cat"][index % 2]));
+    }
+    fixture.image("a.png");
+    let out = ["--out", "small.safetensors"];
+    let quantize = |more: &[&str]| {
+        fixture.infer(&[&["quantize", "--weights", "run", "--data", "photos"], &out[..], more].concat())
+    };
+    let ran = quantize(&["--images", "10"]).ends_with(0);
+    assert!(
+        ran.stdout.contains("calibrated on 10 images of photos") && ran.stdout.contains("20 held-out images, top-1"),
+        "{}",
+        ran.stdout
+    );
+    quantize(&[]).ends_with(1).says("exists already");
+    let record: serde_json::Value =
+        serde_json::from_str(&quantize(&["-f", "--format", "json"]).ends_with(0).stdout).unwrap();
+    // Too few for both: a fifth calibrates.
+    assert_eq!((record["images"].as_u64(), record["gate"]["images"].as_u64()), (Some(6), Some(24)));
+    let small = ["--weights", "small.safetensors"];
+    let run = |arguments: &[&str]| fixture.infer(&[arguments, &small[..]].concat());
+    let classified = run(&["classify", "a.png", "--format", "json"]).ends_with(0);
+    assert!(classified.stdout.contains("\"ant\""), "{}", classified.stdout);
+    run(&["classify", "a.png", "--dtype", "auto"]).ends_with(0);
+    run(&["classify", "a.png", "--dtype", "bf16"]).ends_with(1).says("is quantized");
+    run(&["classify", "a.png", "--kernels", "reference"]).ends_with(0).says("no reference operations for int8");
+    run(&["evaluate", "--data", "photos"]).ends_with(0);
+    run(&["explain", "a.png", "--method", "occlusion", "--class", "ant", "--out", "why"]).ends_with(0);
+    run(&["explain", "a.png", "--features", "vectors.npy"]).ends_with(0);
+    run(&["explain", "a.png"]).ends_with(1).says("is quantized");
+    run(&["export", "--to", "onnx", "--out", "small.onnx"]).ends_with(0);
+    run(&["export", "--to", "safetensors", "--out", "big.safetensors"]).ends_with(1).says("is exported as ONNX alone");
+    run(&["bench", "--batch-sizes", "2", "--iters", "2", "--warmup", "1"]).ends_with(0);
+    run(&["bench", "--compare-folding"]).ends_with(1).says("is folded");
+    fixture.infer(&["card", "small.safetensors"]).ends_with(0);
+
+    // A folder without classes: what f32 finds stands for the labels.
+    for index in 0..6 {
+        fixture.image(&format!("flat/{index}.png"));
+    }
+    let flat = fixture.infer(&[
+        "quantize",
+        "--weights",
+        "run",
+        "--data",
+        "flat",
+        "--images",
+        "3",
+        "--out",
+        "flat.safetensors",
+    ]);
+    assert!(flat.ends_with(0).stdout.contains("3 held-out images, same class as f32"));
+    fixture
+        .infer(&["quantize", "--weights", "run", "--data", "nowhere", "--out", "x.safetensors"])
+        .ends_with(1)
+        .says("nowhere");
+    fixture
+        .infer(&["quantize", "--weights", "small.safetensors", "--data", "flat", "--out", "x"])
+        .ends_with(1)
+        .says("quantized already");
 }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use datasets::SampleRng;
 use hub::{Activation, Resize};
+use infer::model::warn_of_slow;
 use kernels::KernelMode;
 use models::{Architecture, Execution, ImageClassifier, Network, NetworkConfig, QuantizedNetwork};
 use runtime::{
@@ -25,7 +26,7 @@ use runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::{announce, failure_reason, open_weights};
-use crate::cli::{BenchArgs, Format};
+use crate::cli::{BenchArgs, Dtype, Format};
 
 /// The architectures measured by default: one of each family.
 const USUAL: [Architecture; 5] = [
@@ -211,14 +212,16 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
         bail!("--in-process takes one --backend and one batch size");
     };
     let device = backend.device()?;
-    let dtype = args.dtype.compute_dtype();
+    let dtype = args.dtype.compute_dtype(&device);
     if let Some(dtype) = dtype {
         runtime::dtype::check(backend, &device, dtype)?;
+        warn_of_slow(dtype, &device);
     }
     let import_rss_mb = environment::peak_rss_mb();
     let (architecture, network, usual_size) = subject(args, &device, output)?;
     let params = network.num_parameters();
     let is_quantized = matches!(network, Subject::Quantized(_));
+    let dtype = dtype.filter(|_| !is_quantized || args.dtype != Dtype::Auto);
     ensure!(!is_quantized || dtype.is_none(), "the network is quantized: it computes in int8; leave out --dtype");
     let [height, width] = args.size.unwrap_or(usual_size);
     architecture.check_input([height, width])?;
@@ -262,7 +265,13 @@ fn in_process(args: &BenchArgs, kernels: KernelMode, output: Output) -> Result<E
         device: backend.to_string(),
         threads: threads(args),
         kernels: kernels.to_string(),
-        dtype: if is_quantized { "int8" } else { args.dtype.name() }.into(),
+        dtype: match (is_quantized, dtype) {
+            (true, _) => "int8",
+            (false, None) => "f32",
+            (false, Some(FloatDType::BF16)) => "bf16",
+            (false, Some(_)) => "f16",
+        }
+        .into(),
         folded: is_quantized || !args.keep_batchnorm,
         params,
         iters,

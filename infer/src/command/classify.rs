@@ -11,7 +11,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use super::{open_weights, select};
+use super::{open_weights, select, with_dtype};
 use crate::cli::{AnswerFormat, ClassifyArgs};
 
 /// The number of images from which progress is shown.
@@ -41,7 +41,7 @@ pub fn run(args: &ClassifyArgs, kernels: KernelMode, output: Output) -> Result<E
     let device = select(&args.run.backend, kernels)?.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = with_dtype(Model::load(&opened, args.run.keep_batchnorm, &device)?, args.run.dtype)?;
     let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
 
     let output = if inputs.len() < MANY { Output::Quiet } else { output };

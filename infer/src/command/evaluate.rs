@@ -36,8 +36,10 @@ use runtime::{
     text::{escape_cell, printable},
 };
 
-use super::{announce, open_weights, print_json, select};
-use crate::cli::{AnswerFormat, BadSamplesArg, CompareArgs, CropsArg, EvaluateArgs, Format, MergeArgs, SplitArg};
+use super::{announce, open_weights, print_json, select, with_dtype};
+use crate::cli::{
+    AnswerFormat, BadSamplesArg, CompareArgs, CropsArg, Dtype, EvaluateArgs, Format, MergeArgs, SplitArg,
+};
 
 /// The largest number of classes printed; the worst are printed first.
 const PRINTED_CLASSES: usize = 20;
@@ -52,6 +54,10 @@ pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world:
         !args.classification_report || args.format == AnswerFormat::Text,
         "--classification-report is text: omit --format, or --out DIR writes it to classification_report.txt"
     );
+    ensure!(
+        args.run.dtype != Dtype::Auto || world.is_alone() && args.num_shards == 1,
+        "each process would measure for itself which type is faster: give all of them the same --dtype"
+    );
     if let Some(out) = args.out.as_ref().filter(|_| world.is_root()) {
         ensure_empty(out)?;
     }
@@ -64,7 +70,7 @@ pub fn evaluate(args: &EvaluateArgs, kernels: KernelMode, output: Output, world:
         args.decoding.override_card(&mut opened.card);
         let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_kernels(kernels);
         let model = model.with_max_pixels(args.decoding.max_pixels);
-        Ok(model.with_dtype(args.run.dtype.compute_dtype())?)
+        with_dtype(model, args.run.dtype)
     };
     let models = names.iter().map(load).collect::<Result<Vec<Model>>>()?;
     let (class_map, mapped_by) = match models.first() {

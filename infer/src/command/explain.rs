@@ -28,7 +28,7 @@ use runtime::{
 };
 use serde::Serialize;
 
-use super::{open_weights, png, select};
+use super::{open_weights, png, select, with_dtype};
 use crate::cli::{ExplainArgs, Format, MethodArg};
 
 /// Rows of a contact sheet; more images need more sheets.
@@ -66,7 +66,7 @@ pub fn run(args: &ExplainArgs, kernels: KernelMode, output: Output) -> Result<Ex
     args.decoding.override_card(&mut opened.card);
     // Filters are shown as trained, not folded.
     let keep = args.run.keep_batchnorm || args.filters;
-    let model = Model::load(&opened, keep, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = with_dtype(Model::load(&opened, keep, &device)?, args.run.dtype)?;
     let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
     if args.filters {
         filters(args, &model)?;

@@ -15,7 +15,7 @@ use runtime::{exit::ExitCode, noteln, outln, progress::Output};
 use serde_json::json;
 use serve::{Engine, EngineError, Explanation, Options, RejectReason};
 
-use super::{open_weights, png, select};
+use super::{open_weights, png, select, with_dtype};
 use crate::cli::ServeArgs;
 
 /// A model as the server's engine.
@@ -117,7 +117,7 @@ pub fn run(args: &ServeArgs, kernels: KernelMode, output: Output) -> Result<Exit
     let device = selected.device().clone();
     let mut opened = open_weights(&args.weights, &args.load, &device, output)?;
     args.decoding.override_card(&mut opened.card);
-    let model = Model::load(&opened, args.run.keep_batchnorm, &device)?.with_dtype(args.run.dtype.compute_dtype())?;
+    let model = with_dtype(Model::load(&opened, args.run.keep_batchnorm, &device)?, args.run.dtype)?;
     let model = model.with_max_pixels(args.decoding.max_pixels).with_kernels(kernels);
     let defaults = Options::default();
     let options = Options {
