@@ -182,9 +182,9 @@ fn spread(len: usize, count: usize) -> Vec<usize> {
     (0..count).map(|index| index * len / count).collect()
 }
 
-/// Two disjoint parts of data without splits; where the images do not suffice for both, a fifth calibrates.
+/// Two disjoint parts of data without splits; where calibration would take more than half of the images, it has a fifth.
 fn divide(len: usize, first: usize, second: usize) -> (Vec<usize>, Vec<usize>) {
-    let chosen = match first + second <= len || second == 0 {
+    let chosen = match first <= len / 2 || first + second <= len || second == 0 {
         true => spread(len, first),
         false => spread(len, first.min(len.div_ceil(5))),
     };
