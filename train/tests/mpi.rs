@@ -250,9 +250,8 @@ fn other_backends_train_together_too() {
             rate,
             "--epochs",
             "1",
-            // All of them in one step.
             "--batch-size",
-            "32",
+            "8",
         ]);
         arguments.extend(network);
         let output = train(processes, &arguments).output().unwrap();
