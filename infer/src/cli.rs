@@ -133,7 +133,7 @@ Examples:
   infer export --weights googlenet.caffemodel --to safetensors --out googlenet_2014.safetensors")]
     Export(ExportArgs),
 
-    /// Quantize a network to int8: two to four times as fast on a CPU, a quarter of the size
+    /// Quantize a network to int8: 1.5 to 4.8 times as fast on a CPU, a quarter of the size
     ///
     /// Finds the ranges of activations on calibration images, quantizes weights for each output channel, and compares the
     /// result with f32 on images that were not used for it. Stages that cost too much accuracy stay in f32, the worst
