@@ -26,6 +26,7 @@ use super::{
     conv::Tap,
     disjoint::{DisjointSlice, part},
     thread_pool::{tasks, threads},
+    tile::even_rows,
 };
 
 /// Channels of a line.
@@ -308,10 +309,6 @@ impl Product<'_> {
             assert!(residual.offset + weights.channels <= residual.pitch, "a residual with too few channels");
         }
     }
-}
-
-fn even_rows(count: usize, most: usize) -> usize {
-    count.div_ceil(count.div_ceil(most).max(1)).max(1)
 }
 
 /// What a processor multiplies with.

@@ -415,7 +415,7 @@ impl Program {
                     && per_group * kernel_h * kernel_w <= MAX_DEPTH
                     && dilation.iter().chain(stride).all(|&size| size <= 1 << 10)
                     && (0..2).all(|axis| {
-                        // No output lies in the padding alone.
+                        // Every window covers pixels of the input.
                         let reach = dilation[axis] * (layer.shape[2 + axis] - 1);
                         padding[axis].iter().all(|&padding| padding <= reach)
                     });
